@@ -1,0 +1,149 @@
+//! The layout of a disk's folder (ROOT) and its `disk.toml`. Only names and the identity file are here; the worker
+//! owns everything in the folder, others may read `disk.toml`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterId, DiskId};
+
+/// What this folder is, for a person.
+pub const README: &str = "README";
+/// Identity and format version.
+pub const DISK_TOML: &str = "disk.toml";
+/// Ed25519 key of the disk, PKCS#8, 0600.
+pub const NODE_KEY: &str = "node.key";
+/// Bare git repository: the whole namespace.
+pub const CATALOG: &str = "catalog.git";
+/// One file per content, `ab/ab12…`, named by SHA-256.
+pub const DATA: &str = "data";
+/// Contents being fetched.
+pub const INCOMING: &str = "incoming";
+/// Files being written, named by inode number (16 hex digits).
+pub const STAGING: &str = "staging";
+/// Contents nobody refers to any more, kept for a while.
+pub const TRASH: &str = "trash";
+/// The operation log.
+pub const JOURNAL: &str = "journal";
+/// Held (flock) by the worker.
+pub const LOCK: &str = "lock";
+
+/// Format of the folder as a whole. A worker refuses a newer one and touches nothing.
+pub const DISK_FORMAT: u32 = 1;
+
+/// Contents of `disk.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskToml {
+    /// [`DISK_FORMAT`] of the version that made or last converted it.
+    pub format: u32,
+    /// Name of the cluster, for people and for checking what the user typed.
+    pub cluster: String,
+    /// 32 hex digits.
+    pub cluster_id: String,
+    /// 64 hex digits.
+    pub disk_id: String,
+}
+
+/// Why a folder's `disk.toml` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskTomlError {
+    /// There is none: not a disk folder (or an unfinished one).
+    #[error("{0} is not a DelugeFS disk folder (it has no disk.toml)")]
+    Absent(String),
+    /// Reading failed.
+    #[error("cannot read {0}/disk.toml")]
+    Io(String, #[source] std::io::Error),
+    /// Made by a newer version.
+    #[error(
+        "{path} has disk format {found}, this version of delugefs knows up to {DISK_FORMAT}: upgrade delugefs; nothing was touched"
+    )]
+    Newer {
+        /// The folder.
+        path: String,
+        /// Its format.
+        found: u32,
+    },
+    /// Not what it should be.
+    #[error("{0}/disk.toml is damaged: {1}")]
+    Damaged(String, String),
+}
+
+impl DiskToml {
+    /// Read and check the identity of a disk folder.
+    pub fn read(root: &Path) -> Result<Self, DiskTomlError> {
+        #[derive(Deserialize)]
+        struct FormatOnly {
+            format: u32,
+        }
+        let path = root.display().to_string();
+        let text = match std::fs::read_to_string(root.join(DISK_TOML)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(DiskTomlError::Absent(path)),
+            Err(error) => return Err(DiskTomlError::Io(path, error)),
+        };
+        // The format first: a newer file may have fields this version does not know.
+        let damaged = |error: toml::de::Error| DiskTomlError::Damaged(path.clone(), error.message().to_string());
+        let format = toml::from_str::<FormatOnly>(&text).map_err(damaged)?.format;
+        if format > DISK_FORMAT {
+            return Err(DiskTomlError::Newer { path, found: format });
+        }
+        let this: Self = toml::from_str(&text).map_err(damaged)?;
+        if this.cluster_id().is_none() || this.disk_id().is_none() {
+            return Err(DiskTomlError::Damaged(path, "an id is not hexadecimal".into()));
+        }
+        Ok(this)
+    }
+
+    /// The cluster id.
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        ClusterId::from_hex(&self.cluster_id)
+    }
+
+    /// The disk id.
+    pub fn disk_id(&self) -> Option<DiskId> {
+        DiskId::from_hex(&self.disk_id)
+    }
+}
+
+/// First 8 hex digits of a disk id: what people see, and the stem of its sockets' names.
+pub fn short_id(disk_id: &str) -> &str {
+    disk_id.get(..8).unwrap_or(disk_id)
+}
+
+/// Whether this is a fit name for a cluster: 1 to 64 letters, digits, `-`, `_`, `.`, not starting with `-` or `.`.
+pub fn is_cluster_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && !name.starts_with(['-', '.'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_its_own_and_refuses_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = || DiskToml::read(dir.path());
+        let write = |text: &str| std::fs::write(dir.path().join(DISK_TOML), text).unwrap();
+        assert!(matches!(read(), Err(DiskTomlError::Absent(_))));
+        let good = DiskToml {
+            format: DISK_FORMAT,
+            cluster: "home".into(),
+            cluster_id: "00".repeat(16),
+            disk_id: "11".repeat(32),
+        };
+        write(&toml::to_string(&good).unwrap());
+        assert_eq!(read().unwrap(), good);
+        write("format = 2\nsomething_new = true\n");
+        assert!(matches!(read(), Err(DiskTomlError::Newer { found: 2, .. })));
+        for bad in
+            ["", "format = 1", "format = 1\ncluster = 1", "\u{1}", &toml::to_string(&good).unwrap().replace("11", "zz")]
+        {
+            write(bad);
+            assert!(matches!(read(), Err(DiskTomlError::Damaged(..))), "{bad:?}");
+        }
+        assert!(is_cluster_name("home-1") && !is_cluster_name("-x") && !is_cluster_name("a/b") && !is_cluster_name(""));
+    }
+}

@@ -1,0 +1,91 @@
+//! One error for everything a file system call can end in: an errno that reaches the caller, a sentence for the log.
+//!
+//! Errno, frame and gRPC status are three spellings of it; this is the only place that translates between them.
+
+use std::fmt;
+
+use nix::errno::Errno;
+
+/// A failed operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FsError {
+    /// What the caller of the system call gets.
+    pub errno: Errno,
+    /// What went wrong and what to do; may be empty where the errno says it all.
+    pub message: String,
+}
+
+/// Result of a file system operation.
+pub type FsResult<T> = Result<T, FsError>;
+
+impl FsError {
+    /// With a sentence.
+    pub fn new(errno: Errno, message: impl Into<String>) -> Self {
+        Self { errno, message: message.into() }
+    }
+
+    /// From the `errno` and `message` of a reply.
+    pub fn from_reply(errno: u32, message: String) -> Self {
+        Self { errno: Errno::from_raw(i32::try_from(errno).unwrap_or(nix::libc::EIO)), message }
+    }
+}
+
+impl fmt::Display for FsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.message.as_str() {
+            "" => f.write_str(self.errno.desc()),
+            message => write!(f, "{message} ({})", self.errno.desc()),
+        }
+    }
+}
+
+impl std::error::Error for FsError {}
+
+impl From<Errno> for FsError {
+    fn from(errno: Errno) -> Self {
+        Self { errno, message: String::new() }
+    }
+}
+
+impl From<std::io::Error> for FsError {
+    /// Keeps the system's errno; anything else is EIO.
+    fn from(error: std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(code) => Errno::from_raw(code).into(),
+            None => Self::new(Errno::EIO, error.to_string()),
+        }
+    }
+}
+
+impl From<FsError> for tonic::Status {
+    fn from(error: FsError) -> Self {
+        let code = match error.errno {
+            Errno::ENOENT | Errno::ESTALE => tonic::Code::NotFound,
+            Errno::EEXIST => tonic::Code::AlreadyExists,
+            Errno::EACCES | Errno::EPERM => tonic::Code::PermissionDenied,
+            Errno::ENOSPC | Errno::EDQUOT | Errno::EMFILE | Errno::ENFILE => tonic::Code::ResourceExhausted,
+            Errno::EINVAL | Errno::ENAMETOOLONG | Errno::ENOTDIR | Errno::EISDIR => tonic::Code::InvalidArgument,
+            Errno::EROFS | Errno::EBUSY | Errno::ENOTEMPTY => tonic::Code::FailedPrecondition,
+            Errno::EAGAIN | Errno::ECONNREFUSED | Errno::ECONNRESET => tonic::Code::Unavailable,
+            Errno::ETIMEDOUT => tonic::Code::DeadlineExceeded,
+            Errno::ENOSYS | Errno::EOPNOTSUPP => tonic::Code::Unimplemented,
+            _ => tonic::Code::Internal,
+        };
+        tonic::Status::new(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_errno_over_every_spelling() {
+        let error = FsError::from(std::io::Error::from_raw_os_error(nix::libc::ENOSPC));
+        assert_eq!(error.errno, Errno::ENOSPC);
+        assert_eq!(tonic::Status::from(error.clone()).code(), tonic::Code::ResourceExhausted);
+        assert_eq!(FsError::from_reply(error.errno as u32, String::new()), error);
+        assert_eq!(FsError::from(std::io::Error::other("odd")).errno, Errno::EIO);
+        assert_eq!(FsError::new(Errno::EIO, "disk gone").to_string(), "disk gone (I/O error)");
+    }
+}

@@ -1,0 +1,82 @@
+//! The calling side of the local protocol: one connection, one request at a time.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use crate::errno::{FsError, FsResult};
+use crate::local::{LOCAL_VERSION, frame};
+use crate::local_pb::{Event, Hello, Reply, Request, Welcome, reply, request};
+
+/// A greeted connection.
+pub struct Client {
+    socket: UnixStream,
+    receiver: frame::Receiver,
+    /// What the worker said of itself.
+    pub welcome: Welcome,
+}
+
+/// How a call ended other than with an answer of the worker.
+#[derive(Debug, thiserror::Error)]
+#[error("connection to the diskworker lost: {0}")]
+pub struct Disconnected(#[from] pub io::Error);
+
+impl Client {
+    /// Connect and greet. `events` makes it the connection that carries pushed events and holds the session.
+    pub fn connect(path: &Path, session: u64, events: bool) -> io::Result<Self> {
+        let socket = UnixStream::connect(path)?;
+        let mut client = Self { socket, receiver: frame::Receiver::default(), welcome: Welcome::default() };
+        let hello = Hello { version: LOCAL_VERSION, session, events };
+        let (reply, _) = client.call(&op(request::Op::Hello(hello)), None).map_err(|error| error.0)?;
+        match check(reply).map_err(io::Error::other)?.body {
+            Some(reply::Body::Welcome(welcome)) => client.welcome = welcome,
+            _ => return Err(io::Error::other("the diskworker did not answer the greeting")),
+        }
+        Ok(client)
+    }
+
+    /// Send a request and wait for its answer, whatever errno it carries.
+    pub fn call(
+        &mut self,
+        request: &Request,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Option<OwnedFd>), Disconnected> {
+        frame::send(&self.socket, request, fd)?;
+        match self.receiver.receive(&self.socket)? {
+            Some(answer) => Ok(answer),
+            None => Err(Disconnected(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    /// Wait for the next pushed event; `None` when the worker has closed the connection.
+    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
+        Ok(self.receiver.receive(&self.socket)?.map(|(event, _)| event))
+    }
+
+    /// A second handle on the socket, to shut it down from another thread.
+    pub fn try_clone_socket(&self) -> io::Result<UnixStream> {
+        self.socket.try_clone()
+    }
+}
+
+/// A first try of an operation.
+pub fn op(op: request::Op) -> Request {
+    Request { retry: false, op: Some(op) }
+}
+
+/// Turn the errno of a reply into an error.
+pub fn check(reply: Reply) -> FsResult<Reply> {
+    match reply.errno {
+        0 => Ok(reply),
+        errno => Err(FsError::from_reply(errno, reply.message)),
+    }
+}
+
+impl From<Disconnected> for FsError {
+    fn from(error: Disconnected) -> Self {
+        FsError::new(Errno::EIO, error.to_string())
+    }
+}

@@ -1,0 +1,196 @@
+//! One frame: four bytes (little endian) of length, with the top bit set when a descriptor belongs to the frame, then
+//! that many bytes of a protobuf message. The descriptor travels with the frame's first bytes. Blocking; one thread
+//! reads and one writes at a time.
+//!
+//! The bit is needed because a stream read may end inside the next frame: the kernel hands out that frame's descriptor
+//! early. Descriptors and marked frames have the same order.
+//!
+//! SOCK_STREAM because SEQPACKET messages end near 200 KiB, and directory pages are larger.
+
+// The one place of this crate that takes ownership of raw descriptors, as they come out of a control message.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use prost::Message;
+
+use crate::limits::FRAME_MAX_BYTES;
+
+const HEADER_BYTES: usize = 4;
+/// Set in the header of a frame that has a descriptor.
+const HAS_FD: u32 = 1 << 31;
+/// Descriptors received ahead of their frames: one read can bring one, and the peer waits for answers.
+const FDS_AHEAD_MAX: usize = 2;
+/// First read of a frame: takes most frames whole, in one system call.
+const FIRST_READ_BYTES: usize = 16 << 10;
+
+/// Send a message, with a descriptor if there is one.
+pub fn send(socket: &UnixStream, message: &impl Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let len = message.encoded_len();
+    if len > FRAME_MAX_BYTES {
+        return Err(io::Error::new(ErrorKind::InvalidInput, format!("frame of {len} bytes is over the limit")));
+    }
+    let mut buf = Vec::with_capacity(HEADER_BYTES + len);
+    let mark = if fd.is_some() { HAS_FD } else { 0 };
+    buf.extend((len as u32 | mark).to_le_bytes());
+    message.encode(&mut buf).map_err(io::Error::other)?;
+    let raw: [RawFd; 1] = [fd.map_or(-1, |fd| fd.as_raw_fd())];
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let mut control: &[ControlMessage<'_>] = if fd.is_some() { &rights } else { &[] };
+    let mut rest = &buf[..];
+    while !rest.is_empty() {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(rest)], control, MsgFlags::MSG_NOSIGNAL, None) {
+            Ok(sent) => {
+                rest = &rest[sent..];
+                control = &[];
+            }
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Receives frames; keeps what it read ahead of the current one.
+#[derive(Default)]
+pub struct Receiver {
+    buf: Vec<u8>,
+    start: usize,
+    fds: VecDeque<OwnedFd>,
+}
+
+impl Receiver {
+    /// The next frame and its descriptor; `None` at a clean end of the stream. A frame over the limit, one that does
+    /// not parse, or one cut off by the end is an error, after which the connection is of no use.
+    pub fn receive<M: Message + Default>(&mut self, socket: &UnixStream) -> io::Result<Option<(M, Option<OwnedFd>)>> {
+        if self.start == self.buf.len() {
+            self.buf.clear();
+            self.start = 0;
+        }
+        while self.buf.len() - self.start < HEADER_BYTES {
+            if self.fill(socket, FIRST_READ_BYTES)? == 0 {
+                return match self.buf.len() - self.start {
+                    0 => Ok(None),
+                    _ => Err(ErrorKind::UnexpectedEof.into()),
+                };
+            }
+        }
+        let header = self.buf[self.start..][..HEADER_BYTES].try_into().unwrap_or_default();
+        let header = u32::from_le_bytes(header);
+        let len = (header & !HAS_FD) as usize;
+        if len > FRAME_MAX_BYTES {
+            return Err(io::Error::new(ErrorKind::InvalidData, format!("frame of {len} bytes is over the limit")));
+        }
+        let end = self.start + HEADER_BYTES + len;
+        while self.buf.len() < end {
+            let missing = end - self.buf.len();
+            if self.fill(socket, missing)? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let message = M::decode(&self.buf[self.start + HEADER_BYTES..end])
+            .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        self.start = end;
+        if self.start == self.buf.len() {
+            self.buf.clear();
+            self.start = 0;
+        }
+        match header & HAS_FD {
+            0 => Ok(Some((message, None))),
+            _ => match self.fds.pop_front() {
+                Some(fd) => Ok(Some((message, Some(fd)))),
+                None => Err(io::Error::new(ErrorKind::InvalidData, "a frame came without its descriptor")),
+            },
+        }
+    }
+
+    fn fill(&mut self, socket: &UnixStream, want: usize) -> io::Result<usize> {
+        let old = self.buf.len();
+        self.buf.resize(old + want, 0);
+        let result = self.fill_at(socket, old);
+        self.buf.truncate(old + result.as_ref().map_or(0, |&n| n));
+        result
+    }
+
+    fn fill_at(&mut self, socket: &UnixStream, old: usize) -> io::Result<usize> {
+        loop {
+            let mut space = nix::cmsg_space!([RawFd; 2]);
+            let mut iov = [IoSliceMut::new(&mut self.buf[old..])];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let message = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                other => other?,
+            };
+            for control in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(raw) = control {
+                    // SAFETY: the kernel has just made these descriptors for us; nobody else knows their numbers.
+                    self.fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                }
+            }
+            if message.flags.contains(MsgFlags::MSG_CTRUNC) || self.fds.len() > FDS_AHEAD_MAX {
+                return Err(io::Error::new(ErrorKind::InvalidData, "more descriptors than frames for them"));
+            }
+            return Ok(message.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::local_pb::{Reply, Request, request};
+
+    #[test]
+    fn frames_and_descriptors_arrive_in_order() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"through the socket", 0).unwrap();
+        let writer = std::thread::spawn(move || {
+            for seq in 0..100 {
+                let data = vec![seq as u8; (seq as usize) * 700].into();
+                let reply = Reply { seq, body: Some(crate::local_pb::reply::Body::Data(data)), ..Reply::default() };
+                send(&a, &reply, (seq % 3 == 0).then_some(file.as_fd())).unwrap();
+            }
+        });
+        let mut receiver = Receiver::default();
+        for seq in 0..100 {
+            let (reply, fd) = receiver.receive::<Reply>(&b).unwrap().unwrap();
+            assert_eq!(reply.seq, seq);
+            assert_eq!(fd.is_some(), seq % 3 == 0, "frame {seq}");
+            if let Some(fd) = fd {
+                let mut text = [0; 18];
+                std::fs::File::from(fd).read_exact_at(&mut text, 0).unwrap();
+                assert_eq!(&text, b"through the socket");
+            }
+        }
+        writer.join().unwrap();
+        assert!(receiver.receive::<Reply>(&b).unwrap().is_none());
+    }
+
+    #[test]
+    fn oversized_garbage_and_cut_frames_are_errors() {
+        for (bytes, what) in [
+            (&[0xff, 0xff, 0xff, 0xff][..], "oversized"),
+            (&[3, 0, 0, 0, 0xff, 0xff, 0xff], "garbage"),
+            (&[9, 0, 0, 0, 1], "cut"),
+            (&[9, 0], "cut in the header"),
+        ] {
+            let (mut a, b) = UnixStream::pair().unwrap();
+            a.write_all(bytes).unwrap();
+            drop(a);
+            assert!(Receiver::default().receive::<Request>(&b).is_err(), "{what}");
+        }
+        let (a, _b) = UnixStream::pair().unwrap();
+        let name = vec![b'x'; FRAME_MAX_BYTES].into();
+        let lookup = request::Op::Lookup(crate::local_pb::Lookup { dir: 1, name });
+        assert!(send(&a, &Request { retry: false, op: Some(lookup) }, None).is_err());
+    }
+}

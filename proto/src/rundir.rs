@@ -1,0 +1,82 @@
+//! Names below a host's run directory: sockets and locks of the running processes. Nothing in it outlives a reboot.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// sun_path holds 104 bytes on FreeBSD (108 on Linux), with its NUL.
+pub const SOCKET_PATH_MAX_BYTES: usize = 103;
+
+/// The supervisor's control socket (gRPC).
+pub fn control_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("control.sock")
+}
+
+/// Held (flock) by the host's supervisor while it runs.
+pub fn supervisor_lock(run_dir: &Path) -> PathBuf {
+    run_dir.join("supervisor.lock")
+}
+
+/// Framed socket of the worker of the disk whose id starts with `short_id` (8 hex digits).
+pub fn local_socket(run_dir: &Path, short_id: &str) -> PathBuf {
+    run_dir.join(format!("{short_id}.sock"))
+}
+
+/// gRPC socket of that worker.
+pub fn grpc_socket(run_dir: &Path, short_id: &str) -> PathBuf {
+    run_dir.join(format!("{short_id}.grpc"))
+}
+
+/// The run directory when none is given: `/var/run/delugefs` for root, else the user's runtime folder.
+pub fn default_run_dir() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return "/var/run/delugefs".into();
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("delugefs"),
+        _ => std::env::temp_dir().join(format!("delugefs-{}", nix::unistd::geteuid())),
+    }
+}
+
+/// The state directory when none is given: `/var/db/delugefs` for root, else the user's.
+pub fn default_state_dir() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return "/var/db/delugefs".into();
+    }
+    match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
+        (Some(dir), _) if !dir.is_empty() => PathBuf::from(dir).join("delugefs"),
+        (_, Some(home)) if !home.is_empty() => PathBuf::from(home).join(".local/state/delugefs"),
+        _ => std::env::temp_dir().join(format!("delugefs-state-{}", nix::unistd::geteuid())),
+    }
+}
+
+/// Make a private directory (0755, ours), and refuse one that belongs to somebody else or that others may write:
+/// whoever can write there can put his own socket in our place.
+pub fn prepare(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    let meta = std::fs::metadata(dir)?;
+    let me = nix::unistd::geteuid().as_raw();
+    if meta.uid() != me && meta.uid() != 0 {
+        return Err(io::Error::other(format!(
+            "{} belongs to uid {}, not to us (uid {me}); choose another with --run-dir",
+            dir.display(),
+            meta.uid()
+        )));
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(io::Error::other(format!(
+            "{} may be written by others; run `chmod go-w {}`",
+            dir.display(),
+            dir.display()
+        )));
+    }
+    // The longest name below it.
+    let longest = local_socket(dir, "12345678.grpc");
+    if longest.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
+        return Err(io::Error::other(format!(
+            "{} is too long for the path of a socket; choose a shorter one with --run-dir",
+            dir.display()
+        )));
+    }
+    Ok(())
+}
