@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod disk;
 pub mod errno;
+pub mod exit;
 pub mod ids;
 pub mod limits;
 pub mod local;
