@@ -142,17 +142,21 @@ fn a_plain_user_mounts_for_himself() {
         mount --bind "$TEMP/fuse" /dev/fuse
         as_daemon() { setpriv --reuid 1 --regid 1 --clear-groups "$@"; }
         mkfifo "$TEMP/said"
-        as_daemon "$PROGRAM" --worker "$WORKER" --mount "$TEMP/mnt" > "$TEMP/said" &
+        setpriv --reuid 1 --regid 1 --clear-groups \
+            "$PROGRAM" --worker "$WORKER" --mount "$TEMP/mnt" > "$TEMP/said" &
         pid=$!
+        trap 'kill $pid' EXIT
         read line < "$TEMP/said"
         test "$line" = ready
         as_daemon sh -ec 'cd "$TEMP/mnt"; echo hello > f; cat f; ls -l; mkdir d; mv f d/; rm -r d'
+        trap - EXIT
         kill $pid
         wait $pid
         ! mountpoint -q "$TEMP/mnt"
         echo done
     "#;
     let worker = crate::fake::FakeWorker::start();
+    worker.shared.tree.lock().node(1).unwrap().attr.uid = 1;
     let temp = tempfile::tempdir().unwrap();
     std::fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::create_dir(temp.path().join("mnt")).unwrap();
