@@ -71,7 +71,8 @@ impl DiskFolder {
     /// [`Exit::NotPermitted`] or [`Exit::BadDisk`] and a hint what to do; nothing was touched then.
     pub fn open(path: &Path, expect_cluster: Option<&str>) -> anyhow::Result<Self> {
         let shown = path.display();
-        let root = File::options().read(true).custom_flags_dir().open(path).map_err(|e| refusal(path, "", raw(&e)))?;
+        let root =
+            File::options().read(true).custom_flags_dir().open(path).map_err(|e| refusal(path, "", os::errno(&e)))?;
         let identity = read_identity(&root, path)?;
         if let Some(wanted) = expect_cluster.filter(|wanted| *wanted != identity.cluster) {
             let message = format!("the disk {shown} belongs to the cluster {}, not to {wanted}", identity.cluster);
@@ -153,10 +154,6 @@ impl DirectoryOnly for std::fs::OpenOptions {
     }
 }
 
-fn raw(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-}
-
 fn read_identity(root: &File, path: &Path) -> anyhow::Result<DiskToml> {
     let shown = path.display();
     let text = match read_small(root, DISK_TOML) {
@@ -194,7 +191,7 @@ fn read_key(root: &File, path: &Path, disk_id: DiskId) -> anyhow::Result<Ed25519
 fn read_small(root: &File, name: &str) -> Result<Vec<u8>, Errno> {
     let mut bytes = Vec::new();
     let file = os::open_file(root, name, OFlag::O_RDONLY)?;
-    file.take(64 << 10).read_to_end(&mut bytes).map_err(|error| raw(&error))?;
+    file.take(64 << 10).read_to_end(&mut bytes).map_err(|error| os::errno(&error))?;
     Ok(bytes)
 }
 
@@ -216,7 +213,7 @@ fn take_lock(root: &File, path: &Path) -> anyhow::Result<File> {
         Err(errno) => return Err(refused(errno)),
     }
     let pid = format!("{:<15}\n", std::process::id());
-    lock.write_all_at(pid.as_bytes(), 0).map_err(|error| refused(raw(&error)))?;
+    lock.write_all_at(pid.as_bytes(), 0).map_err(|error| refused(os::errno(&error)))?;
     Ok(lock)
 }
 

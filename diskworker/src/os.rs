@@ -42,6 +42,19 @@ pub fn open_file(at: impl AsFd, name: &str, flags: OFlag) -> Result<File, Errno>
     }
 }
 
+/// The names in a directory, opened relative to another one, in no order, without `.` and `..`. A name that is not
+/// UTF-8 comes out altered: none of ours is.
+pub fn names(at: impl AsFd, dir: &str) -> Result<Vec<String>, Errno> {
+    let mut names = Vec::new();
+    for entry in nix::dir::Dir::from_fd(open_dir(at, dir)?.into())?.iter() {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
 /// FreeBSD answers EMLINK where Linux and POSIX say ELOOP.
 fn symlink(errno: Errno) -> Errno {
     if errno == Errno::EMLINK { Errno::ELOOP } else { errno }
@@ -50,6 +63,16 @@ fn symlink(errno: Errno) -> Errno {
 /// Whether this is a regular file.
 pub fn is_regular(stat: &nix::sys::stat::FileStat) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+}
+
+/// Time of the last change of content, nanoseconds since 1970.
+pub fn mtime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
+    stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec)
+}
+
+/// The error number of a standard library error.
+pub fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 /// The next stretch of data at or behind `from`, as start and end in bytes; `None` when only a hole is left. Where the
@@ -93,12 +116,11 @@ pub fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<(), Er
 
 fn copy_by_hand(from: &File, to: &File, mut here: u64, end: u64) -> Result<(), Errno> {
     use std::os::unix::fs::FileExt;
-    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
     let mut block = vec![0; 1 << 20];
     while here < end {
         let block = &mut block[..(end - here).min(1 << 20) as usize];
-        from.read_exact_at(block, here).map_err(errno)?;
-        to.write_all_at(block, here).map_err(errno)?;
+        from.read_exact_at(block, here).map_err(|error| errno(&error))?;
+        to.write_all_at(block, here).map_err(|error| errno(&error))?;
         here += block.len() as u64;
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! Making a disk folder, in an order that makes every interruption recognisable.
 //!
-//! 1. `lock` and `README`, 2. `disk.toml.new` with the identity, 3. everything else, 4. all of it synced, 5. the rename
-//! to `disk.toml`. A folder with nothing but the first two, or with a `disk.toml.new` and no `disk.toml`, was never a
-//! disk and may be made again. A folder that lost its `disk.toml` has neither shape and is refused: it holds files.
+//! First `lock` and `README`, then `disk.toml.new` with the identity, then everything else, then all of it is synced, and
+//! last comes the rename to `disk.toml`. A folder with nothing but the first two, or with a `disk.toml.new` and no
+//! `disk.toml`, was never a disk and may be made again. A folder that lost its `disk.toml` has neither shape and is
+//! refused: it holds files.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,13 +15,12 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use delugefs_proto::disk::{self, DISK_FORMAT, DISK_TOML, DiskToml};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::{ClusterId, hex, random_u64};
-use nix::dir::Dir as Entries;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, renameat};
-use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::sys::stat::{SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{Dir, DirectoryOnly, DiskFolder, make_dir, raw, read_small, refusal, take_lock};
+use super::{Dir, DirectoryOnly, DiskFolder, make_dir, read_small, refusal, take_lock};
 use crate::os;
 
 const README: &str = include_str!("readme.txt");
@@ -64,14 +64,15 @@ impl DiskFolder {
                 let hint = "mount the disk first if it is not mounted, or make that folder";
                 return Err(UserError::new(Exit::NoDisk, message).hint(hint).into());
             }
-            made => made.map_err(|error| refusal(path, "", raw(&error)))?,
+            made => made.map_err(|error| refusal(path, "", os::errno(&error)))?,
         }
-        let root = File::options().read(true).custom_flags_dir().open(path).map_err(|e| refusal(path, "", raw(&e)))?;
+        let root =
+            File::options().read(true).custom_flags_dir().open(path).map_err(|e| refusal(path, "", os::errno(&e)))?;
         check_empty(&root, path)?;
         let lock = take_lock(&root, path)?;
         // Again, now that nobody else can be at it.
         check_empty(&root, path)?;
-        root.set_permissions(PermissionsExt::from_mode(0o700)).map_err(|error| refusal(path, "", raw(&error)))?;
+        root.set_permissions(PermissionsExt::from_mode(0o700)).map_err(|error| refusal(path, "", os::errno(&error)))?;
         build(&root, path, cluster, cluster_id, fill)?;
         drop((lock, root));
         Self::open(path, Some(cluster))
@@ -105,17 +106,19 @@ fn build(
     }
     // An interrupted attempt may have left half a repository. Nothing was ever served from it.
     match std::fs::remove_dir_all(path.join(disk::CATALOG)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(disk::CATALOG)(raw(&error))),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed(disk::CATALOG)(os::errno(&error)));
+        }
         _ => {}
     }
     make_dir(root, disk::CATALOG).map_err(failed(disk::CATALOG))?;
     fill(path)?;
-    root.sync_all().map_err(|error| failed("")(raw(&error)))?;
+    root.sync_all().map_err(|error| failed("")(os::errno(&error)))?;
     renameat(root, UNFINISHED, root, DISK_TOML).map_err(failed(DISK_TOML))?;
-    root.sync_all().map_err(|error| failed("")(raw(&error)))?;
+    root.sync_all().map_err(|error| failed("")(os::errno(&error)))?;
     // The parent may belong to somebody else; then the folder was there before and needs no sync.
     if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent).and_then(|p| File::open(p).ok()) {
-        parent.sync_all().map_err(|error| failed("")(raw(&error)))?;
+        parent.sync_all().map_err(|error| failed("")(os::errno(&error)))?;
     }
     Ok(())
 }
@@ -127,7 +130,7 @@ fn write_file(root: &File, name: &str, bytes: &[u8]) -> Result<(), Errno> {
         Err(errno) => return Err(errno),
     }
     let mut file = os::open_file(root, name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| raw(&error))
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| os::errno(&error))
 }
 
 fn exists(at: impl AsFd, name: &str) -> bool {
@@ -145,14 +148,14 @@ fn check_empty(root: &File, path: &Path) -> anyhow::Result<()> {
     }
     let unfinished = is_unfinished(root);
     let started = unfinished && exists(root, UNFINISHED);
-    let strangers = names(root, ".").map_err(|errno| refusal(path, "", errno))?;
+    let strangers = os::names(root, ".").map_err(|errno| refusal(path, "", errno))?;
     let strangers = strangers.into_iter().filter(|name| match name.as_str() {
         "lost+found" | ".snap" => !is_roots_directory(root, name),
         disk::LOCK => !(unfinished || exists_empty_or_pid(root)),
         disk::README => !unfinished,
         UNFINISHED | disk::NODE_KEY | disk::CATALOG | disk::JOURNAL => !started,
         disk::DATA | disk::STAGING | disk::INCOMING | disk::TRASH => {
-            !started || names(root, name).is_ok_and(|inside| !inside.is_empty())
+            !started || os::names(root, name).is_ok_and(|inside| !inside.is_empty())
         }
         _ => true,
     });
@@ -177,16 +180,4 @@ fn exists_empty_or_pid(root: &File) -> bool {
 fn is_roots_directory(root: &File, name: &str) -> bool {
     fstatat(root, name, AtFlags::AT_SYMLINK_NOFOLLOW)
         .is_ok_and(|stat| stat.st_uid == 0 && SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
-}
-
-fn names(at: impl AsFd, dir: &str) -> Result<Vec<String>, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut names = Vec::new();
-    for entry in Entries::openat(at, dir, flags, Mode::empty())?.iter() {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name != "." && name != ".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }

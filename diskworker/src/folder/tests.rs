@@ -181,7 +181,7 @@ fn a_folder_of_somebody_else_is_not_permitted() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("disk");
     DiskFolder::create(&root, "home", None).unwrap();
-    fs::set_permissions(&root, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o0)).unwrap();
     assert_eq!(exit_of(DiskFolder::open(&root, None)), Exit::NotPermitted);
     fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).unwrap();
 }
