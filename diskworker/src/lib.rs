@@ -3,4 +3,5 @@
 pub mod catalog;
 pub mod content;
 pub mod folder;
+pub mod os;
 pub mod swarm;
