@@ -16,7 +16,7 @@ mod sys;
 #[path = "os/linux.rs"]
 mod sys;
 
-pub use sys::{boot_id, preallocate, reflink, sync_filesystem};
+pub use sys::{boot_id, peer_uid, preallocate, reflink, sync_filesystem};
 
 /// Take or change the flock(2) of this open file description without waiting; `EWOULDBLOCK` when somebody else's is in
 /// the way. Unlike a guard object it stays until the last copy of the descriptor is closed, in whatever process.
@@ -68,6 +68,11 @@ pub fn is_regular(stat: &nix::sys::stat::FileStat) -> bool {
 /// Time of the last change of content, nanoseconds since 1970.
 pub fn mtime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
     stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec)
+}
+
+/// Time of the last change of anything, nanoseconds since 1970.
+pub fn ctime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
+    stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec)
 }
 
 /// The error number of a standard library error.

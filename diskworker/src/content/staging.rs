@@ -46,6 +46,8 @@ pub struct StagedStat {
     pub size: u64,
     /// Last change of content.
     pub mtime_ns: i64,
+    /// Last change of anything; while it stays, nothing was written.
+    pub ctime_ns: i64,
     /// Allocated blocks of 512 bytes.
     pub blocks: u64,
 }
@@ -187,11 +189,25 @@ impl ContentStore {
             Ok(stat) => Ok(Some(StagedStat {
                 size: stat.st_size as u64,
                 mtime_ns: os::mtime_ns(&stat),
+                ctime_ns: os::ctime_ns(&stat),
                 blocks: stat.st_blocks as u64,
             })),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(fail(errno, "look at", &staging_path(ino))),
         }
+    }
+
+    /// Set the time of the last change of a staging file, if there is one.
+    pub fn set_staged_mtime(&self, ino: Ino, mtime_ns: i64) -> FsResult<()> {
+        let Some(file) = self.open_staged(ino, false)? else { return Ok(()) };
+        let mtime = TimeSpec::new(mtime_ns.div_euclid(1_000_000_000), mtime_ns.rem_euclid(1_000_000_000));
+        futimens(&file, &TimeSpec::UTIME_OMIT, &mtime)
+            .map_err(|errno| fail(errno, "set the time of", &staging_path(ino)))
+    }
+
+    /// Make the names of all staging files durable.
+    pub fn sync_staging_dir(&self) -> FsResult<()> {
+        nix::unistd::fsync(self.dir(Dir::Staging)).map_err(|errno| fail(errno, "sync", "staging"))
     }
 
     /// Remove a staging file, if there is one. Who has it open keeps it.

@@ -40,3 +40,8 @@ pub fn boot_id() -> Option<String> {
     };
     (answer == 0).then(|| format!("{}.{:06}", time.tv_sec, time.tv_usec))
 }
+
+/// The user who has the other end of a unix socket.
+pub fn peer_uid(socket: &std::os::unix::net::UnixStream) -> Result<u32, Errno> {
+    nix::unistd::getpeereid(socket).map(|(uid, _)| uid.as_raw())
+}

@@ -43,3 +43,8 @@ pub fn preallocate(file: &File, bytes: u64) -> Result<(), Errno> {
 pub fn boot_id() -> Option<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|text| text.trim().to_owned())
 }
+
+/// The user who has the other end of a unix socket.
+pub fn peer_uid(socket: &std::os::unix::net::UnixStream) -> Result<u32, Errno> {
+    nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials).map(|cred| cred.uid())
+}
