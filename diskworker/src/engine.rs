@@ -68,6 +68,9 @@ pub struct Engine {
     run: u64,
     actor: ActorId,
     stopping: AtomicBool,
+    /// Wakes the cleaning thread for the stop.
+    halt: Condvar,
+    halt_lock: Mutex<()>,
     retention: Duration,
 }
 

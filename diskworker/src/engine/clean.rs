@@ -21,7 +21,10 @@ impl Engine {
         let mut collected = Instant::now();
         let mut collect_every = COLLECT_EVERY;
         while !self.is_stopping() {
-            std::thread::park_timeout(TICK);
+            self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
+            if self.is_stopping() {
+                return;
+            }
             for ino in self.core().staged.waiting() {
                 self.seals.push(ino);
             }

@@ -77,6 +77,8 @@ impl Running {
             run: random_u64(),
             actor: recovered.actor,
             stopping: AtomicBool::new(false),
+            halt: Default::default(),
+            halt_lock: Default::default(),
             retention: settings.retention,
         });
         engine.commit()?;
@@ -106,6 +108,10 @@ impl Running {
         engine.seals.close();
         engine.stopping.store(true, Ordering::Relaxed);
         engine.commits.wake();
+        {
+            let _asleep_or_looking = engine.halt_lock.lock();
+            engine.halt.notify_all();
+        }
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread of the engine had panicked");
