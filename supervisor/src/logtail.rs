@@ -28,8 +28,8 @@ const LINE_MAX_BYTES: usize = 8 << 10;
 const KEPT_LINES: usize = 40;
 
 /// See the module's header.
-#[derive(Debug)]
 pub struct LogTail {
+    sink: Box<dyn Write + Send>,
     file: File,
     prefix: String,
     partial: Vec<u8>,
@@ -44,7 +44,16 @@ impl LogTail {
         let writer = options.open(path)?;
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         file.seek(SeekFrom::End(0))?;
-        Ok((Self { file, prefix: prefix.into(), partial: Vec::new(), kept: VecDeque::new() }, writer))
+        Ok((
+            Self {
+                sink: Box::new(io::stderr()),
+                file,
+                prefix: prefix.into(),
+                partial: Vec::new(),
+                kept: VecDeque::new(),
+            },
+            writer,
+        ))
     }
 
     /// What stands before each line from now on.
@@ -111,7 +120,7 @@ impl LogTail {
         let line = String::from_utf8_lossy(&self.partial).into_owned();
         self.partial.clear();
         // Our own terminal may be gone; the process goes on without it.
-        let _ = writeln!(io::stderr().lock(), "[{}] {}", self.prefix, escape_line(&line));
+        let _ = self.sink.write_all(format!("[{}] {}\n", self.prefix, escape_line(&line)).as_bytes());
         if self.kept.len() == KEPT_LINES {
             self.kept.pop_front();
         }
@@ -122,22 +131,42 @@ impl LogTail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+
+    struct Sink(mpsc::Sender<String>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(String::from_utf8(bytes.to_vec()).unwrap()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     #[test]
     fn follows_an_appending_writer_and_finds_its_last_words() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         std::fs::write(&path, "delugefs-diskworker: of an earlier life\n").unwrap();
-        let (mut tail, mut writer) = LogTail::open(&path, "1a2b3c4d").unwrap();
+        let (mut tail, mut writer) = LogTail::open(&path, "new disk").unwrap();
+        let (sink, lines) = mpsc::channel();
+        tail.sink = Box::new(Sink(sink));
         tail.finish().unwrap();
         assert_eq!(tail.last_words("w", Exit::Failure), None);
         writer.write_all(b"INFO starting\nthread panic").unwrap();
         tail.pump().unwrap();
         assert_eq!(tail.last_words("w", Exit::Failure).unwrap().message, "INFO starting");
-        writer.write_all(b"king\nw: /a is damaged: bad\nHint: run scrub\nHint: or restore").unwrap();
+        tail.set_prefix("1a2b3c4d");
+        writer.write_all(b"k\x1bing\nw: /a is damaged: bad\nHint: run scrub\nHint: or restore").unwrap();
         tail.finish().unwrap();
         let expected = Failure::new(Exit::BadDisk, "/a is damaged: bad").hint("run scrub; or restore");
         assert_eq!(tail.last_words("w", Exit::BadDisk), Some(expected));
+        drop(tail);
+        let lines: Vec<_> = lines.iter().take(2).collect();
+        assert_eq!(lines, ["[new disk] INFO starting\n", "[1a2b3c4d] thread panick\\x1bing\n"]);
     }
 
     #[test]
@@ -145,6 +174,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         let (mut tail, mut writer) = LogTail::open(&path, "x").unwrap();
+        tail.sink = Box::new(io::sink());
         writer.write_all(&vec![b'x'; LOG_MAX_BYTES as usize + 1]).unwrap();
         tail.pump().unwrap();
         assert_eq!(path.metadata().unwrap().len(), 0);

@@ -35,10 +35,14 @@ impl Note {
         fs::rename(new, file)
     }
 
+    /// The note, if there is one.
+    pub fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+
     /// The note, if it is one about a process that still runs `program`.
     pub fn read_living(file: &Path, program: &str) -> Option<Self> {
-        let note: Self = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-        sys::is_running(note.pid, program).then_some(note)
+        Self::read(file).filter(|note| sys::is_running(note.pid, program))
     }
 
     /// Frontends of an earlier supervisor that still run.
@@ -48,14 +52,29 @@ impl Note {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with("mount-") && name.ends_with(".pid") {
-                match Self::read_living(&path, FRONTEND) {
-                    Some(note) => found.push(note),
-                    None => fs::remove_file(&path)?,
-                }
+                found.extend(Self::read_living(&path, FRONTEND));
             }
         }
         Ok(found)
     }
+}
+
+/// Remove notes and logs of processes that have ended.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sweep(run_dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(run_dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let note = path.with_extension("pid");
+        let ours = name.starts_with("mount-") || name.starts_with("disk-");
+        let lives = |program| Note::read_living(&note, program).is_some();
+        if ours && !lives(WORKER) && !lives(FRONTEND) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Note about a disk's worker.
@@ -93,6 +112,8 @@ mod tests {
         let thread_name = fs::read_to_string("/proc/self/comm").unwrap_or(program);
         assert_eq!(Note::read_living(&file, thread_name.trim()), Some(me));
         assert_eq!(Note::living_frontends(dir.path()).unwrap(), [], "this process is no frontend");
-        assert!(!file.exists(), "the note of a dead one is removed");
+        fs::write(log_beside(&file), "").unwrap();
+        sweep(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -94,7 +94,7 @@ impl Job {
     }
 
     async fn child(&self, news: &impl Fn(News) -> bool, mut ends: mpsc::UnboundedReceiver<End>) -> Failure {
-        let (mut child, mut log) = match self.spawn() {
+        let (mut child, pid, mut log) = match self.spawn() {
             Ok(started) => started,
             Err(error) => {
                 let failure = Failure::new(Exit::Failure, format!("cannot start {}: {error}", self.program));
@@ -103,7 +103,6 @@ impl Job {
                 return if error.kind() == io::ErrorKind::NotFound { failure.hint(hint) } else { failure };
             }
         };
-        let Some(pid) = child.id() else { return Failure::new(Exit::Failure, "it ended before it began") };
         news(News::Started { pid });
         let mut lines = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
         let mut poll = tokio::time::interval(POLL);
@@ -113,6 +112,7 @@ impl Job {
                 status = child.wait() => break status,
                 line = next_line(&mut lines) => match line.map(|line| self.parse_ready(&line)) {
                     Some(Ok(ready)) => {
+                        self.write_note(pid);
                         if let News::WorkerReady(served) = &ready {
                             log.set_prefix(delugefs_proto::disk::short_id(&served.disk_id));
                         }
@@ -131,26 +131,37 @@ impl Job {
         if let Err(error) = log.finish() {
             tracing::warn!(%error, program = self.program, "cannot read its log");
         }
-        self.clean_up(asked);
+        self.clean_up(pid, asked);
         match status {
             Ok(status) => self.explain(status, &log),
             Err(error) => Failure::new(Exit::Failure, format!("cannot wait for {}: {error}", self.program)),
         }
     }
 
-    fn spawn(&self) -> io::Result<(Child, LogTail)> {
+    fn spawn(&self) -> io::Result<(Child, u32, LogTail)> {
         let (log, stderr) = LogTail::open(&crate::notes::log_beside(&self.note), &self.prefix)?;
         let mut command = Command::new(libexec::find(self.program));
         command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).process_group(0);
         let child = command.spawn()?;
-        if let Some(pid) = child.id() {
-            Note { pid, path: self.path.clone(), socket: self.socket.clone() }.write(&self.note)?;
+        let pid = child.id().ok_or_else(|| io::Error::other("it ended before it began"))?;
+        // Not in the place of one that lives: that one has the folder, and ours will say so and end.
+        if Note::read_living(&self.note, self.program).is_none() {
+            self.write_note(pid);
         }
-        Ok((child, log))
+        Ok((child, pid, log))
+    }
+
+    fn write_note(&self, pid: u32) {
+        let note = Note { pid, path: self.path.clone(), socket: self.socket.clone() };
+        if let Err(error) = note.write(&self.note) {
+            tracing::error!(%error, "cannot write {}: the next supervisor will not know the process", self.note.display());
+        }
     }
 
     async fn watch(&self, pid: u32, mut ends: mpsc::UnboundedReceiver<End>) -> Failure {
-        let mut log = LogTail::open(&crate::notes::log_beside(&self.note), &self.prefix).ok().map(|(log, _)| log);
+        // A worker started by hand logs to where its starter wanted.
+        let log = crate::notes::log_beside(&self.note);
+        let mut log = log.exists().then(|| LogTail::open(&log, &self.prefix).ok()).flatten().map(|(log, _)| log);
         let mut poll = tokio::time::interval(WATCH);
         let mut asked = false;
         while sys::is_running(pid, self.program) {
@@ -166,7 +177,7 @@ impl Job {
                 self.pump(log);
             }
         }
-        self.clean_up(asked);
+        self.clean_up(pid, asked);
         // Its exit code went to whoever is its parent.
         let words =
             log.and_then(|mut log| log.finish().ok().and_then(|()| log.last_words(self.program, Exit::Failure)));
@@ -181,8 +192,10 @@ impl Job {
     }
 
     /// A frontend that was asked to end, and could not unmount, leaves a dead mount: nobody is coming to use it again.
-    fn clean_up(&self, asked: bool) {
-        let _ = std::fs::remove_file(&self.note); // it is checked before use in any case
+    fn clean_up(&self, pid: u32, asked: bool) {
+        if Note::read(&self.note).is_some_and(|note| note.pid == pid) {
+            let _ = std::fs::remove_file(&self.note); // it is checked before use in any case
+        }
         if !asked {
             return; // it will be started again
         }

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::interceptor::InterceptedService;
 
-use crate::notes::Note;
+use crate::notes::{self, Note};
 use crate::owner::{DiskSpec, Event, MountSpec, Owner, State};
 use crate::process::Events;
 use crate::server::{Server, uid_of};
@@ -74,6 +74,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let events = owner.events.clone();
     wish(&events, &configured, cluster.as_deref(), false)?;
     wish(&events, &added, cluster.as_deref(), true)?;
+    notes::sweep(&owner.run_dir)?;
     for note in Note::living_frontends(&owner.run_dir)? {
         let socket = note.socket.unwrap_or_default();
         send(&events, Event::MountFound { dir: note.path, pid: note.pid, socket });
@@ -81,7 +82,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let discovery = (!options.no_mdns).then(|| tokio::spawn(discovery::follow(watcher.clone())));
     stop_on_signals(&events)?;
 
-    let service = Server { events, snapshots: watcher, run_dir: owner.run_dir.clone() };
+    let run_dir = owner.run_dir.clone();
+    let service = Server { events, snapshots: watcher, run_dir: run_dir.clone() };
     let service = InterceptedService::new(ControlServer::new(service), uds::check_peer);
     let (goodbye, leave) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
@@ -103,6 +105,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         drop(tokio::time::timeout(GOODBYE, discovery).await);
     }
     std::fs::remove_file(&socket).with_context(|| format!("cannot remove {}", socket.display()))?;
+    notes::sweep(&run_dir)?;
     drop(lock);
     Ok(())
 }

@@ -206,7 +206,7 @@ impl Server {
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok((at, Ok(status))) => disks[at].status = Some(status),
-                Ok((at, Err(error))) => tracing::warn!(disk = disks[at].root, error = error.message(), "no status"),
+                Ok((at, Err(error))) => tracing::debug!(disk = disks[at].root, error = error.message(), "no status"),
                 Err(error) => tracing::error!(%error, "asking a worker panicked"),
             }
         }

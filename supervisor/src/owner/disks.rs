@@ -29,7 +29,7 @@ impl State {
             let established = reply.is_none();
             let mut child = Child::new(established, remember);
             child.added.extend(reply);
-            self.disks.push(Disk { spec, child, served: None, tcp_port: 0, allowed: Vec::new(), contested: false });
+            self.disks.push(Disk::new(spec, child));
             return self.start_worker(self.disks.len() - 1);
         };
         let disk = &mut self.disks[at];
@@ -101,38 +101,52 @@ impl State {
             let text = format!("this host's supervisor runs cluster {cluster}, not {}", it.cluster);
             return self.answer([it.reply], Err(Failure::new(Exit::WrongCluster, text)));
         }
-        self.answer([it.reply], Ok(String::new()));
         let known = self.disks.iter().position(|disk| disk.spec.root == it.root);
         let at = known.unwrap_or_else(|| {
             let mut child = Child::new(false, false);
             (child.claimed, child.watched) = (false, it.inherited);
             let spec = DiskSpec {
                 root: it.root.clone(),
-                cluster: it.cluster,
+                cluster: it.cluster.clone(),
                 create: false,
                 reserve_bytes: delugefs_proto::config::default_reserve_bytes(),
                 retention_s: delugefs_proto::config::default_retention_s(),
                 allow_uids: Vec::new(),
             };
-            self.disks.push(Disk { spec, child, served: None, tcp_port: 0, allowed: Vec::new(), contested: false });
+            self.disks.push(Disk::new(spec, child));
             self.disks.len() - 1
         });
-        self.disks[at].tcp_port = it.tcp_port;
-        if self.disks[at].child.pid == Some(it.pid) {
+        let disk = &mut self.disks[at];
+        if disk.child.phase == Phase::Starting && disk.child.pid.is_none() {
+            let earlier = disk.early.replace(it).map(|earlier| earlier.reply);
+            return self.answer(earlier, Ok(String::new()));
+        }
+        self.adopt(at, it, now);
+    }
+
+    fn adopt(&mut self, at: usize, it: Registration, now: Instant) {
+        self.answer([it.reply], Ok(String::new()));
+        let disk = &mut self.disks[at];
+        disk.tcp_port = it.tcp_port;
+        if disk.child.pid == Some(it.pid) {
             return; // our own, or one that registers again
         }
         // Holding the lock, it is the folder's only live worker: whatever we started there has ended or will at once.
         let run = self.new_run();
         let disk_id = it.served.disk_id.clone();
-        let disk = &mut self.disks[at];
-        disk.child.adopted(run, it.pid, now);
+        self.disks[at].child.adopted(run, it.pid, now);
         self.effects.push(Effect::WatchWorker { run, pid: it.pid, root: it.root, disk_id });
         self.worker_up(at, it.served);
     }
 
     pub(super) fn worker_news(&mut self, at: usize, news: News, now: Instant) {
         match news {
-            News::Started { pid } | News::Adopted { pid } => self.disks[at].child.pid = Some(pid),
+            News::Started { pid } | News::Adopted { pid } => {
+                self.disks[at].child.pid = Some(pid);
+                if let Some(registration) = self.disks[at].early.take() {
+                    self.adopt(at, registration, now);
+                }
+            }
             News::WorkerReady(served) if self.disks[at].child.phase == Phase::Starting => {
                 self.disks[at].child.up(now);
                 self.worker_up(at, served);
@@ -148,8 +162,10 @@ impl State {
         disk.contested = false;
         let disk_id = served.disk_id.clone();
         disk.served = Some(served);
+        let early = disk.early.take().map(|early| early.reply); // its own, or one that lost the lock to it
         let replies = std::mem::take(&mut disk.child.added);
         let news = !replies.is_empty() && disk.child.remember;
+        self.answer(early, Ok(String::new()));
         self.answer(replies, Ok(disk_id));
         if news {
             self.remember();
@@ -157,6 +173,10 @@ impl State {
     }
 
     fn worker_ended(&mut self, at: usize, failure: Failure, now: Instant) {
+        let stopping = self.is_stopping();
+        if let Some(registration) = self.disks[at].early.take() {
+            return self.adopt(at, registration, now); // ours never began
+        }
         let disk = &mut self.disks[at];
         let starting = disk.child.phase == Phase::Starting;
         disk.tcp_port = 0;
@@ -171,6 +191,7 @@ impl State {
         disk.contested = false;
         match disk.child.ended(failure.clone(), now) {
             Next::Remove => self.drop_disk(at, Err(failure)),
+            Next::Start if stopping => {} // quiesce says the rest
             Next::Start => self.start_worker(at),
             Next::Wait => {
                 let replies = std::mem::take(&mut disk.child.added);
@@ -209,7 +230,8 @@ impl State {
 
     pub(super) fn drop_disk(&mut self, at: usize, to_adders: Result<String, Failure>) {
         let disk = self.disks.remove(at);
-        self.answer(disk.child.added, to_adders);
+        self.answer(disk.child.added, to_adders.clone());
+        self.answer(disk.early.map(|early| early.reply), to_adders);
         if disk.child.remember && disk.child.established {
             self.remember();
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use delugefs_proto::exit::Exit;
 
 use super::child::{Child, Next, Phase, Reply};
-use super::state::{Effect, FRONTEND_STOP, Mount, MountSpec, News, State, stop};
+use super::state::{Disk, Effect, FRONTEND_STOP, Mount, MountSpec, News, State, stop};
 use crate::failure::Failure;
 
 impl State {
@@ -16,6 +16,13 @@ impl State {
             return self.answer(reply, Err(Self::is_ending()));
         }
         let dir = spec.dir.display().to_string();
+        let covers = |disk: &&Disk| spec.dir.starts_with(&disk.spec.root) || disk.spec.root.starts_with(&spec.dir);
+        if let Some(root) = self.disks.iter().find(covers).map(|disk| disk.spec.root.display()) {
+            let inside = spec.dir.starts_with(root.to_string());
+            let text = if inside { "lies in the disk's own folder" } else { "would cover the disk's folder" };
+            let failure = Failure::new(Exit::BadMountpoint, format!("{dir} {text} {root}"));
+            return self.answer(reply, Err(failure.hint("mount on a folder outside of it")));
+        }
         let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == spec.dir) else {
             let mut child = Child::new(reply.is_none(), remember);
             child.added.extend(reply);
@@ -77,8 +84,7 @@ impl State {
         let mut child = Child::new(false, false);
         child.claimed = false;
         child.adopted(run, pid, now);
-        let shown =
-            |disk: &&super::state::Disk| disk.served.as_ref().is_some_and(|served| served.local_socket == socket);
+        let shown = |disk: &&Disk| disk.served.as_ref().is_some_and(|served| served.local_socket == socket);
         let root = self.disks.iter().find(shown).map(|disk| disk.spec.root.clone());
         self.mounts.push(Mount { spec: MountSpec { dir: dir.clone(), user: None, uid: None }, child, root });
         self.effects.push(Effect::WatchFrontend { run, pid, dir });
@@ -107,7 +113,8 @@ impl State {
     }
 
     fn frontend_ended(&mut self, at: usize, failure: Failure, now: Instant) {
-        let child = &mut self.mounts[at].child;
+        let mount = &mut self.mounts[at];
+        let child = &mut mount.child;
         let was_up = matches!(child.phase, Phase::Up { .. });
         match child.ended(failure.clone(), now) {
             Next::Remove => self.drop_mount(at, Err(failure)),
@@ -116,7 +123,8 @@ impl State {
                 // Somebody unmounted it by hand and will have meant it.
                 if was_up && failure.exit == Exit::Ok {
                     child.phase = Phase::Stopped;
-                    child.failure = Some(Failure::new(Exit::Ok, "it was unmounted by hand"));
+                    child.failure =
+                        Some(Failure::new(Exit::Ok, format!("{} was unmounted by hand", mount.spec.dir.display())));
                 }
                 let replies = std::mem::take(&mut child.added);
                 self.answer(replies, Err(failure));
@@ -142,8 +150,8 @@ impl State {
     fn start_frontend(&mut self, at: usize) {
         let bound = self.mounts[at].root.clone();
         let bound = bound.filter(|root| self.disks.iter().any(|disk| disk.spec.root == *root));
-        let up = |disk: &&super::state::Disk| matches!(disk.child.phase, Phase::Up { .. });
-        let fits = |disk: &&super::state::Disk| bound.as_ref().is_none_or(|root| disk.spec.root == *root);
+        let up = |disk: &&Disk| matches!(disk.child.phase, Phase::Up { .. });
+        let fits = |disk: &&Disk| bound.as_ref().is_none_or(|root| disk.spec.root == *root);
         let target = self.disks.iter().filter(fits).find(up).and_then(|disk| {
             let socket = disk.served.as_ref()?.local_socket.clone();
             Some((disk.spec.root.clone(), socket, disk.spec.cluster.clone()))

@@ -74,6 +74,15 @@ pub struct Disk {
     pub allowed: Vec<u32>,
     /// A worker that should register was waited for already.
     pub contested: bool,
+    /// A registration that came before we knew the process id of the worker we had just started: it may be its own.
+    pub early: Option<Registration>,
+}
+
+impl Disk {
+    /// Not started yet.
+    pub fn new(spec: DiskSpec, child: Child) -> Self {
+        Self { spec, child, served: None, tcp_port: 0, allowed: Vec::new(), contested: false, early: None }
+    }
 }
 
 /// A mount and its frontend.
@@ -292,6 +301,7 @@ impl State {
             Event::Stop { reply } => self.stopping.get_or_insert_default().extend(reply),
             Event::Tick => {}
         }
+        self.quiesce();
         self.pass_deadlines(now);
         self.settle_mounts(now);
         self.advance_stop(now);
@@ -356,6 +366,17 @@ impl State {
             self.frontend_news(at, news, now);
         }
         // Else: an earlier life, which nobody asks about any more.
+    }
+
+    /// While stopping nothing starts again, whatever it was waiting for.
+    fn quiesce(&mut self) {
+        if self.is_stopping() {
+            let disks = self.disks.iter_mut().map(|disk| &mut disk.child);
+            let mounts = self.mounts.iter_mut().map(|mount| &mut mount.child);
+            for child in disks.chain(mounts).filter(|child| !child.is_running()) {
+                child.phase = Phase::Stopped;
+            }
+        }
     }
 
     fn pass_deadlines(&mut self, now: Instant) {
