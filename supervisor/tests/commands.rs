@@ -1,0 +1,1 @@
+//! What the showing commands print, for people and for programs.

@@ -1,0 +1,1 @@
+//! Announcing, in a network namespace of its own.

@@ -1,0 +1,4 @@
+//! `--help` of every command.
+
+use crate::lab::Lab;
+use std::process::Command;
