@@ -73,3 +73,6 @@ pub const STATE_FORMAT: u32 = 1;
 /// Largest object of a catalog, in bytes. The largest that make sense are an inode with 32,000 long names (9 MB) and
 /// the piece hashes of a 64 TiB file (2.6 MB); what decodes from 16 MiB still fits into memory several times over.
 pub const OBJECT_MAX_BYTES: usize = 16 << 20;
+
+#[cfg(test)]
+mod tests;

@@ -76,6 +76,7 @@ impl Catalog {
     /// [`CatalogError::NotACatalog`], [`CatalogError::Newer`], or that it cannot be read.
     pub fn open(dir: &Path) -> Result<Catalog, CatalogError> {
         let repo = libgit2::open(dir)?;
+        packdir::index_missing(&packdir::path(dir))?;
         let pins = Pins::default();
         let state = {
             let objects = Objects::new(&repo)?;
@@ -83,7 +84,7 @@ impl Catalog {
             read_state(&objects, commit, &pins)?
         };
         drop(repo);
-        // Nothing was touched before the format was known to be ours.
+        // Nothing is removed before the format is known to be ours.
         packdir::tidy(&packdir::path(dir))?;
         exchange::clear_quarantine(dir)?;
         remove_locks(&dir.join("refs"))?;

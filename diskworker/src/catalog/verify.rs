@@ -21,7 +21,7 @@ pub struct VerifyReport {
 
 impl Catalog {
     /// Read and hash every object of the committed state, decode every record strictly, and check shapes, attachments
-    /// and dots. Reads from the disk, past all caches.
+    /// and dots. Reads every object anew, past the caches of this process.
     ///
     /// # Errors
     /// Only when it could not be begun. Damage is in the report.
