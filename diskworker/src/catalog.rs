@@ -9,8 +9,8 @@
 //! ```text
 //! refs/heads/state -> commit, parentless, a pure function of its tree
 //! tree  ctx                      blob: version vector
-//!       d/<a>/<b>/<rest>         a directory, by inode number (see layout.rs)
-//!       i/<a>/<b>/<rest>         an inode with several names
+//!       d/<a>/<b>/<c>/<rest>     a directory, by inode number (see layout.rs)
+//!       i/<a>/<b>/<c>/<rest>     an inode with several names
 //!       version                  blob: "1\n"
 //! directory := leaf | buckets
 //! leaf      := blob of entries | tree { "entries" blob, <40 hex> attachment blobs... }
@@ -59,7 +59,7 @@ mod tree;
 mod verify;
 mod walk;
 
-pub use changes::{Changes, State, blob_id, can_attach};
+pub use changes::{Changes, State, Visit, blob_id, can_attach};
 pub use consolidate::CONSOLIDATE_AT_PACKS;
 pub use error::CatalogError;
 pub use exchange::ImportLimits;

@@ -90,6 +90,15 @@ pub(super) fn install(pack: &Path, dir: &Path, index: &Index) -> Result<(), Cata
     written
 }
 
+/// Replace a small file durably, all or nothing.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let temporary = temporary(dir);
+    write_synced(&temporary, bytes)?;
+    fs::rename(&temporary, path).map_err(CatalogError::io("rename", &temporary))?;
+    sync_dir(dir)
+}
+
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {
     let mut file = create(path)?;
     io::Write::write_all(&mut file, bytes).map_err(CatalogError::io("write", path))?;
@@ -103,6 +112,12 @@ pub(super) fn list(dir: &Path) -> Result<Vec<String>, CatalogError> {
     let mut stems: Vec<String> = stems.map(str::to_owned).collect();
     stems.sort_unstable();
     Ok(stems)
+}
+
+/// Size of a pack, in bytes.
+pub(super) fn size_bytes(dir: &Path, stem: &str) -> Result<u64, CatalogError> {
+    let path = dir.join(format!("{stem}.pack"));
+    fs::metadata(&path).map(|meta| meta.len()).map_err(CatalogError::io("look at", path))
 }
 
 /// Remove packs, each index first: it is what makes a pack visible.

@@ -8,6 +8,7 @@ use delugefs_proto::record::*;
 use git2::{ObjectType, Oid};
 
 use super::world::*;
+use crate::catalog::layout::{Place, SHARD_LEVELS, width};
 use crate::catalog::pack::PackWriter;
 use crate::catalog::tree::{self, Node, Root};
 use crate::catalog::{Catalog, CatalogError, ImportLimits, blob_id};
@@ -27,7 +28,7 @@ fn sample(keys: u16) -> Model {
 
 #[test]
 fn full_and_incremental() {
-    let (_d, source, _) = sample(400).from_scratch();
+    let (_d, source, _) = sample(400).build_anew();
     let (_d, target) = new_catalog();
     let mut full = Vec::new();
     let commit = source.export(None, &mut full).unwrap();
@@ -64,7 +65,7 @@ fn full_and_incremental() {
 
 #[test]
 fn the_state_before_is_still_the_base_of_a_difference_after_consolidation() {
-    let (_d, source, old) = sample(400).from_scratch();
+    let (_d, source, old) = sample(400).build_anew();
     let old = old.commit;
     let mut model = sample(400);
     for n in 0..5 {
@@ -83,7 +84,7 @@ fn the_state_before_is_still_the_base_of_a_difference_after_consolidation() {
 
 #[test]
 fn imported_states_survive_consolidation_while_they_are_held() {
-    let (_d, source, _) = sample(100).from_scratch();
+    let (_d, source, _) = sample(100).build_anew();
     let (_d, target) = new_catalog();
     let mut pack = Vec::new();
     let commit = source.export(None, &mut pack).unwrap();
@@ -115,7 +116,7 @@ fn refusal(catalog: &Catalog, pack: &[u8], commit: Oid, limits: &ImportLimits) -
 
 #[test]
 fn damage_on_the_way_is_refused() {
-    let (_d, source, _) = sample(120).from_scratch();
+    let (_d, source, _) = sample(120).build_anew();
     let (_d, target) = new_catalog();
     let limits = ImportLimits::default();
     let mut pack = Vec::new();
@@ -137,7 +138,7 @@ fn damage_on_the_way_is_refused() {
 
 #[test]
 fn limits_are_kept() {
-    let (_d, source, _) = sample(120).from_scratch();
+    let (_d, source, _) = sample(120).build_anew();
     let (_d, target) = new_catalog();
     let mut pack = Vec::new();
     let commit = source.export(None, &mut pack).unwrap();
@@ -171,10 +172,14 @@ impl Forged {
 
     /// A state whose directory 0x10 is this node.
     fn state(&mut self, node: Node, ctx: &VersionVector) -> Oid {
-        let rest = self.hex(&[(0, node)], 14);
-        let second = self.hex(&[(0, rest)], 1);
-        let dirs = self.hex(&[(1, second)], 1);
+        let dirs = self.place(Ino(16), node);
         self.state_of(Some(dirs), None, ctx, "1\n")
+    }
+
+    /// The trees above one node.
+    fn place(&mut self, ino: Ino, node: Node) -> Node {
+        let place = Place::of(ino);
+        (0..=SHARD_LEVELS).rev().fold(node, |node, level| self.hex(&[(place.at(level), node)], width(level)))
     }
 
     fn state_of(&mut self, dirs: Option<Node>, inodes: Option<Node>, ctx: &VersionVector, version: &str) -> Oid {
@@ -358,17 +363,13 @@ fn roots_that_must_not_exist_are_refused() {
     let mut odd = Forged::default();
     let (two, ctx) = leaf(0..2, 4);
     let node = Node::blob(odd.put(ObjectType::Blob, &encode_leaf(&two)));
-    let rest = odd.hex(&[(0, node)], 14);
-    let second = odd.hex(&[(0, rest)], 1);
-    let inodes = odd.hex(&[(1, second)], 1);
+    let inodes = odd.place(Ino(16), node);
     let commit = odd.state_of(None, Some(inodes), &ctx, "1\n");
     assert!(refusal(&target, &odd.pack(), commit, &limits).contains("no single set"));
     // Inode number 3 is reserved.
     let mut odd = Forged::default();
     let node = Node::blob(odd.put(ObjectType::Blob, &encode_leaf(&two)));
-    let rest = odd.hex(&[(0, node)], 14);
-    let second = odd.hex(&[(3, rest)], 1);
-    let dirs = odd.hex(&[(0, second)], 1);
+    let dirs = odd.place(Ino(3), node);
     let commit = odd.state_of(Some(dirs), None, &ctx, "1\n");
     assert!(refusal(&target, &odd.pack(), commit, &limits).contains("reserved"));
 }
@@ -383,7 +384,7 @@ fn a_bomb_is_refused_before_it_goes_off() {
     assert!(refusal(&target, &pack, blob, &ImportLimits::default()).contains("more than"));
     // A header that announces less than there is, and one that announces a delta.
     let mut small = Forged::default();
-    let blob = small.put(ObjectType::Blob, &vec![0; 100]);
+    let blob = small.put(ObjectType::Blob, &[0; 100]);
     let mut pack = small.pack();
     pack[13] = 2;
     assert!(refusal(&target, &pack, blob, &ImportLimits::default()).contains("larger than it says"));
@@ -398,11 +399,11 @@ fn a_small_tree_that_refers_to_one_leaf_very_often_is_limited() {
     let (full, ctx) = leaf(0..64, 4);
     let node = Node::blob(forged.put(ObjectType::Blob, &encode_leaf(&full)));
     let many: Vec<(u64, Node)> = (1..3000).map(|rest| (rest, node)).collect();
-    let rest = forged.hex(&many, 14);
-    let all: Vec<(u64, Node)> = (0..16).map(|digit| (digit, rest)).collect();
-    let second = forged.hex(&all, 1);
-    let all: Vec<(u64, Node)> = (0..16).map(|digit| (digit, second)).collect();
-    let dirs = forged.hex(&all, 1);
+    let mut dirs = forged.hex(&many, width(SHARD_LEVELS));
+    for level in (0..SHARD_LEVELS).rev() {
+        let all: Vec<(u64, Node)> = (0..16).map(|digit| (digit, dirs)).collect();
+        dirs = forged.hex(&all, width(level));
+    }
     let commit = forged.state_of(Some(dirs), None, &ctx, "1\n");
     let limits = ImportLimits { keys: 100_000, ..ImportLimits::default() };
     assert!(refusal(&target, &forged.pack(), commit, &limits).contains("more than 100000 keys"));
@@ -410,7 +411,7 @@ fn a_small_tree_that_refers_to_one_leaf_very_often_is_limited() {
 
 #[test]
 fn verify_finds_damage() {
-    let (_d, catalog, _) = sample(120).from_scratch();
+    let (_d, catalog, _) = sample(120).build_anew();
     assert_eq!(catalog.verify().unwrap().problems, Vec::<String>::new());
     let report = catalog.verify().unwrap();
     assert_eq!((report.keys, report.directories), (121, 4));

@@ -128,7 +128,7 @@ proptest! {
             replica.model.assert_is(&replica.catalog);
             prop_assert_eq!(replica.catalog.verify().unwrap().problems, Vec::<String>::new());
         }
-        prop_assert_eq!(replicas[0].model.from_scratch().2.tree, state.tree, "not the canonical tree");
+        prop_assert_eq!(replicas[0].model.build_anew().2.tree, state.tree, "not the canonical tree");
         for (dot, (key, element)) in made.iter().filter(|(dot, _)| !gone.contains(*dot)) {
             let kept = replicas[0].model.sets.get(key).is_some_and(|set| set.contains(element));
             prop_assert!(kept, "{dot:?} of {key:?} is lost");

@@ -62,7 +62,7 @@ proptest! {
             ops.iter().for_each(|op| model.op(op));
             let state = catalog.commit(&model.changes_from(&before), &model.ctx).unwrap();
             prop_assert_eq!(&state, &catalog.state());
-            let (_dir, _catalog, scratch) = model.from_scratch();
+            let (_dir, _catalog, scratch) = model.build_anew();
             prop_assert_eq!(scratch.tree, state.tree, "not the canonical tree");
             prop_assert_eq!(scratch.commit, state.commit);
             match number % 3 {
@@ -87,7 +87,7 @@ fn splits_and_collapses_at_the_limit() {
         let before = model.clone();
         model.op(&op);
         let state = catalog.commit(&model.changes_from(&before), &model.ctx).unwrap();
-        let (_dir, _catalog, scratch) = model.from_scratch();
+        let (_dir, _catalog, scratch) = model.build_anew();
         assert_eq!(scratch.tree, state.tree, "after {op:?} with {} keys", model.sets.len());
     };
     let limit = LEAF_MAX_ENTRIES as u16;
@@ -115,7 +115,7 @@ fn splits_and_collapses_at_the_limit() {
     let before = model.clone();
     (0..2490).for_each(|n| model.op(&Op::Remove(Key::Entry(Ino(99), name(n)))));
     let state = catalog.commit(&model.changes_from(&before), &model.ctx).unwrap();
-    assert_eq!(model.from_scratch().2.tree, state.tree);
+    assert_eq!(model.build_anew().2.tree, state.tree);
     model.assert_is(&catalog);
 }
 
@@ -191,7 +191,7 @@ fn golden_state() {
     let mut model = Model::default();
     (0..70).for_each(|n| model.op(&Op::Put(Key::Entry(Ino(0x1234_5678), name(n)), n as u8)));
     model.op(&Op::Put(Key::Inode(Ino(0x77)), 2));
-    assert_eq!(model.from_scratch().2.commit.to_string(), "ea8f113e46aa66d7711c5a571a83e268736ba73a");
+    assert_eq!(model.build_anew().2.commit.to_string(), "e1aacce1ce5c32d49d5846c9342ce8136538a599");
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl Model {
     }
 
     /// Commit the whole model into a new catalog, as one change.
-    pub fn from_scratch(&self) -> (TempDir, Catalog, State) {
+    pub fn build_anew(&self) -> (TempDir, Catalog, State) {
         let (dir, catalog) = new_catalog();
         let state = catalog.commit(&self.changes_from(&Model::default()), &self.ctx).unwrap();
         (dir, catalog, state)
