@@ -1,6 +1,8 @@
 //! What crashes leave, opening, and consolidation beside readers and writers.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use delugefs_proto::ids::{ActorId, Ino};
@@ -211,4 +213,59 @@ fn small_changes_leave_the_base_alone() {
         model.assert_is(&catalog);
     }
     assert_eq!(catalog.verify().unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn consolidation_may_stop_anywhere() {
+    let (_d, catalog) = new_catalog();
+    let mut model = Model::default();
+    for n in 0..3 {
+        let before = model.clone();
+        (n * 40..n * 40 + 40).for_each(|n| put(&mut model, n));
+        catalog.commit(&model.changes_from(&before), &model.ctx).unwrap();
+    }
+    let dir = catalog.dir.clone();
+    let packs = dir.join("objects/pack");
+    let files = || -> BTreeMap<PathBuf, Vec<u8>> {
+        fs::read_dir(&packs)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect()
+    };
+    let before = files();
+    catalog.consolidate().unwrap();
+    drop(catalog);
+    let (after, base) = (files(), fs::read(dir.join("base")).unwrap());
+    // The steps in their order: the new pack, its index, the base, then each old index and pack go.
+    let new = |extension: &str| after.iter().find(|(path, _)| path.extension().unwrap() == extension).unwrap();
+    let mut gone: Vec<&PathBuf> = before.keys().collect();
+    gone.sort_by_key(|path| (path.file_stem(), path.extension() != Some("idx".as_ref())));
+    let steps = 3 + gone.len();
+    for done in 0..=steps {
+        fs::remove_dir_all(&packs).unwrap();
+        fs::create_dir(&packs).unwrap();
+        drop(fs::remove_file(dir.join("base")));
+        before.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+        for step in 0..done {
+            match step {
+                0 => fs::write(new("pack").0, new("pack").1).unwrap(),
+                1 => fs::write(new("idx").0, new("idx").1).unwrap(),
+                2 => fs::write(dir.join("base"), &base).unwrap(),
+                _ => fs::remove_file(gone[step - 3]).unwrap(),
+            }
+        }
+        let opened = Catalog::open(&dir).unwrap();
+        model.assert_is(&opened);
+        assert_eq!(opened.verify().unwrap().problems, Vec::<String>::new(), "after step {done}");
+        opened.consolidate().unwrap();
+        model.assert_is(&opened);
+    }
+}
+
+#[test]
+fn a_catalog_can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Catalog>();
+    shared::<crate::catalog::State>();
 }

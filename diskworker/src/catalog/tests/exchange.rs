@@ -407,6 +407,8 @@ fn a_small_tree_that_refers_to_one_leaf_very_often_is_limited() {
     let commit = forged.state_of(Some(dirs), None, &ctx, "1\n");
     let limits = ImportLimits { keys: 100_000, ..ImportLimits::default() };
     assert!(refusal(&target, &forged.pack(), commit, &limits).contains("more than 100000 keys"));
+    let limits = ImportLimits { inflated_bytes: 1 << 20, ..ImportLimits::default() };
+    assert!(refusal(&target, &forged.pack(), commit, &limits).contains("bytes of records"));
 }
 
 #[test]
