@@ -9,8 +9,8 @@
 //! ```text
 //! refs/heads/state -> commit, parentless, a pure function of its tree
 //! tree  ctx                      blob: version vector
-//!       d/<a>/<b>/<rest>         a directory, by inode number (see layout.rs)
-//!       i/<a>/<b>/<rest>         an inode with several names
+//!       d/<a>/<b>/<c>/<rest>     a directory, by inode number (see layout.rs)
+//!       i/<a>/<b>/<c>/<rest>     an inode with several names
 //!       version                  blob: "1\n"
 //! directory := leaf | buckets
 //! leaf      := blob of entries | tree { "entries" blob, <40 hex> attachment blobs... }
@@ -59,7 +59,7 @@ mod tree;
 mod verify;
 mod walk;
 
-pub use changes::{Changes, State, blob_id, can_attach};
+pub use changes::{Changes, State, Visit, blob_id, can_attach};
 pub use consolidate::CONSOLIDATE_AT_PACKS;
 pub use error::CatalogError;
 pub use exchange::ImportLimits;
@@ -73,3 +73,6 @@ pub const STATE_FORMAT: u32 = 1;
 /// Largest object of a catalog, in bytes. The largest that make sense are an inode with 32,000 long names (9 MB) and
 /// the piece hashes of a 64 TiB file (2.6 MB); what decodes from 16 MiB still fits into memory several times over.
 pub const OBJECT_MAX_BYTES: usize = 16 << 20;
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@ use delugefs_proto::record::{Element, Key, VersionVector};
 use git2::{ObjectType, Oid};
 use parking_lot::Mutex;
 
+use super::CatalogError;
+
 /// What a commit does to the catalog.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
@@ -18,6 +20,9 @@ pub struct Changes {
     /// Attachments the sets refer to that the catalog may not have yet.
     pub blobs: BTreeMap<BlobId, Bytes>,
 }
+
+/// What [`Catalog::for_each`](super::Catalog::for_each) calls for every key.
+pub type Visit<'a> = dyn FnMut(&Key, &[Element]) -> Result<(), CatalogError> + 'a;
 
 /// A state of the catalog: one that is or was committed here, or one imported from a peer. While it, or a clone of it,
 /// is alive, everything it consists of stays in the catalog.

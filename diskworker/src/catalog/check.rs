@@ -28,10 +28,19 @@ pub(super) enum OnProblem {
     Collect(Vec<String>),
 }
 
+/// What to look at, at most: a small tree can refer to one subtree very often.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CheckLimits {
+    pub keys: u64,
+    /// Of records and trees.
+    pub bytes: u64,
+}
+
 /// What was looked at.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub objects: u64,
+    bytes: u64,
     pub directories: u64,
     pub keys: u64,
     pub attachments: u64,
@@ -42,8 +51,7 @@ pub(super) struct Checker<'a, 'r> {
     pub objects: &'a Objects<'r>,
     pub on_problem: OnProblem,
     pub counts: Counts,
-    /// Keys to look at, at most: a small tree can refer to one subtree very often.
-    pub keys_max: u64,
+    limits: CheckLimits,
     /// Whether to read attachments too, or only to look whether they are there.
     pub read_attachments: bool,
     ctx: VersionVector,
@@ -69,9 +77,9 @@ struct At {
 type Checked<T> = Result<Option<T>, CatalogError>;
 
 impl<'a, 'r> Checker<'a, 'r> {
-    pub(super) fn new(objects: &'a Objects<'r>, on_problem: OnProblem, keys_max: u64) -> Self {
+    pub(super) fn new(objects: &'a Objects<'r>, on_problem: OnProblem, limits: CheckLimits) -> Self {
         let (counts, ctx) = (Counts::default(), VersionVector::default());
-        Self { objects, on_problem, counts, keys_max, read_attachments: false, ctx }
+        Self { objects, on_problem, counts, limits, read_attachments: false, ctx }
     }
 
     /// Note a problem, or refuse the state because of it.
@@ -101,7 +109,12 @@ impl<'a, 'r> Checker<'a, 'r> {
     fn read(&mut self, kind: ObjectType, oid: Oid) -> Checked<Data<'a>> {
         self.counts.objects += 1;
         let objects = self.objects;
-        self.note(objects.get(kind, oid))
+        let data = self.note(objects.get(kind, oid))?;
+        self.counts.bytes += data.as_ref().map_or(0, |data| data.len() as u64);
+        if self.counts.bytes > self.limits.bytes {
+            return Err(CatalogError::Refused(format!("it has more than {} bytes of records", self.limits.bytes)));
+        }
+        Ok(data)
     }
 
     /// Check a state. `trusted` is the root of one that needs no check. Returns its tree and version vector; `None`
@@ -191,8 +204,8 @@ impl<'a, 'r> Checker<'a, 'r> {
     fn leaf(&mut self, at: At, node: Node, leaf: &Leaf, attached: &[Oid]) -> Result<(), CatalogError> {
         let ino = at.place.ino();
         self.counts.keys += leaf.len() as u64;
-        if self.counts.keys > self.keys_max {
-            return Err(CatalogError::Refused(format!("it has more than {} keys", self.keys_max)));
+        if self.counts.keys > self.limits.keys {
+            return Err(CatalogError::Refused(format!("it has more than {} keys", self.limits.keys)));
         }
         if leaf.is_empty() || !fits_leaf(leaf.len(), at.depth) {
             self.problem::<()>(format!("a leaf of {ino} has {} keys", leaf.len()))?;

@@ -43,7 +43,7 @@ impl NameHash {
     /// The hex digit that chooses the bucket at this depth (below [`LEAF_MAX_DEPTH`]).
     pub(super) fn digit(&self, depth: usize) -> u64 {
         let byte = self.0[depth / 2];
-        u64::from(if depth % 2 == 0 { byte >> 4 } else { byte & 15 })
+        u64::from(if depth.is_multiple_of(2) { byte >> 4 } else { byte & 15 })
     }
 }
 

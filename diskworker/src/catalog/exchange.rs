@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use delugefs_proto::ids::random_u64;
 use git2::{ObjectType, Oid};
 
-use super::check::{Checker, OnProblem};
+use super::check::{CheckLimits, Checker, OnProblem};
 use super::layout;
 use super::objects::Objects;
 use super::pack::PackWriter;
@@ -32,7 +32,7 @@ pub struct ImportLimits {
     pub pack_bytes: u64,
     /// Number of objects in the pack. Each takes 32 bytes of memory meanwhile.
     pub objects: u64,
-    /// Size of all objects in the pack, inflated, in bytes.
+    /// Size of all objects in the pack, inflated, in bytes; and of all records that differ from ours.
     pub inflated_bytes: u64,
     /// Number of keys that differ from ours.
     pub keys: u64,
@@ -108,7 +108,8 @@ impl Catalog {
             odb.add_disk_alternate(quarantine.text()?).map_err(CatalogError::git("open a pack from a peer"))?;
             let objects = Objects::of(odb);
             let our_root = layout::root(&objects, ours.tree)?;
-            let mut checker = Checker::new(&objects, OnProblem::Refuse, limits.keys);
+            let limits = CheckLimits { keys: limits.keys, bytes: limits.inflated_bytes };
+            let mut checker = Checker::new(&objects, OnProblem::Refuse, limits);
             let checked = checker.state(commit, Some(&our_root))?;
             checked.ok_or_else(|| CatalogError::Refused("it is no state".into()))?
         };

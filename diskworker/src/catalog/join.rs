@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use delugefs_proto::codec::Leaf;
+use delugefs_proto::codec::{Leaf, canonicalize};
 use delugefs_proto::limits::LEAF_MAX_DEPTH;
 use delugefs_proto::record::{Element, Key, Name, VersionVector};
 
@@ -60,23 +60,17 @@ impl Catalog {
     }
 }
 
-/// The elements of both sides that stay.
-pub(super) fn join_sets(
-    (a, seen_a): (&[Element], &VersionVector),
-    (b, seen_b): (&[Element], &VersionVector),
-) -> Vec<Element> {
-    fn staying<'a>(
-        of: &'a [Element],
-        other: &'a [Element],
-        seen_by_other: &'a VersionVector,
-    ) -> impl Iterator<Item = &'a Element> {
-        of.iter().filter(move |element| {
-            !seen_by_other.has_seen(element.dot)
-                || other.iter().any(|theirs| theirs.dot == element.dot && theirs.body == element.body)
-        })
+/// The elements of two sets, in canonical order and each with what its side has seen, that stay.
+fn join_sets((a, seen_a): (&[Element], &VersionVector), (b, seen_b): (&[Element], &VersionVector)) -> Vec<Element> {
+    /// Whether a set has this element. By dot and body: the clock only decides what is shown.
+    fn has(set: &[Element], element: &Element) -> bool {
+        let from = set.partition_point(|other| other.dot < element.dot);
+        set[from..].iter().take_while(|other| other.dot == element.dot).any(|other| other.body == element.body)
     }
-    let mut joined: Vec<Element> = staying(a, b, seen_b).chain(staying(b, a, seen_a)).cloned().collect();
-    delugefs_proto::codec::canonicalize(&mut joined);
+    let of_a = a.iter().filter(|element| !seen_b.has_seen(element.dot) || has(b, element));
+    let of_b = b.iter().filter(|element| !seen_a.has_seen(element.dot) || has(a, element));
+    let mut joined: Vec<Element> = of_a.chain(of_b).cloned().collect();
+    canonicalize(&mut joined);
     joined
 }
 

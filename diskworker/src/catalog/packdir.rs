@@ -13,10 +13,14 @@ use super::pack::{Index, PackWriter};
 use super::scan::{ScanLimits, scan};
 
 /// Names of files that are being written begin so.
-const TEMPORARY: &str = "tmp_";
+const TEMPORARY: &[u8] = b"tmp_";
 
 pub(super) fn path(catalog: &Path) -> PathBuf {
     catalog.join("objects/pack")
+}
+
+fn temporary(dir: &Path) -> PathBuf {
+    dir.join(format!("tmp_{:016x}", random_u64()))
 }
 
 fn file_name(checksum: git2::Oid, extension: &str) -> String {
@@ -43,7 +47,7 @@ pub(super) struct NewPack {
 impl NewPack {
     /// Begin one in this folder, of exactly `count` objects.
     pub(super) fn begin(dir: &Path, count: usize) -> Result<(Self, PackWriter<File>), CatalogError> {
-        let temporary = dir.join(format!("{TEMPORARY}{:016x}", random_u64()));
+        let temporary = temporary(dir);
         let file = create(&temporary)?;
         let new = Self { dir: dir.into(), temporary, kept: false };
         let writer = PackWriter::new(file, count).map_err(CatalogError::io("write", &new.temporary))?;
@@ -72,7 +76,7 @@ impl Drop for NewPack {
 
 /// Move a synced pack to its place, with its index beside it. A pack becomes visible by its index, so that comes last.
 pub(super) fn install(pack: &Path, dir: &Path, index: &Index) -> Result<(), CatalogError> {
-    let temporary = dir.join(format!("{TEMPORARY}{:016x}", random_u64()));
+    let temporary = temporary(dir);
     let written = write_synced(&temporary, &index.serialize()).and_then(|()| {
         let to = dir.join(file_name(index.checksum, "pack"));
         fs::rename(pack, &to).map_err(CatalogError::io("rename", pack))?;
@@ -86,6 +90,15 @@ pub(super) fn install(pack: &Path, dir: &Path, index: &Index) -> Result<(), Cata
     written
 }
 
+/// Replace a small file durably, all or nothing.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let temporary = temporary(dir);
+    write_synced(&temporary, bytes)?;
+    fs::rename(&temporary, path).map_err(CatalogError::io("rename", &temporary))?;
+    sync_dir(dir)
+}
+
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {
     let mut file = create(path)?;
     io::Write::write_all(&mut file, bytes).map_err(CatalogError::io("write", path))?;
@@ -94,17 +107,17 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {
 
 /// The names (without extension) of all complete packs.
 pub(super) fn list(dir: &Path) -> Result<Vec<String>, CatalogError> {
-    let mut stems = Vec::new();
-    for entry in fs::read_dir(dir).map_err(CatalogError::io("list", dir))? {
-        let path = entry.map_err(CatalogError::io("list", dir))?.path();
-        if path.extension() == Some(OsStr::new("idx"))
-            && let Some(stem) = path.file_stem().and_then(OsStr::to_str)
-        {
-            stems.push(stem.to_owned());
-        }
-    }
+    let files = files(dir)?;
+    let stems = files.iter().filter(|path| is(path, "idx")).filter_map(|path| path.file_stem()?.to_str());
+    let mut stems: Vec<String> = stems.map(str::to_owned).collect();
     stems.sort_unstable();
     Ok(stems)
+}
+
+/// Size of a pack, in bytes.
+pub(super) fn size_bytes(dir: &Path, stem: &str) -> Result<u64, CatalogError> {
+    let path = dir.join(format!("{stem}.pack"));
+    fs::metadata(&path).map(|meta| meta.len()).map_err(CatalogError::io("look at", path))
 }
 
 /// Remove packs, each index first: it is what makes a pack visible.
@@ -121,19 +134,33 @@ pub(super) fn remove(dir: &Path, stems: &[String]) -> Result<(), CatalogError> {
     sync_dir(dir)
 }
 
-/// Clear away what a crash left: unfinished files, and an index whose pack was removed. A pack without an index was
-/// synced before it got its name: it is indexed anew, for whether anything needs it is not to be guessed.
-pub(super) fn tidy(dir: &Path) -> Result<(), CatalogError> {
-    for entry in fs::read_dir(dir).map_err(CatalogError::io("list", dir))? {
-        let path = entry.map_err(CatalogError::io("list", dir))?.path();
-        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        let stale = name.starts_with(TEMPORARY)
-            || name.ends_with(".lock")
-            || path.extension() == Some(OsStr::new("idx")) && !path.with_extension("pack").exists();
-        if stale {
-            fs::remove_file(&path).map_err(CatalogError::io("remove", &path))?;
-        } else if path.extension() == Some(OsStr::new("pack")) && !path.with_extension("idx").exists() {
+/// The files in the folder.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, CatalogError> {
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    Ok(entries.map_err(CatalogError::io("list", dir))?.into_iter().map(|entry| entry.path()).collect())
+}
+
+fn is(path: &Path, extension: &str) -> bool {
+    path.extension() == Some(OsStr::new(extension))
+}
+
+/// Index the packs that have no index. Such a pack was synced before it got its name; whether anything needs it is not to
+/// be guessed.
+pub(super) fn index_missing(dir: &Path) -> Result<(), CatalogError> {
+    for path in files(dir)? {
+        if is(&path, "pack") && !path.with_extension("idx").exists() {
             index_again(dir, &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Clear away what a crash left: unfinished files, and an index whose pack was removed.
+pub(super) fn tidy(dir: &Path) -> Result<(), CatalogError> {
+    for path in files(dir)? {
+        let is_unfinished = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMPORARY));
+        if is_unfinished || is(&path, "idx") && !path.with_extension("pack").exists() {
+            fs::remove_file(&path).map_err(CatalogError::io("remove", &path))?;
         }
     }
     sync_dir(dir)

@@ -19,7 +19,7 @@ use super::layout::{self, Space};
 use super::objects::Objects;
 use super::packdir::{self, sync_dir};
 use super::tree::{serialize_commit, tree_of_commit};
-use super::{CatalogError, Changes, State, exchange, libgit2};
+use super::{CatalogError, Changes, State, Visit, exchange, libgit2};
 
 /// The ref that is the committed state.
 const STATE_REF: &str = "refs/heads/state";
@@ -76,6 +76,7 @@ impl Catalog {
     /// [`CatalogError::NotACatalog`], [`CatalogError::Newer`], or that it cannot be read.
     pub fn open(dir: &Path) -> Result<Catalog, CatalogError> {
         let repo = libgit2::open(dir)?;
+        packdir::index_missing(&packdir::path(dir))?;
         let pins = Pins::default();
         let state = {
             let objects = Objects::new(&repo)?;
@@ -83,8 +84,9 @@ impl Catalog {
             read_state(&objects, commit, &pins)?
         };
         drop(repo);
-        // Nothing was touched before the format was known to be ours.
+        // Nothing is removed before the format is known to be ours.
         packdir::tidy(&packdir::path(dir))?;
+        packdir::tidy(dir)?;
         exchange::clear_quarantine(dir)?;
         remove_locks(&dir.join("refs"))?;
         let state = Arc::new(state);
@@ -131,10 +133,7 @@ impl Catalog {
     }
 
     /// Call a function for every key of the state as it is now, in the order of the layout, until it fails.
-    pub fn for_each(
-        &self,
-        f: &mut dyn FnMut(&Key, &[Element]) -> Result<(), CatalogError>,
-    ) -> Result<(), CatalogError> {
+    pub fn for_each(&self, f: &mut Visit<'_>) -> Result<(), CatalogError> {
         let (state, handle) = (self.current(), self.handles.get()?);
         let objects = Objects::new(&handle)?;
         let root = layout::root(&objects, state.tree)?;

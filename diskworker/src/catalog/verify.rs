@@ -1,6 +1,6 @@
 //! Checks a whole catalog as it lies on the disk.
 
-use super::check::{Checker, OnProblem};
+use super::check::{CheckLimits, Checker, OnProblem};
 use super::objects::Objects;
 use super::{Catalog, CatalogError, libgit2};
 
@@ -21,7 +21,7 @@ pub struct VerifyReport {
 
 impl Catalog {
     /// Read and hash every object of the committed state, decode every record strictly, and check shapes, attachments
-    /// and dots. Reads from the disk, past all caches.
+    /// and dots. Reads every object anew, past the caches of this process.
     ///
     /// # Errors
     /// Only when it could not be begun. Damage is in the report.
@@ -29,7 +29,8 @@ impl Catalog {
         let state = self.current();
         let repo = libgit2::open(&self.dir)?;
         let objects = Objects::new(&repo)?;
-        let mut checker = Checker::new(&objects, OnProblem::Collect(Vec::new()), u64::MAX);
+        let unlimited = CheckLimits { keys: u64::MAX, bytes: u64::MAX };
+        let mut checker = Checker::new(&objects, OnProblem::Collect(Vec::new()), unlimited);
         checker.read_attachments = true;
         let ctx = checker.state(state.commit, None)?;
         let mut report = VerifyReport {
