@@ -19,6 +19,7 @@ pub async fn keep_registered(run_dir: PathBuf, identity: DiskToml, root: PathBuf
         disk_id: identity.disk_id,
         cluster: identity.cluster,
         pid: std::process::id(),
+        tcp_port: 0, // nothing listens on the network yet
         local_socket: sockets.0,
         grpc_socket: sockets.1,
     };

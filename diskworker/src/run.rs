@@ -14,6 +14,7 @@ use delugefs_proto::{disk, rundir};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::CatalogError;
 use crate::cli::Cli;
 use crate::engine::{self, Running, Settings};
 use crate::folder::DiskFolder;
@@ -33,7 +34,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
 
     let settings = Settings { reserve_bytes: cli.reserve_bytes, retention: Duration::from_secs(cli.retention_s) };
     let running = Running::start(folder.clone(), settings)
-        .map_err(|error| error.context(UserError::new(Exit::BadDisk, "this disk cannot be used")))?;
+        .map_err(cannot_use)?;
     tracing::info!("recovered");
 
     let swarm = Arc::new(Swarm::start(running.engine.store.clone())?);
@@ -61,6 +62,16 @@ fn open_folder(cli: &Cli) -> anyhow::Result<DiskFolder> {
         return DiskFolder::create_with(&cli.root, &cli.cluster, id, engine::make_catalog);
     }
     DiskFolder::open(&cli.root, Some(&cli.cluster))
+}
+
+/// What the exit code of a failed start is.
+fn cannot_use(error: anyhow::Error) -> anyhow::Error {
+    let exit = match error.downcast_ref::<CatalogError>() {
+        Some(CatalogError::Newer { .. }) => Exit::NewerFormat,
+        Some(CatalogError::NotACatalog(_)) => Exit::NoDisk,
+        _ => Exit::BadDisk,
+    };
+    error.context(UserError::new(exit, "this disk cannot be used"))
 }
 
 fn short(folder: &DiskFolder) -> &str {

@@ -74,7 +74,9 @@ impl Reference {
     }
 
     pub fn mkdir(&mut self, path: &Path) -> Done {
-        self.add(path, Kind::Dir(BTreeMap::new()), 0o755)
+        // A set-group-id directory hands the bit down.
+        let mode = self.place(path).map_or(0o755, |(dir, _)| 0o755 | self.nodes[dir].mode & 0o2000);
+        self.add(path, Kind::Dir(BTreeMap::new()), mode)
     }
 
     pub fn symlink(&mut self, path: &Path, target: &[u8]) -> Done {

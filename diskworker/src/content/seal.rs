@@ -91,7 +91,10 @@ impl ContentStore {
         if size <= INLINE_MAX_BYTES {
             let mut bytes = vec![0; size as usize];
             file.read_exact_at(&mut bytes, 0).map_err(|error| failed(os::errno(&error)))?;
-            return Ok(Seal::Small(bytes.into(), os::mtime_ns(&stat)));
+            // What git will not store (marks of an attack on SHA-1) goes into a file like any large content.
+            if crate::catalog::can_attach(&bytes) {
+                return Ok(Seal::Small(bytes.into(), os::mtime_ns(&stat)));
+            }
         }
         // It has served: from now on every new writer is seen by `open_staged`.
         os::flock(&file, FlockArg::Unlock).map_err(failed)?;

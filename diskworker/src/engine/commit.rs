@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::Engine;
+use crate::catalog::CONSOLIDATE_AT_PACKS;
 
 /// Longest time an acknowledged change waits for its commit (it is in the journal meanwhile).
 const DELAY: Duration = Duration::from_secs(1);
@@ -15,8 +16,6 @@ const DELAY: Duration = Duration::from_secs(1);
 const KEYS_MAX: usize = 20_000;
 /// Pause after a failed commit.
 const RETRY: Duration = Duration::from_secs(2);
-/// Packs before they are consolidated: looking up an object costs time per pack.
-const PACKS_MAX: usize = 32;
 
 /// Wakes the committing thread.
 #[derive(Default)]
@@ -115,7 +114,7 @@ impl Engine {
                 core.ns.committed();
                 drop(core);
                 self.journal.retire()?;
-                if self.core_catalog().packs() >= PACKS_MAX
+                if self.core_catalog().packs() >= CONSOLIDATE_AT_PACKS
                     && let Err(error) = self.core_catalog().consolidate()
                 {
                     tracing::warn!("packs stay as they are: {error}");

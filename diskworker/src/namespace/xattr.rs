@@ -1,7 +1,7 @@
 //! Extended attributes. Large values are attachments.
 
 use bytes::Bytes;
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::limits::{XATTR_INLINE_MAX_BYTES, XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX};
 use delugefs_proto::record::{Body, XattrValue, Xattrs};
 use nix::errno::Errno;
@@ -60,6 +60,9 @@ impl Namespace {
     pub fn set_xattr(&mut self, at: Located, name: &[u8], value: Bytes, create: bool, replace: bool) -> FsResult<Node> {
         if name.is_empty() || name.len() > XATTR_NAME_MAX_BYTES || name.contains(&0) {
             return Err(Errno::ERANGE.into());
+        }
+        if !crate::catalog::can_attach(&value) {
+            return Err(FsError::new(Errno::EINVAL, "git cannot store this value: it has marks of an attack on SHA-1"));
         }
         if value.len() > XATTR_VALUE_MAX_BYTES {
             return Err(Errno::E2BIG.into());
