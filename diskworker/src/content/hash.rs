@@ -232,6 +232,23 @@ impl Sink for Pieces {
     }
 }
 
+/// Which pieces of a file are as they should be: one bit each, the first piece is the highest bit of the first byte.
+pub(super) fn good_pieces(file: &File, size: u64, expected: &[u8], stop: &dyn Fn() -> bool) -> Result<Vec<u8>, Errno> {
+    let mut pieces = Pieces::new(size);
+    let mut reader = Reader { file, here: 0, data_end: 0, size, stop };
+    let mut block = Vec::new();
+    while let Some(run) = reader.next(block)? {
+        run.feed(&mut pieces);
+        block = run.block;
+    }
+    let found = pieces.finish();
+    let mut bits = vec![0; (found.len() / 20).div_ceil(8)];
+    for (number, (found, expected)) in found.chunks(20).zip(expected.chunks(20)).enumerate() {
+        bits[number / 8] |= u8::from(found == expected) << (7 - number % 8);
+    }
+    Ok(bits)
+}
+
 /// Whether two files of `size` bytes hold the same.
 pub(super) fn same_bytes(one: &File, other: &File, size: u64, stop: &dyn Fn() -> bool) -> Result<bool, Errno> {
     let (mut left, mut right) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
@@ -283,6 +300,13 @@ mod tests {
                 assert_eq!(found.content.0, whole[..], "{size} {step}");
                 assert_eq!(found.pieces.unwrap(), pieces, "{size} {step}");
                 assert_eq!(hash(&file, size as u64, false, &|| false).unwrap().content.0, whole[..]);
+                let good = good_pieces(&file, size as u64, &pieces, &|| false).unwrap();
+                assert_eq!(good.iter().map(|byte| byte.count_ones() as usize).sum::<usize>(), pieces.len() / 20);
+                let mut wrong = pieces.clone();
+                wrong[pieces.len() - 20] ^= 1;
+                let number = pieces.len() / 20 - 1;
+                let bits = good_pieces(&file, size as u64, &wrong, &|| false).unwrap();
+                assert_eq!(bits[number / 8], good[number / 8] & !(0x80 >> (number % 8)));
                 let copy = tempfile::tempfile().unwrap();
                 copy.write_all_at(&bytes, 0).unwrap();
                 assert!(same_bytes(&file, &copy, size as u64, &|| false).unwrap());

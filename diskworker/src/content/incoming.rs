@@ -38,6 +38,19 @@ impl ContentStore {
         made.map_err(|errno| fail(errno, "make", &incoming_path(content)))
     }
 
+    /// Which pieces of a file made by [`ContentStore::incoming_file`] are there and right: one bit each, the first piece
+    /// is the highest bit of the first byte. Holes cost nothing. `EBUSY` as soon as `stop` says so.
+    pub fn incoming_pieces(
+        &self,
+        file: &File,
+        content: ContentId,
+        size: u64,
+        pieces: &[u8],
+        stop: &dyn Fn() -> bool,
+    ) -> FsResult<Vec<u8>> {
+        hash::good_pieces(file, size, pieces, stop).map_err(|errno| fail(errno, "read", &incoming_path(content)))
+    }
+
     /// Verify a fetched file as a whole, make it durable, and give it its name in `data/`. Nobody may have it open for
     /// writing. Does nothing when the content is held already.
     ///
