@@ -33,8 +33,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     tracing::info!("disk {} of cluster {} at {}", short(&folder), cli.cluster, cli.root.display());
 
     let settings = Settings { reserve_bytes: cli.reserve_bytes, retention: Duration::from_secs(cli.retention_s) };
-    let running = Running::start(folder.clone(), settings)
-        .map_err(cannot_use)?;
+    let running = Running::start(folder.clone(), settings).map_err(cannot_use)?;
     tracing::info!("recovered");
 
     let swarm = Arc::new(Swarm::start(running.engine.store.clone())?);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use delugefs_proto::errno::{FsError, FsResult};
+use bytes::Bytes;
+use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
 use delugefs_proto::worker_pb::{self as pb, worker_server::Worker};
-use nix::errno::Errno;
 use tonic::{Request, Response, Status};
 
 use super::AllowedUids;
@@ -67,41 +67,53 @@ fn content(bytes: &[u8]) -> Result<ContentId, Status> {
     ContentId::from_slice(bytes).ok_or_else(|| Status::invalid_argument("a content id has 32 bytes"))
 }
 
+type Mirroring = (pb::please_mirror_reply::Outcome, String, Option<(u64, Bytes)>);
+
+/// Whether this disk takes a content: the answer, and size and piece hashes where a torrent is to be live for it.
+fn consider_mirroring(engine: &Engine, content: ContentId) -> FsResult<Mirroring> {
+    use pb::please_mirror_reply::Outcome;
+    let refused = |reason: String| Ok((Outcome::Refused, reason, None));
+    let here = engine.store.has(content)?.is_some();
+    let Some((size, pieces)) = engine.find_content(content)? else {
+        return match here {
+            true => Ok((Outcome::AlreadyHere, "no file has it any more".into(), None)),
+            false => refused("no file of this cluster has this content".into()),
+        };
+    };
+    let torrent = match pieces {
+        Some(pieces) => Some((size, engine.attachment(pieces)?)),
+        None => None,
+    };
+    if here {
+        return Ok((Outcome::AlreadyHere, String::new(), torrent));
+    }
+    if let Some(error) = engine.refusal() {
+        return refused(error.to_string());
+    }
+    let space = engine.store.free_space()?;
+    if space.free < size {
+        return refused(format!("{size} bytes do not fit into the {} that are free", space.free));
+    }
+    match torrent {
+        Some(_) => Ok((Outcome::Fetching, String::new(), torrent)),
+        None => refused("it has no torrent: contents up to 4 MiB move between disks as one object".into()),
+    }
+}
+
 #[tonic::async_trait]
 impl Worker for WorkerService {
+    /// What is here and has a torrent becomes live, for peers to fetch; what is not here is fetched.
     async fn please_mirror(&self, request: Request<pb::PleaseMirrorRequest>) -> Answer<pb::PleaseMirrorReply> {
         use pb::please_mirror_reply::Outcome;
         self.check(&request)?;
         let content = content(&request.get_ref().content)?;
-        let swarm = self.swarm.clone();
-        let (outcome, reason) = self
-            .blocking(move |engine| {
-                if engine.store.has(content)?.is_some() {
-                    return Ok((Outcome::AlreadyHere, String::new()));
-                }
-                if let Some(error) = engine.refusal() {
-                    return Ok((Outcome::Refused, error.to_string()));
-                }
-                let Some((size, pieces)) = engine.find_content(content)? else {
-                    return Ok((Outcome::Refused, "no file of this cluster has this content".into()));
-                };
-                let space = engine.store.free_space()?;
-                if space.free < size {
-                    return Ok((Outcome::Refused, format!("{size} bytes do not fit into the {} free", space.free)));
-                }
-                let Some(pieces) = pieces else {
-                    return Ok((
-                        Outcome::Refused,
-                        "too small for a torrent: such contents move between disks as one \
-                        object, over the network layer this version does not have"
-                            .into(),
-                    ));
-                };
-                let pieces = engine.attachment(pieces)?;
-                swarm.fetch(content, size, &pieces).map_err(|e| FsError::new(Errno::EIO, format!("{e:#}")))?;
-                Ok((Outcome::Fetching, String::new()))
-            })
-            .await?;
+        let (outcome, reason, torrent) = self.blocking(move |engine| consider_mirroring(engine, content)).await?;
+        if let Some((size, pieces)) = torrent {
+            match outcome {
+                Outcome::AlreadyHere => self.swarm.activate(content, size, pieces).await?,
+                _ => self.swarm.fetch(content, size, pieces).await?,
+            }
+        }
         Ok(Response::new(pb::PleaseMirrorReply { outcome: outcome.into(), reason }))
     }
 
@@ -109,12 +121,12 @@ impl Worker for WorkerService {
         use pb::stop_mirroring_reply::Outcome;
         self.check(&request)?;
         let content = content(&request.get_ref().content)?;
-        let swarm = self.swarm.clone();
+        let was_live = self.swarm.active().await?.iter().any(|torrent| torrent.content == content);
+        self.swarm.deactivate(content).await?;
         let (outcome, reason) = self
             .blocking(move |engine| {
-                let was_active = swarm.deactivate(content).map_err(|e| FsError::new(Errno::EIO, format!("{e:#}")))?;
                 if engine.store.has(content)?.is_none() {
-                    let outcome = if was_active { Outcome::Stopped } else { Outcome::NotHere };
+                    let outcome = if was_live { Outcome::Stopped } else { Outcome::NotHere };
                     return Ok((outcome, String::new()));
                 }
                 if engine.find_content(content)?.is_some() {
@@ -130,7 +142,7 @@ impl Worker for WorkerService {
 
     async fn active_torrents(&self, request: Request<pb::ActiveTorrentsRequest>) -> Answer<pb::ActiveTorrentsReply> {
         self.check(&request)?;
-        let torrents = self.swarm.active().into_iter().map(|t| pb::Torrent {
+        let torrents = self.swarm.active().await?.into_iter().map(|t| pb::Torrent {
             content: t.content.0.to_vec(),
             info_hash: t.info_hash.to_vec(),
             size_bytes: t.size,
@@ -139,7 +151,7 @@ impl Worker for WorkerService {
             peers: t.peers,
             down_bytes_per_s: t.down_bps,
             up_bytes_per_s: t.up_bps,
-            error: t.error.unwrap_or_default(),
+            error: t.error.map(|error| error.to_string()).unwrap_or_default(),
         });
         Ok(Response::new(pb::ActiveTorrentsReply { torrents: torrents.collect() }))
     }
