@@ -286,7 +286,7 @@ impl Engine {
         if ino.0 == 0 {
             self.store.barrier()?;
         } else {
-            self.sync_data_of(ino)?;
+            self.sync_data_of(ino, q.handle != 0)?;
         }
         self.journal.sync().map_err(|error| {
             let errno = FsError::from(error).errno;
@@ -294,11 +294,11 @@ impl Engine {
         })
     }
 
-    fn sync_data_of(&self, ino: Ino) -> FsResult<()> {
+    fn sync_data_of(&self, ino: Ino, is_synced: bool) -> FsResult<()> {
         let mut core = self.core();
         let staged = core.staged.get_mut(ino).map(|s| std::mem::replace(&mut s.name_synced, true));
         if let Some(name_synced) = staged {
-            let file = self.store.open_staged(ino, false)?;
+            let file = if is_synced { None } else { self.store.open_staged(ino, false)? };
             drop(core);
             if let Some(file) = file {
                 file.sync_data()?;
