@@ -1,0 +1,256 @@
+//! What this frontend remembers of the file system: whole directories (name -> inode number) and the attributes of
+//! the inodes in them, each inode once however many names it has. Bounded by the total number of entries; the
+//! directories used longest ago go first. No requests are made here and no lock outlives a call.
+//!
+//! Two histories meet here: answers to our own requests, and events about what others did. Both carry the worker's
+//! change counter, and they arrive on different threads, so an answer may come in after an event that is newer. Rules:
+//! - An inode's attributes are replaced only by newer ones.
+//! - A listing is kept only if no change of its directory newer than its oldest page has been seen meanwhile
+//!   ([`Cache::begin_fetch`], [`Cache::finish_fetch`]).
+//! - An answer older than the newest event is not trusted: the names it mentions become unknown ("holes", to be asked
+//!   for one by one) and its inodes stale.
+//! - A new link starts with nothing: events were missed while the old one was lost.
+
+mod state;
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use delugefs_proto::local_pb::{Attr, Changed, Entry};
+use parking_lot::RwLock;
+
+pub use self::state::Patch;
+use self::state::State;
+pub(crate) use self::state::kind_of;
+use crate::worker::Stamp;
+
+/// Default bound on cached directory entries: about 80 MB with names of usual length.
+pub const CAPACITY_ENTRIES: usize = 400_000;
+
+/// A map keyed by inode numbers, which are random already: one multiplication spreads the small ones too.
+pub type InoMap<V> = std::collections::HashMap<u64, V, BuildHasherDefault<InoHasher>>;
+
+/// See [`InoMap`].
+#[derive(Default)]
+pub struct InoHasher(u64);
+
+impl Hasher for InoHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, ino: u64) {
+        let mixed = (self.0 ^ ino).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+}
+
+/// What a directory says about a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The inode it names.
+    pub ino: u64,
+    /// Its kind: the S_IFMT bits shifted down by 12. An inode never changes it.
+    pub kind: u8,
+}
+
+/// The names of a directory, in byte order.
+pub type List = BTreeMap<Box<[u8]>, Item>;
+
+/// The names of a directory at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Shared with the cache, which copies it before it changes.
+    pub list: Arc<List>,
+    /// The directory this one is in.
+    pub parent: u64,
+}
+
+/// What the cache knows about a name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Found {
+    /// It names this node.
+    Node(Attr),
+    /// It names this inode, whose attributes must be asked for.
+    Stale(u64),
+    /// There is no such name.
+    Absent,
+    /// Ask for this name.
+    Unknown,
+    /// Nothing is known of the directory.
+    UnknownDir,
+}
+
+/// A listing on its way.
+#[derive(Debug)]
+pub struct Fetch {
+    id: u64,
+    link: u64,
+    dir: u64,
+}
+
+/// A listing that came in.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    /// All pages, in order, each with its stamp's counter.
+    pub pages: Vec<(u64, Vec<Entry>)>,
+    /// The directory this one is in.
+    pub parent: u64,
+    /// False when the caller gave up because there are too many entries: only that is remembered.
+    pub complete: bool,
+}
+
+/// The cache. Shared by all threads.
+pub struct Cache {
+    state: RwLock<State>,
+    capacity: usize,
+}
+
+impl Cache {
+    /// An empty cache for this many directory entries.
+    pub fn new(capacity: usize) -> Self {
+        Self { state: RwLock::default(), capacity }
+    }
+
+    /// Forget everything known up to this stamp, and follow its link.
+    pub fn reset(&self, stamp: Stamp) {
+        self.state.write().reset(stamp);
+    }
+
+    /// What is known of a name in a directory.
+    pub fn lookup(&self, dir: u64, name: &[u8]) -> Found {
+        self.state.read().lookup(dir, name)
+    }
+
+    /// Whether this directory is known to have too many entries for lookups to load it.
+    pub fn is_big(&self, dir: u64) -> bool {
+        self.state.read().dirs.get(&dir).is_some_and(|dir| dir.big)
+    }
+
+    /// The inode's attributes, unless unknown or stale.
+    pub fn attr(&self, ino: u64) -> Option<Attr> {
+        self.state.read().nodes.get(&ino).filter(|node| node.fresh).map(|node| node.attr)
+    }
+
+    /// A directory that held one name of the inode when we last heard of it.
+    pub fn dir_of(&self, ino: u64) -> Option<u64> {
+        self.state.read().nodes.get(&ino).map(|node| node.attr.dir)
+    }
+
+    /// Whether the inode is known to have no extended attributes.
+    pub fn has_no_xattrs(&self, ino: u64) -> bool {
+        self.state.read().nodes.get(&ino).is_some_and(|node| node.no_xattrs)
+    }
+
+    /// The names of a directory, if all are known.
+    pub fn snapshot(&self, dir: u64) -> Option<Snapshot> {
+        self.state.read().snapshot(dir)
+    }
+
+    /// The names of a directory that must be asked for before there can be a snapshot.
+    pub fn holes(&self, dir: u64) -> Vec<Box<[u8]>> {
+        let state = self.state.read();
+        state.dirs.get(&dir).map(|dir| dir.holes.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// For names taken from a snapshot of a directory: the attributes of those that are still there, as far as known.
+    /// `None` in the answer: gone; `Some(None)`: there, but to be asked for.
+    pub fn attrs_of<'a>(
+        &self,
+        dir: u64,
+        snapshot: &Snapshot,
+        items: impl Iterator<Item = (&'a [u8], Item)>,
+        mut each: impl FnMut(&'a [u8], Item, Option<Option<Attr>>),
+    ) {
+        let state = self.state.read();
+        let now = state.dirs.get(&dir);
+        let unchanged = now.is_some_and(|dir| dir.complete && Arc::ptr_eq(&dir.list, &snapshot.list));
+        for (name, item) in items {
+            let there = match now {
+                _ if unchanged => true,
+                // Without a complete list nothing is known to be gone.
+                None => true,
+                Some(dir) => {
+                    dir.list.get(name).is_some_and(|now| now.ino == item.ino)
+                        || (!dir.complete || dir.holes.contains(name))
+                }
+            };
+            let certain = unchanged || now.is_some_and(|dir| dir.list.get(name).is_some_and(|now| now.ino == item.ino));
+            let attr = state.nodes.get(&item.ino).filter(|node| node.fresh && certain).map(|node| node.attr);
+            each(name, item, there.then_some(attr));
+        }
+    }
+
+    /// Take in what an answer says.
+    pub fn apply(&self, stamp: Stamp, patch: impl FnOnce(&mut Patch<'_>)) {
+        let mut state = self.state.write();
+        if stamp.link == state.link {
+            patch(&mut Patch::new(&mut state, stamp.seq));
+            state.trim(self.capacity);
+        }
+    }
+
+    /// Change attributes that we know better than the worker, such as the size of a file we have just written.
+    pub fn amend(&self, ino: u64, change: impl FnOnce(&mut Attr)) {
+        if let Some(node) = self.state.write().nodes.get_mut(&ino) {
+            change(&mut node.attr);
+        }
+    }
+
+    /// Start watching a directory for changes, before its first page is asked for.
+    pub fn begin_fetch(&self, dir: u64) -> Fetch {
+        let mut state = self.state.write();
+        let id = state.begin_fetch(dir);
+        Fetch { id, link: state.link, dir }
+    }
+
+    /// Keep what came, if it is not older than what was seen meanwhile. Whether it was kept.
+    pub fn finish_fetch(&self, fetch: &Fetch, link: u64, fetched: Fetched) -> bool {
+        let mut state = self.state.write();
+        let watched = state.end_fetch(fetch.id);
+        let Some(watched) = watched.filter(|_| link == fetch.link && state.link == link) else { return false };
+        let kept = state.keep(fetch.dir, &watched, fetched);
+        state.trim(self.capacity);
+        kept
+    }
+
+    /// Stop watching; the fetch failed.
+    pub fn drop_fetch(&self, fetch: &Fetch) {
+        self.state.write().end_fetch(fetch.id);
+    }
+
+    /// Take in one change by others.
+    pub fn event(&self, stamp: Stamp, changed: &Changed) {
+        let mut state = self.state.write();
+        if stamp.link == state.link {
+            state.event(stamp.seq, changed);
+        }
+    }
+
+    /// Number of entries held, for tests and logs.
+    pub fn len(&self) -> usize {
+        self.state.read().entries
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The names we know of every directory, to tell the kernel to drop them.
+    pub fn all_names(&self) -> Vec<(u64, Box<[u8]>)> {
+        let state = self.state.read();
+        let names = |(dir, held): (&u64, &state::Dir)| {
+            let dir = *dir;
+            held.list.keys().map(move |name| (dir, name.clone())).collect::<Vec<_>>()
+        };
+        state.dirs.iter().flat_map(names).collect()
+    }
+}

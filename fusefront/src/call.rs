@@ -1,0 +1,116 @@
+//! Who asks, how long the answer may take, and the two ways an operation can stop: with an errno, or with "not on this
+//! thread". The second is how a thread that must stay free for others refuses to wait; the operation is then started
+//! again from its beginning on a pool thread. It knows nothing of what the operations do.
+
+use std::cell::Cell;
+use std::io;
+
+use delugefs_proto::errno::FsError;
+use delugefs_proto::ids::{Ino, random_u64};
+use nix::errno::Errno;
+
+/// How long a call may wait for the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Answer from memory or not at all.
+    Cached,
+    /// One round trip to the worker, but no waiting for a lost connection.
+    Brief,
+    /// Wait for a lost connection to come back, for a bounded time.
+    Patient,
+}
+
+/// The process that asks and what it is owed.
+#[derive(Debug)]
+pub struct Caller {
+    /// User id of the process, for new nodes.
+    pub uid: u32,
+    /// Group id of the process, for new nodes.
+    pub gid: u32,
+    /// How long this attempt may take.
+    pub patience: Patience,
+    /// A changing request went out and its answer was lost: the next one must say `retry`.
+    pub(crate) sent: Cell<bool>,
+    proposal: Cell<u64>,
+}
+
+impl Caller {
+    /// A new operation of this user.
+    pub fn new(uid: u32, gid: u32, patience: Patience) -> Self {
+        Self { uid, gid, patience, sent: Cell::new(false), proposal: Cell::new(0) }
+    }
+
+    /// The frontend itself, ready to wait.
+    pub fn own() -> Self {
+        Self::new(0, 0, Patience::Patient)
+    }
+
+    /// The inode number this operation proposes for what it makes: the same in every attempt.
+    pub(crate) fn proposal(&self) -> u64 {
+        if self.proposal.get() == 0 {
+            self.proposal.set(propose(random_u64()));
+        }
+        self.proposal.get()
+    }
+}
+
+/// A random number that can be an inode number: bits 62 and 63 clear, and none of the reserved ones.
+fn propose(random: u64) -> u64 {
+    let ino = random >> 2;
+    if ino < Ino::FIRST_FREE { ino + Ino::FIRST_FREE } else { ino }
+}
+
+/// Why an operation has no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It failed; the caller gets the errno.
+    Failed(FsError),
+    /// It would have to wait longer than its patience: start it again on a thread that may wait.
+    Later,
+}
+
+/// Result of a file system operation in this process.
+pub type Outcome<T> = Result<T, Stop>;
+
+impl Stop {
+    /// The errno the calling process gets.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Stop::Failed(error) => error.errno,
+            Stop::Later => Errno::EAGAIN,
+        }
+    }
+}
+
+impl From<FsError> for Stop {
+    fn from(error: FsError) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+impl From<Errno> for Stop {
+    fn from(errno: Errno) -> Self {
+        Stop::Failed(errno.into())
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Stop::Failed(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proposals_are_storable_and_stay_the_same() {
+        for random in [0, 1, 63, 64, u64::MAX, 1 << 63] {
+            let ino = propose(random);
+            assert!(ino >= Ino::FIRST_FREE && ino >> 62 == 0, "{random} gave {ino}");
+        }
+        let caller = Caller::own();
+        assert_eq!(caller.proposal(), caller.proposal());
+    }
+}

@@ -1,0 +1,125 @@
+//! The thread that keeps the link to the worker: it reads the pushed events, and when their connection ends it makes a
+//! new link. It owns the state "up or down"; everybody else only looks.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use delugefs_proto::local::client::Client;
+use delugefs_proto::local_pb::Welcome;
+use parking_lot::{Condvar, Mutex};
+
+use crate::fs::Fs;
+use crate::worker::NewLink;
+
+/// Pause before the second try to connect; it doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// Longest pause between tries: a worker that comes back should not wait long for us.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// The running thread. [`Events::stop`] ends it.
+pub struct Events {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    stopped: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    stop: bool,
+    socket: Option<UnixStream>,
+}
+
+impl Events {
+    /// Make the first link and keep it. What the worker said of itself is given back, or why it cannot be reached.
+    pub fn start(fs: Arc<Fs>) -> io::Result<(Self, Welcome)> {
+        let shared = Arc::<Shared>::default();
+        let (client, link) = shared.link(&fs)?;
+        let welcome = link.welcome.clone();
+        fs.worker.publish(&link);
+        let thread = {
+            let shared = shared.clone();
+            std::thread::Builder::new().name("events".into()).spawn(move || shared.keep(&fs, client, link.number))?
+        };
+        Ok((Self { shared, thread }, welcome))
+    }
+
+    /// End the link for good, and with it the session. What is still open is the worker's to look after.
+    pub fn stop(self) {
+        {
+            let mut state = self.shared.state.lock();
+            state.stop = true;
+            if let Some(socket) = &state.socket {
+                // Fails only if the connection is gone already.
+                let _gone = socket.shutdown(Shutdown::Both);
+            }
+        }
+        self.shared.stopped.notify_all();
+        if self.thread.join().is_err() {
+            tracing::error!("the events thread panicked; this is a bug in delugefs-fusefront");
+        }
+    }
+}
+
+impl Shared {
+    /// Connect, and give the worker back what is open.
+    fn link(&self, fs: &Fs) -> io::Result<(Client, NewLink)> {
+        let (client, link) = fs.worker.connect()?;
+        fs.link_up(&link, &mut fs.worker.connect_to(&link)?);
+        let mut state = self.state.lock();
+        if state.stop {
+            return Err(io::Error::other("stopping"));
+        }
+        state.socket = Some(client.try_clone_socket()?);
+        Ok((client, link))
+    }
+
+    fn keep(&self, fs: &Fs, mut client: Client, mut number: u64) {
+        loop {
+            let end = loop {
+                match client.next_event() {
+                    Ok(Some(event)) => fs.event(number, &event),
+                    Ok(None) => break None,
+                    Err(error) => break Some(error),
+                }
+            };
+            fs.worker.take_down();
+            if self.state.lock().stop {
+                return;
+            }
+            tracing::warn!(error = ?end, "lost the diskworker; waiting for it to come back");
+            let Some((new, link)) = self.reconnect(fs) else { return };
+            fs.worker.publish(&link);
+            fs.link_was_lost();
+            tracing::info!("the diskworker is back");
+            (client, number) = (new, link.number);
+        }
+    }
+
+    /// Try until it works; `None` when told to stop.
+    fn reconnect(&self, fs: &Fs) -> Option<(Client, NewLink)> {
+        let mut pause = PAUSE_MIN;
+        loop {
+            match self.link(fs) {
+                Ok(linked) => return Some(linked),
+                Err(error) => tracing::debug!(%error, "no diskworker yet"),
+            }
+            let mut state = self.state.lock();
+            if !state.stop {
+                self.stopped.wait_for(&mut state, pause);
+            }
+            if state.stop {
+                return None;
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}

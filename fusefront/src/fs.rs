@@ -1,0 +1,184 @@
+//! The file system itself, with no kernel in it: what each operation means in requests to the worker, descriptors and
+//! the cache. The adapter calls it for the kernel; tests call it for themselves.
+//!
+//! Reading order: [`lookup`](self) (names and attributes), `listing` (directories), `names` (what changes them),
+//! `open` (handles), `io`, `setattr`, `xattr`, and `link` for what happens when the worker comes, goes or tells news.
+//!
+//! No lock is held over a request to the worker. Permissions are the kernel's business (default_permissions).
+
+mod io;
+mod link;
+mod listing;
+mod lookup;
+mod names;
+mod open;
+mod setattr;
+mod xattr;
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use delugefs_proto::local_pb::{Attr, StatFsReply};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+
+pub use self::listing::DirEntry;
+pub use self::names::{Making, RenameHow};
+pub use self::open::Opened;
+pub use self::setattr::{Change, Time};
+use crate::cache::Cache;
+use crate::call::{Outcome, Stop};
+use crate::handles::{DirHandle, FileHandle, OpenInodes, Table};
+use crate::known::Known;
+use crate::worker::Worker;
+
+/// The S_IFMT bits.
+pub const S_IFMT: u32 = 0o170_000;
+/// Mode bits of a directory.
+pub const S_IFDIR: u32 = 0o040_000;
+/// Mode bits of a regular file.
+pub const S_IFREG: u32 = 0o100_000;
+const S_ISUID: u32 = 0o4000;
+const S_ISGID: u32 = 0o2000;
+const S_IXGRP: u32 = 0o010;
+
+/// Invalidations waiting for the kernel above which they become one for everything.
+const INVALIDATIONS_MAX: usize = 100_000;
+
+/// What the kernel must forget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// What it knows of a name, also that there is none.
+    Name {
+        /// The directory.
+        dir: u64,
+        /// The name in it.
+        name: Box<[u8]>,
+    },
+    /// An inode's attributes.
+    Attr(u64),
+    /// An inode's attributes and content.
+    Inode(u64),
+    /// Everything.
+    All,
+}
+
+/// The file system. Shared by all threads.
+pub struct Fs {
+    /// The way to the worker.
+    pub worker: Worker,
+    cache: Cache,
+    known: Known,
+    open: OpenInodes,
+    /// Inodes that have a writer: spares the search in `open` where there are none.
+    writers: AtomicUsize,
+    files: Table<FileHandle>,
+    dirs: Table<DirHandle>,
+    statfs: Mutex<Option<(Instant, StatFsReply)>>,
+    invalidations: Sender<Invalidation>,
+    flooded: AtomicBool,
+}
+
+impl Fs {
+    /// A file system served by this worker. What the kernel must forget is sent to `invalidations`.
+    pub fn new(worker: Worker, cache_entries: usize, invalidations: Sender<Invalidation>) -> Self {
+        Self {
+            worker,
+            cache: Cache::new(cache_entries),
+            known: Known::default(),
+            open: OpenInodes::default(),
+            writers: AtomicUsize::new(0),
+            files: Table::default(),
+            dirs: Table::default(),
+            statfs: Mutex::new(None),
+            invalidations,
+            flooded: AtomicBool::new(false),
+        }
+    }
+
+    /// The kernel is being told of this inode; to be called before the answer is sent.
+    pub fn remember(&self, attr: &Attr) {
+        self.known.remember(attr);
+    }
+
+    /// The kernel has dropped this many references to an inode.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        self.known.forget(ino, lookups);
+    }
+
+    /// All inodes the kernel knows.
+    pub fn known_inodes(&self) -> Vec<u64> {
+        self.known.all()
+    }
+
+    /// All names held in memory, with their directories.
+    pub fn cached_names(&self) -> Vec<(u64, Box<[u8]>)> {
+        self.cache.all_names()
+    }
+
+    /// Number of directory entries held in memory.
+    pub fn cached_entries(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// A directory in which the worker finds the inode; 0 if we do not know one.
+    fn dir_of(&self, ino: u64) -> u64 {
+        self.cache.dir_of(ino).filter(|dir| *dir != 0).or_else(|| self.known.dir_of(ino)).unwrap_or(0)
+    }
+
+    /// Attributes with what is newer in the staging file, if the inode is being written here.
+    fn merged(&self, attr: Attr) -> Attr {
+        if self.writers.load(Ordering::Acquire) == 0 {
+            return attr;
+        }
+        let Some(inode) = self.open.get(attr.ino) else { return attr };
+        let writer = inode.writer.read();
+        match &*writer {
+            Some(writer) => with_stat(attr, &writer.file),
+            None => attr,
+        }
+    }
+
+    fn invalidate(&self, what: Invalidation) {
+        let what = match self.invalidations.len() {
+            0..INVALIDATIONS_MAX => what,
+            // The kernel cannot keep up: one for all instead, and nothing until that is carried out.
+            _ if self.flooded.swap(true, Ordering::AcqRel) => return,
+            _ => Invalidation::All,
+        };
+        // Nobody listens when there is no mount, as in tests, or no mount any more.
+        let _unheard = self.invalidations.send(what);
+    }
+
+    /// [`Invalidation::All`] is about to be carried out: later ones are needed again.
+    pub fn invalidating_all(&self) {
+        self.flooded.store(false, Ordering::Release);
+    }
+}
+
+/// Size, blocks and times as the descriptor has them; an fstat that fails changes nothing.
+fn with_stat(mut attr: Attr, file: impl AsFd) -> Attr {
+    if let Ok(stat) = nix::sys::stat::fstat(file) {
+        attr.size = u64::try_from(stat.st_size).unwrap_or(0);
+        attr.blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        attr.mtime = stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec;
+        // Of the status changes, writes are only known there, and chmod and link only here.
+        attr.ctime = attr.ctime.max(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec);
+    }
+    attr
+}
+
+/// The node an answer must have.
+fn required(node: Option<Attr>) -> Outcome<Attr> {
+    node.ok_or_else(|| {
+        let message = "the diskworker's answer lacks the node; are both of the same version?";
+        Stop::Failed(delugefs_proto::errno::FsError::new(Errno::EIO, message))
+    })
+}
+
+/// Whether the worker no longer knows the inode.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ESTALE)
+}

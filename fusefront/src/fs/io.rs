@@ -1,0 +1,175 @@
+//! Reading and writing through the descriptors the worker passed. Nothing here sends a request, but for fsync.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use delugefs_proto::limits::FILE_MAX_BYTES;
+use delugefs_proto::local_pb::{Fsync, request};
+use nix::errno::Errno;
+
+use super::Fs;
+use crate::call::{Caller, Outcome};
+use crate::handles::{Content, FileHandle};
+use crate::os;
+
+/// Times a reader looks again because the content changed under it, before it takes what it finds.
+const READ_TRIES: usize = 8;
+
+impl Fs {
+    /// Read into the buffer until it is full or the file ends; the number of bytes read.
+    pub fn read(&self, caller: &Caller, file: &FileHandle, offset: u64, buf: &mut [u8]) -> Outcome<usize> {
+        for _ in 0..READ_TRIES {
+            self.prepare_read(caller, file)?;
+            if let Some(writer) = &*file.inode.writer.read() {
+                return Ok(read_full(&writer.file, offset, buf)?);
+            }
+            let source = file.source.read();
+            if source.generation != file.inode.generation() {
+                continue;
+            }
+            match &source.content {
+                Content::File(file) => return Ok(read_full(file, offset, buf)?),
+                Content::Inline(bytes) => {
+                    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                    let n = buf.len().min(bytes.len() - start);
+                    buf[..n].copy_from_slice(&bytes[start..start + n]);
+                    return Ok(n);
+                }
+                Content::None => {}
+            }
+        }
+        Err(Errno::EIO.into())
+    }
+
+    /// Write; fewer bytes than given only if an error stopped it behind the first of them.
+    pub fn write(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<usize> {
+        if !file.writes {
+            return Err(Errno::EBADF.into());
+        }
+        if offset.saturating_add(data.len() as u64) > FILE_MAX_BYTES {
+            return Err(Errno::EFBIG.into());
+        }
+        let writer = file.inode.writer.read();
+        let Some(writer) = &*writer else { return Err(Errno::EBADF.into()) };
+        let mut done = 0;
+        while done < data.len() {
+            match writer.file.write_at(&data[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Bring a file to stable storage: its bytes through our descriptor, and the worker's records.
+    pub fn fsync(&self, caller: &Caller, handle: u64, data_only: bool) -> Outcome<()> {
+        let file = self.file(handle)?;
+        let mut worker_handle = 0;
+        if let Some(writer) = &*file.inode.writer.read() {
+            match data_only {
+                true => writer.file.sync_data()?,
+                false => writer.file.sync_all()?,
+            }
+            let current = self.worker.link();
+            worker_handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
+        }
+        if self.known.orphan_attr(file.inode.ino).is_some() {
+            return Ok(());
+        }
+        self.fsync_node(caller, file.inode.ino, worker_handle, data_only)
+    }
+
+    /// Bring a directory to stable storage.
+    pub fn fsync_dir(&self, caller: &Caller, ino: u64, data_only: bool) -> Outcome<()> {
+        match self.known.orphan_attr(ino) {
+            Some(_) => Ok(()),
+            None => self.fsync_node(caller, ino, 0, data_only),
+        }
+    }
+
+    fn fsync_node(&self, caller: &Caller, ino: u64, handle: u64, data_only: bool) -> Outcome<()> {
+        self.worker.ask(caller, request::Op::Fsync(Fsync { ino, handle, data_only }))?.check()?;
+        Ok(())
+    }
+
+    /// Reserve or punch out space; `mode` as for fallocate(2).
+    pub fn fallocate(&self, handle: u64, offset: u64, length: u64, mode: i32) -> Outcome<()> {
+        let file = self.file(handle)?;
+        if offset.saturating_add(length) > FILE_MAX_BYTES {
+            return Err(Errno::EFBIG.into());
+        }
+        let writer = file.inode.writer.read();
+        let Some(writer) = writer.as_ref().filter(|_| file.writes) else { return Err(Errno::EBADF.into()) };
+        Ok(os::fallocate(&writer.file, offset, length, mode)?)
+    }
+
+    /// Find data or a hole; `whence` is SEEK_DATA or SEEK_HOLE.
+    pub fn lseek(&self, caller: &Caller, handle: u64, offset: i64, whence: i32) -> Outcome<i64> {
+        let file = self.file(handle)?;
+        self.prepare_read(caller, &file)?;
+        if let Some(writer) = &*file.inode.writer.read() {
+            return Ok(os::seek_hole_or_data(&writer.file, offset, whence)?);
+        }
+        match &file.source.read().content {
+            Content::File(file) => Ok(os::seek_hole_or_data(file, offset, whence)?),
+            Content::Inline(bytes) => {
+                let end = bytes.len() as i64;
+                match whence {
+                    _ if !(0..end).contains(&offset) => Err(Errno::ENXIO.into()),
+                    libc::SEEK_DATA => Ok(offset),
+                    libc::SEEK_HOLE => Ok(end),
+                    _ => Err(Errno::EINVAL.into()),
+                }
+            }
+            Content::None => Err(Errno::EIO.into()),
+        }
+    }
+
+    /// Copy between two open files without the bytes passing through here; the number of bytes copied.
+    pub fn copy_range(
+        &self,
+        caller: &Caller,
+        (from, from_offset): (u64, u64),
+        (to, to_offset): (u64, u64),
+        length: u64,
+    ) -> Outcome<usize> {
+        let (from, to) = (self.file(from)?, self.file(to)?);
+        if to_offset.saturating_add(length) > FILE_MAX_BYTES {
+            return Err(Errno::EFBIG.into());
+        }
+        self.prepare_read(caller, &from)?;
+        // Both may be one inode: a second lock for reading must not wait behind somebody who waits for the first.
+        let writer = to.inode.writer.read_recursive();
+        let Some(writer) = writer.as_ref().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if let Some(source) = &*from.inode.writer.read_recursive() {
+            return Ok(os::copy_range(&source.file, from_offset, &writer.file, to_offset, length)?);
+        }
+        match &from.source.read().content {
+            Content::File(file) => Ok(os::copy_range(file, from_offset, &writer.file, to_offset, length)?),
+            Content::Inline(bytes) => {
+                let start = usize::try_from(from_offset).unwrap_or(usize::MAX).min(bytes.len());
+                let n = length.min(bytes.len() - start);
+                writer.file.write_all_at(&bytes[start..start + n], to_offset)?;
+                Ok(n)
+            }
+            Content::None => Err(Errno::EIO.into()),
+        }
+    }
+}
+
+fn read_full(file: &File, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}

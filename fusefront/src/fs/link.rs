@@ -1,0 +1,102 @@
+//! What the worker's coming, going and news mean for the file system. Called by the events thread, which must never
+//! wait for a handler: the handlers may wait for it.
+
+use std::os::fd::AsFd;
+
+use delugefs_proto::local::client::{Client, op};
+use delugefs_proto::local_pb::{Adopt, Close, Event, reply, request};
+
+use super::{Fs, Invalidation};
+use crate::handles::{OpenInode, Ticket};
+use crate::known::Version;
+use crate::worker::{NewLink, Stamp};
+
+impl Fs {
+    /// Start over with a new link, before anybody else may use it: nothing remembered is certain any more, and the
+    /// worker must be given back what is open for writing. `client` is a connection of the link.
+    pub fn link_up(&self, link: &NewLink, client: &mut Client) {
+        self.cache.reset(Stamp { link: link.number, seq: 0 });
+        *self.statfs.lock() = None;
+        for inode in self.open.all() {
+            inode.content_changed();
+            self.known.written(inode.ino, Version::default());
+            self.readopt(&inode, link, client);
+        }
+    }
+
+    /// Tell the kernel to drop what it may have missed the news of; after the link was published.
+    pub fn link_was_lost(&self) {
+        self.invalidate(Invalidation::All);
+    }
+
+    fn readopt(&self, inode: &OpenInode, link: &NewLink, client: &mut Client) {
+        let Some(fd) = inode.writer.read().as_ref().and_then(|writer| writer.file.try_clone().ok()) else { return };
+        let adopt = Adopt { ino: inode.ino, dir: self.dir_of(inode.ino) };
+        let ticket = match client.call(&op(request::Op::Adopt(adopt)), Some(fd.as_fd())) {
+            Ok((reply, _)) if reply.errno == 0 => match reply.body {
+                Some(reply::Body::Opened(opened)) => Ticket::new(link.number, opened.handle),
+                _ => None,
+            },
+            Ok((reply, _)) => {
+                if self.known.orphan_attr(inode.ino).is_none() {
+                    tracing::error!(
+                        ino = %format_args!("{:016x}", inode.ino), errno = reply.errno,
+                        "the diskworker did not take an open file back: {}", reply.message
+                    );
+                }
+                None
+            }
+            // This link is lost too; the next one tries again.
+            Err(error) => {
+                tracing::debug!(%error, "adopting failed");
+                None
+            }
+        };
+        drop(fd);
+        let mut writer = inode.writer.write();
+        match &mut *writer {
+            Some(writer) => writer.ticket = ticket,
+            // Closed meanwhile.
+            None => {
+                drop(writer);
+                if let Some(Ticket { handle, .. }) = ticket {
+                    let _lost_with_the_link = client.call(&op(request::Op::Close(Close { handle })), None);
+                }
+            }
+        }
+    }
+
+    /// Others changed something.
+    pub fn event(&self, link: u64, event: &Event) {
+        if event.all {
+            self.cache.reset(Stamp { link, seq: event.seq });
+            for inode in self.open.all() {
+                inode.content_changed();
+            }
+            for ino in self.known.all() {
+                self.known.written(ino, Version::default());
+            }
+            return self.invalidate(Invalidation::All);
+        }
+        let stamp = Stamp { link, seq: event.seq };
+        for changed in &event.changed {
+            self.cache.event(stamp, changed);
+            for &ino in &changed.inos {
+                if let Some(inode) = self.open.get(ino) {
+                    inode.content_changed();
+                }
+                self.known.written(ino, Version::default());
+                if self.known.contains(ino) {
+                    self.invalidate(Invalidation::Inode(ino));
+                }
+            }
+            if changed.dir != 0 {
+                for name in &changed.names {
+                    self.invalidate(Invalidation::Name { dir: changed.dir, name: Box::from(&name[..]) });
+                }
+                // Not only the attributes: the kernel may have kept a listing.
+                self.invalidate(Invalidation::Inode(changed.dir));
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Names and attributes: from the cache, or from the worker into the cache.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use delugefs_proto::limits::{NAME_MAX_BYTES, READDIR_MAX_ENTRIES};
+use delugefs_proto::local_pb::{Attr, GetAttr, Lookup, ReadDir, ReadLink, StatFs, StatFsReply, reply, request};
+use nix::errno::Errno;
+
+use super::{Fs, is_gone, required};
+use crate::cache::{Fetched, Found, Item, List, Snapshot, kind_of};
+use crate::call::{Caller, Outcome, Stop};
+use crate::worker::Answer;
+
+/// A directory with more entries than this is not loaded for a lookup, but asked name by name.
+pub(super) const BIG_ENTRIES: usize = 50_000;
+/// How often a listing is fetched anew because the directory changed meanwhile.
+const FETCH_TRIES: usize = 3;
+/// How long an answer to statfs is given again.
+const STATFS_AGE: Duration = Duration::from_secs(1);
+
+impl Fs {
+    /// The node a name belongs to; `None` if there is no such name.
+    pub fn lookup(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<Option<Attr>> {
+        check_name(name)?;
+        match self.cache.lookup(dir, name) {
+            Found::Node(attr) => return Ok(Some(self.merged(attr))),
+            Found::Absent => return Ok(None),
+            Found::UnknownDir if self.known.orphan_attr(dir).is_some() => return Ok(None),
+            Found::UnknownDir => {
+                self.load(caller, dir, BIG_ENTRIES)?;
+            }
+            Found::Stale(_) | Found::Unknown => {}
+        }
+        match self.cache.lookup(dir, name) {
+            Found::Node(attr) => Ok(Some(self.merged(attr))),
+            Found::Absent => Ok(None),
+            _ => self.lookup_one(caller, dir, name),
+        }
+    }
+
+    /// Ask the worker for one name.
+    pub(super) fn lookup_one(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<Option<Attr>> {
+        let op = request::Op::Lookup(Lookup { dir, name: Bytes::copy_from_slice(name) });
+        let answer = self.worker.ask(caller, op)?;
+        if answer.reply.errno == Errno::ENOENT as u32 {
+            self.cache.apply(answer.stamp(), |patch| patch.absent(dir, name));
+            return Ok(None);
+        }
+        let answer = answer.check()?;
+        let attr = required(answer.reply.node)?;
+        self.cache.apply(answer.stamp(), |patch| patch.found(dir, name, attr));
+        Ok(Some(self.merged(attr)))
+    }
+
+    /// The inode's attributes.
+    pub fn getattr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
+        if let Some(attr) = self.known.orphan_attr(ino) {
+            return Ok(self.merged(attr));
+        }
+        let attr = match self.cache.attr(ino) {
+            Some(attr) => attr,
+            None => match self.ask_attr(caller, ino) {
+                Err(Stop::Failed(error)) if is_gone(error.errno) => self.bereave(ino).ok_or(Stop::Failed(error))?,
+                other => other?,
+            },
+        };
+        Ok(self.merged(attr))
+    }
+
+    fn ask_attr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
+        let op = request::Op::GetAttr(GetAttr { ino, dir: self.dir_of(ino) });
+        let answer = self.worker.ask(caller, op)?.check()?;
+        let attr = required(answer.reply.node)?;
+        self.cache.apply(answer.stamp(), |patch| patch.node(Some(attr)));
+        self.known.moved(&attr);
+        Ok(attr)
+    }
+
+    /// The worker does not know the inode any more: somebody else removed it. If it is open here it lives on as an
+    /// orphan, with the attributes it had.
+    pub(super) fn bereave(&self, ino: u64) -> Option<Attr> {
+        let last = *self.open.get(ino)?.last.lock();
+        self.known.orphan(last);
+        self.known.orphan_attr(ino)
+    }
+
+    /// Load a whole directory into the cache, and return its names. `None` if it has more than `limit` entries; then
+    /// only that is remembered.
+    pub(super) fn load(&self, caller: &Caller, dir: u64, limit: usize) -> Outcome<Option<Snapshot>> {
+        for last_try in (0..FETCH_TRIES).map(|n| n + 1 == FETCH_TRIES) {
+            let fetch = self.cache.begin_fetch(dir);
+            let fetched = self.fetch(caller, dir, limit).inspect_err(|_| self.cache.drop_fetch(&fetch))?;
+            let Some((link, fetched)) = fetched else {
+                self.cache.drop_fetch(&fetch);
+                continue;
+            };
+            let complete = fetched.complete;
+            // Kept for the last try: names that changed meanwhile may be in or not, as for any reader.
+            let own = (last_try && complete).then(|| snapshot_of(&fetched));
+            if self.cache.finish_fetch(&fetch, link, fetched) {
+                match self.cache.snapshot(dir) {
+                    Some(snapshot) => return Ok(Some(snapshot)),
+                    None if !complete => return Ok(None),
+                    None => {}
+                }
+            }
+            if own.is_some() {
+                return Ok(own);
+            }
+        }
+        Ok(None)
+    }
+
+    /// All pages of a directory. `None` if the link changed in between.
+    fn fetch(&self, caller: &Caller, dir: u64, limit: usize) -> Outcome<Option<(u64, Fetched)>> {
+        let mut fetched = Fetched { complete: true, ..Fetched::default() };
+        let mut link = None;
+        let mut after = Bytes::new();
+        let mut entries = 0;
+        loop {
+            let op = request::Op::ReadDir(ReadDir { dir, after, limit: READDIR_MAX_ENTRIES });
+            let answer = self.worker.ask(caller, op)?.check()?;
+            if *link.get_or_insert(answer.link) != answer.link {
+                return Ok(None);
+            }
+            let seq = answer.reply.seq;
+            let (own, listing) = (answer.reply.dir, listing(answer)?);
+            if let (Some(own), Some(link)) = (own, link) {
+                self.cache.apply(crate::worker::Stamp { link, seq }, |patch| patch.node(Some(own)));
+            }
+            fetched.parent = listing.parent;
+            entries += listing.entries.len();
+            after = listing.entries.last().map(|entry| entry.name.clone()).unwrap_or_default();
+            let more = listing.more && !after.is_empty();
+            fetched.pages.push((seq, listing.entries));
+            if more && entries > limit {
+                fetched.complete = false;
+            }
+            if !more || !fetched.complete {
+                return Ok(link.map(|link| (link, fetched)));
+            }
+        }
+    }
+
+    /// The target of a symlink.
+    pub fn readlink(&self, caller: &Caller, ino: u64) -> Outcome<Bytes> {
+        let op = request::Op::ReadLink(ReadLink { ino, dir: self.dir_of(ino) });
+        match self.worker.ask(caller, op)?.check()?.reply.body {
+            Some(reply::Body::Data(target)) => Ok(target),
+            _ => Err(Errno::EIO.into()),
+        }
+    }
+
+    /// Sizes of the file system, at most a second old.
+    pub fn statfs(&self, caller: &Caller) -> Outcome<StatFsReply> {
+        if let Some((at, reply)) = &*self.statfs.lock()
+            && at.elapsed() < STATFS_AGE
+        {
+            return Ok(*reply);
+        }
+        match self.worker.ask(caller, request::Op::StatFs(StatFs {}))?.check()?.reply.body {
+            Some(reply::Body::StatFs(reply)) => {
+                *self.statfs.lock() = Some((Instant::now(), reply));
+                Ok(reply)
+            }
+            _ => Err(Errno::EIO.into()),
+        }
+    }
+}
+
+fn listing(answer: Answer) -> Outcome<delugefs_proto::local_pb::Listing> {
+    match answer.reply.body {
+        Some(reply::Body::Listing(listing)) => Ok(listing),
+        _ => Err(Errno::EIO.into()),
+    }
+}
+
+fn snapshot_of(fetched: &Fetched) -> Snapshot {
+    let entries = fetched.pages.iter().flat_map(|(_, entries)| entries);
+    let item = |attr: Attr| Item { ino: attr.ino, kind: kind_of(attr.mode) };
+    let list: List = entries.filter_map(|entry| Some((Box::from(&entry.name[..]), item(entry.attr?)))).collect();
+    Snapshot { list: list.into(), parent: fetched.parent }
+}
+
+/// Linux leaves the length of names to the server.
+pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
+    if name.len() > NAME_MAX_BYTES { Err(Errno::ENAMETOOLONG) } else { Ok(()) }
+}

@@ -1,0 +1,214 @@
+//! What changes names: making nodes, linking, removing, renaming. One request each; the answer's attributes go into
+//! the cache, so that nothing needs to be asked for afterwards.
+
+use bytes::Bytes;
+use delugefs_proto::limits::TARGET_MAX_BYTES;
+use delugefs_proto::local_pb::{Attr, Link, Mkdir, Mknod, Rename, Rmdir, Symlink, Unlink, request};
+use nix::errno::Errno;
+
+use super::lookup::check_name;
+use super::{Fs, S_IFDIR, S_IFMT, S_ISGID, required};
+use crate::cache::{Found, Patch};
+use crate::call::{Caller, Outcome};
+use crate::worker::Answer;
+
+/// A node to be made, other than a regular file that is opened at once ([`Fs::create`]).
+#[derive(Clone, Debug)]
+pub enum Making {
+    /// A file, a pipe, a socket or a device.
+    Node {
+        /// With the S_IFMT bits.
+        mode: u32,
+        /// Of a device.
+        rdev: u64,
+    },
+    /// A directory.
+    Dir {
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A symbolic link to this target.
+    Symlink(Bytes),
+}
+
+/// Ways to rename.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameHow {
+    /// Fail if the new name is taken.
+    pub no_replace: bool,
+    /// Swap the two names.
+    pub exchange: bool,
+}
+
+impl Fs {
+    /// Make a node.
+    pub fn make(&self, caller: &Caller, dir: u64, name: &Bytes, making: &Making) -> Outcome<Attr> {
+        check_name(name)?;
+        let (gid, inherits) = self.group_for(caller, dir)?;
+        let (uid, ino, name) = (caller.uid, caller.proposal(), name.clone());
+        let op = match making {
+            &Making::Node { mode, rdev } => {
+                request::Op::Mknod(Mknod { dir, name: name.clone(), mode, uid, gid, rdev, ino })
+            }
+            &Making::Dir { mode } => {
+                let mode = mode & !S_IFMT | S_IFDIR | if inherits { S_ISGID } else { 0 };
+                request::Op::Mkdir(Mkdir { dir, name: name.clone(), mode, uid, gid })
+            }
+            Making::Symlink(target) if target.len() > TARGET_MAX_BYTES => return Err(Errno::ENAMETOOLONG.into()),
+            Making::Symlink(target) => {
+                request::Op::Symlink(Symlink { dir, name: name.clone(), target: target.clone(), uid, gid, ino })
+            }
+        };
+        let answer = self.worker.change(caller, op)?;
+        self.made(&answer, dir, &name)
+    }
+
+    /// Take in the answer to a request that made a node.
+    pub(super) fn made(&self, answer: &Answer, dir: u64, name: &[u8]) -> Outcome<Attr> {
+        let node = required(answer.reply.node)?;
+        self.cache.apply(answer.stamp(), |patch| {
+            patch.node(answer.reply.dir);
+            patch.set(dir, name, node);
+            if node.mode & S_IFMT == S_IFDIR && !answer.retried {
+                patch.new_dir(node.ino, dir);
+            }
+        });
+        Ok(node)
+    }
+
+    /// The group of a new node in this directory, and whether it comes from there.
+    pub(super) fn group_for(&self, caller: &Caller, dir: u64) -> Outcome<(u32, bool)> {
+        // On the BSDs a node always takes its directory's group; on Linux if the directory says so.
+        let parent = self.getattr(caller, dir)?;
+        let inherits = parent.mode & S_ISGID != 0;
+        let takes = inherits || cfg!(target_os = "freebsd");
+        Ok((if takes { parent.gid } else { caller.gid }, inherits))
+    }
+
+    /// Give a node another name.
+    pub fn link(&self, caller: &Caller, ino: u64, dir: u64, name: &Bytes) -> Outcome<Attr> {
+        check_name(name)?;
+        if self.known.orphan_attr(ino).is_some() {
+            return Err(Errno::ENOENT.into());
+        }
+        if self.cache.attr(ino).is_some_and(|attr| attr.mode & S_IFMT == S_IFDIR) {
+            return Err(Errno::EPERM.into());
+        }
+        let op = request::Op::Link(Link { ino, ino_dir: self.dir_of(ino), dir, name: name.clone() });
+        let answer = self.worker.change(caller, op)?;
+        let attr = self.made(&answer, dir, name)?;
+        Ok(self.merged(attr))
+    }
+
+    /// Remove a name of something other than a directory.
+    pub fn unlink(&self, caller: &Caller, dir: u64, name: &Bytes) -> Outcome<()> {
+        check_name(name)?;
+        let op = request::Op::Unlink(Unlink { dir, name: name.clone() });
+        let answer = self.worker.change(caller, op)?;
+        self.lost_name(answer.reply.node);
+        self.cache.apply(answer.stamp(), |patch| {
+            patch.node(answer.reply.dir);
+            patch.unset(dir, name);
+            stays_or_goes(patch, answer.reply.node);
+        });
+        Ok(())
+    }
+
+    /// Remove an empty directory.
+    pub fn rmdir(&self, caller: &Caller, dir: u64, name: &Bytes) -> Outcome<()> {
+        check_name(name)?;
+        let known = match self.cache.lookup(dir, name) {
+            Found::Node(attr) => Some(attr),
+            _ => None,
+        };
+        let answer = self.worker.change(caller, request::Op::Rmdir(Rmdir { dir, name: name.clone() }))?;
+        let gone = answer.reply.node.or(known).map(|attr| Attr { nlink: 0, ..attr });
+        self.lost_name(gone);
+        self.cache.apply(answer.stamp(), |patch| {
+            patch.node(answer.reply.dir);
+            patch.unset(dir, name);
+            if let Some(gone) = gone {
+                patch.gone(gone.ino);
+            }
+        });
+        Ok(())
+    }
+
+    /// Give a node another name instead of the one it has.
+    pub fn rename(
+        &self,
+        caller: &Caller,
+        (dir, name): (u64, &Bytes),
+        (dir2, name2): (u64, &Bytes),
+        how: RenameHow,
+    ) -> Outcome<()> {
+        check_name(name)?;
+        check_name(name2)?;
+        let expect_ino = match self.cache.lookup(dir, name) {
+            Found::Stale(ino) => ino,
+            // Nearly always in the cache, since the kernel has just looked it up.
+            _ => self.lookup(caller, dir, name)?.ok_or(Errno::ENOENT)?.ino,
+        };
+        let op = request::Op::Rename(Rename {
+            dir,
+            name: name.clone(),
+            dir2,
+            name2: name2.clone(),
+            no_replace: how.no_replace,
+            exchange: how.exchange,
+            expect_ino,
+        });
+        let answer = self.worker.change(caller, op)?;
+        let (node, moved) = (answer.reply.node, answer.reply.moved);
+        // Two names of one inode: POSIX wants nothing to happen.
+        let nothing = matches!((node, moved), (Some(node), Some(moved)) if node.ino == moved.ino);
+        if !how.exchange && !nothing {
+            self.lost_name(node);
+        }
+        for attr in [moved, node].into_iter().flatten() {
+            self.known.moved(&attr);
+        }
+        self.cache.apply(answer.stamp(), |patch| {
+            patch.node(answer.reply.dir);
+            patch.node(answer.reply.dir2);
+            let Some(moved) = moved else {
+                patch.forget_dir(dir);
+                return patch.forget_dir(dir2);
+            };
+            if nothing {
+                return patch.node(Some(moved));
+            }
+            match (how.exchange, node) {
+                (true, Some(node)) => {
+                    patch.set(dir, name, node);
+                    patch.moved(node.ino, dir);
+                }
+                _ => {
+                    patch.unset(dir, name);
+                    stays_or_goes(patch, node);
+                }
+            }
+            patch.set(dir2, name2, moved);
+            patch.moved(moved.ino, dir2);
+        });
+        Ok(())
+    }
+
+    /// A node has lost a name; without any it lives on for those who have it open.
+    fn lost_name(&self, node: Option<Attr>) {
+        if let Some(node) = node {
+            match node.nlink {
+                0 => self.known.orphan(self.merged(node)),
+                _ => self.known.moved(&node),
+            }
+        }
+    }
+}
+
+/// What a node that lost a name is now: one with fewer names, or gone.
+fn stays_or_goes(patch: &mut Patch<'_>, node: Option<Attr>) {
+    match node {
+        Some(node) if node.nlink == 0 || node.mode & S_IFMT == S_IFDIR => patch.gone(node.ino),
+        node => patch.node(node),
+    }
+}

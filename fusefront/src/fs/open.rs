@@ -1,0 +1,321 @@
+//! Opening and closing files. See [`crate::handles`] for what handles of one inode share.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use delugefs_proto::local_pb::{Attr, Close, Create, Open, SetAttr, reply, request};
+use nix::errno::Errno;
+use parking_lot::RwLock;
+
+use super::lookup::check_name;
+use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, with_stat};
+use crate::call::{Caller, Outcome, Stop};
+use crate::handles::{Content, FileHandle, OpenInode, Source, Ticket, Writer};
+use crate::known::Version;
+use crate::worker::{Answer, RECONNECT_WAIT, Stamp};
+
+/// What opening gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// The handle's number.
+    pub handle: u64,
+    /// The pages the kernel has of this inode are still good.
+    pub keep_pages: bool,
+}
+
+impl Fs {
+    /// Make a regular file and open it for reading and writing.
+    pub fn create(&self, caller: &Caller, dir: u64, name: &Bytes, mode: u32) -> Outcome<(Attr, Opened)> {
+        check_name(name)?;
+        let (gid, _) = self.group_for(caller, dir)?;
+        let mode = mode & !S_IFMT | S_IFREG;
+        let (uid, ino) = (caller.uid, caller.proposal());
+        let op = request::Op::Create(Create { dir, name: name.clone(), mode, uid, gid, ino });
+        let mut answer = self.worker.change(caller, op)?;
+        let attr = self.made(&answer, dir, name)?;
+        let (file, ticket) = writable(&mut answer)?;
+        let inode = self.open.acquire(&attr);
+        self.join_writers(&inode, file, ticket);
+        let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
+        Ok((attr, Opened { handle, keep_pages: true }))
+    }
+
+    /// Open a regular file. `truncate` empties it, and needs `write`.
+    pub fn open(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Opened> {
+        if let Some(opened) = self.open_shared(caller, ino, write, truncate)? {
+            return Ok(opened);
+        }
+        if self.known.orphan_attr(ino).is_some() {
+            return Err(Errno::ESTALE.into());
+        }
+        let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write, truncate });
+        let mut answer = match write {
+            true => self.worker.change(caller, op)?,
+            false => self.worker.ask(caller, op)?.check()?,
+        };
+        if let Some(node) = answer.reply.node {
+            self.cache.apply(answer.stamp(), |patch| patch.node(Some(node)));
+        }
+        let attr = match answer.reply.node {
+            Some(node) => node,
+            None => self.getattr(caller, ino)?,
+        };
+        let keep_pages = self.known.opened(ino, Version::of(&attr));
+        if write {
+            let (file, ticket) = writable(&mut answer)?;
+            let inode = self.open.acquire(&attr);
+            self.join_writers(&inode, file, ticket);
+            let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
+            if truncate {
+                self.clear_privileges(caller, &attr);
+            }
+            return Ok(Opened { handle, keep_pages });
+        }
+        let inode = self.open.acquire(&attr);
+        let source = RwLock::new(readable(&mut answer, inode.generation())?);
+        let handle = self.files.put(FileHandle { inode, writes: false, source });
+        Ok(Opened { handle, keep_pages })
+    }
+
+    /// Open an inode that is being written here: no request is needed. `None` if it is not.
+    fn open_shared(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Option<Opened>> {
+        let Some(inode) = self.open.acquire_open(ino) else { return Ok(None) };
+        let joined = match &*inode.writer.read() {
+            Some(writer) => {
+                let emptied = if truncate { writer.file.set_len(0) } else { Ok(()) };
+                if emptied.is_ok() && write {
+                    writer.users.fetch_add(1, Ordering::AcqRel);
+                }
+                emptied.map(|()| true)
+            }
+            None => Ok(false),
+        };
+        if !matches!(joined, Ok(true)) {
+            self.open.release(ino);
+            joined?;
+            return Ok(None);
+        }
+        let attr = *inode.last.lock();
+        if truncate {
+            self.clear_privileges(caller, &attr);
+        }
+        let handle = self.files.put(FileHandle { inode, writes: write, source: RwLock::default() });
+        Ok(Some(Opened { handle, keep_pages: true }))
+    }
+
+    /// One writer more, with a descriptor that is only used if there is none yet.
+    fn join_writers(&self, inode: &OpenInode, file: File, ticket: Option<Ticket>) {
+        let mut spare = None;
+        {
+            let mut writer = inode.writer.write();
+            match &*writer {
+                Some(writer) => {
+                    writer.users.fetch_add(1, Ordering::AcqRel);
+                    spare = Some(file);
+                }
+                None => {
+                    *writer = Some(Writer { file, ticket, users: AtomicU32::new(1) });
+                    self.writers.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+        }
+        // Two opened at once: one descriptor is enough. It is closed before its handle, as agreed with the worker.
+        if let Some(file) = spare {
+            drop(file);
+            self.close_ticket(ticket);
+        }
+    }
+
+    /// What the kernel does not do when the file system empties a file on open.
+    fn clear_privileges(&self, caller: &Caller, attr: &Attr) {
+        let mut mode = attr.mode & !S_ISUID;
+        if mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP {
+            mode &= !S_ISGID;
+        }
+        if caller.uid == 0 || mode == attr.mode {
+            return;
+        }
+        let op = request::Op::SetAttr(SetAttr { ino: attr.ino, dir: attr.dir, mode: Some(mode), ..SetAttr::default() });
+        let patient = Caller::own();
+        match self.worker.change(&patient, op) {
+            Ok(answer) => {
+                self.cache.apply(answer.stamp(), |patch| patch.node(answer.reply.node));
+                self.invalidate(Invalidation::Attr(attr.ino));
+            }
+            Err(error) => tracing::warn!(?error, "cannot clear the set-user-id bits of a truncated file"),
+        }
+    }
+
+    /// How much the worker will have to read when this handle is closed, in bytes; 0 if it is not the last writer.
+    pub fn closing_bytes(&self, handle: u64) -> u64 {
+        let Some(file) = self.files.get(handle).filter(|file| file.writes) else { return 0 };
+        let writer = file.inode.writer.read();
+        match &*writer {
+            Some(writer) if writer.users.load(Ordering::Acquire) == 1 => {
+                writer.file.metadata().map_or(0, |metadata| metadata.len())
+            }
+            _ => 0,
+        }
+    }
+
+    /// How much the worker has to copy before the inode can be written, in bytes; 0 if unknown or nothing.
+    pub fn opening_bytes(&self, ino: u64) -> u64 {
+        match self.open.get(ino) {
+            Some(inode) if inode.writer.read().is_some() => 0,
+            _ => self.cache.attr(ino).map_or(0, |attr| attr.size),
+        }
+    }
+
+    /// Whether a handle can be closed without waiting for a lost worker.
+    pub fn can_close_now(&self) -> bool {
+        self.worker.link().is_some()
+    }
+
+    /// Close a handle.
+    pub fn release(&self, handle: u64) {
+        let Some(file) = self.files.take(handle) else { return };
+        if file.writes {
+            self.leave_writers(&file.inode);
+        }
+        let source = std::mem::take(&mut *file.source.write());
+        let ticket = source.ticket;
+        drop(source);
+        self.close_ticket(ticket);
+        self.open.release(file.inode.ino);
+    }
+
+    /// Close all handles: the kernel is gone, and some of its closing may have been lost on the way.
+    pub fn release_all(&self) {
+        for handle in self.files.numbers() {
+            self.release(handle);
+        }
+    }
+
+    /// One writer less; the last one hands the file over to the worker.
+    fn leave_writers(&self, inode: &OpenInode) {
+        let is_last =
+            |writer: &Option<Writer>| writer.as_ref().is_some_and(|writer| writer.users.load(Ordering::Acquire) == 0);
+        match &*inode.writer.read() {
+            Some(writer) if writer.users.fetch_sub(1, Ordering::AcqRel) == 1 => {}
+            _ => return,
+        }
+        // A worker that is away must first be given the descriptor back, or it would not know that we are done.
+        if self.worker.wait_for_link(RECONNECT_WAIT).is_none() {
+            tracing::warn!(ino = %format_args!("{:016x}", inode.ino), "closed without a diskworker; it will seal the file when it starts");
+        }
+        let (ticket, before) = {
+            let mut writer = inode.writer.write();
+            if !is_last(&writer) {
+                return;
+            }
+            let Some(taken) = writer.take() else { return };
+            self.writers.fetch_sub(1, Ordering::AcqRel);
+            let mut before = None;
+            self.cache.amend(inode.ino, |attr| {
+                *attr = with_stat(*attr, &taken.file);
+                before = Some(*attr);
+            });
+            self.known.amend_orphan(inode.ino, |attr| *attr = with_stat(*attr, &taken.file));
+            inode.content_changed();
+            (taken.ticket, before)
+        };
+        let Some((link, reply)) = self.close_ticket(ticket) else { return };
+        if reply.errno != 0 {
+            tracing::error!(
+                ino = %format_args!("{:016x}", inode.ino), errno = reply.errno,
+                "the diskworker could not seal a written file: {}", reply.message
+            );
+            return;
+        }
+        if let Some(node) = reply.node.filter(|node| node.nlink > 0) {
+            self.cache.apply(Stamp { link, seq: reply.seq }, |patch| patch.node(Some(node)));
+            self.known.written(inode.ino, Version::of(&node));
+            let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
+            if before.is_none_or(|before| seen(&before) != seen(&node)) {
+                self.invalidate(Invalidation::Attr(inode.ino));
+            }
+        }
+    }
+
+    /// Tell the worker that its handle is not used any more. The descriptor must be closed already.
+    pub(super) fn close_ticket(&self, ticket: Option<Ticket>) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
+        let Ticket { link, handle } = ticket?;
+        let reply = self.worker.call_through(link, request::Op::Close(Close { handle }))?;
+        Some((link, reply))
+    }
+
+    /// Make sure that the handle can be read: open the content's current version if it has an older one or none.
+    pub fn prepare_read(&self, caller: &Caller, file: &FileHandle) -> Outcome<()> {
+        if file.is_readable() {
+            return Ok(());
+        }
+        let (ino, generation) = (file.inode.ino, file.inode.generation());
+        let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write: false, truncate: false });
+        let answer = self.worker.ask(caller, op)?.check().map_err(Stop::from);
+        let fresh = answer.and_then(|mut answer| readable(&mut answer, generation));
+        let old = {
+            let mut source = file.source.write();
+            match fresh {
+                Ok(fresh) => std::mem::replace(&mut *source, fresh),
+                // Removed by somebody else: what was opened can still be read.
+                Err(Stop::Failed(error)) if is_gone(error.errno) && !matches!(source.content, Content::None) => {
+                    source.generation = generation;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let ticket = old.ticket;
+        drop(old);
+        self.close_ticket(ticket);
+        Ok(())
+    }
+
+    /// The open file with this number.
+    pub fn file(&self, handle: u64) -> Outcome<Arc<FileHandle>> {
+        Ok(self.files.get(handle).ok_or(Errno::EBADF)?)
+    }
+}
+
+impl FileHandle {
+    /// Whether reading needs no request.
+    pub fn is_readable(&self) -> bool {
+        if self.inode.writer.read().is_some() {
+            return true;
+        }
+        let source = self.source.read();
+        !matches!(source.content, Content::None) && source.generation == self.inode.generation()
+    }
+}
+
+fn ticket_of(answer: &Answer) -> Option<Ticket> {
+    match &answer.reply.body {
+        Some(reply::Body::Opened(opened)) => Ticket::new(answer.link, opened.handle),
+        _ => None,
+    }
+}
+
+/// The descriptor of an answer to opening for writing.
+fn writable(answer: &mut Answer) -> Outcome<(File, Option<Ticket>)> {
+    let ticket = ticket_of(answer);
+    let fd = answer.fd.take().ok_or(Errno::EIO)?;
+    Ok((File::from(fd), ticket))
+}
+
+/// The content of an answer to opening for reading.
+fn readable(answer: &mut Answer, generation: u64) -> Outcome<Source> {
+    let ticket = ticket_of(answer);
+    let content = match (&answer.reply.body, answer.fd.take()) {
+        (_, Some(fd)) => Content::File(File::from(fd)),
+        (Some(reply::Body::Opened(opened)), None) if opened.has_inline => Content::Inline(opened.inline.clone()),
+        _ => return Err(Errno::EIO.into()),
+    };
+    Ok(Source { content, generation, ticket })
+}
+
+/// Attributes every answer to making or changing must have.
+pub(super) fn node_of(answer: &Answer) -> Outcome<Attr> {
+    required(answer.reply.node)
+}

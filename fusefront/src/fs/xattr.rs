@@ -1,0 +1,96 @@
+//! Extended attributes. The kernel asks for `security.capability` at every write and for ACLs at every listing with
+//! details; there are none here, and the worker is not asked.
+
+use bytes::Bytes;
+use delugefs_proto::limits::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES};
+use delugefs_proto::local_pb::{GetXattr, ListXattr, RemoveXattr, SetXattr, reply, request};
+use nix::errno::Errno;
+
+use super::Fs;
+use crate::call::{Caller, Outcome};
+use crate::os::ENOATTR;
+
+impl Fs {
+    /// The value of an attribute.
+    pub fn getxattr(&self, caller: &Caller, ino: u64, name: &[u8]) -> Outcome<Bytes> {
+        check(name)?;
+        if name.starts_with(b"security.") || self.cache.has_no_xattrs(ino) || self.known.orphan_attr(ino).is_some() {
+            return Err(ENOATTR.into());
+        }
+        let op = request::Op::GetXattr(GetXattr { ino, dir: self.dir_of(ino), name: Bytes::copy_from_slice(name) });
+        data(self.worker.ask(caller, op)?.check()?.reply.body)
+    }
+
+    /// The names of all attributes, each ended by a NUL.
+    pub fn listxattr(&self, caller: &Caller, ino: u64) -> Outcome<Bytes> {
+        if self.cache.has_no_xattrs(ino) || self.known.orphan_attr(ino).is_some() {
+            return Ok(Bytes::new());
+        }
+        let answer =
+            self.worker.ask(caller, request::Op::ListXattr(ListXattr { ino, dir: self.dir_of(ino) }))?.check()?;
+        let stamp = answer.stamp();
+        let names = data(answer.reply.body)?;
+        self.cache.apply(stamp, |patch| patch.no_xattrs(ino, names.is_empty()));
+        Ok(names)
+    }
+
+    /// Set an attribute; `create`: there must be none of this name, `replace`: there must be one.
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: u64,
+        name: &Bytes,
+        value: &Bytes,
+        (create, replace): (bool, bool),
+    ) -> Outcome<()> {
+        self.check_change(ino, name)?;
+        if value.len() > XATTR_VALUE_MAX_BYTES {
+            return Err(Errno::E2BIG.into());
+        }
+        let (name, value) = (name.clone(), value.clone());
+        let op = request::Op::SetXattr(SetXattr { ino, dir: self.dir_of(ino), name, value, create, replace });
+        let answer = self.worker.change(caller, op)?;
+        self.cache.apply(answer.stamp(), |patch| {
+            patch.node(answer.reply.node);
+            patch.no_xattrs(ino, false);
+        });
+        Ok(())
+    }
+
+    /// Remove an attribute.
+    pub fn removexattr(&self, caller: &Caller, ino: u64, name: &Bytes) -> Outcome<()> {
+        self.check_change(ino, name)?;
+        let op = request::Op::RemoveXattr(RemoveXattr { ino, dir: self.dir_of(ino), name: name.clone() });
+        let answer = self.worker.change(caller, op)?;
+        self.cache.apply(answer.stamp(), |patch| patch.node(answer.reply.node));
+        Ok(())
+    }
+
+    fn check_change(&self, ino: u64, name: &[u8]) -> Outcome<()> {
+        check(name)?;
+        if name.starts_with(b"security.") {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
+        if self.known.orphan_attr(ino).is_some() {
+            return Err(Errno::ESTALE.into());
+        }
+        Ok(())
+    }
+}
+
+fn check(name: &[u8]) -> Result<(), Errno> {
+    if name.len() > XATTR_NAME_MAX_BYTES {
+        return Err(Errno::ERANGE);
+    }
+    // ACLs would be enforced by nobody.
+    if name.starts_with(b"system.") { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+}
+
+fn data(body: Option<reply::Body>) -> Outcome<Bytes> {
+    match body {
+        Some(reply::Body::Data(data)) => Ok(data),
+        // An empty value is the default of the field, and may have been left out.
+        None => Ok(Bytes::new()),
+        _ => Err(Errno::EIO.into()),
+    }
+}

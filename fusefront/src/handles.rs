@@ -1,0 +1,232 @@
+//! Open files and directories: the numbers the kernel has for them, and what all handles of one inode share.
+//!
+//! While anybody here writes an inode, there is one descriptor of its staging file, and all its handles read and write
+//! through that. When the last writer leaves, the descriptor is closed, so that the worker can seal the file; the
+//! handles that remain open the sealed content when they next read. The same happens when somebody else changed the
+//! content: the kernel keeps one set of pages per inode, so handles of two versions must not fill it side by side.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use delugefs_proto::local_pb::Attr;
+use parking_lot::{Mutex, RwLock};
+
+use crate::cache::{InoMap, Snapshot};
+
+const SHARDS: usize = 16;
+
+/// A table of handles by number.
+pub struct Table<T> {
+    next: AtomicU64,
+    shards: [RwLock<InoMap<Arc<T>>>; SHARDS],
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { next: AtomicU64::new(1), shards: std::array::from_fn(|_| RwLock::default()) }
+    }
+}
+
+impl<T> Table<T> {
+    fn shard(&self, number: u64) -> &RwLock<InoMap<Arc<T>>> {
+        &self.shards[number as usize % SHARDS]
+    }
+
+    /// Give it a number.
+    pub fn put(&self, value: T) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shard(number).write().insert(number, Arc::new(value));
+        number
+    }
+
+    /// What has this number.
+    pub fn get(&self, number: u64) -> Option<Arc<T>> {
+        self.shard(number).read().get(&number).cloned()
+    }
+
+    /// All numbers in use.
+    pub fn numbers(&self) -> Vec<u64> {
+        self.shards.iter().flat_map(|shard| shard.read().keys().copied().collect::<Vec<_>>()).collect()
+    }
+
+    /// The number is free from now on.
+    pub fn take(&self, number: u64) -> Option<Arc<T>> {
+        self.shard(number).write().remove(&number)
+    }
+}
+
+/// An open file.
+pub struct FileHandle {
+    /// What it shares with the inode's other handles.
+    pub inode: Arc<OpenInode>,
+    /// Whether it counts among the writers.
+    pub writes: bool,
+    /// Where it reads when nobody writes.
+    pub source: RwLock<Source>,
+}
+
+/// Where the content of one version can be read.
+#[derive(Default)]
+pub struct Source {
+    /// Its bytes.
+    pub content: Content,
+    /// The inode's generation they belong to.
+    pub generation: u64,
+    /// To be closed with the worker.
+    pub ticket: Option<Ticket>,
+}
+
+/// Bytes to read.
+#[derive(Default)]
+pub enum Content {
+    /// Not opened yet.
+    #[default]
+    None,
+    /// A small content, whole.
+    Inline(Bytes),
+    /// A descriptor.
+    File(File),
+}
+
+/// The worker's number for something open, and the link it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// Number of the link.
+    pub link: u64,
+    /// The worker's handle; never 0.
+    pub handle: u64,
+}
+
+impl Ticket {
+    /// Of an answer; a handle of 0 needs no closing.
+    pub fn new(link: u64, handle: u64) -> Option<Self> {
+        (handle != 0).then_some(Self { link, handle })
+    }
+}
+
+/// What all handles of one inode share.
+pub struct OpenInode {
+    /// Its number.
+    pub ino: u64,
+    /// The staging file, while there are writers. Held for reading during I/O: to close the descriptor is to wait for
+    /// the I/O under way.
+    pub writer: RwLock<Option<Writer>>,
+    /// Counts the versions of the content: a source of an older one must be opened anew.
+    generation: AtomicU64,
+    /// The attributes at the last opening: all that is left when the worker no longer knows the inode.
+    pub last: Mutex<Attr>,
+}
+
+/// The one descriptor through which an inode is written.
+pub struct Writer {
+    /// The staging file.
+    pub file: File,
+    /// To be closed with the worker, after the file.
+    pub ticket: Option<Ticket>,
+    /// Handles that can write.
+    pub users: AtomicU32,
+}
+
+impl OpenInode {
+    /// The current version of the content.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// What was opened before is another version from now on.
+    pub fn content_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+struct Open {
+    handles: u32,
+    inode: Arc<OpenInode>,
+}
+
+/// The inodes that have handles.
+pub struct OpenInodes {
+    shards: [Mutex<InoMap<Open>>; SHARDS],
+}
+
+impl Default for OpenInodes {
+    fn default() -> Self {
+        Self { shards: std::array::from_fn(|_| Mutex::default()) }
+    }
+}
+
+impl OpenInodes {
+    fn shard(&self, ino: u64) -> &Mutex<InoMap<Open>> {
+        &self.shards[(ino ^ (ino >> 32)) as usize % SHARDS]
+    }
+
+    /// One handle more.
+    pub fn acquire(&self, attr: &Attr) -> Arc<OpenInode> {
+        let mut shard = self.shard(attr.ino).lock();
+        let open = shard.entry(attr.ino).or_insert_with(|| Open {
+            handles: 0,
+            inode: Arc::new(OpenInode {
+                ino: attr.ino,
+                writer: RwLock::new(None),
+                generation: AtomicU64::new(0),
+                last: Mutex::new(*attr),
+            }),
+        });
+        open.handles += 1;
+        *open.inode.last.lock() = *attr;
+        open.inode.clone()
+    }
+
+    /// One handle more of an inode that has some. Looking first and acquiring later would not do: the last handle may be
+    /// released in between, and then there are two of what all handles share.
+    pub fn acquire_open(&self, ino: u64) -> Option<Arc<OpenInode>> {
+        let mut shard = self.shard(ino).lock();
+        let open = shard.get_mut(&ino)?;
+        open.handles += 1;
+        Some(open.inode.clone())
+    }
+
+    /// One handle less.
+    pub fn release(&self, ino: u64) {
+        let mut shard = self.shard(ino).lock();
+        if let Some(open) = shard.get_mut(&ino) {
+            open.handles -= 1;
+            if open.handles == 0 {
+                shard.remove(&ino);
+            }
+        }
+    }
+
+    /// What the inode's handles share, if it has any.
+    pub fn get(&self, ino: u64) -> Option<Arc<OpenInode>> {
+        self.shard(ino).lock().get(&ino).map(|open| open.inode.clone())
+    }
+
+    /// All inodes that have handles.
+    pub fn all(&self) -> Vec<Arc<OpenInode>> {
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.lock().values().map(|open| open.inode.clone()).collect::<Vec<_>>())
+            .collect()
+    }
+}
+
+/// An open directory: what it looked like when reading began.
+pub struct DirHandle {
+    /// Its number.
+    pub ino: u64,
+    /// Taken when reading starts at the beginning, with the place reading has come to.
+    pub reading: Mutex<Option<Reading>>,
+}
+
+/// A place in a snapshot.
+pub struct Reading {
+    /// The names.
+    pub snapshot: Snapshot,
+    /// Offset of the next entry.
+    pub offset: u64,
+    /// The name before it.
+    pub after: Option<Box<[u8]>>,
+}

@@ -1,0 +1,277 @@
+//! The process that stays root: it mounts, hands /dev/fuse to the serving process, and unmounts at the end, also when
+//! that one crashed. It serves nothing itself and opens nothing from the cluster.
+//!
+//! ```text
+//!  launcher (root) ---- socket, the child's standard input ---- delugefs-fusefront --serve (--user)
+//!    the child is linked to the worker                <- LINKED
+//!    mount(2), then                           MOUNTED + fd ->
+//!    the kernel's greeting is answered                <- ATTACHED      read-ahead is raised, `ready` printed
+//!    only when a normal unmount is refused            STOP ->
+//! ```
+//! The end of the socket means that the other one is gone: a child without its launcher exits, for nobody would
+//! unmount what it serves. A later use of the socket: registering descriptors for FUSE passthrough, which needs root.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use delugefs_proto::exit::{Exit, UserError};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::cli::Args;
+use crate::os::Mounted;
+use crate::serve::Server;
+use crate::{fdpass, mounts, os, privileges};
+
+const LINKED: u8 = b'L';
+const MOUNTED: u8 = b'M';
+const ATTACHED: u8 = b'A';
+const STOP: u8 = b'S';
+
+/// Read-ahead of the mount: eight times the default, because each piece is a request. Measured: no gain above.
+const READ_AHEAD_KIB: u32 = 1024;
+/// How long a busy mount is waited for before it is detached.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(2);
+const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
+/// How long the child may take to hand everything over to the worker.
+const CHILD_WAIT: Duration = Duration::from_secs(40);
+
+/// Mount, start the serving process, and stay until it is over.
+pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    // Blocked for good: they are waited for, never delivered.
+    signals.thread_block().context("blocking signals")?;
+    if let Some(user) = &args.user {
+        privileges::find(user)?;
+    }
+    let probe = |dir: &Path| {
+        let mut ask = this_program();
+        ask.arg("--probe").arg(dir);
+        mounts::probe(ask)
+    };
+    let clear = |dir: &Path| os::unmount(dir, true).context("clearing away a dead mount");
+    let dir = mounts::prepare(cluster_dir, probe, clear)?;
+    let fuse = open_fuse()?;
+
+    let (ours, theirs) = UnixStream::pair().context("making a socket")?;
+    let mut child = start_child(args, theirs)?;
+    tracing::debug!(pid = child.id(), "serving process started");
+    let Some(cluster) = expect(&ours, LINKED)? else { return Ok(exit_of(child.wait()?)) };
+
+    os::mount(fuse.as_fd(), &dir, &cluster).map_err(|error| {
+        UserError::new(Exit::NotPermitted, format!("cannot mount on {}: {error}", dir.display()))
+            .hint("check that FUSE is available: `modprobe fuse`, or `kldload fusefs`")
+    })?;
+    tracing::info!(dir = %dir.display(), "mounted");
+    let mount = Mount { mounted: mounts::top(&dir)?, dir };
+    fdpass::send(&ours, MOUNTED, Some(fuse.as_fd())).context("handing over /dev/fuse")?;
+    // The serving process has the only descriptor now: when it dies, the kernel gives up on its requests at once.
+    drop(fuse);
+    if expect(&ours, ATTACHED)?.is_none() {
+        return mount.after(child.wait()?);
+    }
+    if let Some(mounted) = &mount.mounted
+        && let Err(error) = os::set_read_ahead(mounted, READ_AHEAD_KIB)
+    {
+        tracing::warn!(%error, "cannot raise the read-ahead of the mount");
+    }
+    println!("ready");
+    std::io::stdout().flush().context("saying ready")?;
+
+    match wait(signals, &ours)? {
+        Happened::Signal(signal) => {
+            tracing::info!(%signal, "unmounting");
+            stop(&mount, &ours, &mut child)
+        }
+        Happened::ChildGone => mount.after(child.wait()?),
+    }
+}
+
+enum Happened {
+    Signal(Signal),
+    ChildGone,
+}
+
+/// The first thing that happens: a signal, or the end of the child's socket. (Not SIGCHLD: FreeBSD throws it away
+/// where nobody handles it, also when it is waited for.)
+fn wait(signals: SigSet, socket: &UnixStream) -> anyhow::Result<Happened> {
+    let (sender, happened) = crossbeam_channel::bounded(2);
+    let socket = socket.try_clone()?;
+    let on_signal = sender.clone();
+    let named = |name: &str| std::thread::Builder::new().name(name.into());
+    // Whatever comes second finds nobody listening any more.
+    named("signals").spawn(move || match signals.wait() {
+        Ok(signal) => drop(on_signal.send(Happened::Signal(signal))),
+        Err(error) => tracing::error!(%error, "cannot wait for signals"),
+    })?;
+    named("child").spawn(move || {
+        while let Ok(Some(_)) = fdpass::receive(&socket) {}
+        drop(sender.send(Happened::ChildGone));
+    })?;
+    happened.recv().context("waiting for a signal")
+}
+
+fn this_program() -> Command {
+    Command::new(std::env::current_exe().unwrap_or_else(|_| "delugefs-fusefront".into()))
+}
+
+fn open_fuse() -> anyhow::Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| {
+        UserError::new(Exit::NotPermitted, format!("cannot open /dev/fuse: {error}"))
+            .hint("load the driver: `modprobe fuse`, or `kldload fusefs`")
+    })?;
+    Ok(file.into())
+}
+
+fn start_child(args: &Args, socket: UnixStream) -> anyhow::Result<Child> {
+    let mut command = this_program();
+    command.arg("--serve");
+    for (option, value) in [("--worker", &args.worker), ("--mount", &args.mount)] {
+        command.arg(option).args(value);
+    }
+    for (option, value) in [("--user", &args.user), ("--name", &args.name)] {
+        if let Some(value) = value {
+            command.arg(option).arg(value);
+        }
+    }
+    command.arg("--cache-entries").arg(args.cache_entries.to_string());
+    // A group of its own: Ctrl-C is for the launcher, which then unmounts in order.
+    command.process_group(0);
+    command.stdin(Stdio::from(OwnedFd::from(socket))).stdout(Stdio::null());
+    command.spawn().context("starting the serving process")
+}
+
+/// Wait for the child's message, and the text in it; `None` if the child is gone.
+fn expect(socket: &UnixStream, message: u8) -> anyhow::Result<Option<String>> {
+    let Some((byte, _)) = fdpass::receive(socket)? else { return Ok(None) };
+    if byte != message {
+        bail!("the serving process said {byte:#x} instead of {message:#x}");
+    }
+    let mut text = Vec::new();
+    loop {
+        match fdpass::receive(socket)? {
+            None => return Ok(None),
+            Some((b'\n', _)) => return Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+            Some((byte, _)) => text.push(byte),
+        }
+    }
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::from_code(code),
+        (None, signal) => {
+            tracing::error!(?signal, "the serving process was killed");
+            Exit::Failure
+        }
+    }
+}
+
+struct Mount {
+    dir: PathBuf,
+    mounted: Option<Mounted>,
+}
+
+impl Mount {
+    /// Whether what is on the directory is what we mounted.
+    fn is_there(&self) -> bool {
+        self.mounted.is_some() && mounts::top(&self.dir).is_ok_and(|top| top == self.mounted)
+    }
+
+    fn detach(&self) {
+        if self.is_there()
+            && let Err(error) = os::unmount(&self.dir, true)
+        {
+            tracing::error!(%error, dir = %self.dir.display(), "cannot unmount; run `umount -l` on it");
+        }
+    }
+
+    /// The serving process has ended by itself: unmounted by somebody, or crashed.
+    fn after(&self, status: ExitStatus) -> anyhow::Result<Exit> {
+        self.detach();
+        let exit = exit_of(status);
+        if exit != Exit::Ok {
+            bail!(UserError::new(exit, format!("the process that served {} ended", self.dir.display())));
+        }
+        Ok(exit)
+    }
+}
+
+/// Unmount, and let the child finish.
+fn stop(mount: &Mount, socket: &UnixStream, child: &mut Child) -> anyhow::Result<Exit> {
+    let deadline = Instant::now() + UNMOUNT_WAIT;
+    while mount.is_there() {
+        match os::unmount(&mount.dir, false) {
+            Ok(()) => break,
+            Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(UNMOUNT_PAUSE),
+            Err(error) => {
+                tracing::warn!(%error, "in use; detaching");
+                mount.detach();
+                // Fails only if the child is gone already.
+                let _gone = fdpass::send(socket, STOP, None);
+                break;
+            }
+        }
+    }
+    let deadline = Instant::now() + CHILD_WAIT;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(exit_of(status));
+        }
+        if Instant::now() >= deadline {
+            child.kill().context("ending the serving process")?;
+            child.wait()?;
+            bail!("the serving process did not finish in time; the diskworker will seal what it left open");
+        }
+        std::thread::sleep(UNMOUNT_PAUSE);
+    }
+}
+
+/// The serving process: the launcher's socket is its standard input.
+pub fn child(args: &Args) -> anyhow::Result<Exit> {
+    privileges::raise_descriptor_limit();
+    if let Some(user) = &args.user {
+        privileges::drop_to(user)?;
+    }
+    let launcher = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let server = Arc::new(Server::connect(args)?);
+    say(&launcher, LINKED, &server.cluster)?;
+    let Some((MOUNTED, Some(fuse))) = fdpass::receive(&launcher)? else {
+        bail!("the launcher did not hand over /dev/fuse");
+    };
+    let session = server.attach(fuse)?;
+    say(&launcher, ATTACHED, "")?;
+    {
+        let server = server.clone();
+        std::thread::Builder::new().name("launcher".into()).spawn(move || {
+            match fdpass::receive(&launcher) {
+                Ok(Some(_)) => tracing::debug!("told to stop"),
+                other => tracing::warn!(?other, "the launcher is gone"),
+            }
+            // The mount is detached or nobody's; what is still open in it cannot be served any longer.
+            server.finish();
+            std::process::exit(Exit::Ok as i32);
+        })?;
+    }
+    let served = session.run();
+    server.finish();
+    served.context("serving the mount")?;
+    Ok(Exit::Ok)
+}
+
+fn say(launcher: &UnixStream, message: u8, text: &str) -> anyhow::Result<()> {
+    let text = text.replace('\n', " ");
+    let mut line = vec![message];
+    line.extend(text.bytes());
+    line.push(b'\n');
+    let mut socket: &UnixStream = launcher;
+    socket.write_all(&line).context("answering the launcher")
+}

@@ -1,0 +1,7 @@
+//! See `run.rs` for what happens.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    delugefs_fusefront::run::run().into()
+}

@@ -1,0 +1,149 @@
+//! The place to mount on: found in the mount table, never by looking into a file system that may not answer. What an
+//! earlier run of ours left dead there is cleared away; what is alive, or holds something, is left alone.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use delugefs_proto::exit::{Exit, UserError};
+
+use crate::os::{self, Mounted};
+
+/// Dead mounts of ours that may lie upon each other.
+const LAYERS_MAX: usize = 8;
+/// A mount that says nothing for this long is alive but stuck: somebody else's business.
+const PROBE_WAIT: Duration = Duration::from_secs(3);
+const PROBE_POLL: Duration = Duration::from_millis(10);
+
+/// How a mount answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// It does, or it is stuck.
+    Alive,
+    /// Nobody serves it any more.
+    Dead,
+}
+
+/// Make the directory ready to be mounted on; its absolute path.
+pub fn prepare(
+    dir: &Path,
+    probe: impl Fn(&Path) -> Liveness,
+    clear: impl Fn(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let dir = resolve(dir)?;
+    for _ in 0..LAYERS_MAX {
+        match top(&dir)? {
+            Some(mounted) if mounted.kind == os::MOUNT_KIND => match probe(&dir) {
+                Liveness::Alive => {
+                    let message = format!("{} is already mounted", dir.display());
+                    let hint = format!("run `umount {}` first, or choose another directory", dir.display());
+                    return Err(UserError::new(Exit::InUse, message).hint(hint).into());
+                }
+                Liveness::Dead => {
+                    tracing::info!(dir = %dir.display(), "clearing away a dead mount");
+                    clear(&dir)?;
+                }
+            },
+            _ => break,
+        }
+    }
+    check_empty(&dir)?;
+    Ok(dir)
+}
+
+/// What is mounted on the directory, uppermost.
+pub fn top(dir: &Path) -> io::Result<Option<Mounted>> {
+    Ok(os::mount_table()?.into_iter().rfind(|mounted| mounted.dir == dir))
+}
+
+/// The absolute path, without asking the directory itself if it is a mountpoint: it may be dead.
+fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
+    let bad = |error: io::Error| {
+        UserError::new(Exit::BadMountpoint, format!("cannot mount on {}: {error}", dir.display()))
+            .hint(format!("run `mkdir -p {}`", dir.display()))
+    };
+    if let Some(name) = dir.file_name() {
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let path = parent.canonicalize().map_err(bad)?.join(name);
+        if top(&path)?.is_some() {
+            return Ok(path);
+        }
+    }
+    Ok(dir.canonicalize().map_err(bad)?)
+}
+
+fn check_empty(dir: &Path) -> anyhow::Result<()> {
+    let bad = |what: String, hint: &str| UserError::new(Exit::BadMountpoint, what).hint(hint);
+    let mut entries = std::fs::read_dir(dir).map_err(|error| {
+        bad(format!("cannot mount on {}: {error}", dir.display()), "choose a directory with --mount")
+    })?;
+    if entries.next().is_some() {
+        let what = format!("{} is not empty: what is in it would be hidden", dir.display());
+        return Err(bad(what, "choose an empty directory with --mount").into());
+    }
+    Ok(())
+}
+
+/// Ask a mount whether it is alive, from a process of its own: one that has asked a stuck mount cannot even be killed.
+/// `ask` is that process: it exits with 0 if the mount is dead.
+pub fn probe(mut ask: Command) -> Liveness {
+    let asked = ask.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let Ok(mut child) = asked.inspect_err(|error| tracing::warn!(%error, "cannot ask an old mount")) else {
+        return Liveness::Alive;
+    };
+    let deadline = Instant::now() + PROBE_WAIT;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Liveness::Dead,
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(PROBE_POLL),
+            Ok(None) => {
+                let _it_may_be_stuck_for_good = child.kill();
+                return Liveness::Alive;
+            }
+            _ => return Liveness::Alive,
+        }
+    }
+}
+
+/// In the asking process: whether nobody serves the mount.
+pub fn is_dead(dir: &Path) -> bool {
+    let not_connected = [nix::libc::ENOTCONN, nix::libc::ECONNABORTED, nix::libc::ENXIO];
+    std::fs::symlink_metadata(dir)
+        .is_err_and(|error| error.raw_os_error().is_some_and(|code| not_connected.contains(&code)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prepare_plain(dir: &Path) -> anyhow::Result<PathBuf> {
+        prepare(dir, |_| panic!("there is no mount to ask"), |_| panic!("there is no mount to clear away"))
+    }
+
+    fn exit_of(error: &anyhow::Error) -> (Exit, bool) {
+        let user = error.downcast_ref::<UserError>().expect("an error for users");
+        (user.exit, user.hint.is_some())
+    }
+
+    #[test]
+    fn takes_an_empty_directory_and_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("mnt");
+        let missing = prepare_plain(&dir).unwrap_err();
+        assert_eq!(exit_of(&missing), (Exit::BadMountpoint, true));
+        std::fs::create_dir(&dir).unwrap();
+        assert_eq!(prepare_plain(&dir).unwrap(), dir.canonicalize().unwrap());
+        std::fs::write(dir.join("file"), "x").unwrap();
+        assert_eq!(exit_of(&prepare_plain(&dir).unwrap_err()), (Exit::BadMountpoint, true));
+        assert_eq!(exit_of(&prepare_plain(&dir.join("file")).unwrap_err()), (Exit::BadMountpoint, true));
+    }
+
+    #[test]
+    fn a_silent_process_means_alive() {
+        assert_eq!(probe(Command::new("true")), Liveness::Dead);
+        assert_eq!(probe(Command::new("false")), Liveness::Alive);
+        assert_eq!(probe(Command::new("/nonexistent")), Liveness::Alive);
+        assert!(!is_dead(Path::new("/")));
+    }
+}

@@ -1,0 +1,124 @@
+//! Linux: mount(2), /proc/self/mountinfo, fallocate(2), and the read-ahead of a mount in /sys.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+use nix::mount::{MntFlags, MsFlags};
+
+use super::Mounted;
+use crate::fusermount;
+
+/// What getxattr says when there is no such attribute.
+pub const ENOATTR: Errno = Errno::ENODATA;
+/// Threads that read requests.
+pub const FUSE_THREADS: usize = 4;
+/// Type of our mounts in the mount table.
+pub const MOUNT_KIND: &str = "fuse.delugefs";
+/// Longest that a mount shows as its source.
+const SOURCE_MAX_BYTES: usize = 255;
+
+/// Mount on the directory. The descriptor is /dev/fuse.
+pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str) -> io::Result<()> {
+    let options = format!(
+        "fd={},rootmode={:o},user_id={},group_id={},default_permissions,allow_other",
+        fuse.as_raw_fd(),
+        libc::S_IFDIR,
+        nix::unistd::geteuid(),
+        nix::unistd::getegid(),
+    );
+    let source: String = source.chars().take(SOURCE_MAX_BYTES).collect();
+    // Other hosts decide what is in the files: neither their set-user-id bits nor their device nodes count here.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    nix::mount::mount(Some(source.as_str()), dir, Some(MOUNT_KIND), flags, Some(options.as_str()))?;
+    Ok(())
+}
+
+/// Mount for the calling user alone. The descriptor of /dev/fuse.
+pub fn mount_as_user(dir: &Path, source: &str) -> anyhow::Result<OwnedFd> {
+    fusermount::mount(dir, source)
+}
+
+/// Unmount what [`mount_as_user`] has mounted; `lazy` also if it is in use or dead.
+pub fn unmount_as_user(dir: &Path, lazy: bool) -> anyhow::Result<()> {
+    fusermount::unmount(dir, lazy)
+}
+
+/// Unmount; `lazy` also if it is in use or dead.
+pub fn unmount(dir: &Path, lazy: bool) -> Result<(), Errno> {
+    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    nix::mount::umount2(dir, flags | MntFlags::UMOUNT_NOFOLLOW)
+}
+
+/// The mount table, oldest first.
+pub fn mount_table() -> io::Result<Vec<Mounted>> {
+    Ok(parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+fn parse_mountinfo(table: &[u8]) -> Vec<Mounted> {
+    let line = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+        let dir = OsString::from_vec(unescape(fields.nth(1)?)).into();
+        fields.find(|field| *field == b"-")?;
+        let kind = String::from_utf8_lossy(fields.next()?).into_owned();
+        Some(Mounted { dir, kind, device })
+    };
+    table.split(|byte| *byte == b'\n').filter_map(line).collect()
+}
+
+/// Blank, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, behind)) = rest.split_first() {
+        match behind {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..] if byte == b'\\' => {
+                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = behind;
+            }
+            _ => {
+                out.push(byte);
+                rest = behind;
+            }
+        }
+    }
+    out
+}
+
+/// Read ahead this much, in KiB. Only after the mount has answered its first request, which sets it back. For root.
+pub fn set_read_ahead(mounted: &Mounted, kib: u32) -> io::Result<()> {
+    std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device), kib.to_string())
+}
+
+/// Reserve or punch out space; `mode` as for fallocate(2).
+pub fn fallocate(file: &File, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
+    let allowed = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+    if mode & !allowed != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let offset = i64::try_from(offset).map_err(|_| Errno::EFBIG)?;
+    let length = i64::try_from(length).map_err(|_| Errno::EFBIG)?;
+    nix::fcntl::fallocate(file, FallocateFlags::from_bits_retain(mode), offset, length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_mount_table() {
+        let table = b"22 1 0:20 / /proc rw,nosuid - proc proc rw\n\
+            90 22 0:55 / /mnt/a\\040b\\134c rw,relatime shared:5 master:2 - fuse.delugefs home rw,user_id=0\nrubbish\n";
+        let mounts = parse_mountinfo(table);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[1].dir, Path::new("/mnt/a b\\c"));
+        assert_eq!((&mounts[1].kind[..], &mounts[1].device[..]), (MOUNT_KIND, "0:55"));
+        assert!(mount_table().unwrap().iter().any(|mounted| mounted.dir == Path::new("/")));
+    }
+}

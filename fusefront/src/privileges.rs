@@ -1,0 +1,39 @@
+//! Becoming somebody else for good, before the first request is served.
+
+use anyhow::{Context, ensure};
+use delugefs_proto::exit::{Exit, UserError};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Uid, User, setgid, setgroups, setuid};
+
+/// Become this user, with no group but his own.
+pub fn drop_to(name: &str) -> anyhow::Result<()> {
+    let user = find(name)?;
+    setgroups(&[user.gid]).context("leaving the groups")?;
+    setgid(user.gid).context("changing the group")?;
+    setuid(user.uid).context("changing the user")?;
+    ensure!(user.uid.is_root() || setuid(Uid::from_raw(0)).is_err(), "root can be had back after becoming {name}");
+    Ok(())
+}
+
+/// The user of this name or number.
+pub fn find(name: &str) -> anyhow::Result<User> {
+    let by_name = User::from_name(name).context("reading the user database")?;
+    let user = match (by_name, name.parse()) {
+        (None, Ok(uid)) => User::from_uid(Uid::from_raw(uid)).context("reading the user database")?,
+        (user, _) => user,
+    };
+    user.ok_or_else(|| {
+        UserError::new(Exit::Usage, format!("there is no user {name}"))
+            .hint("create it, or name another with --user")
+            .into()
+    })
+}
+
+/// Each open file of the mount is a descriptor here: allow as many as the system does.
+pub fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

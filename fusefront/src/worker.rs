@@ -1,0 +1,296 @@
+//! The way to the diskworker: a pool of greeted connections that belong to one link. A link is one session with one
+//! run of the worker; it lives as long as its events connection, which the events thread owns ([`crate::events`]).
+//! That thread takes links down and publishes new ones; everybody else only waits for one and calls through it.
+//!
+//! A request whose answer was lost is sent again with `retry` set. What was open in a lost link is gone for the
+//! worker, so answers carry the number of the link they came through.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::random_u64;
+use delugefs_proto::local::client::Client;
+use delugefs_proto::local_pb::{Reply, Request, Welcome, request};
+use nix::errno::Errno;
+use parking_lot::{Condvar, Mutex};
+
+use crate::call::{Caller, Outcome, Patience, Stop};
+
+/// How long an operation waits for the worker to come back before its caller gets EIO: a restart of the worker with
+/// a journal to replay takes seconds, and a program is better off waiting than failing.
+pub const RECONNECT_WAIT: Duration = Duration::from_secs(30);
+/// Pause between two tries to connect.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Connections kept for the next request; more are closed after use.
+const IDLE_MAX: usize = 16;
+
+/// An answer with what is needed to judge its age.
+#[derive(Debug)]
+pub struct Answer {
+    /// The worker's words, errno included.
+    pub reply: Reply,
+    /// The descriptor that came with them.
+    pub fd: Option<OwnedFd>,
+    /// Number of the link it came through.
+    pub link: u64,
+    /// The request was sent before, and may have been carried out then.
+    pub retried: bool,
+}
+
+impl Answer {
+    /// When it was made.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { link: self.link, seq: self.reply.seq }
+    }
+
+    /// Turn the errno of the answer into an error.
+    pub fn check(self) -> FsResult<Self> {
+        match self.reply.errno {
+            0 => Ok(self),
+            errno => Err(FsError::from_reply(errno, self.reply.message)),
+        }
+    }
+}
+
+/// A point in the worker's history; comparable only within one link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Number of the link.
+    pub link: u64,
+    /// The worker's change counter.
+    pub seq: u64,
+}
+
+/// A link being set up: connected, greeted, not yet published.
+#[derive(Debug)]
+pub struct NewLink {
+    /// Its number: counts up from 1.
+    pub number: u64,
+    /// What the worker said of itself.
+    pub welcome: Welcome,
+    session: u64,
+}
+
+/// The pool. Shared by all threads.
+#[derive(Debug)]
+pub struct Worker {
+    path: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    up: bool,
+    link: u64,
+    session: u64,
+    run: u64,
+    idle: Vec<Client>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("up", &self.up).field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// A pool for the worker at this socket; no connection is made yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Connect the events connection of a new link. For the events thread, one at a time.
+    pub fn connect(&self) -> io::Result<(Client, NewLink)> {
+        // A new session each time: the worker may only now find out that the old one ended, and would take the new
+        // one with it if they had the same number.
+        let session = random_u64();
+        let client = Client::connect(&self.path, session, true)?;
+        let number = self.state.lock().link + 1;
+        let link = NewLink { number, welcome: client.welcome.clone(), session };
+        Ok((client, link))
+    }
+
+    /// A connection of a link that is not published yet, to adopt handles through.
+    pub fn connect_to(&self, link: &NewLink) -> io::Result<Client> {
+        self.connect_session(link.session, link.welcome.worker_run)
+    }
+
+    /// Let everybody use the link.
+    pub fn publish(&self, link: &NewLink) {
+        let mut state = self.state.lock();
+        state.up = true;
+        state.link = link.number;
+        state.session = link.session;
+        state.run = link.welcome.worker_run;
+        self.changed.notify_all();
+    }
+
+    /// The link is lost: its idle connections are closed, and calls wait or stop.
+    pub fn take_down(&self) {
+        let mut state = self.state.lock();
+        state.up = false;
+        state.idle.clear();
+    }
+
+    /// The number of the link if it is up.
+    pub fn link(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.up.then_some(state.link)
+    }
+
+    /// Wait until a link is up; `None` when the time is over.
+    pub fn wait_for_link(&self, wait: Duration) -> Option<u64> {
+        let deadline = Instant::now() + wait;
+        let mut state = self.state.lock();
+        while !state.up {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.up.then_some(state.link)
+    }
+
+    /// A request that changes nothing: it may be sent any number of times.
+    pub fn ask(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
+        self.send(caller, Request { retry: false, op: Some(op) }, None, false)
+    }
+
+    /// A request that changes something: sent again with `retry` when the answer to an earlier sending was lost.
+    pub fn change(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
+        let answer = self.send(caller, Request { retry: caller.sent.get(), op: Some(op) }, None, true)?;
+        Ok(answer.check()?)
+    }
+
+    /// A request about a handle of that link. `None` when the link is gone, and with it the handle.
+    pub fn call_through(&self, link: u64, op: request::Op) -> Option<Reply> {
+        let mut client = match self.take(link)? {
+            Some(client) => client,
+            None => self.fresh(link)?,
+        };
+        let answer = client.call(&Request { retry: false, op: Some(op) }, None);
+        match answer {
+            Ok((reply, _)) => {
+                self.put_back(client, link);
+                Some(reply)
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn send(
+        &self,
+        caller: &Caller,
+        mut request: Request,
+        fd: Option<BorrowedFd<'_>>,
+        changes: bool,
+    ) -> Outcome<Answer> {
+        let mut deadline = None;
+        loop {
+            let (mut client, link) = self.check_out(caller, &mut deadline)?;
+            match client.call(&request, fd) {
+                Ok((reply, fd)) => {
+                    self.put_back(client, link);
+                    caller.sent.set(false);
+                    return Ok(Answer { reply, fd, link, retried: request.retry });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "answer lost");
+                    if changes {
+                        caller.sent.set(true);
+                        request.retry = true;
+                    }
+                    if caller.patience != Patience::Patient {
+                        return Err(Stop::Later);
+                    }
+                    self.pause(&mut deadline)?;
+                }
+            }
+        }
+    }
+
+    /// A connection of the current link.
+    fn check_out(&self, caller: &Caller, deadline: &mut Option<Instant>) -> Outcome<(Client, u64)> {
+        if caller.patience == Patience::Cached {
+            return Err(Stop::Later);
+        }
+        loop {
+            let link = {
+                let mut state = self.state.lock();
+                while !state.up {
+                    if caller.patience != Patience::Patient {
+                        return Err(Stop::Later);
+                    }
+                    let until = *deadline.get_or_insert_with(|| Instant::now() + RECONNECT_WAIT);
+                    if self.changed.wait_until(&mut state, until).timed_out() && !state.up {
+                        return Err(self.gone().into());
+                    }
+                }
+                if let Some(client) = state.idle.pop() {
+                    return Ok((client, state.link));
+                }
+                state.link
+            };
+            match self.fresh(link) {
+                Some(client) => return Ok((client, link)),
+                None if caller.patience != Patience::Patient => return Err(Stop::Later),
+                None => self.pause(deadline)?,
+            }
+        }
+    }
+
+    fn take(&self, link: u64) -> Option<Option<Client>> {
+        let mut state = self.state.lock();
+        (state.up && state.link == link).then(|| state.idle.pop())
+    }
+
+    /// A new connection, unless another run of the worker answers: then the link is lost, which its owner will see.
+    fn fresh(&self, link: u64) -> Option<Client> {
+        let (session, run) = {
+            let state = self.state.lock();
+            if !state.up || state.link != link {
+                return None;
+            }
+            (state.session, state.run)
+        };
+        self.connect_session(session, run).inspect_err(|error| tracing::debug!(%error, "cannot connect")).ok()
+    }
+
+    fn connect_session(&self, session: u64, run: u64) -> io::Result<Client> {
+        let client = Client::connect(&self.path, session, false)?;
+        if client.welcome.worker_run != run {
+            return Err(io::Error::other("the diskworker was restarted"));
+        }
+        Ok(client)
+    }
+
+    fn put_back(&self, client: Client, link: u64) {
+        let mut state = self.state.lock();
+        if state.up && state.link == link && state.idle.len() < IDLE_MAX {
+            state.idle.push(client);
+        }
+    }
+
+    /// Wait a moment before the next try, or give up when the time is over.
+    fn pause(&self, deadline: &mut Option<Instant>) -> FsResult<()> {
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + RECONNECT_WAIT);
+        if Instant::now() >= deadline {
+            return Err(self.gone());
+        }
+        let mut state = self.state.lock();
+        self.changed.wait_for(&mut state, RETRY_PAUSE);
+        Ok(())
+    }
+
+    fn gone(&self) -> FsError {
+        FsError::new(Errno::EIO, format!("no diskworker answers at {}; see `delugefs status`", self.path.display()))
+    }
+}
