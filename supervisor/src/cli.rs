@@ -15,9 +15,9 @@ use delugefs_proto::{control_pb as pb, rundir};
 
 /// DelugeFS spreads one filesystem over any disks in any machines, with no master.
 #[derive(Debug, Parser)]
-#[command(name = "delugefs", version, about, infer_subcommands = false)]
+#[command(name = "delugefs", version)]
 pub struct Cli {
-    /// Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+    /// Where the sockets are [default: /var/run/delugefs, or the user's]
     #[arg(long, global = true, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -54,7 +54,7 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
-    /// Check every record and every content of this host's disks; exit code 20 if anything is wrong
+    /// Check everything on this host's disks; exit code 20 if something is wrong
     Scrub {
         #[command(flatten)]
         form: Form,
@@ -62,7 +62,7 @@ enum Command {
     /// Add a disk to this host or take one away
     #[command(subcommand)]
     Disk(Disk),
-    /// Mount the filesystem on a folder, now and after every start of the supervisor
+    /// Mount the filesystem on a folder, now and at every start
     Mount {
         /// The folder
         dir: PathBuf,
@@ -81,7 +81,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Disk {
-    /// Serve a disk, now and after every start of the supervisor
+    /// Serve a disk, now and at every start
     Add {
         /// The disk's folder
         root: PathBuf,
@@ -98,7 +98,7 @@ enum Disk {
 
 #[derive(Clone, Copy, Debug, Args)]
 struct Form {
-    /// For programs; the fields are described in supervisor/DESIGN.md
+    /// For programs (the fields: supervisor/DESIGN.md)
     #[arg(long)]
     json: bool,
 }

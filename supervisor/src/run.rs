@@ -32,12 +32,12 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Keeps the disks and mounts of a host running.
 #[derive(Debug, Parser)]
-#[command(name = "delugefs-supervisor", version, about)]
+#[command(name = "delugefs-supervisor", version)]
 pub struct Options {
-    /// Sockets and locks of the running processes [default: /var/run/delugefs, or the user's runtime folder]
+    /// Where the sockets are [default: /var/run/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// What the next start has to know [default: /var/db/delugefs, or the user's state folder]
+    /// What the next start has to know [default: /var/db/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Disks and mounts to start (delugefs.toml)

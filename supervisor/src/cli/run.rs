@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     cluster: String,
     /// The disk's folder
     root: PathBuf,
-    /// Make a new disk (and a new cluster) of this folder, which must be empty
+    /// Make a new disk of this folder, which must be empty
     #[arg(long)]
     create: bool,
     /// Mount the filesystem on this folder
@@ -45,7 +45,7 @@ pub(super) struct Arguments {
     /// Serve the mount as this user (when run as root)
     #[arg(long, value_name = "NAME", requires = "mount")]
     user: Option<String>,
-    /// What a supervisor has to know at its next start [default: /var/db/delugefs, or the user's state folder]
+    /// What the next start has to know [default: /var/db/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Do not announce this host's disks on the local network

@@ -38,7 +38,7 @@ pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: 
         out += &disk_table(&host.disks);
     }
     if !host.mounts.is_empty() {
-        let mut rows = vec![row(["MOUNT", "STATE", "RESTARTS"])];
+        let mut rows = vec![row(["MOUNT", "RESTARTS", "FOLDER"])];
         rows.extend(
             host.mounts.iter().map(|mount| {
                 row([&escape_bytes(mount.dir.as_bytes()), mount_state(mount), &mount.restarts.to_string()])
