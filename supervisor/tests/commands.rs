@@ -41,8 +41,8 @@ fn status() {
     DISK      STATE    FREE      OF  RESTARTS  FOLDER
     12345678  up     12 GiB  20 GiB         0  LAB/a
 
-    MOUNT             STATE  RESTARTS
-    LAB/m  up            0
+    MOUNT  RESTARTS  FOLDER
+    up            0  LAB/m
     ");
     insta::assert_snapshot!(says(&lab, &["status", "--json"]).stdout, @r#"
     {
@@ -101,8 +101,8 @@ fn status() {
     DISK      STATE    FREE      OF  RESTARTS  FOLDER
     12345678  up     12 GiB  20 GiB         0  LAB/a
 
-    MOUNT             STATE  RESTARTS
-    LAB/m  up            0
+    MOUNT  RESTARTS  FOLDER
+    up            0  LAB/m
 
     problems:
       disk 12345678 (LAB/a) is read-only: the disk is full
@@ -237,7 +237,7 @@ fn scrub() {
     let said = says(&lab, &["scrub"]);
     assert_eq!(said.code, 20);
     insta::assert_snapshot!(said.stdout, @"
-    12345678 (LAB/a): 5 entries, 6 catalog objects, 7 contents (8.0 MiB): 1 problems
+    12345678 (LAB/a): 5 entries, 6 catalog objects, 7 contents (8.0 MiB): problems: 1
       data/ab/ab12 does not hash to its name
     ");
     let said = says(&lab, &["scrub", "--json"]);

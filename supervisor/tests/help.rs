@@ -13,7 +13,7 @@ fn help(arguments: &[&str]) -> String {
 #[test]
 fn overview() {
     insta::assert_snapshot!(help(&[]), @"
-    The process that keeps a host's DelugeFS disks and mounts running, and the delugefs command
+    A filesystem on disks of your choice: start it, mount it, ask it
 
     Usage: delugefs [OPTIONS] <COMMAND>
 
@@ -23,15 +23,15 @@ fn overview() {
       disks     Show the disks of this host in detail
       torrents  Show the torrents that are live now
       whereis   Show where the contents of files are
-      scrub     Check every record and every content of this host's disks; exit code 20 if anything is wrong
+      scrub     Check everything on this host's disks; exit code 20 if something is wrong
       disk      Add a disk to this host or take one away
-      mount     Mount the filesystem on a folder, now and after every start of the supervisor
+      mount     Mount the filesystem on a folder, now and at every start
       umount    Unmount it
       stop      Stop the mounts and disks of this host and its supervisor
       help      Print this message or the help of the given subcommand(s)
 
     Options:
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
       -V, --version        Print version
     ");
@@ -49,11 +49,11 @@ fn run() {
       <ROOT>     The disk's folder
 
     Options:
-          --create           Make a new disk (and a new cluster) of this folder, which must be empty
-          --run-dir <DIR>    Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --create           Make a new disk of this folder, which must be empty
+          --run-dir <DIR>    Where the sockets are [default: /var/run/delugefs, or the user's]
           --mount <DIR>      Mount the filesystem on this folder
           --user <NAME>      Serve the mount as this user (when run as root)
-          --state-dir <DIR>  What a supervisor has to know at its next start [default: /var/db/delugefs, or the user's state folder]
+          --state-dir <DIR>  What the next start has to know [default: /var/db/delugefs, or the user's]
           --no-mdns          Do not announce this host's disks on the local network
       -h, --help             Print help
     ");
@@ -67,9 +67,9 @@ fn status() {
     Usage: delugefs status [OPTIONS]
 
     Options:
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -x                   Only what is wrong; exit code 20 if anything is
-          --json           For programs; the fields are described in supervisor/DESIGN.md
+          --json           For programs (the fields: supervisor/DESIGN.md)
       -h, --help           Print help
     ");
 }
@@ -82,8 +82,8 @@ fn disks() {
     Usage: delugefs disks [OPTIONS]
 
     Options:
-          --json           For programs; the fields are described in supervisor/DESIGN.md
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
 }
@@ -96,8 +96,8 @@ fn torrents() {
     Usage: delugefs torrents [OPTIONS]
 
     Options:
-          --json           For programs; the fields are described in supervisor/DESIGN.md
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
 }
@@ -113,8 +113,8 @@ fn whereis() {
       <PATH>...  A path below a mountpoint of this host, or from the root of the filesystem
 
     Options:
-          --json           For programs; the fields are described in supervisor/DESIGN.md
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
 }
@@ -122,13 +122,13 @@ fn whereis() {
 #[test]
 fn scrub() {
     insta::assert_snapshot!(help(&["scrub"]), @"
-    Check every record and every content of this host's disks; exit code 20 if anything is wrong
+    Check everything on this host's disks; exit code 20 if something is wrong
 
     Usage: delugefs scrub [OPTIONS]
 
     Options:
-          --json           For programs; the fields are described in supervisor/DESIGN.md
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
 }
@@ -141,16 +141,16 @@ fn disk() {
     Usage: delugefs disk [OPTIONS] <COMMAND>
 
     Commands:
-      add     Serve a disk, now and after every start of the supervisor
+      add     Serve a disk, now and at every start
       remove  Serve it no longer; what is on it stays
       help    Print this message or the help of the given subcommand(s)
 
     Options:
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
     insta::assert_snapshot!(help(&["disk", "add"]), @"
-    Serve a disk, now and after every start of the supervisor
+    Serve a disk, now and at every start
 
     Usage: delugefs disk add [OPTIONS] <ROOT>
 
@@ -159,7 +159,7 @@ fn disk() {
 
     Options:
           --create         Make a new disk of this folder, which must be empty
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
     insta::assert_snapshot!(help(&["disk", "remove"]), @"
@@ -171,7 +171,7 @@ fn disk() {
       <ROOT>  The disk's folder
 
     Options:
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
 }
@@ -179,7 +179,7 @@ fn disk() {
 #[test]
 fn mount_umount_and_stop() {
     insta::assert_snapshot!(help(&["mount"]), @"
-    Mount the filesystem on a folder, now and after every start of the supervisor
+    Mount the filesystem on a folder, now and at every start
 
     Usage: delugefs mount [OPTIONS] <DIR>
 
@@ -187,7 +187,7 @@ fn mount_umount_and_stop() {
       <DIR>  The folder
 
     Options:
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
           --user <NAME>    Serve it as this user (when the supervisor runs as root)
       -h, --help           Print help
     ");
@@ -200,7 +200,7 @@ fn mount_umount_and_stop() {
       <DIR>  The folder it is mounted on
 
     Options:
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
     insta::assert_snapshot!(help(&["stop"]), @"
@@ -209,7 +209,7 @@ fn mount_umount_and_stop() {
     Usage: delugefs stop [OPTIONS]
 
     Options:
-          --run-dir <DIR>  Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
       -h, --help           Print help
     ");
 }
@@ -222,13 +222,13 @@ fn supervisor() {
     let said = lab.said(command.arg("--help").output().unwrap());
     assert_eq!((said.code, said.stderr.as_str()), (0, ""));
     insta::assert_snapshot!(said.stdout, @"
-    The process that keeps a host's DelugeFS disks and mounts running, and the delugefs command
+    Keeps the disks and mounts of a host running
 
     Usage: delugefs-supervisor [OPTIONS]
 
     Options:
-          --run-dir <DIR>    Sockets and locks of the running processes [default: /var/run/delugefs, or the user's runtime folder]
-          --state-dir <DIR>  What the next start has to know [default: /var/db/delugefs, or the user's state folder]
+          --run-dir <DIR>    Where the sockets are [default: /var/run/delugefs, or the user's]
+          --state-dir <DIR>  What the next start has to know [default: /var/db/delugefs, or the user's]
           --config <FILE>    Disks and mounts to start (delugefs.toml)
           --no-mdns          Do not announce this host's disks on the local network
       -h, --help             Print help
