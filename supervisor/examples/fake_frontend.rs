@@ -2,13 +2,11 @@
 //! manners: `exit-before-ready CODE`; `mount`: really mount (as root, with /dev/fuse), but never answer the kernel, so
 //! that whoever touches the mountpoint is caught; `stubborn`: do not end on SIGTERM.
 
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use delugefs_proto::exit::{Exit, UserError, report};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main(flavor = "current_thread")]
@@ -45,15 +43,23 @@ async fn serve() -> anyhow::Result<()> {
         std::future::pending::<()>().await;
     }
     if device.is_some() {
-        umount2(&dir, MntFlags::MNT_DETACH)?;
+        delugefs_supervisor::sys::detach(&dir)?;
     }
     Ok(())
 }
 
+#[cfg(not(target_os = "linux"))]
+fn mount_unanswered(_: &Path) -> anyhow::Result<std::fs::File> {
+    anyhow::bail!("only on Linux")
+}
+
+#[cfg(target_os = "linux")]
 fn mount_unanswered(dir: &Path) -> anyhow::Result<std::fs::File> {
     if delugefs_supervisor::sys::delugefs_mounts()?.iter().any(|mount| mount == dir) {
-        umount2(dir, MntFlags::MNT_DETACH).context("cannot detach the dead mount")?;
+        delugefs_supervisor::sys::detach(dir).context("cannot detach the dead mount")?;
     }
+    use nix::mount::{MsFlags, mount};
+    use std::os::fd::AsRawFd;
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
     mount(Some("fake"), dir, Some("fuse.delugefs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))?;

@@ -1,6 +1,7 @@
 //! Stands in for `delugefs-diskworker` in this crate's tests: keeps the folder's lock and identity, serves and
 //! registers like the real one, but stores nothing. A file `fake-worker` in the run directory changes its manners, one
-//! word a line: `exit-before-ready CODE`, `read-only`, `silent` (no gRPC answers), `port N`.
+//! word a line: `exit-before-ready CODE`, `read-only`, `damaged`,
+//! `silent` (no gRPC answers), `never-ready`, `port N`.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -48,6 +49,11 @@ async fn serve() -> anyhow::Result<()> {
     }
     let _local = UnixListener::bind(&local)?;
     let incoming = UnixListenerStream::new(UnixListener::bind(&grpc)?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    if manner(&run_dir, "never-ready").is_some() {
+        terminate.recv().await;
+        return Ok(());
+    }
     let worker = Fake { disk: disk.clone(), root: root.clone(), run_dir: run_dir.clone() };
     let server = tonic::transport::Server::builder().add_service(worker_server::WorkerServer::new(worker));
     tokio::spawn(server.serve_with_incoming(incoming));
@@ -65,7 +71,7 @@ async fn serve() -> anyhow::Result<()> {
     if !args.contains(&"--no-register".into()) {
         tokio::spawn(keep_registered(run_dir, register));
     }
-    signal(SignalKind::terminate())?.recv().await;
+    terminate.recv().await;
     eprintln!("committed");
     Ok(())
 }

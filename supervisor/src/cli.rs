@@ -2,7 +2,6 @@
 
 mod client;
 mod json;
-mod paths;
 mod run;
 mod show;
 mod table;
@@ -13,11 +12,13 @@ use clap::{Args, Parser, Subcommand};
 use delugefs_proto::exit::Exit;
 use delugefs_proto::{control_pb as pb, rundir};
 
-/// DelugeFS spreads one filesystem over any disks in any machines, with no master.
+use crate::paths;
+
+/// A filesystem on disks of your choice: start it, mount it, ask it.
 #[derive(Debug, Parser)]
-#[command(name = "delugefs", version, about, infer_subcommands = false)]
+#[command(name = "delugefs", version)]
 pub struct Cli {
-    /// Where the supervisor's control socket is [default: /var/run/delugefs, or the user's runtime folder]
+    /// Where the sockets are [default: /var/run/delugefs, or the user's]
     #[arg(long, global = true, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -54,7 +55,7 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
-    /// Check every record and every content of this host's disks; exit code 20 if anything is wrong
+    /// Check everything on this host's disks; exit code 20 if something is wrong
     Scrub {
         #[command(flatten)]
         form: Form,
@@ -62,7 +63,7 @@ enum Command {
     /// Add a disk to this host or take one away
     #[command(subcommand)]
     Disk(Disk),
-    /// Mount the filesystem on a folder, now and after every start of the supervisor
+    /// Mount the filesystem on a folder, now and at every start
     Mount {
         /// The folder
         dir: PathBuf,
@@ -81,7 +82,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Disk {
-    /// Serve a disk, now and after every start of the supervisor
+    /// Serve a disk, now and at every start
     Add {
         /// The disk's folder
         root: PathBuf,
@@ -98,7 +99,7 @@ enum Disk {
 
 #[derive(Clone, Copy, Debug, Args)]
 struct Form {
-    /// For programs; the fields are described in supervisor/DESIGN.md
+    /// For programs (the fields: supervisor/DESIGN.md)
     #[arg(long)]
     json: bool,
 }
@@ -121,21 +122,24 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Whereis { path, form } => return show::whereis(&mut control, &path, form.json).await,
         Command::Scrub { form } => return show::scrub(&mut control, form.json).await,
         Command::Disk(Disk::Add { root, create }) => {
-            let root = paths::disk_root(&root)?;
+            let root = paths::typed(&root)?;
             let request = pb::AddDiskRequest { root, create, remember: true, ..Default::default() };
             let added = client::answer(control.add_disk(request).await)?;
             println!("disk {}", delugefs_proto::disk::short_id(&added.disk_id));
+            if client::answer(control.disks(pb::DisksRequest {}).await)?.disks.len() > 1 {
+                eprintln!("Note: disks do not exchange their contents yet; a mount shows one of them.");
+            }
         }
         Command::Disk(Disk::Remove { root }) => {
-            let root = paths::disk_root(&root)?;
+            let root = paths::typed(&root)?;
             client::answer(control.remove_disk(pb::RemoveDiskRequest { root }).await)?;
         }
         Command::Mount { dir, user } => {
-            let (dir, user) = (paths::mountpoint(&dir)?, user.unwrap_or_default());
+            let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());
             client::answer(control.add_mount(pb::AddMountRequest { dir, user, remember: true }).await)?;
         }
         Command::Umount { dir } => {
-            let dir = paths::mountpoint(&dir)?;
+            let dir = paths::typed(&dir)?;
             client::answer(control.remove_mount(pb::RemoveMountRequest { dir }).await)?;
         }
         Command::Stop => {

@@ -8,6 +8,8 @@ use delugefs_proto::exit::{Exit, UserError};
 use prost::Message;
 use tonic::{Code, Status};
 
+use crate::escape::escape_line;
+
 /// Longest message or hint that travels, in bytes: details are sent as a header, and HTTP/2 peers limit those.
 const TEXT_MAX_BYTES: usize = 2048;
 
@@ -82,10 +84,11 @@ impl From<Failure> for Status {
 }
 
 impl From<Failure> for UserError {
+    /// On its way to a terminal: what came from elsewhere is escaped.
     fn from(failure: Failure) -> Self {
-        let error = UserError::new(failure.exit, failure.message);
+        let error = UserError::new(failure.exit, escape_line(&failure.message));
         match failure.hint {
-            Some(hint) => error.hint(hint),
+            Some(hint) => error.hint(escape_line(&hint)),
             None => error,
         }
     }

@@ -13,6 +13,7 @@ pub mod log;
 pub mod logtail;
 pub mod notes;
 pub mod owner;
+pub mod paths;
 pub mod process;
 pub mod remember;
 pub mod run;

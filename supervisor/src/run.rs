@@ -25,19 +25,19 @@ use crate::notes::{self, Note};
 use crate::owner::{DiskSpec, Event, MountSpec, Owner, State};
 use crate::process::Events;
 use crate::server::{Server, uid_of};
-use crate::{discovery, remember, uds};
+use crate::{discovery, paths, remember, sys, uds};
 
 /// How long open calls get to finish after everything has stopped.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Keeps the disks and mounts of a host running.
 #[derive(Debug, Parser)]
-#[command(name = "delugefs-supervisor", version, about)]
+#[command(name = "delugefs-supervisor", version)]
 pub struct Options {
-    /// Sockets and locks of the running processes [default: /var/run/delugefs, or the user's runtime folder]
+    /// Where the sockets are [default: /var/run/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// What the next start has to know [default: /var/db/delugefs, or the user's state folder]
+    /// What the next start has to know [default: /var/db/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Disks and mounts to start (delugefs.toml)
@@ -58,6 +58,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     rundir::prepare(&run_dir).map_err(|error| directory(&error))?;
     rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
     let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
+    let (events, inbox) = mpsc::unbounded_channel();
+    stop_on_signals(&events)?;
     let lock = take_lock(&run_dir)?;
     tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
 
@@ -68,7 +70,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let socket = rundir::control_socket(&run_dir);
     let listener = listen(&socket)?;
-    let (events, inbox) = mpsc::unbounded_channel();
     let (snapshots, watcher) = watch::channel(Arc::new(HostStatus::default()));
     let owner = Owner { state: State::new(configured.cluster.clone()), run_dir, state_dir, events, snapshots };
     let events = owner.events.clone();
@@ -80,7 +81,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         send(&events, Event::MountFound { dir: note.path, pid: note.pid, socket });
     }
     let discovery = (!options.no_mdns).then(|| tokio::spawn(discovery::follow(watcher.clone())));
-    stop_on_signals(&events)?;
 
     let run_dir = owner.run_dir.clone();
     let service = Server { events, snapshots: watcher, run_dir: run_dir.clone() };
@@ -148,9 +148,11 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
 
 /// Mounts first: the workers let in the users of the mounts that are known when they start.
 fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool) -> anyhow::Result<()> {
+    let mounted = sys::delugefs_mounts().context("cannot read the mount table")?;
     for mount in &config.mounts {
         let uid = uid_of(mount.user.as_deref()).map_err(UserError::from)?;
-        let spec = MountSpec { dir: mount.dir.clone(), user: mount.user.clone(), uid };
+        let dir = paths::resolve(&mount.dir, &mounted);
+        let spec = MountSpec { dir, user: mount.user.clone(), uid };
         send(events, Event::AddMount { spec, remember, reply: None });
     }
     if !config.disks.is_empty() && cluster.is_none() {
@@ -159,7 +161,7 @@ fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool)
     }
     for disk in &config.disks {
         let spec = DiskSpec {
-            root: disk.root.canonicalize().unwrap_or_else(|_| disk.root.clone()), // the worker says what is wrong
+            root: paths::resolve(&disk.root, &mounted),
             cluster: cluster.unwrap_or_default().into(),
             create: false,
             reserve_bytes: disk.reserve_bytes,

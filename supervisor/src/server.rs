@@ -1,5 +1,6 @@
 //! The control socket: turns calls into events for the owner, and asks the workers what only they know.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,6 @@ use delugefs_proto::disk::{DiskToml, is_cluster_name};
 use delugefs_proto::exit::Exit;
 use delugefs_proto::{config, worker_pb};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::notes::{self, Note, WORKER};
 use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
 use crate::process::Events;
-use crate::worker;
+use crate::{paths, sys, worker};
 
 /// The service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -73,14 +73,15 @@ impl Control for Server {
     }
 
     async fn torrents(&self, _: Request<pb::TorrentsRequest>) -> Answer<pb::TorrentsReply> {
-        let mut disks = Vec::new();
-        for disk in self.disks_up() {
+        let answers = self.ask_all(|socket| async move {
             let request = worker_pb::ActiveTorrentsRequest {};
-            let ask = |mut client: worker_client::Client| async move { client.active_torrents(request).await };
-            let torrents = worker::ask(Path::new(&disk.grpc_socket), ask).await?.torrents;
-            disks.push(pb::DiskTorrents { disk_id: disk.disk_id, root: disk.root, torrents });
-        }
-        Ok(Response::new(pb::TorrentsReply { disks }))
+            worker::ask(&socket, |mut client| async move { client.active_torrents(request).await }).await
+        });
+        let disks = answers.await.into_iter().map(|(disk, answer)| {
+            let (torrents, error) = split(answer.map(|answer| answer.torrents));
+            pb::DiskTorrents { disk_id: disk.disk_id, root: disk.root, torrents: torrents.unwrap_or_default(), error }
+        });
+        Ok(Response::new(pb::TorrentsReply { disks: disks.collect() }))
     }
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
@@ -92,28 +93,21 @@ impl Control for Server {
         let disk = disks.iter().find(|disk| disk.root == root).or(disks.first());
         let disk = disk.ok_or_else(no_disk)?;
         let request = worker_pb::WhereIsRequest { path: inside };
-        let ask = |mut client: worker_client::Client| async move { client.where_is(request).await };
-        let answer = worker::ask(Path::new(&disk.grpc_socket), ask).await?;
+        let socket = Path::new(&disk.grpc_socket);
+        let answer = worker::ask(socket, |mut client| async move { client.where_is(request).await }).await?;
         Ok(Response::new(pb::WhereIsReply { answer: Some(answer) }))
     }
 
     async fn scrub(&self, _: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {
-        let mut running = JoinSet::new();
-        for disk in self.disks_up() {
-            running.spawn(async move {
-                let result = worker::scrub(Path::new(&disk.grpc_socket)).await?;
-                Ok::<_, Status>(pb::DiskScrub { disk_id: disk.disk_id, root: disk.root, result: Some(result) })
-            });
-        }
-        let mut disks = Vec::new();
-        while let Some(done) = running.join_next().await {
-            disks.push(done.map_err(|error| Status::internal(error.to_string()))??);
-        }
-        if disks.is_empty() {
+        let answers = self.ask_all(|socket| async move { worker::scrub(&socket).await }).await;
+        if answers.is_empty() {
             return Err(no_disk().into());
         }
-        disks.sort_by(|a, b| a.root.cmp(&b.root));
-        Ok(Response::new(pb::ScrubReply { disks }))
+        let disks = answers.into_iter().map(|(disk, answer)| {
+            let (result, error) = split(answer);
+            pb::DiskScrub { disk_id: disk.disk_id, root: disk.root, result, error }
+        });
+        Ok(Response::new(pb::ScrubReply { disks: disks.collect() }))
     }
 
     async fn add_disk(&self, request: Request<pb::AddDiskRequest>) -> Answer<pb::AddDiskReply> {
@@ -159,7 +153,8 @@ impl Control for Server {
         let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
         let request = request.into_inner();
         let pid = peer.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(request.pid);
-        let root = absolute(&request.root)?;
+        let mounts = sys::delugefs_mounts().map_err(|error| Status::internal(error.to_string()))?;
+        let root = paths::resolve(&absolute(&request.root)?, &mounts); // as those who add disks write it
         let tcp_port = u16::try_from(request.tcp_port).map_err(|_| Failure::new(Exit::Usage, "no such TCP port"))?;
         let note = Note::read_living(&notes::worker_note(&self.run_dir, &root), WORKER);
         let (disk_id, local_socket) = (request.disk_id, request.local_socket.into());
@@ -193,21 +188,34 @@ impl Server {
         self.now().disks.into_iter().filter(|disk| disk.state() == pb::disk::State::Up).collect()
     }
 
-    /// All disks; those that are up with what their workers say, all asked at the same time.
+    /// One question to all workers that are up, at the same time: a stuck disk does not keep the others waiting.
+    async fn ask_all<T: Send + 'static, F: Future<Output = Result<T, Status>> + Send + 'static>(
+        &self,
+        question: impl Fn(PathBuf) -> F,
+    ) -> Vec<(pb::Disk, Result<T, Status>)> {
+        let asked: Vec<_> =
+            self.disks_up().into_iter().map(|disk| (question(disk.grpc_socket.clone().into()), disk)).collect();
+        let running: Vec<_> = asked.into_iter().map(|(answer, disk)| (disk, tokio::spawn(answer))).collect();
+        let mut answers = Vec::new();
+        for (disk, answer) in running {
+            answers.push((disk, answer.await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))));
+        }
+        answers
+    }
+
+    /// All disks; those that are up with what their workers say.
     async fn disks_with_status(&self) -> Vec<pb::Disk> {
         let mut disks = self.now().disks;
-        let mut asked = JoinSet::new();
-        for (at, disk) in disks.iter().enumerate().filter(|(_, disk)| disk.state() == pb::disk::State::Up) {
-            let socket = PathBuf::from(&disk.grpc_socket);
+        let answers = self.ask_all(|socket| async move {
             let request = worker_pb::StatusRequest {};
-            let ask = move |mut client: worker_client::Client| async move { client.status(request).await };
-            asked.spawn(async move { (at, worker::ask(&socket, ask).await) });
-        }
-        while let Some(answer) = asked.join_next().await {
-            match answer {
-                Ok((at, Ok(status))) => disks[at].status = Some(status),
-                Ok((at, Err(error))) => tracing::debug!(disk = disks[at].root, error = error.message(), "no status"),
-                Err(error) => tracing::error!(%error, "asking a worker panicked"),
+            worker::ask(&socket, |mut client| async move { client.status(request).await }).await
+        });
+        for (asked, answer) in answers.await {
+            let disk = disks.iter_mut().find(|disk| disk.root == asked.root);
+            match (disk, answer) {
+                (Some(disk), Ok(status)) => disk.status = Some(status),
+                (_, Ok(_)) => {}
+                (_, Err(error)) => tracing::debug!(disk = asked.root, error = error.message(), "no status"),
             }
         }
         disks
@@ -234,8 +242,12 @@ impl Server {
     }
 }
 
-mod worker_client {
-    pub(super) type Client = delugefs_proto::worker_pb::worker_client::WorkerClient<tonic::transport::Channel>;
+/// An answer, or the sentence that came instead.
+fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
+    match answer {
+        Ok(answer) => (Some(answer), String::new()),
+        Err(error) => (None, error.message().into()),
+    }
 }
 
 fn no_disk() -> Failure {

@@ -202,7 +202,8 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for pid in self.noted() {
+        // Twice: a supervisor may just be starting another one.
+        for pid in self.noted().into_iter().chain(self.noted()) {
             if is_ours(pid) {
                 signal(pid, Signal::SIGKILL);
             }

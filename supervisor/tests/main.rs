@@ -1,5 +1,7 @@
 //! The programs themselves, with stand-ins for worker and frontend (`examples/`). One binary for all of it.
 
+#![allow(clippy::unwrap_used)] // tests, also outside of #[test] functions
+
 mod adoption;
 mod commands;
 mod discovery;

@@ -162,6 +162,46 @@ fn a_killed_supervisor_is_started_again_and_finds_the_others_alive() {
 }
 
 #[test]
+fn asked_to_stop_just_when_the_supervisor_was_killed_it_still_stops_everything() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create", "--mount", "m"]);
+    kill_hard(pid_of(&lab.status()).unwrap());
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+}
+
+#[test]
+fn asked_to_stop_while_a_disk_starts_it_leaves_nothing() {
+    let mut lab = Lab::new();
+    lab.manners("worker", "never-ready");
+    let run = lab.spawn(lab.delugefs(&["run", "home", "a", "--create", "--state-dir", "s"]), "run");
+    lab.wait_for_status("the worker", |status| status["disks"][0]["pid"].is_u64());
+    assert_eq!(lab.status()["disks"][0]["state"], "starting");
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+    assert_eq!(lab.out("run"), "");
+}
+
+#[test]
+fn when_the_supervisor_of_others_dies_it_says_so_and_can_be_repeated() {
+    let mut lab = Lab::new();
+    let sup = lab.supervisor("sup", &["--no-mdns"]);
+    let run = lab.run(&["--create", "--mount", "m"]);
+    kill_hard(sup);
+    assert_eq!(lab.wait(run), 17);
+    insta::assert_snapshot!(lab.err("run"), @"
+    delugefs: the supervisor ended; disks and mounts go on without it
+    Hint: the same command again finds them
+    ");
+    let run = lab.run(&["--mount", "m"]);
+    assert_eq!(lab.status()["disks"][0]["by_hand"], true);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+}
+
+#[test]
 fn a_state_directory_is_made_and_a_run_directory_of_others_is_refused() {
     let mut lab = Lab::new();
     let run = lab.run(&["--create"]);

@@ -96,7 +96,7 @@ pub(super) struct Scrub {
     objects: u64,
     contents: u64,
     content_bytes: u64,
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
 fn some<T: Default + PartialEq>(value: T) -> Option<T> {
@@ -250,8 +250,10 @@ impl WhereIs {
 }
 
 impl From<pb::DiskScrub> for Scrub {
+    /// That it could not be done is a problem too.
     fn from(disk: pb::DiskScrub) -> Self {
         let result = disk.result.unwrap_or_default();
+        let undone = some(disk.error).map(|error| format!("could not be checked: {error}"));
         Self {
             root: disk.root,
             disk_id: disk.disk_id,
@@ -259,7 +261,7 @@ impl From<pb::DiskScrub> for Scrub {
             objects: result.objects,
             contents: result.contents,
             content_bytes: result.content_bytes,
-            problems: result.problems,
+            problems: undone.into_iter().chain(result.problems).collect(),
         }
     }
 }

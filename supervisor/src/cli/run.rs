@@ -17,10 +17,10 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{self, Control, answer};
-use super::paths;
 use crate::escape::escape_line;
 use crate::failure::Failure;
 use crate::libexec;
+use crate::paths;
 use crate::server::uid_of;
 
 /// Longest orderly stop: frontends (10 s), then workers (20 s), then the supervisor itself.
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     cluster: String,
     /// The disk's folder
     root: PathBuf,
-    /// Make a new disk (and a new cluster) of this folder, which must be empty
+    /// Make a new disk of this folder, which must be empty
     #[arg(long)]
     create: bool,
     /// Mount the filesystem on this folder
@@ -45,7 +45,7 @@ pub(super) struct Arguments {
     /// Serve the mount as this user (when run as root)
     #[arg(long, value_name = "NAME", requires = "mount")]
     user: Option<String>,
-    /// What a supervisor has to know at its next start [default: /var/db/delugefs, or the user's state folder]
+    /// What the next start has to know [default: /var/db/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Do not announce this host's disks on the local network
@@ -161,7 +161,7 @@ async fn serve(
     let mut control = match client::connect(run_dir).await {
         Ok(control) => control,
         Err(error) if error.exit == Exit::NoSupervisor => {
-            started.supervisor = start_supervisor(run_dir, arguments).await?;
+            start_supervisor(run_dir, arguments, &mut started.supervisor).await?;
             client::connect(run_dir).await?
         }
         Err(error) => return Err(error.into()),
@@ -226,9 +226,9 @@ fn trouble(host: &pb::HostStatus, wish: &Wish) -> Option<Failure> {
 }
 
 fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
-    let root = paths::disk_root(&arguments.root)?;
+    let root = paths::typed(&arguments.root)?;
     let uid = uid_of(arguments.user.as_deref()).map_err(UserError::from)?;
-    let dir = arguments.mount.as_deref().map(paths::mountpoint).transpose()?;
+    let dir = arguments.mount.as_deref().map(paths::typed).transpose()?;
     let user = arguments.user.clone().unwrap_or_default();
     Ok(Wish {
         disk: pb::AddDiskRequest {
@@ -242,8 +242,8 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
     })
 }
 
-/// `None`: another one was faster, and it is used.
-async fn start_supervisor(run_dir: &Path, arguments: &Arguments) -> Result<Option<Child>, Ended> {
+/// `started` stays `None` when another one was faster; that one is used.
+async fn start_supervisor(run_dir: &Path, arguments: &Arguments, started: &mut Option<Child>) -> Result<(), Ended> {
     const PROGRAM: &str = "delugefs-supervisor";
     let mut command = Command::new(libexec::find(PROGRAM));
     command.arg("--run-dir").arg(run_dir).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -254,26 +254,28 @@ async fn start_supervisor(run_dir: &Path, arguments: &Arguments) -> Result<Optio
         command.arg("--no-mdns");
     }
     // A Ctrl-C is for us alone: the supervisor stops mounts and disks in their order when we say so.
-    let mut child = command.process_group(0).spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
+    let child = command.process_group(0).spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
+    let child = started.insert(child); // to be stopped also when we are interrupted now
     let mut said = String::new();
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout).read_line(&mut said).await?;
     }
     if said.trim_end() == "ready" {
-        return Ok(Some(child));
+        return Ok(());
     }
     let status = child.wait().await?;
+    *started = None;
     let exit = status.code().map_or(Exit::Failure, Exit::from_code);
     if exit == Exit::InUse && client::connect(run_dir).await.is_ok() {
-        return Ok(None);
+        return Ok(());
     }
     // It has said why on the stderr we share.
     Err(Ended::Reported(if exit == Exit::Ok { Exit::Failure } else { exit }))
 }
 
 /// `false`: the supervisor was killed before it could.
-async fn stop(run_dir: &Path, wish: &Wish, started: Started) -> anyhow::Result<bool> {
-    let Some(mut supervisor) = started.supervisor else {
+async fn stop(run_dir: &Path, wish: &Wish, mut started: Started) -> anyhow::Result<bool> {
+    let Some(mut supervisor) = started.supervisor.take() else {
         if let Ok(mut control) = client::connect(run_dir).await {
             let dir = wish.mount.as_ref().filter(|_| started.mount).map(|mount| mount.dir.clone());
             if let Some(dir) = dir {
@@ -292,7 +294,7 @@ async fn stop(run_dir: &Path, wish: &Wish, started: Started) -> anyhow::Result<b
         Ok(status) => match status?.code() {
             Some(0) => Ok(true),
             Some(_) => Err(UserError::new(Exit::Failure, "the supervisor did not stop cleanly").into()),
-            None => Ok(false),
+            None => Ok(!started.disk),
         },
         Err(_) => Err(UserError::new(Exit::Failure, "the supervisor does not stop")
             .hint("`delugefs status` shows what it is waiting for")

@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use super::client::{Control, answer};
 use super::json::{self, disk_state, mount_state};
-use super::paths;
 use super::table::{row, size, table};
 use crate::escape::{escape_bytes, escape_line};
+use crate::paths;
 use crate::sys;
 
 pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: bool) -> anyhow::Result<Exit> {
@@ -38,14 +38,14 @@ pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: 
         out += &disk_table(&host.disks);
     }
     if !host.mounts.is_empty() {
-        let mut rows = vec![row(["MOUNT", "STATE", "RESTARTS"])];
+        let mut rows = vec![row(["MOUNT", "RESTARTS", "FOLDER"])];
         rows.extend(
             host.mounts.iter().map(|mount| {
-                row([&escape_bytes(mount.dir.as_bytes()), mount_state(mount), &mount.restarts.to_string()])
+                row([mount_state(mount), &mount.restarts.to_string(), &escape_bytes(mount.dir.as_bytes())])
             }),
         );
         out += "\n";
-        out += &table(&rows, &[2]);
+        out += &table(&rows, &[1]);
     }
     if !problems.is_empty() {
         out += "\nproblems:\n";
@@ -114,10 +114,11 @@ fn short(commit: &str) -> &str {
 
 pub(super) async fn torrents(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
     let disks = answer(control.torrents(pb::TorrentsRequest {}).await)?.disks;
+    let exit = if disks.iter().all(|disk| disk.error.is_empty()) { Exit::Ok } else { Exit::Failure };
     let all = || disks.iter().flat_map(|disk| disk.torrents.iter().map(|torrent| (disk.disk_id.as_str(), torrent)));
     if as_json {
         print_json(&all().map(|(disk_id, torrent)| json::Torrent::new(disk_id, torrent)).collect::<Vec<_>>())?;
-        return Ok(Exit::Ok);
+        return Ok(exit);
     }
     let mut rows = vec![row(["DISK", "CONTENT", "SIZE", "HAVE", "PEERS", "DOWN/s", "UP/s", "STATE"])];
     rows.extend(all().map(|(disk_id, torrent)| {
@@ -138,8 +139,11 @@ pub(super) async fn torrents(control: &mut Control, as_json: bool) -> anyhow::Re
             state,
         ])
     }));
+    for disk in disks.iter().filter(|disk| !disk.error.is_empty()) {
+        eprintln!("delugefs: disk {}: {}", short_id(&disk.disk_id), escape_line(&disk.error));
+    }
     print(&if rows.len() == 1 { "no torrent is live\n".into() } else { table(&rows, &[2, 3, 4, 5, 6]) })?;
-    Ok(Exit::Ok)
+    Ok(exit)
 }
 
 pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: bool) -> anyhow::Result<Exit> {
@@ -206,14 +210,15 @@ fn place(name: &str, answer: &delugefs_proto::worker_pb::WhereIsReply, disks: &[
 
 pub(super) async fn scrub(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
     let disks = answer(control.scrub(pb::ScrubRequest {}).await)?.disks;
-    let healthy = disks.iter().all(|disk| disk.result.as_ref().is_some_and(|result| result.problems.is_empty()));
+    let forms: Vec<json::Scrub> = disks.iter().cloned().map(json::Scrub::from).collect();
+    let healthy = forms.iter().all(|form| form.problems.is_empty());
     let exit = if healthy { Exit::Ok } else { Exit::Unhealthy };
     if as_json {
-        print_json(&disks.into_iter().map(json::Scrub::from).collect::<Vec<_>>())?;
+        print_json(&forms)?;
         return Ok(exit);
     }
     let mut out = String::new();
-    for disk in &disks {
+    for (disk, form) in disks.iter().zip(&forms) {
         let result = disk.result.clone().unwrap_or_default();
         out += &format!(
             "{} ({}): {} entries, {} catalog objects, {} contents ({}): {}\n",
@@ -223,9 +228,9 @@ pub(super) async fn scrub(control: &mut Control, as_json: bool) -> anyhow::Resul
             result.objects,
             result.contents,
             size(result.content_bytes),
-            if result.problems.is_empty() { "all good".into() } else { format!("{} problems", result.problems.len()) },
+            if form.problems.is_empty() { "all good".into() } else { format!("problems: {}", form.problems.len()) },
         );
-        out += &result.problems.iter().map(|problem| format!("  {}\n", escape_line(problem))).collect::<String>();
+        out += &form.problems.iter().map(|problem| format!("  {}\n", escape_line(problem))).collect::<String>();
     }
     print(&out)?;
     Ok(exit)

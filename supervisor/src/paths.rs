@@ -13,20 +13,13 @@ use crate::sys;
 /// Symbolic links followed before we take it for a loop (Linux's own limit).
 const LINKS_MAX: usize = 40;
 
-/// A disk's folder, as the control socket wants it. It need not exist.
+/// What a user typed for a disk's folder or a mountpoint, as the control socket wants it. It need not exist, and what
+/// is mounted there is not touched.
 ///
 /// # Errors
 /// When it cannot be resolved or is not UTF-8.
-pub fn disk_root(typed: &Path) -> anyhow::Result<String> {
-    text(resolve_here(typed, &sys::delugefs_mounts()?)?)
-}
-
-/// A mountpoint, as the control socket wants it. What is mounted there is not touched.
-///
-/// # Errors
-/// When it cannot be resolved or is not UTF-8.
-pub fn mountpoint(typed: &Path) -> anyhow::Result<String> {
-    disk_root(typed)
+pub fn typed(path: &Path) -> anyhow::Result<String> {
+    text(resolve_here(path, &sys::delugefs_mounts()?)?)
 }
 
 fn text(path: PathBuf) -> anyhow::Result<String> {
