@@ -1,1 +1,282 @@
-//! (module content)
+//! The content store of one disk: whole plain files named by their SHA-256 (`data/`), files being written (`staging/`),
+//! files being fetched (`incoming/`) and files nobody refers to any more (`trash/`).
+//!
+//! It knows contents and inode numbers, nothing of names, the catalog or torrents. What is referred to, and when a
+//! staging file may be sealed, its callers decide. All methods may be called from any thread, block on the disk, and
+//! fail with the system's errno and a sentence.
+//!
+//! **Life of a content.** A writer gets a staging file under a shared flock. When the last one is gone,
+//! [`ContentStore::begin_seal`] and [`SealJob::run`] hash it; the caller records the result in the catalog and then calls
+//! [`ContentStore::finish_seal`], which renames it into `data/`. In this order: a crash in between leaves the staging
+//! file, which is simply sealed again; the other way round it would leave a content without a name. Before the record is
+//! committed [`ContentStore::barrier`] makes the file durable. [`ContentStore::collect`] moves what is not referred to
+//! into `trash/`, from where whoever asks for it gets it back until its time is over.
+//!
+//! **What is verified when.** A content is hashed when it is sealed and when it was fetched, and never served before. Reading
+//! a local file of `data/` does not hash it again: descriptors are passed to the frontend and read there at full speed.
+//! Rot on a disk is found by a scrub ([`ContentStore::check`]) and by peers, who verify every piece.
+//!
+//! **Locks.** `staging` (whether a seal is still valid), then one of 256 `shards` (which of `data/` and `trash/` a content
+//! is in), then the small ones in [`durable`] and [`garbage`]. No lock is held while a file is hashed, copied or synced.
+
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::{ContentId, Ino};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, renameat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
+use nix::sys::statvfs::fstatvfs;
+use parking_lot::Mutex;
+
+use crate::folder::{Dir, DiskFolder};
+use crate::os;
+
+mod durable;
+mod fail;
+mod garbage;
+mod hash;
+mod incoming;
+mod seal;
+mod staging;
+pub mod torrent;
+
+pub use garbage::Collected;
+pub use seal::{Seal, SealJob, Sealed};
+
+use fail::fail;
+
+/// See the module.
+pub struct ContentStore {
+    folder: Arc<DiskFolder>,
+    reserve_bytes: u64,
+    shards: Vec<Mutex<Shard>>,
+    staging: Mutex<staging::State>,
+    durable: durable::Durable,
+    keep: garbage::Keep,
+}
+
+/// What is known of the contents whose names begin with one byte; `None` until somebody counts them.
+type Shard = Option<Usage>;
+
+/// How much is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Whole contents in `data/`.
+    pub contents: u64,
+    /// Their length together, in bytes.
+    pub bytes: u64,
+}
+
+/// Room on the file system the disk folder is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Size of the file system, in bytes.
+    pub total: u64,
+    /// What new contents may use, in bytes: what is free less the reserve.
+    pub free: u64,
+}
+
+/// Where a content is found, relative to `data/`.
+fn shard_of(content: ContentId) -> String {
+    format!("{:02x}", content.0[0])
+}
+
+/// A content's name in messages.
+fn data_path(content: ContentId) -> String {
+    format!("data/{}/{content}", shard_of(content))
+}
+
+impl ContentStore {
+    /// Of an open disk folder. `reserve_bytes` of the file system stay free for the catalog and the journal. Removes
+    /// half-made copies that a crash left in `staging/`.
+    pub fn open(folder: Arc<DiskFolder>, reserve_bytes: u64) -> FsResult<Self> {
+        let this = Self {
+            folder,
+            reserve_bytes,
+            shards: (0..256).map(|_| Mutex::new(None)).collect(),
+            staging: Mutex::default(),
+            durable: durable::Durable::default(),
+            keep: garbage::Keep::default(),
+        };
+        this.remove_half_made()?;
+        Ok(this)
+    }
+
+    /// The folder this store is in.
+    pub fn folder(&self) -> &Arc<DiskFolder> {
+        &self.folder
+    }
+
+    fn dir(&self, dir: Dir) -> BorrowedFd<'_> {
+        self.folder.dir(dir)
+    }
+
+    fn shard(&self, content: ContentId) -> &Mutex<Shard> {
+        &self.shards[usize::from(content.0[0])]
+    }
+
+    /// The length in bytes of a content this disk holds. A content found in the trash is taken back: who asks is about to
+    /// rely on it.
+    pub fn has(&self, content: ContentId) -> FsResult<Option<u64>> {
+        match self.stat(content) {
+            Ok(Some(stat)) => Ok(Some(stat.st_size as u64)),
+            Ok(None) => self.take_back(content).map(|stat| stat.map(|stat| stat.st_size as u64)),
+            Err(errno) => Err(fail(errno, "look for", &data_path(content))),
+        }
+    }
+
+    /// A descriptor to read a content by, from the trash if need be. It stays readable whatever happens to the name.
+    ///
+    /// # Errors
+    /// `ENOENT` when this disk does not hold it; `EIO` when the file has not the expected length or is no regular file.
+    pub fn open_content(&self, content: ContentId, expect_size: u64) -> FsResult<File> {
+        let open = || self.open_shard(content).and_then(|dir| os::open_file(dir, &content.to_hex(), OFlag::O_RDONLY));
+        let file = match open() {
+            Err(Errno::ENOENT) => match self.take_back(content)? {
+                Some(_) => open(),
+                None => Err(Errno::ENOENT),
+            },
+            other => other,
+        };
+        let file = file.map_err(|errno| fail(errno, "open", &data_path(content)))?;
+        let size = fstat(&file).map_err(|errno| fail(errno, "look at", &data_path(content)))?.st_size as u64;
+        if size != expect_size {
+            return Err(fail::damaged(&data_path(content), &format!("it has {size} bytes, not {expect_size}")));
+        }
+        Ok(file)
+    }
+
+    /// Read a whole content again and compare it with its name.
+    ///
+    /// # Errors
+    /// `EIO` naming the file when it is not what its name says, otherwise as [`ContentStore::open_content`].
+    pub fn check(&self, content: ContentId, size: u64) -> FsResult<()> {
+        let file = self.open_content(content, size)?;
+        let found = hash::hash(&file, size, false, &|| false).map_err(|e| fail(e, "read", &data_path(content)))?;
+        match found.content == content {
+            true => Ok(()),
+            false => Err(fail::damaged(&data_path(content), &format!("its SHA-256 is {}", found.content))),
+        }
+    }
+
+    /// Everything in `data/`, in no order: contents with their lengths, and errors for what should not be there.
+    pub fn contents(&self) -> impl Iterator<Item = FsResult<(ContentId, u64)>> + '_ {
+        (0..=255).flat_map(|first| self.contents_of(first))
+    }
+
+    fn contents_of(&self, first: u8) -> Vec<FsResult<(ContentId, u64)>> {
+        let shard = format!("{first:02x}");
+        let names = match os::names(self.dir(Dir::Data), &shard) {
+            Ok(names) => names,
+            Err(Errno::ENOENT) => return Vec::new(),
+            Err(errno) => return vec![Err(fail(errno, "list", &format!("data/{shard}")))],
+        };
+        let look = |name: String| {
+            let path = format!("data/{shard}/{}", name.escape_default());
+            let Some(content) = content_of(&name).filter(|content| content.0[0] == first) else {
+                return Some(Err(fail::damaged(&path, "nothing of this name belongs there")));
+            };
+            match self.stat(content) {
+                Ok(stat) => stat.map(|stat| Ok((content, stat.st_size as u64))),
+                Err(errno) => Some(Err(fail(errno, "look at", &path))),
+            }
+        };
+        names.into_iter().filter_map(look).collect()
+    }
+
+    /// How much is held. The first call counts what was there when the store was opened.
+    pub fn usage(&self) -> Usage {
+        let mut sum = Usage::default();
+        for (first, shard) in (0..=255).zip(&self.shards) {
+            let mut shard = shard.lock();
+            let usage = shard.get_or_insert_with(|| {
+                let sizes = self.contents_of(first).into_iter().flatten().map(|(_, size)| size);
+                sizes.fold(Usage::default(), |sum, size| Usage { contents: sum.contents + 1, bytes: sum.bytes + size })
+            });
+            sum.contents += usage.contents;
+            sum.bytes += usage.bytes;
+        }
+        sum
+    }
+
+    /// Room for new contents.
+    pub fn free_space(&self) -> FsResult<Space> {
+        let vfs =
+            fstatvfs(self.folder.root_fd()).map_err(|errno| fail(errno, "ask for the free space of", "the disk"))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(vfs.fragment_size() as u64);
+        let free = bytes(vfs.blocks_available() as u64).saturating_sub(self.reserve_bytes);
+        Ok(Space { total: bytes(vfs.blocks() as u64), free })
+    }
+
+    /// Do something that takes room; when there is none, empty the trash and try once more.
+    fn with_room<T>(&self, bytes: u64, act: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        let attempt = || match self.free_space() {
+            Ok(space) if space.free < bytes.max(1) => Err(Errno::ENOSPC),
+            _ => act(),
+        };
+        match attempt() {
+            Err(Errno::ENOSPC | Errno::EDQUOT) if self.purge_trash().is_ok_and(|freed| freed > 0) => attempt(),
+            other => other,
+        }
+    }
+
+    /// The file of a content in `data/`; what is not a regular file is `ELOOP`.
+    fn stat(&self, content: ContentId) -> Result<Option<FileStat>, Errno> {
+        let found = self.open_shard(content).and_then(|dir| stat_regular(&dir, &content.to_hex()));
+        match found {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn open_shard(&self, content: ContentId) -> Result<File, Errno> {
+        os::open_dir(self.dir(Dir::Data), &shard_of(content))
+    }
+
+    /// Move a file into `data/` over whatever has that name. The caller holds the shard's lock and gives it.
+    fn put(&self, shard: &mut Shard, from: Dir, name: &str, content: ContentId) -> Result<(), Errno> {
+        let to = match self.open_shard(content) {
+            Err(Errno::ENOENT) => {
+                match mkdirat(self.dir(Dir::Data), shard_of(content).as_str(), Mode::S_IRWXU) {
+                    Ok(()) | Err(Errno::EEXIST) => self.durable.made_shard(),
+                    Err(errno) => return Err(errno),
+                }
+                self.open_shard(content)?
+            }
+            other => other?,
+        };
+        let replaced = stat_regular(&to, &content.to_hex()).ok();
+        let size = stat_regular(self.dir(from), name)?.st_size as u64;
+        renameat(self.dir(from), name, &to, content.to_hex().as_str())?;
+        if let Some(usage) = shard {
+            usage.contents += u64::from(replaced.is_none());
+            usage.bytes = usage.bytes.saturating_sub(replaced.map_or(0, |stat| stat.st_size as u64)) + size;
+        }
+        self.durable.renamed(content);
+        self.keep.finished(content);
+        Ok(())
+    }
+}
+
+/// The content a name means.
+fn content_of(name: &str) -> Option<ContentId> {
+    ContentId::from_hex(name).filter(|content| content.to_hex() == name)
+}
+
+/// The inode number a name in `staging/` means.
+fn ino_of(name: &str) -> Option<Ino> {
+    u64::from_str_radix(name, 16).ok().map(Ino).filter(|ino| ino.to_string() == name)
+}
+
+/// What a name stands for, if that is a regular file.
+fn stat_regular(at: impl std::os::fd::AsFd, name: &str) -> Result<FileStat, Errno> {
+    let stat = fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if os::is_regular(&stat) { Ok(stat) } else { Err(Errno::ELOOP) }
+}
+
+#[cfg(test)]
+mod tests;

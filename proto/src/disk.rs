@@ -72,23 +72,27 @@ pub enum DiskTomlError {
 impl DiskToml {
     /// Read and check the identity of a disk folder.
     pub fn read(root: &Path) -> Result<Self, DiskTomlError> {
+        let path = root.display().to_string();
+        match std::fs::read_to_string(root.join(DISK_TOML)) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DiskTomlError::Absent(path)),
+            Err(error) => Err(DiskTomlError::Io(path, error)),
+        }
+    }
+
+    /// Check the text of the `disk.toml` in the folder `path`.
+    pub fn parse(text: &str, path: String) -> Result<Self, DiskTomlError> {
         #[derive(Deserialize)]
         struct FormatOnly {
             format: u32,
         }
-        let path = root.display().to_string();
-        let text = match std::fs::read_to_string(root.join(DISK_TOML)) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(DiskTomlError::Absent(path)),
-            Err(error) => return Err(DiskTomlError::Io(path, error)),
-        };
         // The format first: a newer file may have fields this version does not know.
         let damaged = |error: toml::de::Error| DiskTomlError::Damaged(path.clone(), error.message().to_string());
-        let format = toml::from_str::<FormatOnly>(&text).map_err(damaged)?.format;
+        let format = toml::from_str::<FormatOnly>(text).map_err(damaged)?.format;
         if format > DISK_FORMAT {
             return Err(DiskTomlError::Newer { path, found: format });
         }
-        let this: Self = toml::from_str(&text).map_err(damaged)?;
+        let this: Self = toml::from_str(text).map_err(damaged)?;
         if this.cluster_id().is_none() || this.disk_id().is_none() {
             return Err(DiskTomlError::Damaged(path, "an id is not hexadecimal".into()));
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Inode number: 64 bits, the same on every host, stable for ever and never reused. A directory's inode number is
-/// also its key in the catalog. Bit 63 is never set in a stored number: it marks numbers derived by the view.
+/// also its key in the catalog. Bits 62 and 63 are never set, so that it is positive in every signed type.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Ino(pub u64);
 
@@ -17,7 +17,20 @@ impl Ino {
 
     /// Whether a stored record may carry this number.
     pub fn is_storable(self) -> bool {
-        self.0 >> 63 == 0 && (self.0 >= Self::FIRST_FREE || self == Self::ROOT || self == Self::LOST_FOUND)
+        self.0 >> 62 == 0 && (self.0 >= Self::FIRST_FREE || self == Self::ROOT || self == Self::LOST_FOUND)
+    }
+}
+
+impl Ino {
+    /// A storable number from 64 evenly spread bits (random, or a hash).
+    pub fn from_bits(bits: u64) -> Self {
+        let ino = bits >> 2;
+        Ino(if ino < Self::FIRST_FREE { ino + Self::FIRST_FREE } else { ino })
+    }
+
+    /// A new number; 62 random bits make a collision among ten million files less likely than one in 90,000.
+    pub fn random() -> Self {
+        Self::from_bits(random_u64())
     }
 }
 
@@ -139,6 +152,7 @@ mod tests {
     #[test]
     fn storable_numbers() {
         assert!(Ino::ROOT.is_storable() && Ino::LOST_FOUND.is_storable() && Ino(16).is_storable());
-        assert!(!Ino(0).is_storable() && !Ino(3).is_storable() && !Ino(1 << 63).is_storable());
+        assert!(!Ino(0).is_storable() && !Ino(3).is_storable() && !Ino(1 << 62).is_storable());
+        assert!(Ino::from_bits(0).is_storable() && Ino::from_bits(u64::MAX).is_storable());
     }
 }

@@ -1,1 +1,23 @@
+//! The process that keeps a host's disks and mounts running (`delugefs-supervisor`), and the user's command
+//! (`delugefs`), which talks to it. `DESIGN.md` beside this crate's manifest has the picture, the states and the formats.
+//!
+//! Reading order: [`run`] (the boot log), [`owner`] (all decisions), [`process`] (what it watches), [`server`] (the
+//! control socket), [`cli`] (the command). This crate knows nothing of catalogs, torrents or FUSE.
 
+pub mod cli;
+pub mod discovery;
+pub mod escape;
+pub mod failure;
+pub mod libexec;
+pub mod log;
+pub mod logtail;
+pub mod notes;
+pub mod owner;
+pub mod paths;
+pub mod process;
+pub mod remember;
+pub mod run;
+pub mod server;
+pub mod sys;
+pub mod uds;
+pub mod worker;

@@ -1,0 +1,438 @@
+//! What peers send: complete, small, and refused when anything is wrong with it.
+
+use std::collections::BTreeMap;
+
+use delugefs_proto::codec::{Leaf, encode_leaf, encode_version_vector};
+use delugefs_proto::ids::{ActorId, Ino};
+use delugefs_proto::record::*;
+use git2::{ObjectType, Oid};
+
+use super::world::*;
+use crate::catalog::layout::{Place, SHARD_LEVELS, width};
+use crate::catalog::pack::PackWriter;
+use crate::catalog::tree::{self, Node, Root};
+use crate::catalog::{Catalog, CatalogError, ImportLimits, blob_id};
+
+const ME: ActorId = ActorId(5);
+
+fn sample(keys: u16) -> Model {
+    let mut model = Model::default();
+    for n in 0..keys {
+        let dot = model.draw(ME);
+        model.sets.insert(Key::Entry(Ino(20 + u64::from(n % 3)), name(n)), vec![element(dot, n as u8)]);
+    }
+    let dot = model.draw(ME);
+    model.sets.insert(Key::Inode(Ino(90)), vec![element(dot, 2)]);
+    model
+}
+
+#[test]
+fn full_and_incremental() {
+    let (_d, source, _) = sample(400).build_anew();
+    let (_d, target) = new_catalog();
+    let mut full = Vec::new();
+    let commit = source.export(None, &mut full).unwrap();
+    assert_eq!(commit, source.state().commit);
+    let theirs = target.import(&mut full.as_slice(), commit, &ImportLimits::default()).unwrap();
+    assert_ne!(target.state(), theirs, "import does not change our state");
+    let joined = target.join(&theirs).unwrap();
+    assert_eq!(joined.state.commit, commit);
+    assert_eq!(joined.changed.len(), 401);
+    sample(400).assert_is(&target);
+
+    let mut model = sample(400);
+    let before = model.clone();
+    let dot = model.draw(ME);
+    model.sets.insert(Key::Entry(Ino(20), name(3)), vec![element(dot, 2)]);
+    source.commit(&model.changes_from(&before), &model.ctx).unwrap();
+    let mut small = Vec::new();
+    let commit = source.export(Some(target.state().commit), &mut small).unwrap();
+    assert!(small.len() * 5 < full.len(), "{} of {} bytes", small.len(), full.len());
+    let theirs = target.import(&mut small.as_slice(), commit, &ImportLimits::default()).unwrap();
+    assert_eq!(target.join(&theirs).unwrap().changed.len(), 1);
+    model.assert_is(&target);
+    assert_eq!(target.verify().unwrap().problems, Vec::<String>::new());
+
+    // Nothing new, and a state nobody knows.
+    let mut nothing = Vec::new();
+    source.export(Some(commit), &mut nothing).unwrap();
+    assert!(nothing.len() < 300);
+    target.import(&mut nothing.as_slice(), commit, &ImportLimits::default()).unwrap();
+    let mut unknown = Vec::new();
+    source.export(Some(Oid::hash_object(ObjectType::Blob, b"?").unwrap()), &mut unknown).unwrap();
+    assert!(unknown.len() > full.len() / 2);
+}
+
+#[test]
+fn the_state_before_is_still_the_base_of_a_difference_after_consolidation() {
+    let (_d, source, old) = sample(400).build_anew();
+    let old = old.commit;
+    let mut model = sample(400);
+    for n in 0..5 {
+        let before = model.clone();
+        let dot = model.draw(ME);
+        model.sets.insert(Key::Entry(Ino(20), name(n)), vec![element(dot, 4)]);
+        source.commit(&model.changes_from(&before), &model.ctx).unwrap();
+    }
+    source.consolidate().unwrap();
+    assert_eq!(source.packs(), 1);
+    let (mut small, mut full) = (Vec::new(), Vec::new());
+    source.export(Some(old), &mut small).unwrap();
+    source.export(None, &mut full).unwrap();
+    assert!(small.len() * 3 < full.len(), "{} of {} bytes", small.len(), full.len());
+}
+
+#[test]
+fn imported_states_survive_consolidation_while_they_are_held() {
+    let (_d, source, _) = sample(100).build_anew();
+    let (_d, target) = new_catalog();
+    let mut pack = Vec::new();
+    let commit = source.export(None, &mut pack).unwrap();
+    let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default()).unwrap();
+    target.consolidate().unwrap();
+    assert_eq!(target.packs(), 1);
+    assert_eq!(target.join(&theirs).unwrap().changed.len(), 101);
+    sample(100).assert_is(&target);
+    // And go when they are not.
+    let (_d, other) = new_catalog();
+    drop(other.import(&mut pack.as_slice(), commit, &ImportLimits::default()).unwrap());
+    other.consolidate().unwrap();
+    let (id, _) = small_attachment(2);
+    assert!(target.attachment(id).unwrap().is_some() && other.attachment(id).unwrap().is_none());
+}
+
+/// Import into a catalog, which must refuse and keep nothing. Returns why.
+fn refusal(catalog: &Catalog, pack: &[u8], commit: Oid, limits: &ImportLimits) -> String {
+    let before = (catalog.state(), catalog.packs());
+    let why = match catalog.import(&mut &*pack, commit, limits) {
+        Err(CatalogError::Refused(why)) => why,
+        other => panic!("not refused: {other:?}"),
+    };
+    assert_eq!((catalog.state(), catalog.packs()), before);
+    let left = std::fs::read_dir(catalog.dir.join("quarantine")).unwrap().count();
+    assert_eq!(left, 0, "something is left in quarantine");
+    why
+}
+
+#[test]
+fn damage_on_the_way_is_refused() {
+    let (_d, source, _) = sample(120).build_anew();
+    let (_d, target) = new_catalog();
+    let limits = ImportLimits::default();
+    let mut pack = Vec::new();
+    let commit = source.export(None, &mut pack).unwrap();
+    for cut in [0, 5, 12, 30, pack.len() / 2, pack.len() - 20, pack.len() - 1] {
+        refusal(&target, &pack[..cut], commit, &limits);
+    }
+    for at in (0..pack.len()).step_by(pack.len() / 150) {
+        let mut flipped = pack.clone();
+        flipped[at] ^= 1 << (at % 8);
+        refusal(&target, &flipped, commit, &limits);
+    }
+    let longer = [&pack[..], b"x"].concat();
+    assert!(refusal(&target, &longer, commit, &limits).contains("follows"));
+    let other = blob_id(b"no commit");
+    refusal(&target, &pack, Oid::from_bytes(&other.0).unwrap(), &limits);
+    target.import(&mut pack.as_slice(), commit, &limits).unwrap();
+}
+
+#[test]
+fn limits_are_kept() {
+    let (_d, source, _) = sample(120).build_anew();
+    let (_d, target) = new_catalog();
+    let mut pack = Vec::new();
+    let commit = source.export(None, &mut pack).unwrap();
+    let usual = ImportLimits::default();
+    for limits in [
+        ImportLimits { pack_bytes: pack.len() as u64 - 1, ..usual },
+        ImportLimits { objects: 10, ..usual },
+        ImportLimits { inflated_bytes: 2000, ..usual },
+        ImportLimits { keys: 120, ..usual },
+    ] {
+        let why = refusal(&target, &pack, commit, &limits);
+        assert!(why.contains("than"), "{why}");
+    }
+    target.import(&mut pack.as_slice(), commit, &ImportLimits { keys: 121, ..usual }).unwrap();
+}
+
+/// Objects that a peer makes up.
+#[derive(Default)]
+struct Forged(BTreeMap<Oid, (ObjectType, Vec<u8>)>);
+
+impl Forged {
+    fn put(&mut self, kind: ObjectType, data: &[u8]) -> Oid {
+        let oid = Oid::hash_object(kind, data).unwrap();
+        self.0.insert(oid, (kind, data.to_vec()));
+        oid
+    }
+
+    fn hex(&mut self, entries: &[(u64, Node)], width: usize) -> Node {
+        Node::tree(self.put(ObjectType::Tree, &tree::serialize_hex(entries, width)))
+    }
+
+    /// A state whose directory 0x10 is this node.
+    fn state(&mut self, node: Node, ctx: &VersionVector) -> Oid {
+        let dirs = self.place(Ino(16), node);
+        self.state_of(Some(dirs), None, ctx, "1\n")
+    }
+
+    /// The trees above one node.
+    fn place(&mut self, ino: Ino, node: Node) -> Node {
+        let place = Place::of(ino);
+        (0..=SHARD_LEVELS).rev().fold(node, |node, level| self.hex(&[(place.at(level), node)], width(level)))
+    }
+
+    fn state_of(&mut self, dirs: Option<Node>, inodes: Option<Node>, ctx: &VersionVector, version: &str) -> Oid {
+        let ctx = self.put(ObjectType::Blob, &encode_version_vector(ctx));
+        let version = self.put(ObjectType::Blob, version.as_bytes());
+        let root = tree::serialize_root(&Root { ctx, dirs, inodes, version });
+        let tree = self.put(ObjectType::Tree, &root);
+        self.put(ObjectType::Commit, &tree::serialize_commit(tree))
+    }
+
+    fn pack(&self) -> Vec<u8> {
+        let mut writer = PackWriter::new(Vec::new(), self.0.len()).unwrap();
+        for (oid, (kind, data)) in &self.0 {
+            writer.object(*oid, *kind, data).unwrap();
+        }
+        writer.finish().unwrap().0
+    }
+}
+
+fn leaf(names: std::ops::Range<u16>, variant: u8) -> (Leaf, VersionVector) {
+    let mut model = Model::default();
+    let leaf = names.map(|n| (name(n), vec![element(model.draw(ME), variant)])).collect();
+    (leaf, model.ctx)
+}
+
+/// Make a directory, and import the state with it. Returns why it was refused.
+fn forged(make: impl FnOnce(&mut Forged, &mut VersionVector) -> Node) -> Result<(), String> {
+    let (_d, target) = new_catalog();
+    let mut forged = Forged::default();
+    let (_, mut ctx) = leaf(0..100, 4);
+    let node = make(&mut forged, &mut ctx);
+    let commit = forged.state(node, &ctx);
+    let limits = ImportLimits::default();
+    match target.import(&mut forged.pack().as_slice(), commit, &limits) {
+        Ok(theirs) => {
+            target.join(&theirs).unwrap();
+            assert_eq!(target.verify().unwrap().problems, Vec::<String>::new());
+            Ok(())
+        }
+        Err(_) => Err(refusal(&target, &forged.pack(), commit, &limits)),
+    }
+}
+
+#[test]
+fn states_that_must_not_exist_are_refused() {
+    let plain = |forged: &mut Forged, leaf: &Leaf| Node::blob(forged.put(ObjectType::Blob, &encode_leaf(leaf)));
+    // The forgery itself is sound.
+    forged(|f, _| plain(f, &leaf(0..64, 4).0)).unwrap();
+
+    let why = |result: Result<(), String>, what: &str| match result {
+        Err(why) => assert!(why.contains(what), "{why}"),
+        Ok(()) => panic!("accepted, should be refused for {what}"),
+    };
+    why(forged(|f, _| plain(f, &leaf(0..65, 4).0)), "has 65 keys");
+    why(forged(|f, _| plain(f, &Leaf::new())), "has 0 keys");
+    why(
+        forged(|f, ctx| {
+            ctx.0.insert(ME, 63);
+            plain(f, &leaf(0..64, 4).0)
+        }),
+        "does not cover",
+    );
+    why(
+        forged(|f, _| {
+            let mut bytes = encode_leaf(&leaf(0..2, 4).0);
+            bytes.push(0);
+            Node::blob(f.put(ObjectType::Blob, &bytes))
+        }),
+        "behind the end",
+    );
+    why(
+        forged(|f, _| {
+            // Two entries in the wrong order.
+            let (one, two) = (encode_leaf(&leaf(1..2, 4).0), encode_leaf(&leaf(2..3, 4).0));
+            let head = one.iter().zip(&two).take_while(|(a, b)| a == b).count();
+            let at = 1 + 1 + 8 + 1;
+            assert!(head > at);
+            let mut bytes = two[..at - 1].to_vec();
+            bytes.push(2);
+            bytes.extend(&two[at..]);
+            bytes.extend(&one[at..]);
+            Node::blob(f.put(ObjectType::Blob, &bytes))
+        }),
+        "not in canonical form",
+    );
+    // Attachments: absent, superfluous, of the wrong length, missing from the pack.
+    why(forged(|f, _| plain(f, &leaf(1..2, 2).0)), "other attachments");
+    let with = |f: &mut Forged, leaf: &Leaf, attached: &[Oid]| {
+        let entries = f.put(ObjectType::Blob, &encode_leaf(leaf));
+        Node::tree(f.put(ObjectType::Tree, &tree::serialize_leaf(entries, attached.iter().copied())))
+    };
+    let (id, bytes) = small_attachment(2);
+    let id = Oid::from_bytes(&id.0).unwrap();
+    forged(|f, _| {
+        f.put(ObjectType::Blob, &bytes);
+        with(f, &leaf(1..2, 2).0, &[id])
+    })
+    .unwrap();
+    why(forged(|f, _| with(f, &leaf(1..2, 2).0, &[id])), "missing");
+    why(
+        forged(|f, _| {
+            let other = f.put(ObjectType::Blob, b"superfluous");
+            f.put(ObjectType::Blob, &bytes);
+            let mut both = [id, other];
+            both.sort();
+            with(f, &leaf(1..2, 2).0, &both)
+        }),
+        "other attachments",
+    );
+    why(
+        forged(|f, _| {
+            let other = f.put(ObjectType::Blob, b"superfluous");
+            with(f, &leaf(1..2, 4).0, &[other])
+        }),
+        "other attachments",
+    );
+    why(
+        forged(|f, _| {
+            let blob = f.put(ObjectType::Blob, b"123");
+            let data = Data::Inline { blob: crate::catalog::changes::from_oid(blob), size: 4 };
+            let element =
+                Element { body: Body::Content { ino: Ino(30), data }, ..element(Dot { actor: ME, seq: 1 }, 4) };
+            with(f, &[(name(1), vec![element])].into(), &[blob])
+        }),
+        "3 bytes instead of 4",
+    );
+    // Shapes.
+    why(
+        forged(|f, _| {
+            let bucket = plain(f, &leaf(1..2, 4).0);
+            f.hex(&[(0, bucket)], 1)
+        }),
+        "",
+    );
+    why(forged(|f, _| f.hex(&[], 1)), "");
+    why(
+        forged(|f, _| {
+            let mut entries: Vec<(u64, Node)> = vec![];
+            for digit in 0..16 {
+                entries.push((digit, plain(f, &leaf(1..60, 4).0)));
+            }
+            f.hex(&entries, 1)
+        }),
+        "wrong bucket",
+    );
+    why(
+        forged(|f, _| {
+            let mut node = plain(f, &leaf(1..60, 4).0);
+            for _ in 0..50 {
+                node = f.hex(&[(0, node), (1, node)], 1);
+            }
+            node
+        }),
+        "",
+    );
+    why(forged(|f, _| Node::tree(f.put(ObjectType::Tree, b"garbage"))), "");
+    why(forged(|f, _| Node::tree(f.put(ObjectType::Blob, b"no tree"))), "wrong kind");
+    why(forged(|_, _| Node::blob(Oid::hash_object(ObjectType::Blob, b"dangling").unwrap())), "missing");
+}
+
+#[test]
+fn roots_that_must_not_exist_are_refused() {
+    let (_d, target) = new_catalog();
+    let limits = ImportLimits::default();
+    let ctx = VersionVector::default();
+    let mut newer = Forged::default();
+    let commit = newer.state_of(None, None, &ctx, "2\n");
+    let result = target.import(&mut newer.pack().as_slice(), commit, &limits);
+    assert!(matches!(result, Err(CatalogError::Newer { found: 2 })), "{result:?}");
+    for version in ["1", "01\n", "one\n", ""] {
+        let mut odd = Forged::default();
+        let commit = odd.state_of(None, None, &ctx, version);
+        refusal(&target, &odd.pack(), commit, &limits);
+    }
+    // A commit with another message, and an inode that is a directory.
+    let mut odd = Forged::default();
+    let state = odd.state_of(None, None, &ctx, "1\n");
+    let text = String::from_utf8(odd.0[&state].1.clone()).unwrap().replace("state", "stale");
+    let commit = odd.put(ObjectType::Commit, text.as_bytes());
+    assert!(refusal(&target, &odd.pack(), commit, &limits).contains("no commit of a state"));
+    let mut odd = Forged::default();
+    let (two, ctx) = leaf(0..2, 4);
+    let node = Node::blob(odd.put(ObjectType::Blob, &encode_leaf(&two)));
+    let inodes = odd.place(Ino(16), node);
+    let commit = odd.state_of(None, Some(inodes), &ctx, "1\n");
+    assert!(refusal(&target, &odd.pack(), commit, &limits).contains("no single set"));
+    // Inode number 3 is reserved.
+    let mut odd = Forged::default();
+    let node = Node::blob(odd.put(ObjectType::Blob, &encode_leaf(&two)));
+    let dirs = odd.place(Ino(3), node);
+    let commit = odd.state_of(Some(dirs), None, &ctx, "1\n");
+    assert!(refusal(&target, &odd.pack(), commit, &limits).contains("reserved"));
+}
+
+#[test]
+fn a_bomb_is_refused_before_it_goes_off() {
+    let (_d, target) = new_catalog();
+    let mut bomb = Forged::default();
+    let blob = bomb.put(ObjectType::Blob, &vec![0; 20 << 20]);
+    let pack = bomb.pack();
+    assert!(pack.len() < 200 << 10);
+    assert!(refusal(&target, &pack, blob, &ImportLimits::default()).contains("more than"));
+    // A header that announces less than there is, and one that announces a delta.
+    let mut small = Forged::default();
+    let blob = small.put(ObjectType::Blob, &[0; 100]);
+    let mut pack = small.pack();
+    pack[13] = 2;
+    assert!(refusal(&target, &pack, blob, &ImportLimits::default()).contains("larger than it says"));
+    pack[12] = pack[12] & 0x8f | 7 << 4;
+    assert!(refusal(&target, &pack, blob, &ImportLimits::default()).contains("kind 7"));
+}
+
+#[test]
+fn a_small_tree_that_refers_to_one_leaf_very_often_is_limited() {
+    let (_d, target) = new_catalog();
+    let mut forged = Forged::default();
+    let (full, ctx) = leaf(0..64, 4);
+    let node = Node::blob(forged.put(ObjectType::Blob, &encode_leaf(&full)));
+    let many: Vec<(u64, Node)> = (1..3000).map(|rest| (rest, node)).collect();
+    let mut dirs = forged.hex(&many, width(SHARD_LEVELS));
+    for level in (0..SHARD_LEVELS).rev() {
+        let all: Vec<(u64, Node)> = (0..16).map(|digit| (digit, dirs)).collect();
+        dirs = forged.hex(&all, width(level));
+    }
+    let commit = forged.state_of(Some(dirs), None, &ctx, "1\n");
+    let limits = ImportLimits { keys: 100_000, ..ImportLimits::default() };
+    assert!(refusal(&target, &forged.pack(), commit, &limits).contains("more than 100000 keys"));
+    let limits = ImportLimits { inflated_bytes: 1 << 20, ..ImportLimits::default() };
+    assert!(refusal(&target, &forged.pack(), commit, &limits).contains("bytes of records"));
+}
+
+#[test]
+fn verify_finds_damage() {
+    let (_d, catalog, _) = sample(120).build_anew();
+    assert_eq!(catalog.verify().unwrap().problems, Vec::<String>::new());
+    let report = catalog.verify().unwrap();
+    assert_eq!((report.keys, report.directories), (121, 4));
+    let dir = catalog.dir.clone();
+    drop(catalog);
+    let files = std::fs::read_dir(dir.join("objects/pack")).unwrap().map(|entry| entry.unwrap().path());
+    let packs = files.filter(|path| path.extension().is_some_and(|extension| extension == "pack"));
+    let largest = packs.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let sound = std::fs::read(&largest).unwrap();
+    std::fs::remove_file(&largest).unwrap();
+    // The first objects are those that opening reads; anywhere behind them.
+    for at in (sound.len() / 3..sound.len() - 20).step_by(sound.len() / 20) {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 4;
+        std::fs::write(&largest, bytes).unwrap();
+        let problems = Catalog::open(&dir).unwrap().verify().unwrap().problems;
+        assert!(!problems.is_empty(), "damage at {at} of {} was not found", sound.len());
+        std::fs::remove_file(&largest).unwrap();
+    }
+    std::fs::write(&largest, sound).unwrap();
+    assert_eq!(Catalog::open(&dir).unwrap().verify().unwrap().problems, Vec::<String>::new());
+}

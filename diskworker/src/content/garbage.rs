@@ -1,0 +1,185 @@
+//! Contents that nothing refers to: moved to `trash/`, kept there for a while, then deleted. Late on purpose: whoever
+//! decides what is referred to may be wrong or behind, and a content in the trash comes back when it is asked for.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::ContentId;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, renameat};
+use nix::sys::stat::{FileStat, UtimensatFlags, fstatat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use parking_lot::Mutex;
+
+use super::{ContentStore, content_of, data_path, fail, stat_regular};
+use crate::folder::Dir;
+use crate::os;
+
+/// Contents to be kept whatever the catalog says.
+#[derive(Default)]
+pub(super) struct Keep {
+    /// Finished or taken back since the last collection began: they may be recorded only after the live set was made.
+    fresh: Mutex<BTreeSet<ContentId>>,
+    pins: Mutex<HashMap<ContentId, u32>>,
+}
+
+impl Keep {
+    pub(super) fn finished(&self, content: ContentId) {
+        self.fresh.lock().insert(content);
+    }
+
+    fn holds(&self, content: ContentId) -> bool {
+        self.fresh.lock().contains(&content) || self.pins.lock().contains_key(&content)
+    }
+}
+
+/// What a collection did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Contents moved to the trash.
+    pub moved: u64,
+    /// Their bytes.
+    pub moved_bytes: u64,
+    /// Contents deleted from the trash, and abandoned fetches.
+    pub deleted: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// Contents that are referred to again and were taken back.
+    pub restored: u64,
+}
+
+impl ContentStore {
+    /// Keep a content, whatever [`ContentStore::collect`] is told, until it is unpinned as often.
+    pub fn pin(&self, content: ContentId) {
+        *self.keep.pins.lock().entry(content).or_default() += 1;
+    }
+
+    /// Take back one [`ContentStore::pin`].
+    pub fn unpin(&self, content: ContentId) {
+        let mut pins = self.keep.pins.lock();
+        if let Some(count) = pins.get_mut(&content) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&content);
+            }
+        }
+    }
+
+    /// Move what is not in `live` to the trash, take back what is, and delete what has been in the trash (or lies in
+    /// `incoming/` untouched) for `retention`. `live` must have been made after the last call of this returned; contents
+    /// finished since that call began are spared, so a content must be recorded before the next call but one.
+    pub fn collect(&self, live: &HashSet<ContentId>, retention: Duration, now: SystemTime) -> FsResult<Collected> {
+        let spared = std::mem::take(&mut *self.keep.fresh.lock());
+        let mut done = Collected::default();
+        for (content, size) in self.contents().flatten() {
+            if live.contains(&content) || spared.contains(&content) {
+                continue;
+            }
+            if self.discard(content, now)? {
+                done.moved += 1;
+                done.moved_bytes += size;
+            }
+        }
+        for dir in [Dir::Trash, Dir::Incoming] {
+            for content in self.in_dir(dir)? {
+                if live.contains(&content) {
+                    done.restored += u64::from(dir == Dir::Trash && self.take_back(content)?.is_some());
+                } else if let Some(bytes) = self.delete_old(dir, content, retention, now)? {
+                    done.deleted += 1;
+                    done.deleted_bytes += bytes;
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Empty the trash now, because room is needed; the bytes that were freed.
+    pub fn purge_trash(&self) -> FsResult<u64> {
+        let mut freed = 0;
+        for content in self.in_dir(Dir::Trash)? {
+            freed += self.delete_old(Dir::Trash, content, Duration::ZERO, SystemTime::now())?.unwrap_or(0);
+        }
+        Ok(freed)
+    }
+
+    /// Move one content to the trash unless something keeps it.
+    fn discard(&self, content: ContentId, now: SystemTime) -> FsResult<bool> {
+        let name = content.to_hex();
+        let mut shard = self.shard(content).lock();
+        if self.keep.holds(content) {
+            return Ok(false);
+        }
+        let moved = self.open_shard(content).and_then(|from| {
+            let size = stat_regular(&from, &name)?.st_size as u64;
+            // The time first: a crash in between must not leave a file in the trash that looks old.
+            let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let time = TimeSpec::from_duration(now);
+            utimensat(&from, name.as_str(), &time, &time, UtimensatFlags::NoFollowSymlink)?;
+            renameat(&from, name.as_str(), self.dir(Dir::Trash), name.as_str()).map(|()| size)
+        });
+        match moved {
+            Ok(size) => {
+                if let Some(usage) = shard.as_mut() {
+                    usage.contents = usage.contents.saturating_sub(1);
+                    usage.bytes = usage.bytes.saturating_sub(size);
+                }
+                Ok(true)
+            }
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(fail(errno, "move to the trash", &data_path(content))),
+        }
+    }
+
+    /// Take a content back from the trash; what is in `data/` then. Durable when it returns: a crash must not put a content
+    /// back into the trash that somebody has relied on since.
+    pub(super) fn take_back(&self, content: ContentId) -> FsResult<Option<FileStat>> {
+        let failed = |errno| fail(errno, "take back", &format!("trash/{content}"));
+        let mut shard = self.shard(content).lock();
+        // Somebody else may have been faster.
+        if let Some(stat) = self.stat(content).map_err(failed)? {
+            return Ok(Some(stat));
+        }
+        match stat_regular(self.dir(Dir::Trash), &content.to_hex()) {
+            Ok(_) => {}
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(failed(errno)),
+        }
+        let back = self.put(&mut shard, Dir::Trash, &content.to_hex(), content).and_then(|()| {
+            fsync(&self.open_shard(content)?)?;
+            fsync(self.dir(Dir::Data))?;
+            fsync(self.dir(Dir::Trash))?;
+            self.stat(content)
+        });
+        back.map_err(failed)
+    }
+
+    /// Contents named in a flat directory. Other names are left alone.
+    pub(super) fn in_dir(&self, dir: Dir) -> FsResult<Vec<ContentId>> {
+        let names = os::names(self.folder.root_fd(), dir.name()).map_err(|errno| fail(errno, "list", dir.name()))?;
+        Ok(names.iter().filter_map(|name| content_of(name)).collect())
+    }
+
+    fn delete_old(&self, dir: Dir, content: ContentId, retention: Duration, now: SystemTime) -> FsResult<Option<u64>> {
+        let name = content.to_hex();
+        let _shard = self.shard(content).lock();
+        if self.keep.holds(content) {
+            return Ok(None);
+        }
+        let deleted = || {
+            let stat = fstatat(self.dir(dir), name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            let since = Duration::from_nanos(u64::try_from(os::mtime_ns(&stat)).unwrap_or(0));
+            let age = now.duration_since(UNIX_EPOCH).unwrap_or_default().checked_sub(since);
+            if !retention.is_zero() && age.is_none_or(|age| age < retention) {
+                return Ok(None);
+            }
+            unlinkat(self.dir(dir), name.as_str(), UnlinkatFlags::NoRemoveDir)
+                .map(|()| Some(stat.st_blocks as u64 * 512))
+        };
+        match deleted() {
+            Err(Errno::ENOENT) => Ok(None),
+            other => other.map_err(|errno| fail(errno, "delete", &format!("{}/{content}", dir.name()))),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Contents being fetched: `incoming/<sha256>`. Whatever says the file is complete, it becomes a content only after its
+//! whole SHA-256 was verified here. A partly fetched file survives a restart.
+
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::ContentId;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
+use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
+
+use super::{ContentStore, fail, hash};
+use crate::folder::Dir;
+use crate::os;
+
+fn incoming_path(content: ContentId) -> String {
+    format!("incoming/{content}")
+}
+
+impl ContentStore {
+    /// The file to fetch a content into, of its full length, to read and write: new, or what an earlier attempt left.
+    ///
+    /// # Errors
+    /// `ENOSPC` when what is missing of it would not fit on the disk, even with the trash emptied.
+    pub fn incoming_file(&self, content: ContentId, size: u64) -> FsResult<File> {
+        let at = self.dir(Dir::Incoming);
+        let allocated = super::stat_regular(at, &content.to_hex()).map_or(0, |stat| stat.st_blocks as u64 * 512);
+        let made = self.with_room(size.saturating_sub(allocated), || {
+            let file = os::open_file(at, &content.to_hex(), OFlag::O_RDWR | OFlag::O_CREAT)?;
+            let length = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
+            if fstat(&file)?.st_size != length {
+                ftruncate(&file, length)?;
+            }
+            Ok(file)
+        });
+        made.map_err(|errno| fail(errno, "make", &incoming_path(content)))
+    }
+
+    /// Which pieces of a file made by [`ContentStore::incoming_file`] are there and right: one bit each, the first piece
+    /// is the highest bit of the first byte. Holes cost nothing. `EBUSY` as soon as `stop` says so.
+    pub fn incoming_pieces(
+        &self,
+        file: &File,
+        content: ContentId,
+        size: u64,
+        pieces: &[u8],
+        stop: &dyn Fn() -> bool,
+    ) -> FsResult<Vec<u8>> {
+        hash::good_pieces(file, size, pieces, stop).map_err(|errno| fail(errno, "read", &incoming_path(content)))
+    }
+
+    /// Verify a fetched file as a whole, make it durable, and give it its name in `data/`. Nobody may have it open for
+    /// writing. Does nothing when the content is held already.
+    ///
+    /// # Errors
+    /// `EIO` when it is not the content it was fetched as: then it is removed.
+    pub fn finish_incoming(&self, content: ContentId, size: u64) -> FsResult<()> {
+        let failed = |errno| fail(errno, "verify", &incoming_path(content));
+        let at = self.dir(Dir::Incoming);
+        let name = content.to_hex();
+        let file = match os::open_file(at, &name, OFlag::O_RDONLY) {
+            Err(Errno::ENOENT) if self.has(content)? == Some(size) => return Ok(()),
+            file => file.map_err(failed)?,
+        };
+        let wrong = |what: String| {
+            let removed = self.remove_incoming(content);
+            removed.and(Err(fail::damaged(&incoming_path(content), &what)))
+        };
+        let length = fstat(&file).map_err(failed)?.st_size as u64;
+        if length != size {
+            return wrong(format!("it has {length} bytes, not {size}; removed"));
+        }
+        let found = hash::hash(&file, size, false, &|| false).map_err(failed)?.content;
+        if found != content {
+            return wrong(format!("its SHA-256 is {found}; removed"));
+        }
+        file.set_permissions(PermissionsExt::from_mode(0o400)).map_err(|error| failed(os::errno(&error)))?;
+        file.sync_all().map_err(|error| failed(os::errno(&error)))?;
+        self.put(&mut self.shard(content).lock(), Dir::Incoming, &name, content).map_err(failed)
+    }
+
+    /// Give up fetching a content.
+    pub fn remove_incoming(&self, content: ContentId) -> FsResult<()> {
+        match unlinkat(self.dir(Dir::Incoming), content.to_hex().as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(fail(errno, "remove", &incoming_path(content))),
+        }
+    }
+
+    /// Contents of which something was fetched.
+    pub fn incoming(&self) -> FsResult<Vec<ContentId>> {
+        self.in_dir(Dir::Incoming)
+    }
+}

@@ -1,0 +1,239 @@
+//! Files being written: `staging/<16 hex digits of the inode number>`.
+//!
+//! A writer's descriptor carries a shared flock, which lives as long as any copy of it in any process, even if this one
+//! dies. A file that does not start empty is made under another name and renamed: under its own name it is never seen
+//! half-made. Such other names contain a dot; what a crash leaves of them is removed when the store is opened.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::{ContentId, Ino};
+use nix::errno::Errno;
+use nix::fcntl::{FlockArg, OFlag, renameat};
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
+use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
+
+use super::{ContentStore, fail, ino_of, stat_regular};
+use crate::folder::Dir;
+use crate::os;
+
+/// What must not change while it is decided whether a file can be sealed.
+#[derive(Default)]
+pub(super) struct State {
+    /// Seals under way; set to true when the file may be written again.
+    pub seals: HashMap<Ino, Weak<AtomicBool>>,
+    made: u64,
+}
+
+impl State {
+    /// Whatever is being sealed of this file is out of date.
+    fn supersede(&mut self, ino: Ino) {
+        if let Some(flag) = self.seals.remove(&ino).and_then(|flag| flag.upgrade()) {
+            flag.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Length, time of last change (nanoseconds since 1970) and allocated blocks of 512 bytes of a staging file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagedStat {
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change of content.
+    pub mtime_ns: i64,
+    /// Last change of anything; while it stays, nothing was written.
+    pub ctime_ns: i64,
+    /// Allocated blocks of 512 bytes.
+    pub blocks: u64,
+}
+
+pub(super) fn staging_path(ino: Ino) -> String {
+    format!("staging/{ino}")
+}
+
+impl ContentStore {
+    /// A new empty file to write, with the writer's lock. `EEXIST` when there is one already.
+    pub fn stage_new(&self, ino: Ino) -> FsResult<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        let make = || {
+            // So that nobody tries to seal it before its writer has the lock.
+            let _state = self.staging.lock();
+            let file = os::open_file(self.dir(Dir::Staging), &ino.to_string(), flags)?;
+            os::flock(&file, FlockArg::LockSharedNonblock).map(|()| file)
+        };
+        self.with_room(0, make).map_err(|errno| fail(errno, "make", &staging_path(ino)))
+    }
+
+    /// A new file that starts with these bytes (what the catalog held), with the writer's lock. `mtime_ns` is the time of
+    /// the last change it starts with; `None` for now. `EEXIST` when there is one already.
+    pub fn stage_bytes(&self, ino: Ino, bytes: &[u8], mtime_ns: Option<i64>) -> FsResult<File> {
+        self.stage_made(ino, bytes.len() as u64, mtime_ns, |file| {
+            file.write_all_at(bytes, 0).map_err(|error| os::errno(&error))
+        })
+    }
+
+    /// A new file that starts with the first `keep_bytes` of a content of `size` bytes, with the writer's lock. Shares
+    /// the blocks where the file system can, keeps holes. `mtime_ns` as in [`ContentStore::stage_bytes`].
+    pub fn stage_copy(
+        &self,
+        ino: Ino,
+        content: ContentId,
+        size: u64,
+        keep_bytes: u64,
+        mtime_ns: Option<i64>,
+    ) -> FsResult<File> {
+        let from = self.open_content(content, size)?;
+        let keep = keep_bytes.min(size);
+        self.stage_made(ino, 0, mtime_ns, |to| {
+            if keep > 0 && os::reflink(&from, to)? {
+                return if keep < size { ftruncate(to, keep as i64) } else { Ok(()) };
+            }
+            ftruncate(to, keep as i64)?;
+            let mut copied = 0;
+            while let Some((start, end)) = os::next_data(&from, copied, keep)? {
+                // The reserve belongs to the catalog: a large copy stops before it.
+                let room = self.free_space().map_or(u64::MAX, |space| space.free);
+                let end = end.min(start + (64 << 20));
+                if room < end - start {
+                    return Err(Errno::ENOSPC);
+                }
+                os::copy_range(&from, to, start, end)?;
+                copied = end;
+            }
+            Ok(())
+        })
+    }
+
+    fn stage_made(
+        &self,
+        ino: Ino,
+        bytes: u64,
+        mtime_ns: Option<i64>,
+        fill: impl Fn(&File) -> Result<(), Errno>,
+    ) -> FsResult<File> {
+        let failed = |errno| fail(errno, "make", &staging_path(ino));
+        let number = {
+            let mut state = self.staging.lock();
+            state.made += 1;
+            state.made
+        };
+        let temporary = format!("{ino}.{number}");
+        let at = self.dir(Dir::Staging);
+        let made = self.with_room(bytes, || {
+            let file = os::open_file(at, &temporary, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
+            let filled = fill(&file).and_then(|()| match mtime_ns {
+                Some(ns) => {
+                    let time = TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+                    futimens(&file, &time, &time)
+                }
+                None => Ok(()),
+            });
+            if filled.is_err() {
+                let _ = unlinkat(at, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            }
+            filled.map(|()| file)
+        });
+        let file = made.map_err(failed)?;
+        lock_shared(&file, ino)?;
+        // Only this process makes names here, so under its lock looking and renaming is as good as one step.
+        let state = self.staging.lock();
+        let renamed = match stat_regular(at, &ino.to_string()) {
+            Err(Errno::ENOENT) => renameat(at, temporary.as_str(), at, ino.to_string().as_str()),
+            Ok(_) => Err(Errno::EEXIST),
+            Err(errno) => Err(errno),
+        };
+        drop(state);
+        if renamed.is_err() {
+            let _ = unlinkat(at, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        renamed.map(|()| file).map_err(failed)
+    }
+
+    /// A description of its own of a staging file, if there is one. With `write` it carries the writer's lock, and a seal
+    /// under way becomes out of date; so it must be used for everything that changes the file, truncation too.
+    pub fn open_staged(&self, ino: Ino, write: bool) -> FsResult<Option<File>> {
+        let mut state = self.staging.lock();
+        let flags = if write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        match os::open_file(self.dir(Dir::Staging), &ino.to_string(), flags) {
+            Ok(file) => {
+                if write {
+                    lock_shared(&file, ino)?;
+                    state.supersede(ino);
+                }
+                Ok(Some(file))
+            }
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(fail(errno, "open", &staging_path(ino))),
+        }
+    }
+
+    /// Whether there is a staging file.
+    pub fn is_staged(&self, ino: Ino) -> FsResult<bool> {
+        self.staged_stat(ino).map(|stat| stat.is_some())
+    }
+
+    /// All staging files.
+    pub fn staged(&self) -> FsResult<Vec<Ino>> {
+        let names = os::names(self.folder.root_fd(), Dir::Staging.name()).map_err(|e| fail(e, "list", "staging"))?;
+        Ok(names.iter().filter_map(|name| ino_of(name)).collect())
+    }
+
+    /// Length, time and blocks of a staging file, if there is one.
+    pub fn staged_stat(&self, ino: Ino) -> FsResult<Option<StagedStat>> {
+        match stat_regular(self.dir(Dir::Staging), &ino.to_string()) {
+            Ok(stat) => Ok(Some(StagedStat {
+                size: stat.st_size as u64,
+                mtime_ns: os::mtime_ns(&stat),
+                ctime_ns: os::ctime_ns(&stat),
+                blocks: stat.st_blocks as u64,
+            })),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(fail(errno, "look at", &staging_path(ino))),
+        }
+    }
+
+    /// Set the time of the last change of a staging file, if there is one.
+    pub fn set_staged_mtime(&self, ino: Ino, mtime_ns: i64) -> FsResult<()> {
+        let Some(file) = self.open_staged(ino, false)? else { return Ok(()) };
+        let mtime = TimeSpec::new(mtime_ns.div_euclid(1_000_000_000), mtime_ns.rem_euclid(1_000_000_000));
+        futimens(&file, &TimeSpec::UTIME_OMIT, &mtime)
+            .map_err(|errno| fail(errno, "set the time of", &staging_path(ino)))
+    }
+
+    /// Make the names of all staging files durable.
+    pub fn sync_staging_dir(&self) -> FsResult<()> {
+        nix::unistd::fsync(self.dir(Dir::Staging)).map_err(|errno| fail(errno, "sync", "staging"))
+    }
+
+    /// Remove a staging file, if there is one. Who has it open keeps it.
+    pub fn remove_staged(&self, ino: Ino) -> FsResult<()> {
+        let mut state = self.staging.lock();
+        state.supersede(ino);
+        match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(fail(errno, "remove", &staging_path(ino))),
+        }
+    }
+
+    pub(super) fn remove_half_made(&self) -> FsResult<()> {
+        let names = os::names(self.folder.root_fd(), Dir::Staging.name()).map_err(|e| fail(e, "list", "staging"))?;
+        let half_made = |name: &&String| {
+            name.split_once('.').is_some_and(|(ino, number)| ino_of(ino).is_some() && number.parse::<u64>().is_ok())
+        };
+        for name in names.iter().filter(half_made) {
+            unlinkat(self.dir(Dir::Staging), name.as_str(), UnlinkatFlags::NoRemoveDir)
+                .map_err(|errno| fail(errno, "remove", &format!("staging/{name}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// Never waits: exclusive locks are only tried under the `staging` lock, or on a file nobody knows yet.
+fn lock_shared(file: &File, ino: Ino) -> FsResult<()> {
+    os::flock(file, FlockArg::LockSharedNonblock).map_err(|errno| fail(errno, "lock", &staging_path(ino)))
+}

@@ -1,0 +1,80 @@
+//! What happens when the disk is full: on a tiny tmpfs in a mount namespace of one thread, so only as root on Linux.
+#![cfg(target_os = "linux")]
+
+use super::*;
+use nix::mount::{MsFlags, mount};
+
+/// Run on a file system of `mib` MiB. The mount is visible to one thread only and goes with it.
+fn on_tiny_disk(mib: u64, test: impl FnOnce(&Path) + Send) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: skipped");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            #[allow(unsafe_code)]
+            // SAFETY: changes nothing but the mount namespace and the working directory of this thread.
+            let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+            if unshared != 0 {
+                return eprintln!("no mount namespace here: skipped");
+            }
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let size = format!("size={mib}m");
+            mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+            test(dir.path());
+        });
+        thread.join().unwrap();
+    });
+    assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn the_trash_makes_room_and_then_it_is_enospc() {
+    on_tiny_disk(16, |dir| {
+        let folder = DiskFolder::create(&dir.join("disk"), "test", None).unwrap();
+        let store = ContentStore::open(Arc::new(folder), 1 << 20).unwrap();
+        let seal = |ino: u64, bytes: &[u8]| {
+            store.stage_new(Ino(ino)).unwrap().write_all_at(bytes, 0).unwrap();
+            let Seal::Large(job) = store.begin_seal(Ino(ino)).unwrap() else { panic!("large") };
+            let sealed = job.run().unwrap();
+            store.finish_seal(&sealed).unwrap();
+            sealed.content
+        };
+        let (kept, gone) = (seal(1, &noise(5 << 20)), seal(2, &noise((5 << 20) + 1)));
+        let live = HashSet::from([kept]);
+        for _ in 0..2 {
+            store.collect(&live, Duration::from_secs(3600), SystemTime::now()).unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.join("disk/trash")).unwrap().count(), 1);
+        // 16 less 10 less the reserve does not hold the copy; without the trash it does.
+        let copy = store.stage_copy(Ino(3), kept, 5 << 20, u64::MAX, None).unwrap();
+        copy.write_all_at(b"mine", 0).unwrap();
+        assert_eq!(store.has(gone).unwrap(), None);
+        let error = store.stage_copy(Ino(4), kept, 5 << 20, u64::MAX, None).unwrap_err();
+        assert!(error.errno == Errno::ENOSPC && error.message.contains("the disk is full"), "{error}");
+        assert_eq!(store.incoming_file(gone, 6 << 20).unwrap_err().errno, Errno::ENOSPC);
+        // A writer with a descriptor may go on into the reserve until nothing is left; then nothing new begins.
+        let writer = store.stage_new(Ino(5)).unwrap();
+        let mut full = 0;
+        while writer.write_all_at(&[7; 65536], full).is_ok() {
+            full += 65536;
+        }
+        let stage_new = store.stage_new(Ino(6)).unwrap_err();
+        assert_eq!((stage_new.errno, store.free_space().unwrap().free), (Errno::ENOSPC, 0));
+        assert_eq!(store.stage_bytes(Ino(6), &[1; 4096], None).unwrap_err().errno, Errno::ENOSPC);
+        let mut staged = store.staged().unwrap();
+        staged.sort();
+        assert_eq!(staged, [Ino(3), Ino(5)]);
+        assert_eq!(fs::read_dir(dir.join("disk/staging")).unwrap().count(), 2);
+        store.check(kept, 5 << 20).unwrap();
+        // Sealing needs no room, and what is removed makes some.
+        drop(copy);
+        let Seal::Large(job) = store.begin_seal(Ino(3)).unwrap() else { panic!("large") };
+        store.finish_seal(&job.run().unwrap()).unwrap();
+        store.remove_staged(Ino(5)).unwrap();
+        drop(writer);
+        store.stage_new(Ino(6)).unwrap();
+    });
+}

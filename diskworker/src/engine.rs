@@ -1,0 +1,171 @@
+//! The disk at work: the namespace, the content store, who has what open, and the threads that commit, seal and clean.
+//!
+//! One mutex ([`Core`]) owns the namespace and the table of staged files. It is held for memory work and one write to
+//! the journal; never while a file is copied or hashed, and never over a socket. What needs a file for longer marks its
+//! inode busy ([`staged::Staged`]) and comes back.
+//!
+//! Life of a written file: *staged* (ROOT/staging, a frontend writes through a passed descriptor) -> *sealed* (hashed,
+//! recorded, in ROOT/data or the catalog). `Close` of the last writer starts the second step. Until it is done the
+//! staged file answers reads, and after a crash [`recover`] starts it again.
+
+mod ballast;
+mod clean;
+mod commit;
+mod events;
+mod exchange;
+mod files;
+mod meta;
+mod recover;
+mod report;
+mod seal;
+mod staged;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::{ActorId, Ino};
+use delugefs_proto::local_pb::Attr;
+use nix::errno::Errno;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+pub use self::events::EventQueue;
+pub use self::files::Opening;
+pub use self::meta::Answer;
+pub use self::recover::{Running, Settings, make_catalog};
+pub use self::report::ScrubReport;
+
+use self::staged::StagedTable;
+use crate::catalog::Catalog;
+use crate::content::ContentStore;
+use crate::folder::DiskFolder;
+use crate::journal::Journal;
+use crate::namespace::{Namespace, Node};
+
+/// A frontend, as it calls itself.
+pub type SessionId = u64;
+
+/// See the module.
+pub struct Engine {
+    /// The disk's folder.
+    pub folder: Arc<DiskFolder>,
+    /// Its contents.
+    pub store: Arc<ContentStore>,
+    journal: Arc<Journal>,
+    core: Mutex<Core>,
+    /// Signalled when an inode stops being busy.
+    idle: Condvar,
+    /// Why nothing can be changed, if so.
+    refusal: Mutex<Option<FsError>>,
+    commits: commit::Signal,
+    commit_lock: Mutex<()>,
+    seals: seal::Queue,
+    events: events::Hub,
+    ballast: ballast::Ballast,
+    next_handle: AtomicU64,
+    /// Tells this life of the process from others.
+    run: u64,
+    actor: ActorId,
+    stopping: AtomicBool,
+    /// Wakes the cleaning thread for the stop.
+    halt: Condvar,
+    halt_lock: Mutex<()>,
+    retention: Duration,
+}
+
+/// What the engine's mutex protects.
+struct Core {
+    ns: Namespace,
+    staged: StagedTable,
+}
+
+impl Engine {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock()
+    }
+
+    /// The error with which changes are refused now, if any.
+    pub fn refusal(&self) -> Option<FsError> {
+        self.refusal.lock().clone()
+    }
+
+    /// Changes are possible.
+    fn check_writable(&self) -> FsResult<()> {
+        self.refusal().map_or(Ok(()), Err)
+    }
+
+    /// Removals are possible: also on a full disk, as they are the way out.
+    fn check_removable(&self) -> FsResult<()> {
+        match self.refusal() {
+            Some(error) if error.errno != Errno::ENOSPC => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn core_catalog(&self) -> Arc<Catalog> {
+        self.core().ns.catalog().clone()
+    }
+
+    /// Drawn anew at each start.
+    pub fn run_id(&self) -> u64 {
+        self.run
+    }
+
+    /// A frontend connects its event connection.
+    pub fn begin_session(&self, session: SessionId) -> Arc<EventQueue> {
+        self.events.add(session)
+    }
+
+    /// The event connection of a frontend has closed: unless it is back already, its session has ended.
+    pub fn session_lost(&self, session: SessionId, queue: &Arc<EventQueue>) {
+        if self.events.remove(session, queue) {
+            self.end_session(session);
+        }
+    }
+
+    /// The change counter.
+    pub fn seq(&self) -> u64 {
+        self.core().ns.seq()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// What the whole file system can hold.
+    pub fn stat_fs(&self) -> FsResult<delugefs_proto::local_pb::StatFsReply> {
+        const BLOCK: u64 = 4096;
+        let space = self.store.free_space()?;
+        Ok(delugefs_proto::local_pb::StatFsReply {
+            block_bytes: BLOCK,
+            blocks: space.total / BLOCK,
+            blocks_free: space.free / BLOCK,
+            blocks_available: space.free / BLOCK,
+            files: 1 << 40,
+            files_free: 1 << 40,
+        })
+    }
+}
+
+impl Core {
+    /// A node's attributes; size and times of a file being written are those of its staged file.
+    fn attr(&self, store: &ContentStore, node: &Node) -> Attr {
+        let mut attr = node.attr();
+        if let Some(staged) = self.staged.get(node.ino)
+            && let Ok(Some(stat)) = store.staged_stat(node.ino)
+        {
+            attr.size = stat.size;
+            attr.blocks = stat.blocks;
+            attr.mtime = stat.mtime_ns;
+            if staged.baseline_ctime_ns != Some(stat.ctime_ns) {
+                attr.ctime = attr.ctime.max(stat.ctime_ns);
+            }
+        }
+        attr
+    }
+
+    fn dir_attr(&mut self, dir: Ino) -> Option<Attr> {
+        self.ns.dir_node(dir).ok().map(|node| node.attr())
+    }
+}

@@ -1,0 +1,343 @@
+//! Open files: making, opening and closing them, passing descriptors, fsync.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::Ino;
+use delugefs_proto::limits::{FILE_MAX_BYTES, INLINE_MAX_BYTES};
+use delugefs_proto::local_pb as pb;
+use delugefs_proto::record::Data;
+use nix::errno::Errno;
+
+use super::meta::{Answer, name, perm, proposed};
+use super::staged::{Staged, Work};
+use super::{Core, Engine, SessionId};
+use crate::namespace::Making;
+
+/// What an open hands out.
+pub enum Opening {
+    /// A descriptor, and the handle to close it with (0 for reading).
+    File {
+        /// For Close.
+        handle: u64,
+        /// To be passed.
+        file: File,
+    },
+    /// The content itself.
+    Inline(Bytes),
+}
+
+impl Engine {
+    fn new_handle(&self) -> u64 {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Create: a new regular file, open for reading and writing.
+    pub fn create(&self, session: SessionId, retry: bool, q: &pb::Create) -> FsResult<(Answer, Opening)> {
+        self.check_writable()?;
+        let (dir, name, ino) = (Ino(q.dir), name(&q.name)?, proposed(q.ino));
+        let handle = self.new_handle();
+        if retry && let Some(done) = self.created_before(session, handle, dir, &name, ino)? {
+            return Ok(done);
+        }
+        // Before the lock: making a file is the slowest part, and its number is nobody else's.
+        let file = self.store.stage_new(ino)?;
+        let result = self.change(Some(session), |core| {
+            let making = Making { dir, name: &name, perm: perm(q.mode, q.uid, q.gid) };
+            let node = core.ns.make_file(&making, ino, Data::Empty)?;
+            let base = core.ns.locate(ino, dir).and_then(|at| core.ns.content_dots(&at))?;
+            core.staged.insert(ino, Staged { dir, base: Some(base), ..Staged::default() });
+            core.staged.open(handle, session, ino);
+            Ok(Answer { node: Some(node.attr()), dir: core.dir_attr(dir), seq: core.ns.seq(), ..Answer::default() })
+        });
+        match result {
+            Ok(answer) => Ok((answer, Opening::File { handle, file })),
+            Err(error) => {
+                self.discard_staged(ino);
+                Err(error)
+            }
+        }
+    }
+
+    fn created_before(
+        &self,
+        session: SessionId,
+        handle: u64,
+        dir: Ino,
+        name: &delugefs_proto::record::Name,
+        ino: Ino,
+    ) -> FsResult<Option<(Answer, Opening)>> {
+        let mut core = self.core();
+        let Ok(node) = core.ns.lookup(dir, name) else { return Ok(None) };
+        if node.ino != ino || core.staged.get(ino).is_none() {
+            return Ok(None);
+        }
+        let Some(file) = self.store.open_staged(ino, true)? else { return Ok(None) };
+        core.staged.open(handle, session, ino);
+        let node = Some(core.attr(&self.store, &node));
+        let answer = Answer { node, dir: core.dir_attr(dir), seq: core.ns.seq(), ..Answer::default() };
+        Ok(Some((answer, Opening::File { handle, file })))
+    }
+
+    pub(super) fn discard_staged(&self, ino: Ino) {
+        if let Err(error) = self.store.remove_staged(ino) {
+            tracing::warn!("cannot remove staged file {ino}: {error}");
+        }
+    }
+
+    /// Open a regular file.
+    pub fn open(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
+        if q.write { self.open_write(session, q) } else { self.open_read(q) }
+    }
+
+    fn open_read(&self, q: &pb::Open) -> FsResult<(Answer, Opening)> {
+        let mut core = self.core();
+        let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
+        let node = core.ns.node(&at)?;
+        let data = node.regular()?.clone();
+        let answer = Answer { seq: core.ns.seq(), node: Some(core.attr(&self.store, &node)), ..Answer::default() };
+        if core.staged.get(node.ino).is_some()
+            && let Some(file) = self.store.open_staged(node.ino, false)?
+        {
+            return Ok((answer, Opening::File { handle: 0, file }));
+        }
+        Ok((
+            answer,
+            match data {
+                Data::Inline { blob, .. } => Opening::Inline(core.ns.attachment(blob)?),
+                Data::Stored { content, size, .. } => {
+                    drop(core);
+                    Opening::File { handle: 0, file: self.store.open_content(content, size)? }
+                }
+                _ => Opening::Inline(Bytes::new()),
+            },
+        ))
+    }
+
+    fn open_write(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
+        self.check_writable()?;
+        let handle = self.new_handle();
+        let mut core = self.core();
+        loop {
+            let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
+            let at = core.ns.settle_copy(at)?;
+            let node = core.ns.node(&at)?;
+            let data = node.regular()?.clone();
+            let ino = node.ino;
+            match core.staged.get(ino).map(|s| s.work) {
+                Some(Work::Making) => {
+                    self.idle.wait(&mut core);
+                    continue;
+                }
+                Some(_) => {
+                    let file = self.store.open_staged(ino, true)?.ok_or(Errno::ESTALE)?;
+                    return self.opened(core, session, handle, &node, file, q.truncate);
+                }
+                None => {}
+            }
+            let base = Some(core.ns.content_dots(&at)?);
+            core.staged.insert(ino, Staged { dir: node.dir, base, work: Work::Making, ..Staged::default() });
+            let inline = match &data {
+                Data::Inline { blob, .. } if !q.truncate => core.ns.attachment(*blob).map(Some),
+                _ => Ok(None),
+            };
+            drop(core);
+            let made = inline.and_then(|inline| self.make_staged(ino, &data, inline, q.truncate, node.mtime_ns));
+            core = self.core();
+            self.idle.notify_all();
+            let unchanged = match core.ns.locate(ino, node.dir) {
+                Ok(at) => Some(core.ns.node(&at)?.regular()? == &data),
+                Err(_) => None,
+            };
+            match (made, unchanged) {
+                (Ok((file, baseline)), Some(true)) => {
+                    if let Some(staged) = core.staged.get_mut(ino) {
+                        staged.work = Work::None;
+                        staged.baseline_ctime_ns = baseline;
+                    }
+                    return self.opened(core, session, handle, &node, file, false);
+                }
+                (Ok(_), Some(false)) => {
+                    // Its content was replaced from elsewhere meanwhile: once more with that.
+                    core.staged.remove(ino);
+                    self.discard_staged(ino);
+                }
+                (Ok(_), None) => {
+                    core.staged.remove(ino);
+                    self.discard_staged(ino);
+                    return Err(Errno::ESTALE.into());
+                }
+                (Err(error), _) => {
+                    core.staged.remove(ino);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Make the staged file of a writer, with the content and time it has so far. Also its change time, unless it was
+    /// emptied: as long as that stays, nothing was written.
+    fn make_staged(
+        &self,
+        ino: Ino,
+        data: &Data,
+        inline: Option<Bytes>,
+        truncate: bool,
+        mtime_ns: i64,
+    ) -> FsResult<(File, Option<i64>)> {
+        let file = match (data, inline) {
+            (_, Some(bytes)) => self.store.stage_bytes(ino, &bytes, Some(mtime_ns))?,
+            (Data::Stored { content, size, .. }, None) if !truncate => {
+                self.store.stage_copy(ino, *content, *size, *size, Some(mtime_ns))?
+            }
+            _ if truncate => return Ok((self.store.stage_new(ino)?, None)),
+            _ => self.store.stage_bytes(ino, &[], Some(mtime_ns))?,
+        };
+        Ok((file, self.store.staged_stat(ino)?.map(|stat| stat.ctime_ns)))
+    }
+
+    fn opened(
+        &self,
+        mut core: parking_lot::MutexGuard<'_, Core>,
+        session: SessionId,
+        handle: u64,
+        node: &crate::namespace::Node,
+        file: File,
+        truncate: bool,
+    ) -> FsResult<(Answer, Opening)> {
+        if truncate {
+            file.set_len(0)?;
+        }
+        core.staged.open(handle, session, node.ino);
+        let node = Some(core.attr(&self.store, node));
+        let answer = Answer { seq: core.ns.seq(), node, ..Answer::default() };
+        Ok((answer, Opening::File { handle, file }))
+    }
+
+    /// Close a handle. The last writer's Close seals the file: small ones at once, others in the background.
+    pub fn close(&self, session: SessionId, handle: u64) -> FsResult<Answer> {
+        let closed = self.core().staged.close(session, handle);
+        let Some((ino, last)) = closed else { return Ok(Answer::default()) };
+        if last {
+            match self.store.staged_stat(ino)? {
+                Some(stat) if stat.size <= INLINE_MAX_BYTES => self.seal(Some(session), ino),
+                _ => self.seals.push(ino),
+            }
+        }
+        let mut core = self.core();
+        let dir = core.staged.get(ino).map_or(Ino(0), |s| s.dir);
+        let mut answer = Answer { seq: core.ns.seq(), ..Answer::default() };
+        if let Ok(at) = core.ns.locate(ino, dir)
+            && let Ok(node) = core.ns.node(&at)
+        {
+            answer.node = Some(core.attr(&self.store, &node));
+        }
+        Ok(answer)
+    }
+
+    /// A session has ended: close what it left open.
+    pub fn end_session(&self, session: SessionId) {
+        let handles = self.core().staged.handles_of(session);
+        for handle in handles {
+            if let Err(error) = self.close(session, handle) {
+                tracing::warn!("closing a file of a vanished session: {error}");
+            }
+        }
+    }
+
+    /// SetAttr. A change of size is an open, a truncation and a close.
+    pub fn set_attr(&self, session: SessionId, q: &pb::SetAttr) -> FsResult<Answer> {
+        let Some(size) = q.size else { return self.set_attr_only(session, q) };
+        if size > FILE_MAX_BYTES {
+            return Err(Errno::EFBIG.into());
+        }
+        let open = pb::Open { ino: q.ino, dir: q.dir, write: true, truncate: size == 0 };
+        let (_, opening) = self.open(session, &open)?;
+        let Opening::File { handle, file } = opening else { return Err(Errno::EIO.into()) };
+        let truncated = file.set_len(size).map_err(FsError::from);
+        drop(file);
+        let rest = pb::SetAttr { size: None, ..*q };
+        let edited = match truncated {
+            Ok(())
+                if rest.mode.is_some()
+                    || rest.uid.is_some()
+                    || rest.gid.is_some()
+                    || rest.mtime.is_some()
+                    || rest.atime.is_some()
+                    || rest.mtime_now
+                    || rest.atime_now =>
+            {
+                self.set_attr_only(session, &rest).map(drop)
+            }
+            other => other,
+        };
+        let closed = self.close(session, handle);
+        edited?;
+        closed
+    }
+
+    /// Fsync: of one node, or of everything.
+    pub fn fsync(&self, q: &pb::Fsync) -> FsResult<()> {
+        let ino = Ino(q.ino);
+        if ino.0 == 0 {
+            self.store.barrier()?;
+        } else {
+            self.sync_data_of(ino, q.handle != 0)?;
+        }
+        self.journal.sync().map_err(|error| {
+            let errno = FsError::from(error).errno;
+            FsError::new(errno, "cannot make the journal durable")
+        })
+    }
+
+    fn sync_data_of(&self, ino: Ino, is_synced: bool) -> FsResult<()> {
+        let mut core = self.core();
+        let staged = core.staged.get_mut(ino).map(|s| std::mem::replace(&mut s.name_synced, true));
+        if let Some(name_synced) = staged {
+            let file = if is_synced { None } else { self.store.open_staged(ino, false)? };
+            drop(core);
+            if let Some(file) = file {
+                file.sync_data()?;
+            }
+            if !name_synced {
+                self.store.sync_staging_dir()?;
+            }
+            return Ok(());
+        }
+        let Ok(at) = core.ns.locate(ino, Ino(0)) else { return Ok(()) };
+        let node = core.ns.node(&at)?;
+        drop(core);
+        match node.kind {
+            crate::namespace::Kind::File(Data::Stored { content, .. }) => self.store.sync_content(content),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adopt: a frontend kept its descriptor over a restart of this process. ESTALE when the file was sealed or removed
+    /// in between (its last name is gone): what is written to that descriptor from now on is nobody else's.
+    pub fn adopt(&self, session: SessionId, q: &pb::Adopt, fd: OwnedFd) -> FsResult<(Answer, u64)> {
+        let ino = Ino(q.ino);
+        let theirs = File::from(fd).metadata()?;
+        let mut core = self.core();
+        if core.staged.get(ino).is_none() {
+            return Err(FsError::new(Errno::ESTALE, "the file was sealed or removed"));
+        }
+        let ours = self.store.open_staged(ino, false)?.ok_or(Errno::ESTALE)?.metadata()?;
+        if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
+            return Err(FsError::new(Errno::ESTALE, "the descriptor is not that of the staged file"));
+        }
+        let handle = self.new_handle();
+        core.staged.open(handle, session, ino);
+        let mut answer = Answer { seq: core.ns.seq(), ..Answer::default() };
+        if let Ok(at) = core.ns.locate(ino, Ino(q.dir))
+            && let Ok(node) = core.ns.node(&at)
+        {
+            answer.node = Some(core.attr(&self.store, &node));
+        }
+        Ok((answer, handle))
+    }
+}

@@ -1,0 +1,190 @@
+//! Answers about the disk: status, where a path's content lies, and the scrub.
+
+use std::collections::{HashMap, HashSet};
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::{BlobId, ContentId};
+use delugefs_proto::record::{Body, Data, Element, Key, Name};
+use delugefs_proto::worker_pb as pb;
+
+use nix::errno::Errno;
+
+use super::Engine;
+use crate::content::torrent;
+use crate::namespace::{Kind, catalog_error};
+
+/// What a scrub looked at and found.
+#[derive(Default)]
+pub struct ScrubReport {
+    /// Entries of the catalog.
+    pub entries: u64,
+    /// Git objects.
+    pub objects: u64,
+    /// Contents hashed.
+    pub contents: u64,
+    /// Bytes hashed.
+    pub content_bytes: u64,
+    /// What is wrong, a sentence each.
+    pub problems: Vec<String>,
+}
+
+impl Engine {
+    /// FreeSpace.
+    pub fn free_space(&self) -> FsResult<pb::FreeSpaceReply> {
+        let space = self.store.free_space()?;
+        let refusal = self.refusal();
+        Ok(pb::FreeSpaceReply {
+            total_bytes: space.total,
+            free_bytes: space.free,
+            read_only: refusal.is_some(),
+            reason: refusal.map(|error| error.to_string()).unwrap_or_default(),
+        })
+    }
+
+    /// Status, without what only the server knows (sockets).
+    pub fn status(&self) -> FsResult<pb::WorkerStatus> {
+        let space = self.free_space()?;
+        let usage = self.store.usage();
+        let identity = self.folder.identity();
+        let core = self.core();
+        Ok(pb::WorkerStatus {
+            cluster: identity.cluster.clone(),
+            cluster_id: identity.cluster_id.clone(),
+            disk_id: identity.disk_id.clone(),
+            root: self.folder.root().display().to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            read_only: space.read_only,
+            reason: space.reason.clone(),
+            space: Some(space),
+            contents: usage.contents,
+            content_bytes: usage.bytes,
+            staged_files: core.staged.len() as u64,
+            catalog_commit: core.ns.catalog().state().commit.to_string(),
+            uncommitted_changes: core.ns.pending_len() as u64,
+            packs: core.ns.catalog().packs() as u64,
+            sessions: self.events.len() as u64,
+            seq: core.ns.seq(),
+            ..Default::default()
+        })
+    }
+
+    /// WhereIs.
+    pub fn where_is(&self, path: &[u8]) -> FsResult<pb::WhereIsReply> {
+        use pb::where_is_reply::Place;
+        let mut core = self.core();
+        let at = core.ns.walk(path)?;
+        let node = core.ns.node(&at)?;
+        let attr = core.attr(&self.store, &node);
+        let mut reply =
+            pb::WhereIsReply { ino: attr.ino, mode: attr.mode, size_bytes: attr.size, ..Default::default() };
+        let me = || vec![self.folder.identity().disk_id.clone()];
+        let place = match &node.kind {
+            _ if core.staged.get(node.ino).is_some() => {
+                reply.disk_ids = me();
+                Place::Staging
+            }
+            Kind::File(Data::Inline { .. }) => {
+                reply.disk_ids = me();
+                Place::Catalog
+            }
+            Kind::File(Data::Stored { content, size, pieces }) => {
+                reply.content = content.0.to_vec();
+                if let Some(pieces) = pieces {
+                    reply.info_hash = info_hash(*content, *size, &core.ns.attachment(*pieces)?)?.to_vec();
+                }
+                if self.store.has(*content)? == Some(*size) {
+                    reply.disk_ids = me();
+                    Place::Store
+                } else {
+                    Place::Missing
+                }
+            }
+            _ => Place::NoContent,
+        };
+        reply.place = place.into();
+        Ok(reply)
+    }
+
+    /// The recorded size and piece hashes of a content, if any file has it.
+    pub fn find_content(&self, wanted: ContentId) -> FsResult<Option<(u64, Option<BlobId>)>> {
+        self.commit()?;
+        let mut found = None;
+        let mut visit = |_: &Key, elements: &[Element]| {
+            for element in elements {
+                if let Body::Content { data: Data::Stored { content, size, pieces }, .. } = &element.body
+                    && *content == wanted
+                {
+                    found = Some((*size, *pieces));
+                }
+            }
+            Ok(())
+        };
+        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        Ok(found)
+    }
+
+    /// An attachment of the catalog.
+    pub fn attachment(&self, id: BlobId) -> FsResult<bytes::Bytes> {
+        self.core().ns.attachment(id)
+    }
+
+    /// Check everything on this disk: every object and record of the catalog, that every directory has its place, and
+    /// every content byte by byte.
+    pub fn scrub(&self) -> FsResult<ScrubReport> {
+        self.commit()?;
+        let verified = self.core_catalog().verify().map_err(catalog_error)?;
+        let mut report = ScrubReport { objects: verified.objects, problems: verified.problems, ..Default::default() };
+        let mut live: HashMap<ContentId, (u64, String)> = HashMap::new();
+        let mut entries = 0;
+        let mut dirs: HashSet<delugefs_proto::ids::Ino> = HashSet::new();
+        let mut hanging: Vec<(delugefs_proto::ids::Ino, String)> = Vec::new();
+        let mut visit = |key: &Key, elements: &[Element]| {
+            match key {
+                Key::Entry(dir, name) if name.is_header() => drop(dirs.insert(*dir)),
+                _ => entries += 1,
+            }
+            for element in elements {
+                match &element.body {
+                    Body::Content { data: Data::Stored { content, size, .. }, .. } => {
+                        live.entry(*content).or_insert_with(|| (*size, describe(key)));
+                    }
+                    Body::Dir { ino } => hanging.push((*ino, describe(key))),
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        report.entries = entries;
+        for (ino, place) in hanging {
+            if !dirs.contains(&ino) {
+                report.problems.push(format!("{place} is a directory without a header"));
+            }
+        }
+        for (content, (size, place)) in live {
+            // Replaced or removed since the walk: then it may be in the trash by right.
+            match self.store.check(content, size) {
+                Ok(()) => {
+                    report.contents += 1;
+                    report.content_bytes += size;
+                }
+                Err(error) => report.problems.push(format!("content of {place}: {error}")),
+            }
+        }
+        Ok(report)
+    }
+}
+
+fn info_hash(content: ContentId, size: u64, pieces: &[u8]) -> FsResult<[u8; 20]> {
+    let torrent = torrent::torrent(content, size, pieces);
+    torrent.map(|torrent| torrent.info_hash).map_err(|error| FsError::new(Errno::EIO, error.to_string()))
+}
+
+fn describe(key: &Key) -> String {
+    match key {
+        Key::Entry(dir, name) if *name == Name::header() => format!("directory {dir}"),
+        Key::Entry(dir, name) => format!("{name} in directory {dir}"),
+        Key::Inode(ino) => format!("inode {ino}"),
+    }
+}

@@ -1,0 +1,174 @@
+//! Sealing: from a staged file to content with a name for ever.
+
+use std::collections::VecDeque;
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::Ino;
+use nix::errno::Errno;
+use parking_lot::{Condvar, Mutex};
+
+use super::staged::Work;
+use super::{Engine, SessionId};
+use crate::content::Seal;
+use crate::namespace::NewContent;
+
+/// Files waiting for the sealing thread.
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<(VecDeque<Ino>, bool)>,
+    ready: Condvar,
+}
+
+impl Queue {
+    pub fn push(&self, ino: Ino) {
+        let mut state = self.state.lock();
+        if !state.0.contains(&ino) {
+            state.0.push_back(ino);
+        }
+        self.ready.notify_one();
+    }
+
+    /// The next file; `None` when closed and empty.
+    fn next(&self) -> Option<Ino> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(ino) = state.0.pop_front() {
+                return Some(ino);
+            }
+            if state.1 {
+                return None;
+            }
+            self.ready.wait(&mut state);
+        }
+    }
+
+    pub fn close(&self) {
+        self.state.lock().1 = true;
+        self.ready.notify_all();
+    }
+}
+
+impl Engine {
+    /// Body of the sealing thread.
+    pub(super) fn seal_loop(&self) {
+        while let Some(ino) = self.seals.next() {
+            self.seal(None, ino);
+        }
+    }
+
+    /// Seal a file if nobody writes it. What fails stays staged, readable, and is tried again by the cleaner.
+    pub(super) fn seal(&self, session: Option<SessionId>, ino: Ino) {
+        let (opened, baseline) = {
+            let mut core = self.core();
+            let Some(staged) = core.staged.get_mut(ino) else { return };
+            if staged.writers > 0 || staged.work != Work::None {
+                return;
+            }
+            staged.work = Work::Sealing;
+            (staged.opened, staged.baseline_ctime_ns)
+        };
+        let result = self.seal_marked(session, ino, opened, baseline);
+        let again = {
+            let mut core = self.core();
+            match core.staged.get_mut(ino) {
+                Some(staged) => {
+                    staged.work = Work::None;
+                    // Opened and closed again while it was hashed.
+                    staged.writers == 0 && staged.opened != opened
+                }
+                None => false,
+            }
+        };
+        self.idle.notify_all();
+        if again {
+            self.seals.push(ino);
+        }
+        match result {
+            Ok(()) => {}
+            Err(error) if error.errno == Errno::ENOSPC => {
+                tracing::warn!("file {ino} stays staged: {error}");
+                self.refuse(error);
+            }
+            Err(error) => tracing::error!("file {ino} stays staged: {error}"),
+        }
+    }
+
+    fn seal_marked(&self, session: Option<SessionId>, ino: Ino, opened: u64, baseline: Option<i64>) -> FsResult<()> {
+        let Some(stat) = self.store.staged_stat(ino)? else {
+            self.core().staged.remove(ino);
+            return Ok(());
+        };
+        if baseline == Some(stat.ctime_ns) {
+            // A copy nobody wrote to; but a writer of an earlier life of this process may still be there.
+            return self.finish(session, ino, opened, stat.ctime_ns, None);
+        }
+        match self.store.begin_seal(ino)? {
+            Seal::Busy => Ok(()),
+            Seal::Small(bytes, mtime_ns) => {
+                self.finish(session, ino, opened, stat.ctime_ns, Some((NewContent::Small(bytes), mtime_ns, None)))
+            }
+            Seal::Large(job) => {
+                let sealed = match job.run() {
+                    Err(error) if error.errno == Errno::EBUSY => return Ok(()), // it is being written again
+                    other => other?,
+                };
+                let content =
+                    NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() };
+                let mtime_ns = sealed.mtime_ns;
+                self.finish(session, ino, opened, stat.ctime_ns, Some((content, mtime_ns, Some(sealed))))
+            }
+        }
+    }
+
+    /// Record the content and let the staged file go, unless somebody has opened it for writing meanwhile.
+    fn finish(
+        &self,
+        session: Option<SessionId>,
+        ino: Ino,
+        opened: u64,
+        ctime_ns: i64,
+        new: Option<(NewContent, i64, Option<crate::content::Sealed>)>,
+    ) -> FsResult<()> {
+        self.change(session, |core| {
+            let Some(staged) = core.staged.get(ino) else { return Ok(()) };
+            if staged.writers > 0 || staged.opened != opened {
+                return Ok(());
+            }
+            let at = match core.ns.locate(ino, staged.dir) {
+                Ok(at) => at,
+                Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
+                    core.staged.remove(ino);
+                    return self.store.remove_staged(ino);
+                }
+                Err(error) => return Err(error),
+            };
+            let Some((content, mtime_ns, sealed)) = new else {
+                core.staged.remove(ino);
+                return self.store.remove_staged(ino);
+            };
+            if let Some(sealed) = &sealed
+                && !self.store.can_finish(sealed)?
+            {
+                return Ok(());
+            }
+            // The record first: after a crash in between, the staged file is still there and is sealed again.
+            let base = staged.base.clone();
+            core.ns.set_content(at, content, base.as_deref(), mtime_ns, ctime_ns)?;
+            match sealed {
+                Some(sealed) => self.store.finish_seal(&sealed)?,
+                None => self.store.remove_staged(ino)?,
+            }
+            core.staged.remove(ino);
+            Ok(())
+        })
+    }
+
+    /// From now on changes are refused with this error, until a commit succeeds.
+    pub(super) fn refuse(&self, error: FsError) {
+        let mut refusal = self.refusal.lock();
+        if refusal.is_none() {
+            tracing::error!("read-only: {error}");
+        }
+        *refusal = Some(error);
+    }
+}

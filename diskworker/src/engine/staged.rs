@@ -1,0 +1,108 @@
+//! The table of staged files: which inodes have one, who writes them, and what is being done with them.
+
+use std::collections::HashMap;
+
+use delugefs_proto::ids::Ino;
+use delugefs_proto::record::Dot;
+
+use super::SessionId;
+
+/// What somebody does with a staged file outside the lock, to come back to the table afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is being made: whoever wants to write waits. Readers still get the recorded content.
+    Making,
+    /// It is being hashed. Opening it for writing makes the hash worthless (`opened` grows), no more.
+    Sealing,
+}
+
+/// A file in ROOT/staging.
+#[derive(Debug, Default)]
+pub(super) struct Staged {
+    /// Directory to look for the node in first.
+    pub dir: Ino,
+    /// Open write handles.
+    pub writers: usize,
+    /// The versions of the content its writers started from; `None` when that is not known any more, after a restart.
+    pub base: Option<Vec<Dot>>,
+    /// Change time of the staged file when it was made as a copy: while it has not moved, nothing was written.
+    pub baseline_ctime_ns: Option<i64>,
+    /// What is being done with it outside the lock.
+    pub work: Work,
+    /// Grows when the file is opened for writing: a hash taken before is of no use.
+    pub opened: u64,
+    /// Its name in the folder has been made durable by an fsync.
+    pub name_synced: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct StagedTable {
+    files: HashMap<Ino, Staged>,
+    handles: HashMap<u64, (SessionId, Ino)>,
+}
+
+impl StagedTable {
+    pub fn get(&self, ino: Ino) -> Option<&Staged> {
+        self.files.get(&ino)
+    }
+
+    pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Staged> {
+        self.files.get_mut(&ino)
+    }
+
+    pub fn is_idle(&self, ino: Ino) -> bool {
+        self.files.get(&ino).is_none_or(|s| s.work == Work::None)
+    }
+
+    pub fn insert(&mut self, ino: Ino, staged: Staged) {
+        self.files.insert(ino, staged);
+    }
+
+    pub fn remove(&mut self, ino: Ino) {
+        self.files.remove(&ino);
+    }
+
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Note a write handle. The file must be in the table.
+    pub fn open(&mut self, handle: u64, session: SessionId, ino: Ino) {
+        if let Some(staged) = self.files.get_mut(&ino) {
+            staged.writers += 1;
+            staged.opened += 1;
+            self.handles.insert(handle, (session, ino));
+        }
+    }
+
+    /// A write handle is closed: its inode, and whether it was the last one on it.
+    pub fn close(&mut self, session: SessionId, handle: u64) -> Option<(Ino, bool)> {
+        let &(owner, ino) = self.handles.get(&handle)?;
+        if owner != session {
+            return None;
+        }
+        self.handles.remove(&handle);
+        let last = match self.files.get_mut(&ino) {
+            Some(staged) => {
+                staged.writers -= 1;
+                staged.writers == 0
+            }
+            None => false, // unlinked meanwhile
+        };
+        Some((ino, last))
+    }
+
+    /// All handles of a session.
+    pub fn handles_of(&self, session: SessionId) -> Vec<u64> {
+        self.handles.iter().filter(|(_, (owner, _))| *owner == session).map(|(handle, _)| *handle).collect()
+    }
+
+    /// Files nobody writes and nobody works on: what is left to be sealed.
+    pub fn waiting(&self) -> Vec<Ino> {
+        self.files.iter().filter(|(_, s)| s.writers == 0 && s.work == Work::None).map(|(ino, _)| *ino).collect()
+    }
+}

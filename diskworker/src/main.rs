@@ -1,0 +1,19 @@
+//! delugefs-diskworker: parse, run, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use delugefs_diskworker::{cli::Cli, run};
+use delugefs_proto::exit::{self, Exit};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    log.with_writer(std::io::stderr).with_ansi(is_terminal).init();
+    match run::run(&cli) {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => exit::report("delugefs-diskworker", error.as_ref()).into(),
+    }
+}

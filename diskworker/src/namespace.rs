@@ -1,0 +1,332 @@
+//! The namespace: POSIX operations on the catalog, in memory and in the journal.
+//!
+//! State is `committed catalog` + `committing` + `pending`, each over the one before. Decoded directories are cached
+//! with all of it applied; a directory that has uncommitted changes stays in the cache. An operation reads the sets it
+//! needs, builds a [`Txn`] of what the touched keys become, and [`Namespace::apply`] appends that to the journal first
+//! and to memory second: what is acknowledged is in the journal.
+//!
+//! One owner: the engine holds it behind a mutex. It knows nothing of file contents beyond their records, of sockets
+//! or of who has what open. It makes no permission checks (the kernel does).
+//!
+//! The rules a change has to follow so that joins lose nothing are in `delugefs_proto::record`; the operations are in
+//! the files below this one, a kind each.
+
+mod dir;
+mod edit;
+mod foreign;
+mod links;
+mod list;
+mod locate;
+mod make;
+mod node;
+mod remove;
+mod rename;
+mod txn;
+mod xattr;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::{ActorId, Ino};
+use delugefs_proto::local_pb;
+use delugefs_proto::record::{Dot, Element, Key, Name, VersionVector};
+use nix::errno::Errno;
+
+pub use self::edit::{Edit, NewContent};
+pub use self::list::Page;
+pub use self::locate::Located;
+pub use self::make::Making;
+pub use self::node::{Kind, Node};
+pub use self::rename::Renamed;
+pub use self::txn::{Txn, now_ns};
+pub use self::xattr::NO_ATTR;
+
+use self::dir::Dir;
+use crate::catalog::{Catalog, CatalogError, Changes};
+use crate::journal::Journal;
+
+/// Entries in cached clean directories before the least recently used ones are dropped: about 120 MB.
+const CACHED_ENTRIES_MAX: usize = 300_000;
+/// Cached clean inode sets before they are dropped.
+const CACHED_INODES_MAX: usize = 20_000;
+
+/// See the module.
+pub struct Namespace {
+    catalog: Arc<Catalog>,
+    journal: Arc<Journal>,
+    dirs: HashMap<Ino, Dir>,
+    cached_entries: usize,
+    tick: u64,
+    inodes: HashMap<Ino, Vec<Element>>,
+    /// Changed since the last commit began.
+    pending: Changes,
+    /// Being committed.
+    committing: Arc<Changes>,
+    ctx: VersionVector,
+    actor: ActorId,
+    last_hlc: u64,
+    /// Counts changes; orders answers against events.
+    seq: u64,
+    /// Directories removed since the start: their numbers are not given out again.
+    removed_dirs: HashSet<Ino>,
+    /// What the last applied changes touched, until the engine takes it to tell the mounts.
+    touched: Touched,
+}
+
+/// What changes touched, for the mounts.
+#[derive(Default)]
+pub struct Touched(BTreeMap<Ino, (Vec<Name>, Vec<Ino>)>);
+
+impl Touched {
+    /// In the form of an event.
+    pub fn into_changed(self) -> Vec<local_pb::Changed> {
+        let raw = |(dir, (names, inos)): (Ino, (Vec<Name>, Vec<Ino>))| local_pb::Changed {
+            dir: dir.0,
+            names: names.into_iter().map(|n| n.as_bytes().to_vec().into()).collect(),
+            inos: inos.into_iter().map(|i| i.0).collect(),
+        };
+        self.0.into_iter().map(raw).collect()
+    }
+
+    /// Note a node whose attributes or content changed.
+    pub fn node(&mut self, dir: Ino, ino: Ino) {
+        self.0.entry(dir).or_default().1.push(ino);
+    }
+
+    /// Whether nothing was touched.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The errno behind a catalog error; EIO where it is not the system's.
+pub(crate) fn catalog_errno(error: &CatalogError) -> Errno {
+    match error {
+        CatalogError::Io { source, .. } => source.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+        _ => Errno::EIO,
+    }
+}
+
+/// A catalog that cannot be read is an I/O error for whoever asked.
+pub(crate) fn catalog_error(error: CatalogError) -> FsError {
+    tracing::error!("catalog: {error}");
+    FsError::new(Errno::EIO, format!("the catalog of this disk cannot be read: {error}"))
+}
+
+impl Namespace {
+    /// On an open catalog whose journal has been replayed and committed.
+    pub fn new(catalog: Arc<Catalog>, journal: Arc<Journal>, actor: ActorId) -> Self {
+        let ctx = catalog.state().ctx.clone();
+        Self {
+            catalog,
+            journal,
+            dirs: HashMap::new(),
+            cached_entries: 0,
+            tick: 0,
+            inodes: HashMap::new(),
+            pending: Changes::default(),
+            committing: Arc::default(),
+            ctx,
+            actor,
+            last_hlc: 0,
+            seq: 1,
+            removed_dirs: HashSet::new(),
+            touched: Touched::default(),
+        }
+    }
+
+    /// The change counter.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// What was touched since the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Keys changed since the last commit began.
+    pub fn pending_len(&self) -> usize {
+        self.pending.sets.len()
+    }
+
+    /// Whether anything is not committed yet.
+    pub fn is_dirty(&self) -> bool {
+        !self.pending.sets.is_empty() || !self.committing.sets.is_empty()
+    }
+
+    /// The committed state and what is on top of it, for checks.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// An attachment, committed or not.
+    pub fn attachment(&self, id: delugefs_proto::ids::BlobId) -> FsResult<bytes::Bytes> {
+        if let Some(bytes) = self.pending.blobs.get(&id).or_else(|| self.committing.blobs.get(&id)) {
+            return Ok(bytes.clone());
+        }
+        self.catalog
+            .attachment(id)
+            .map_err(catalog_error)?
+            .ok_or_else(|| FsError::new(Errno::EIO, format!("attachment {id} is missing in the catalog; run a scrub")))
+    }
+
+    /// Make a change: into the journal, then into memory. On an error nothing has changed.
+    pub fn apply(&mut self, txn: Txn) -> FsResult<()> {
+        if txn.change.sets.is_empty() {
+            return Ok(());
+        }
+        // Load what is going to be changed first: afterwards nothing may fail.
+        for key in txn.change.sets.keys() {
+            match key {
+                Key::Entry(dir, _) => drop(self.dir(*dir)?),
+                Key::Inode(ino) => drop(self.inode(*ino)?),
+            }
+        }
+        self.journal.append(&txn.change).map_err(|error| {
+            let error = FsError::from(error);
+            FsError::new(error.errno, format!("cannot write the journal: {}", error.errno.desc()))
+        })?;
+        self.last_hlc = self.last_hlc.max(txn.hlc.0);
+        self.absorb(txn.change);
+        Ok(())
+    }
+
+    /// Take a change that is in the journal into memory.
+    fn absorb(&mut self, change: Changes) {
+        self.seq += 1;
+        for elements in change.sets.values() {
+            elements.iter().for_each(|element| self.ctx.advance(element.dot));
+        }
+        for (key, elements) in change.sets {
+            self.note(&key, &elements);
+            match &key {
+                Key::Entry(ino, name) => {
+                    if let Some(dir) = self.dirs.get_mut(ino) {
+                        let before = dir.len();
+                        dir.put(name.clone(), elements.clone());
+                        self.cached_entries = self.cached_entries + dir.len() - before;
+                    }
+                }
+                Key::Inode(ino) => {
+                    self.inodes.insert(*ino, elements.clone());
+                }
+            }
+            self.pending.sets.insert(key, elements);
+        }
+        self.pending.blobs.extend(change.blobs);
+        self.shrink();
+    }
+
+    /// Note in `touched` what setting a key to these elements changes for the mounts.
+    fn note(&mut self, key: &Key, new: &[Element]) {
+        match key {
+            Key::Entry(dir, name) if name.is_header() => self.touched.node(*dir, *dir),
+            Key::Entry(dir, name) => {
+                let old = self.dirs.get(dir).map(|d| d.inos(name)).unwrap_or_default();
+                let new = new.iter().filter_map(|e| e.body.ino());
+                let (names, inos) = self.touched.0.entry(*dir).or_default();
+                names.push(name.clone());
+                inos.extend(old);
+                inos.extend(new);
+                inos.sort_unstable();
+                inos.dedup();
+            }
+            Key::Inode(ino) => self.touched.node(Ino(0), *ino),
+        }
+    }
+
+    /// Drop clean cached things beyond the limits.
+    fn shrink(&mut self) {
+        if self.cached_entries > CACHED_ENTRIES_MAX {
+            let mut by_age: Vec<_> = self.dirs.iter().map(|(ino, dir)| (dir.used, *ino)).collect();
+            by_age.sort_unstable();
+            for (used, ino) in by_age {
+                if self.cached_entries <= CACHED_ENTRIES_MAX * 3 / 4 || used == self.tick {
+                    break;
+                }
+                if !self.is_dirty_dir(ino)
+                    && let Some(dir) = self.dirs.remove(&ino)
+                {
+                    self.cached_entries -= dir.len();
+                }
+            }
+        }
+        if self.inodes.len() > CACHED_INODES_MAX {
+            let (pending, committing) = (&self.pending.sets, &self.committing.sets);
+            self.inodes.retain(|ino, _| {
+                let key = Key::Inode(*ino);
+                pending.contains_key(&key) || committing.contains_key(&key)
+            });
+        }
+    }
+
+    fn is_dirty_dir(&self, ino: Ino) -> bool {
+        let range = Key::header(ino)..Key::header(Ino(ino.0 + 1));
+        [&self.pending, &*self.committing].iter().any(|c| c.sets.range(range.clone()).next().is_some())
+    }
+
+    /// A directory, loaded if need be. Unknown numbers give an empty one without a header.
+    fn dir(&mut self, ino: Ino) -> FsResult<&Dir> {
+        self.tick += 1;
+        if !self.dirs.contains_key(&ino) {
+            let leaf = self.catalog.directory(ino).map_err(catalog_error)?;
+            let dir = Dir::new(leaf);
+            self.cached_entries += dir.len();
+            self.dirs.insert(ino, dir);
+            self.shrink();
+        }
+        let tick = self.tick;
+        match self.dirs.get_mut(&ino) {
+            Some(dir) => {
+                dir.used = tick;
+                Ok(dir)
+            }
+            None => Err(Errno::EIO.into()),
+        }
+    }
+
+    /// A directory that exists, or ENOENT.
+    fn live_dir(&mut self, ino: Ino) -> FsResult<&Dir> {
+        let dir = self.dir(ino)?;
+        if dir.header().is_empty() { Err(Errno::ENOENT.into()) } else { Ok(dir) }
+    }
+
+    /// The set of an inode kept on its own, loaded if need be; empty if there is none.
+    fn inode(&mut self, ino: Ino) -> FsResult<&[Element]> {
+        if !self.inodes.contains_key(&ino) {
+            let elements = self.catalog.set(&Key::Inode(ino)).map_err(catalog_error)?;
+            self.inodes.insert(ino, elements);
+        }
+        Ok(self.inodes.get(&ino).map_or(&[], Vec::as_slice))
+    }
+
+    /// Start a change.
+    pub fn txn(&self) -> Txn {
+        let seq = self.ctx.0.get(&self.actor).copied().unwrap_or_default() + 1;
+        Txn::new(Dot { actor: self.actor, seq }, self.last_hlc)
+    }
+
+    /// Take what is pending for a commit: the changes and the version vector of the state they lead to. The journal
+    /// begins a new segment; [`Self::committed`] or [`Self::commit_failed`] must follow.
+    pub fn begin_commit(&mut self) -> FsResult<(Arc<Changes>, VersionVector)> {
+        self.journal.rotate()?;
+        self.committing = Arc::new(std::mem::take(&mut self.pending));
+        Ok((self.committing.clone(), self.ctx.clone()))
+    }
+
+    /// What was taken is durable in git.
+    pub fn committed(&mut self) {
+        self.committing = Arc::default();
+        self.shrink();
+    }
+
+    /// What was taken could not be committed: it is pending again, under what came after it.
+    pub fn commit_failed(&mut self) {
+        let mut changes = Arc::unwrap_or_clone(std::mem::take(&mut self.committing));
+        changes.sets.append(&mut self.pending.sets);
+        changes.blobs.append(&mut self.pending.blobs);
+        self.pending = changes;
+    }
+}

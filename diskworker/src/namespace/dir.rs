@@ -1,0 +1,135 @@
+//! A decoded directory: its sets, and what is derived from them for quick answers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use delugefs_proto::codec::Leaf;
+use delugefs_proto::ids::Ino;
+use delugefs_proto::record::{Element, Name};
+
+use crate::view::{self, Shown, What};
+
+/// See the module.
+pub(super) struct Dir {
+    leaf: Leaf,
+    /// A name of every node in it.
+    by_ino: HashMap<Ino, Name>,
+    /// Conflict copies: shown name -> (name they lie under, tag).
+    conflicts: BTreeMap<Name, (Name, u32)>,
+    subdirs: u32,
+    /// When it was last used, in ticks of the namespace.
+    pub(super) used: u64,
+}
+
+impl Dir {
+    pub(super) fn new(leaf: Leaf) -> Self {
+        let mut dir =
+            Self { leaf: Leaf::new(), by_ino: HashMap::new(), conflicts: BTreeMap::new(), subdirs: 0, used: 0 };
+        for (name, elements) in &leaf {
+            dir.index(name, elements);
+        }
+        dir.leaf = leaf;
+        dir
+    }
+
+    /// Sets in it, the header's included.
+    pub(super) fn len(&self) -> usize {
+        self.leaf.len()
+    }
+
+    /// The header's set; empty when the directory does not exist.
+    pub(super) fn header(&self) -> &[Element] {
+        self.get(&Name::header())
+    }
+
+    /// The set under a name; empty if there is none.
+    pub(super) fn get(&self, name: &Name) -> &[Element] {
+        self.leaf.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn subdirs(&self) -> u32 {
+        self.subdirs
+    }
+
+    pub(super) fn name_of(&self, ino: Ino) -> Option<&Name> {
+        self.by_ino.get(&ino)
+    }
+
+    /// Where the node shown under a name lies: the name of its set, and its tag.
+    pub(super) fn resolve(&self, name: &Name) -> Option<(Name, Option<u32>)> {
+        if !view::view(self.get(name)).is_empty() {
+            return Some((name.clone(), None));
+        }
+        self.conflicts.get(name).map(|(base, tag)| (base.clone(), Some(*tag)))
+    }
+
+    /// All sets but the header.
+    pub(super) fn sets(&self) -> impl Iterator<Item = (&Name, &Vec<Element>)> {
+        self.leaf.iter().filter(|(name, _)| !name.is_header())
+    }
+
+    /// Shown names behind `after`, in byte order, with the set they lie in and their tag.
+    pub(super) fn names_after<'a>(&'a self, after: &Name) -> impl Iterator<Item = (&'a Name, &'a Name, Option<u32>)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let bounds = || (Excluded(after.clone()), Unbounded);
+        let mut plain = self.leaf.range(bounds()).filter(|(name, _)| !name.is_header()).peekable();
+        let mut copies = self.conflicts.range(bounds()).peekable();
+        std::iter::from_fn(move || {
+            let take_copy = match (plain.peek(), copies.peek()) {
+                (Some((a, _)), Some((b, _))) => b < a,
+                (None, Some(_)) => true,
+                _ => false,
+            };
+            if take_copy {
+                copies.next().map(|(shown, (base, tag))| (shown, base, Some(*tag)))
+            } else {
+                plain.next().map(|(name, _)| (name, name, None))
+            }
+        })
+    }
+
+    /// The numbers of the nodes under a name.
+    pub(super) fn inos(&self, name: &Name) -> Vec<Ino> {
+        view::view(self.get(name)).iter().map(|shown| shown.ino).collect()
+    }
+
+    /// Set what lies under a name.
+    pub(super) fn put(&mut self, name: Name, elements: Vec<Element>) {
+        if let Some(old) = self.leaf.remove(&name) {
+            for shown in view::view(&old) {
+                if self.by_ino.get(&shown.ino).is_some_and(|n| *n == shown_name(&name, &shown)) {
+                    self.by_ino.remove(&shown.ino);
+                }
+                if matches!(shown.what, What::Dir) {
+                    self.subdirs -= 1;
+                }
+                if let Some(tag) = shown.tag {
+                    self.conflicts.remove(&view::conflict_name(&name, tag));
+                }
+            }
+        }
+        if !elements.is_empty() {
+            self.index(&name, &elements);
+            self.leaf.insert(name, elements);
+        }
+    }
+
+    fn index(&mut self, name: &Name, elements: &[Element]) {
+        if name.is_header() {
+            return;
+        }
+        for shown in view::view(elements) {
+            let full = shown_name(name, &shown);
+            if let Some(tag) = shown.tag {
+                self.conflicts.insert(full.clone(), (name.clone(), tag));
+            }
+            if matches!(shown.what, What::Dir) {
+                self.subdirs += 1;
+            }
+            self.by_ino.insert(shown.ino, full);
+        }
+    }
+}
+
+fn shown_name(name: &Name, shown: &Shown<'_>) -> Name {
+    shown.tag.map_or_else(|| name.clone(), |tag| view::conflict_name(name, tag))
+}

@@ -1,0 +1,161 @@
+//! Changes that come from elsewhere: a joined state replaces the committed one under our feet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::Ino;
+use delugefs_proto::record::{Body, Element, Key, Name, Perm, Xattrs};
+
+use super::{Namespace, Txn, catalog_error, node, rename};
+use crate::catalog::State;
+use crate::view;
+
+impl Namespace {
+    /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
+    /// leave behind is repaired at once: a directory in two places, in none, or below itself.
+    pub fn join(&mut self, theirs: &State) -> FsResult<()> {
+        debug_assert!(!self.is_dirty());
+        let joined = self.catalog.join(theirs).map_err(catalog_error)?;
+        self.ctx = joined.state.ctx.clone();
+        self.seq += 1;
+        for (key, elements) in &joined.changed {
+            self.last_hlc = elements.iter().map(|e| e.hlc.0).fold(self.last_hlc, u64::max);
+            self.note(key, elements);
+        }
+        for key in joined.changed.keys() {
+            match key {
+                Key::Entry(dir, _) => {
+                    if let Some(dir) = self.dirs.remove(dir) {
+                        self.cached_entries -= dir.len();
+                    }
+                }
+                Key::Inode(ino) => drop(self.inodes.remove(ino)),
+            }
+        }
+        self.repair(&joined.changed)
+    }
+
+    /// Give every directory that the join touched exactly one place. All replicas make the same decision from the same
+    /// state; where two make it at once, the equal results merge into one.
+    fn repair(&mut self, changed: &BTreeMap<Key, Vec<Element>>) -> FsResult<()> {
+        let mut suspects: BTreeSet<Ino> = BTreeSet::new();
+        for (key, elements) in changed {
+            if let Key::Entry(dir, _) = key {
+                suspects.insert(*dir);
+            }
+            suspects.extend(elements.iter().filter_map(|e| match e.body {
+                Body::Dir { ino } => Some(ino),
+                _ => None,
+            }));
+        }
+        suspects.remove(&Ino::ROOT);
+        for ino in suspects {
+            self.repair_dir(ino)?;
+        }
+        Ok(())
+    }
+
+    fn repair_dir(&mut self, ino: Ino) -> FsResult<()> {
+        let dir = self.dir(ino)?;
+        let header = dir.header().to_vec();
+        let shows = dir.sets().any(|(_, elements)| !view::view(elements).is_empty());
+        let home = node::home(&header).map(|(parent, name)| (parent, name.clone()));
+        let hangs = |this: &mut Self, at: &(Ino, Name)| -> FsResult<bool> {
+            Ok(this.dir(at.0)?.get(&at.1).iter().any(|e| e.body == Body::Dir { ino }))
+        };
+        let mut txn = self.txn();
+        match &home {
+            // Removed on one side while something was put into it on the other.
+            None if shows => self.move_to_lost_and_found(&mut txn, ino, &header)?,
+            None => {
+                return Ok(());
+            }
+            Some(at) => {
+                let reachable = self.is_reachable(ino)?;
+                if !reachable {
+                    self.move_to_lost_and_found(&mut txn, ino, &header)?;
+                } else if !hangs(self, at)? {
+                    let key = Key::Entry(at.0, at.1.clone());
+                    let mut set = self.dir(at.0)?.get(&at.1).to_vec();
+                    set.push(txn.element(Body::Dir { ino }));
+                    txn.set(key, set);
+                }
+            }
+        }
+        // Entries at places it is not at any more (two renames at once): the header says which one counts.
+        let now_at = match txn.get(&Key::header(ino)).or(Some(&header)).and_then(|h| node::home(h)) {
+            Some((parent, name)) => (parent, name.clone()),
+            None => return self.apply(txn),
+        };
+        for element in &header {
+            if let Body::Head { parent, name, .. } = &element.body
+                && (*parent, name) != (now_at.0, &now_at.1)
+            {
+                let key = Key::Entry(*parent, name.clone());
+                let mut set = self.set_in(&txn, &key)?;
+                let before = set.len();
+                set.retain(|e| e.body != Body::Dir { ino });
+                if set.len() < before {
+                    txn.set(key, set);
+                }
+            }
+        }
+        self.apply(txn)
+    }
+
+    /// Whether following the homes leads to the root.
+    fn is_reachable(&mut self, ino: Ino) -> FsResult<bool> {
+        let mut at = ino;
+        let mut seen = BTreeSet::new();
+        while at != Ino::ROOT {
+            if !seen.insert(at) {
+                // On a cycle, the smallest number of it is moved out; the others then hang below that one.
+                let mut smallest = at;
+                let mut next = at;
+                loop {
+                    next = node::home(self.dir(next)?.header()).map_or(Ino::ROOT, |(parent, _)| parent);
+                    smallest = smallest.min(next);
+                    if next == at {
+                        break;
+                    }
+                }
+                return Ok(ino != smallest);
+            }
+            let header = self.dir(at)?.header();
+            match node::home(header) {
+                Some((parent, _)) => at = parent,
+                // Its parent is an orphan itself and is repaired on its own.
+                None => return Ok(at != ino),
+            }
+        }
+        Ok(true)
+    }
+
+    fn move_to_lost_and_found(&mut self, txn: &mut Txn, ino: Ino, header: &[Element]) -> FsResult<()> {
+        let place = Name::new(b"lost+found").unwrap_or_default();
+        if self.dir(Ino::LOST_FOUND)?.header().is_empty() {
+            let perm = Perm { mode: 0o700, uid: 0, gid: 0 };
+            let name = place.clone();
+            txn.set(Key::Entry(Ino::ROOT, place), vec![txn.element(Body::Dir { ino: Ino::LOST_FOUND })]);
+            let head = txn.element(Body::Head { parent: Ino::ROOT, name, perm, xattrs: Xattrs::new() });
+            txn.set(Key::header(Ino::LOST_FOUND), vec![head]);
+        }
+        let old_name = node::home(header).map(|(_, name)| name.as_bytes().to_vec()).unwrap_or_default();
+        let mut bytes = old_name;
+        bytes.truncate(200);
+        bytes.extend(format!("{}{:016x}", if bytes.is_empty() { "" } else { "-" }, ino.0).bytes());
+        let name = Name::new(&bytes).unwrap_or_default();
+        let mut header = header.to_vec();
+        // The place it is taken out of (a cycle) must not keep it.
+        if let Some((parent, old)) = node::home(&header).map(|(p, n)| (p, n.clone())) {
+            let key = Key::Entry(parent, old);
+            let mut set = self.set_in(txn, &key)?;
+            set.retain(|e| e.body != Body::Dir { ino });
+            txn.set(key, set);
+        }
+        rename::set_home(txn, &mut header, Ino::LOST_FOUND, &name);
+        txn.set(Key::header(ino), header);
+        txn.set(Key::Entry(Ino::LOST_FOUND, name), vec![txn.element(Body::Dir { ino })]);
+        Ok(())
+    }
+}

@@ -1,0 +1,174 @@
+//! Hard links, and making a set unambiguous before it is changed.
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::Ino;
+use delugefs_proto::limits::LINKS_MAX;
+use delugefs_proto::record::{Body, Element, Key, Name};
+use nix::errno::Errno;
+
+use super::{Located, Namespace, Node, Txn};
+use crate::view::{self, What};
+
+impl Namespace {
+    /// A further name for a file. EPERM for a directory, EMLINK beyond the limit, EEXIST when the name is taken.
+    pub fn link(&mut self, ino: Ino, hint: Ino, dir: Ino, name: &Name) -> FsResult<Node> {
+        let mut txn = self.txn();
+        let at = self.locate(ino, hint)?;
+        if self.live_dir(dir)?.resolve(name).is_some() {
+            return Err(Errno::EEXIST.into());
+        }
+        let reference = |dir: Ino, name: &Name| Body::Ref { dir, name: name.clone() };
+        let (ino, mut elements) = match self.settled(&mut txn, at)? {
+            Located::Dir(_) => return Err(Errno::EPERM.into()),
+            Located::Inode { ino, .. } => (ino, self.inode(ino)?.to_vec()),
+            Located::File { dir: old_dir, name: old_name, ino, .. } => {
+                let key = Key::Entry(old_dir, old_name.clone());
+                let mut elements = self.set_in(&txn, &key)?;
+                txn.set(key, vec![txn.element(Body::Link { ino })]);
+                elements.push(txn.element(reference(old_dir, &old_name)));
+                (ino, elements)
+            }
+        };
+        if elements.iter().filter(|e| matches!(e.body, Body::Ref { .. })).count() >= LINKS_MAX as usize {
+            return Err(Errno::EMLINK.into());
+        }
+        txn.after(&elements);
+        renew(&txn, &mut elements);
+        txn.set_times(&mut elements, ino, None, None);
+        elements.push(txn.element(reference(dir, name)));
+        txn.set(Key::Inode(ino), elements);
+        txn.set(Key::Entry(dir, name.clone()), vec![txn.element(Body::Link { ino })]);
+        self.touch_dir(&mut txn, dir)?;
+        self.apply(txn)?;
+        self.lookup(dir, name)
+    }
+
+    /// A conflict copy becomes a file of its own, before somebody writes to it.
+    pub fn settle_copy(&mut self, at: Located) -> FsResult<Located> {
+        if !matches!(at, Located::File { tag: Some(_), .. }) {
+            return Ok(at);
+        }
+        let mut txn = self.txn();
+        let at = self.settled(&mut txn, at)?;
+        self.apply(txn)?;
+        Ok(at)
+    }
+
+    /// A set as this change leaves it.
+    pub(super) fn set_in(&mut self, txn: &Txn, key: &Key) -> FsResult<Vec<Element>> {
+        if let Some(elements) = txn.get(key) {
+            return Ok(elements.clone());
+        }
+        Ok(match key {
+            Key::Entry(dir, name) => self.dir(*dir)?.get(name).to_vec(),
+            Key::Inode(ino) => self.inode(*ino)?.to_vec(),
+        })
+    }
+
+    /// Make the set a node lies in hold that node alone: conflict copies in it become files of their own under the
+    /// names they are shown with, so that no name changes under its users when one of them is changed.
+    pub(super) fn settled(&mut self, txn: &mut Txn, at: Located) -> FsResult<Located> {
+        let Located::File { dir, name, tag, ino } = &at else { return self.settled_inode(txn, at) };
+        self.settle_set(txn, *dir, name)?;
+        Ok(match tag {
+            None => at,
+            Some(tag) => {
+                let name = view::conflict_name(name, *tag);
+                Located::File { dir: *dir, name, tag: None, ino: *ino }
+            }
+        })
+    }
+
+    /// The same for everything shown from the set under a name.
+    pub(super) fn settle_set(&mut self, txn: &mut Txn, dir: Ino, name: &Name) -> FsResult<()> {
+        let set = self.dir(dir)?.get(name).to_vec();
+        let shown = view::view(&set);
+        if shown.len() < 2 {
+            return Ok(());
+        }
+        txn.after(&set);
+        for copy in &shown[1..] {
+            let full = view::conflict_name(name, copy.tag.unwrap_or_default());
+            let key = Key::Entry(dir, full.clone());
+            match &copy.what {
+                What::File(parts) => txn.set(key, copied(txn, parts, copy.ino)),
+                What::Dir => {
+                    txn.set(key, vec![txn.element(Body::Dir { ino: copy.ino })]);
+                    let mut header = self.dir(copy.ino)?.header().to_vec();
+                    super::rename::set_home(txn, &mut header, dir, &full);
+                    txn.set(Key::header(copy.ino), header);
+                }
+                What::Link => {
+                    txn.set(key, vec![txn.element(Body::Link { ino: copy.ino })]);
+                    let mut inode = self.inode(copy.ino)?.to_vec();
+                    replace_ref(txn, &mut inode, (dir, name), Some((dir, &full)));
+                    txn.set(Key::Inode(copy.ino), inode);
+                }
+            }
+        }
+        let main = shown[0].ino;
+        let mut rest = set.clone();
+        rest.retain(|e| match (&shown[0].what, &e.body) {
+            (What::File(parts), Body::Content { .. }) => e == parts.content,
+            (What::Dir, Body::Dir { ino }) | (What::Link, Body::Link { ino }) => *ino == main,
+            (What::File(_), body) => body.ino() == Some(main) && !matches!(body, Body::Link { .. } | Body::Dir { .. }),
+            _ => false,
+        });
+        txn.set(Key::Entry(dir, name.clone()), rest);
+        Ok(())
+    }
+
+    /// An inode with several names and several contents: the others become files beside its first name.
+    fn settled_inode(&mut self, txn: &mut Txn, at: Located) -> FsResult<Located> {
+        let Located::Inode { ino, .. } = at else { return Ok(at) };
+        let set = self.inode(ino)?.to_vec();
+        let contents = view::view(&set);
+        if contents.len() > 1 {
+            txn.after(&set);
+            let first = set.iter().find_map(|e| match &e.body {
+                Body::Ref { dir, name } => Some((*dir, name.clone())),
+                _ => None,
+            });
+            let (dir, name) = first.ok_or_else(|| super::node::damaged(ino))?;
+            let mut rest = set.clone();
+            for copy in &contents[1..] {
+                if let (What::File(parts), Some(tag)) = (&copy.what, copy.tag) {
+                    txn.set(Key::Entry(dir, view::conflict_name(&name, tag)), copied(txn, parts, copy.ino));
+                    rest.retain(|e| e != parts.content);
+                }
+            }
+            txn.set(Key::Inode(ino), rest);
+        }
+        Ok(at)
+    }
+}
+
+/// A conflict copy as a file of its own: everything with a new dot, but the times it had.
+fn copied(txn: &Txn, parts: &view::FileParts<'_>, ino: Ino) -> Vec<Element> {
+    let with_ino = |body: &Body| match body.clone() {
+        Body::Content { data, .. } => Body::Content { ino, data },
+        Body::Attrs { perm, xattrs, .. } => Body::Attrs { ino, perm, xattrs },
+        Body::Times { mtime_ns, atime_ns, .. } => Body::Times { ino, mtime_ns, atime_ns },
+        other => other,
+    };
+    let elements = [Some(parts.content), parts.attrs, parts.times];
+    elements.into_iter().flatten().map(|e| txn.element_of(with_ino(&e.body), e.hlc)).collect()
+}
+
+/// New dots for content and attributes, with the times they had: they outlive a concurrent removal of what they
+/// were, and lose against concurrent changes of the same kind.
+pub(super) fn renew(txn: &Txn, elements: &mut [Element]) {
+    for element in elements {
+        if matches!(element.body, Body::Content { .. } | Body::Attrs { .. } | Body::Times { .. }) {
+            element.dot = txn.dot;
+        }
+    }
+}
+
+/// One of an inode's names is gone or another one.
+pub(super) fn replace_ref(txn: &Txn, inode: &mut Vec<Element>, old: (Ino, &Name), new: Option<(Ino, &Name)>) {
+    inode.retain(|e| !matches!(&e.body, Body::Ref { dir, name } if (*dir, name) == old));
+    if let Some((dir, name)) = new {
+        inode.push(txn.element(Body::Ref { dir, name: name.clone() }));
+    }
+}

@@ -1,0 +1,120 @@
+//! Making nodes: files of every kind, symbolic links, directories.
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::Ino;
+use delugefs_proto::limits::TARGET_MAX_BYTES;
+use delugefs_proto::record::{Body, Data, Element, Key, Name, Perm, Xattrs};
+use nix::errno::Errno;
+
+use super::{Namespace, Node, Txn, node};
+use crate::view;
+
+const S_ISGID: u16 = 0o2000;
+
+/// What all makers say.
+pub struct Making<'a> {
+    /// Where.
+    pub dir: Ino,
+    /// Under which name.
+    pub name: &'a Name,
+    /// Permission bits and owner.
+    pub perm: Perm,
+}
+
+impl Namespace {
+    /// The root directory of a new cluster.
+    pub fn make_root(&mut self, perm: Perm) -> FsResult<()> {
+        let mut txn = self.txn();
+        let elements = header(&mut txn, Ino::ROOT, Ino::ROOT, Name::header(), perm);
+        txn.set(Key::header(Ino::ROOT), elements);
+        self.apply(txn)
+    }
+
+    /// A new file that is no directory. EEXIST when the name is taken.
+    pub fn make_file(&mut self, making: &Making<'_>, ino: Ino, data: Data) -> FsResult<Node> {
+        if let Data::Symlink(target) = &data {
+            match target.len() {
+                0 => return Err(Errno::ENOENT.into()),
+                len if len > TARGET_MAX_BYTES => return Err(Errno::ENAMETOOLONG.into()),
+                _ => {}
+            }
+        }
+        let mut txn = self.txn();
+        let perm = self.prepare(&mut txn, making, false)?;
+        let elements = vec![
+            txn.element(Body::Content { ino, data }),
+            txn.element(Body::Attrs { ino, perm, xattrs: Xattrs::new() }),
+            txn.element(Body::Times { ino, mtime_ns: txn.now_ns(), atime_ns: txn.now_ns() }),
+        ];
+        txn.set(Key::Entry(making.dir, making.name.clone()), elements);
+        self.apply(txn)?;
+        self.lookup(making.dir, making.name)
+    }
+
+    /// A new directory. EEXIST when the name is taken.
+    pub fn make_dir(&mut self, making: &Making<'_>) -> FsResult<Node> {
+        let mut txn = self.txn();
+        let perm = self.prepare(&mut txn, making, true)?;
+        let ino = self.free_dir_ino(making)?;
+        txn.set(Key::Entry(making.dir, making.name.clone()), vec![txn.element(Body::Dir { ino })]);
+        let elements = header(&mut txn, ino, making.dir, making.name.clone(), perm);
+        txn.set(Key::header(ino), elements);
+        self.apply(txn)?;
+        self.dir_node(ino)
+    }
+
+    /// Common to all: the name is free, the directory is there and gets new times; the permissions the node gets.
+    fn prepare(&mut self, txn: &mut Txn, making: &Making<'_>, is_dir: bool) -> FsResult<Perm> {
+        let dir = self.live_dir(making.dir)?;
+        if dir.resolve(making.name).is_some() {
+            return Err(Errno::EEXIST.into());
+        }
+        txn.after(dir.get(making.name));
+        let parent = node::attrs(view::latest(dir.header(), |b| matches!(b, Body::Head { .. }))).0;
+        let mut perm = making.perm;
+        // BSD gives a node its directory's group always, Linux in set-group-id directories, which hand the bit down.
+        let inherits = parent.mode & S_ISGID != 0;
+        if inherits || cfg!(target_os = "freebsd") {
+            perm.gid = parent.gid;
+        }
+        if inherits && is_dir {
+            perm.mode |= S_ISGID;
+        }
+        self.touch_dir(txn, making.dir)?;
+        Ok(perm)
+    }
+
+    /// New mtime and ctime for a directory whose entries change.
+    pub(super) fn touch_dir(&mut self, txn: &mut Txn, dir: Ino) -> FsResult<()> {
+        let key = Key::header(dir);
+        let mut elements = match txn.get(&key) {
+            Some(elements) => elements.clone(),
+            None => self.live_dir(dir)?.header().to_vec(),
+        };
+        txn.after(&elements);
+        txn.set_times(&mut elements, dir, Some(txn.now_ns()), None);
+        txn.set(key, elements);
+        Ok(())
+    }
+
+    /// The number for a directory about to be made: the same on hosts that make it without knowing of each other, but
+    /// none that is or was in use.
+    fn free_dir_ino(&mut self, making: &Making<'_>) -> FsResult<Ino> {
+        for generation in 0..1 << 16 {
+            let ino = view::directory_ino(making.dir, making.name, generation);
+            // Entries without a header are those of a directory removed elsewhere: not ours to revive either.
+            if !self.removed_dirs.contains(&ino) && self.dir(ino)?.len() == 0 && self.inode(ino)?.is_empty() {
+                return Ok(ino);
+            }
+        }
+        Err(FsError::new(Errno::ENOSPC, "no free number for a directory of this name"))
+    }
+}
+
+/// The elements of a new directory's header.
+fn header(txn: &mut Txn, ino: Ino, parent: Ino, name: Name, perm: Perm) -> Vec<Element> {
+    vec![
+        txn.element(Body::Head { parent, name, perm, xattrs: Xattrs::new() }),
+        txn.element(Body::Times { ino, mtime_ns: txn.now_ns(), atime_ns: txn.now_ns() }),
+    ]
+}

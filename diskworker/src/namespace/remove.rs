@@ -1,0 +1,90 @@
+//! Taking names away.
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::Ino;
+use delugefs_proto::record::{Body, Key, Name};
+use nix::errno::Errno;
+
+use super::links::replace_ref;
+use super::{Kind, Located, Namespace, Node, Txn};
+use crate::view;
+
+impl Namespace {
+    /// Remove a name of a file. The node as it is afterwards; `nlink` 0 when that was its last name.
+    pub fn unlink(&mut self, dir: Ino, name: &Name) -> FsResult<Node> {
+        let mut txn = self.txn();
+        let at = self.locate_name(dir, name)?;
+        let node = self.node(&at)?;
+        if node.kind == Kind::Dir {
+            return Err(if cfg!(target_os = "linux") { Errno::EISDIR } else { Errno::EPERM }.into());
+        }
+        self.take_name(&mut txn, dir, name, &at)?;
+        self.touch_dir(&mut txn, dir)?;
+        let ctime_ns = txn.now_ns();
+        self.apply(txn)?;
+        self.after_unlink(node, ctime_ns)
+    }
+
+    /// Remove an empty directory.
+    pub fn rmdir(&mut self, dir: Ino, name: &Name) -> FsResult<Node> {
+        let mut txn = self.txn();
+        let Located::Dir(ino) = self.locate_name(dir, name)? else { return Err(Errno::ENOTDIR.into()) };
+        let mut node = self.dir_node(ino)?;
+        self.settle_set(&mut txn, dir, name)?;
+        self.take_dir(&mut txn, ino)?;
+        txn.set(Key::Entry(dir, name.clone()), Vec::new());
+        self.touch_dir(&mut txn, dir)?;
+        self.apply(txn)?;
+        self.removed_dirs.insert(ino);
+        node.nlink = 0;
+        Ok(node)
+    }
+
+    /// A file after one of its names went: looked up again where it has more.
+    pub(super) fn after_unlink(&mut self, before: Node, ctime_ns: i64) -> FsResult<Node> {
+        if before.nlink > 1
+            && let Ok(at) = self.locate(before.ino, Ino(0))
+        {
+            return self.node(&at);
+        }
+        Ok(Node { nlink: 0, ctime_ns, ..before })
+    }
+
+    /// Within a change: the file's name is gone.
+    pub(super) fn take_name(&mut self, txn: &mut Txn, dir: Ino, name: &Name, at: &Located) -> FsResult<()> {
+        match self.settled(txn, at.clone())? {
+            Located::Dir(_) => return Err(Errno::EISDIR.into()),
+            Located::File { dir, name, .. } => txn.set(Key::Entry(dir, name), Vec::new()),
+            Located::Inode { ino, .. } => {
+                // The name's own set may hold conflicts beside the link.
+                let base = self.dir(dir)?.resolve(name).map_or_else(|| name.clone(), |(base, _)| base);
+                self.settle_set(txn, dir, &base)?;
+                txn.set(Key::Entry(dir, name.clone()), Vec::new());
+                let mut inode = self.set_in(txn, &Key::Inode(ino))?;
+                txn.after(&inode);
+                replace_ref(txn, &mut inode, (dir, name), None);
+                if inode.iter().any(|e| matches!(e.body, Body::Ref { .. })) {
+                    txn.set_times(&mut inode, ino, None, None);
+                } else {
+                    inode.clear();
+                }
+                txn.set(Key::Inode(ino), inode);
+            }
+        }
+        Ok(())
+    }
+
+    /// Within a change: the directory itself is gone. ENOTEMPTY when it shows anything.
+    pub(super) fn take_dir(&mut self, txn: &mut Txn, ino: Ino) -> FsResult<()> {
+        let dir = self.live_dir(ino)?;
+        if dir.sets().any(|(_, elements)| !view::view(elements).is_empty()) {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        let remains: Vec<Name> = dir.sets().map(|(name, _)| name.clone()).collect();
+        for name in remains {
+            txn.set(Key::Entry(ino, name), Vec::new());
+        }
+        txn.set(Key::header(ino), Vec::new());
+        Ok(())
+    }
+}

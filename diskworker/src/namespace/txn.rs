@@ -1,0 +1,84 @@
+//! A change being put together: what each touched key becomes, under one dot and one time.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use delugefs_proto::codec;
+use delugefs_proto::ids::{BlobId, Ino};
+use delugefs_proto::record::{Body, Dot, Element, Hlc, Key};
+
+use crate::catalog::{Changes, blob_id};
+use crate::view;
+
+/// See the module. Nothing happens before [`super::Namespace::apply`].
+pub struct Txn {
+    /// What the keys become.
+    pub change: Changes,
+    /// Dot of everything it makes.
+    pub dot: Dot,
+    /// Time of everything it makes: now, or later where what it replaces is later.
+    pub hlc: Hlc,
+}
+
+impl Txn {
+    pub(super) fn new(dot: Dot, last_hlc: u64) -> Self {
+        let now = now_ns() as u64;
+        Self { change: Changes::default(), dot, hlc: Hlc(now.max(last_hlc + 1)) }
+    }
+
+    /// The wall clock, nanoseconds since 1970: what mtime becomes "now".
+    pub fn now_ns(&self) -> i64 {
+        self.hlc.0 as i64
+    }
+
+    /// An element of this change.
+    pub fn element(&self, body: Body) -> Element {
+        Element { dot: self.dot, body, hlc: self.hlc }
+    }
+
+    /// An element of this change that keeps an older time: it does not compete with later ones of its kind.
+    pub fn element_of(&self, body: Body, hlc: Hlc) -> Element {
+        Element { dot: self.dot, body, hlc }
+    }
+
+    /// Never earlier than what is being replaced.
+    pub fn after(&mut self, replaced: &[Element]) {
+        let latest = replaced.iter().map(|e| e.hlc.0).max().unwrap_or_default();
+        self.hlc.0 = self.hlc.0.max(latest + 1);
+    }
+
+    /// Set a key.
+    pub fn set(&mut self, key: Key, mut elements: Vec<Element>) {
+        codec::canonicalize(&mut elements);
+        self.change.sets.insert(key, elements);
+    }
+
+    /// What this change has already set a key to.
+    pub fn get(&self, key: &Key) -> Option<&Vec<Element>> {
+        self.change.sets.get(key)
+    }
+
+    /// Add an attachment.
+    pub fn attach(&mut self, bytes: Bytes) -> BlobId {
+        let id = blob_id(&bytes);
+        self.change.blobs.insert(id, bytes);
+        id
+    }
+
+    /// New times for a node: `None` keeps what it has. Replaces every older element of times.
+    pub fn set_times(&self, elements: &mut Vec<Element>, of: Ino, mtime: Option<i64>, atime: Option<i64>) {
+        let is_times = |body: &Body| matches!(body, Body::Times { ino, .. } if *ino == of);
+        let (old_mtime, old_atime) = match view::latest(elements, is_times).map(|e| &e.body) {
+            Some(Body::Times { mtime_ns, atime_ns, .. }) => (*mtime_ns, *atime_ns),
+            _ => (self.now_ns(), self.now_ns()),
+        };
+        elements.retain(|e| !is_times(&e.body));
+        let (mtime_ns, atime_ns) = (mtime.unwrap_or(old_mtime), atime.unwrap_or(old_atime));
+        elements.push(self.element(Body::Times { ino: of, mtime_ns, atime_ns }));
+    }
+}
+
+/// The wall clock, nanoseconds since 1970.
+pub fn now_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
+}

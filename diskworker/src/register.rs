@@ -1,0 +1,46 @@
+//! Making the worker known to its host's supervisor, and again whenever that one has been restarted.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use delugefs_proto::control_pb::{RegisterRequest, control_client::ControlClient};
+use delugefs_proto::disk::DiskToml;
+use delugefs_proto::rundir;
+use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
+
+/// Pause between tries, and between looking whether the supervisor is still the one that knows us.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Register, and register again after each restart of the supervisor. Never returns; works without a supervisor.
+pub async fn keep_registered(run_dir: PathBuf, identity: DiskToml, root: PathBuf, sockets: (String, String)) {
+    let request = RegisterRequest {
+        root: root.canonicalize().unwrap_or(root).display().to_string(),
+        disk_id: identity.disk_id,
+        cluster: identity.cluster,
+        pid: std::process::id(),
+        tcp_port: 0, // nothing listens on the network yet
+        local_socket: sockets.0,
+        grpc_socket: sockets.1,
+    };
+    loop {
+        match register(&run_dir, &request).await {
+            // Registering again is harmless, and the only way to notice a supervisor that has been replaced.
+            Ok(()) => tracing::trace!("registered"),
+            Err(error) => tracing::debug!("no supervisor yet: {error:#}"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn register(run_dir: &std::path::Path, request: &RegisterRequest) -> anyhow::Result<()> {
+    let path = rundir::control_socket(run_dir);
+    let connect = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://supervisor").timeout(PAUSE).connect_timeout(PAUSE);
+    let channel = endpoint.connect_with_connector(connect).await?;
+    ControlClient::new(channel).register(request.clone()).await?;
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! The worker's life, in order: open the disk, recover, serve, stop.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use delugefs_proto::exit::{Exit, UserError};
+use delugefs_proto::ids::ClusterId;
+use delugefs_proto::worker_pb::worker_server::WorkerServer;
+use delugefs_proto::{disk, rundir};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::CatalogError;
+use crate::cli::Cli;
+use crate::engine::{self, Running, Settings};
+use crate::folder::DiskFolder;
+use crate::serve::{AllowedUids, grpc, local};
+use crate::swarm::Swarm;
+
+/// How long requests under way at the end may take.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Run until told to stop.
+pub fn run(cli: &Cli) -> anyhow::Result<()> {
+    // Descriptors: one per connection, pack and open file.
+    raise_descriptor_limit();
+    rundir::prepare(&cli.run_dir).map_err(|e| UserError::new(Exit::NotPermitted, e.to_string()))?;
+    let folder = Arc::new(open_folder(cli)?);
+    tracing::info!("disk {} of cluster {} at {}", short(&folder), cli.cluster, cli.root.display());
+
+    let settings = Settings { reserve_bytes: cli.reserve_bytes, retention: Duration::from_secs(cli.retention_s) };
+    let running = Running::start(folder.clone(), settings).map_err(cannot_use)?;
+    tracing::info!("recovered");
+
+    let swarm = Arc::new(Swarm::start(running.engine.store.clone())?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(serve(cli, &folder, &running, swarm.clone()));
+    runtime.shutdown_timeout(GRACE);
+    swarm.shutdown();
+    running.stop()?;
+    tracing::info!("stopped cleanly");
+    served
+}
+
+fn open_folder(cli: &Cli) -> anyhow::Result<DiskFolder> {
+    if !disk::is_cluster_name(&cli.cluster) {
+        let text = format!("{:?} is not a cluster name: use letters, digits, '-', '_' and '.'", cli.cluster);
+        return Err(UserError::new(Exit::Usage, text).into());
+    }
+    if cli.create {
+        let id = match &cli.cluster_id {
+            None => None,
+            Some(hex) => Some(ClusterId::from_hex(hex).ok_or_else(|| {
+                UserError::new(Exit::Usage, format!("--cluster-id {hex:?}: a cluster id has 32 hex digits"))
+            })?),
+        };
+        return DiskFolder::create_with(&cli.root, &cli.cluster, id, engine::make_catalog);
+    }
+    DiskFolder::open(&cli.root, Some(&cli.cluster))
+}
+
+/// What the exit code of a failed start is.
+fn cannot_use(error: anyhow::Error) -> anyhow::Error {
+    let exit = match error.downcast_ref::<CatalogError>() {
+        Some(CatalogError::Newer { .. }) => Exit::NewerFormat,
+        Some(CatalogError::NotACatalog(_)) => Exit::NoDisk,
+        _ => Exit::BadDisk,
+    };
+    error.context(UserError::new(exit, "this disk cannot be used"))
+}
+
+fn short(folder: &DiskFolder) -> &str {
+    disk::short_id(&folder.identity().disk_id)
+}
+
+async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swarm>) -> anyhow::Result<()> {
+    let allowed = AllowedUids::new(&cli.allow_uids);
+    let local_path = rundir::local_socket(&cli.run_dir, short(folder));
+    let grpc_path = rundir::grpc_socket(&cli.run_dir, short(folder));
+
+    let listener = bind(&local_path)?;
+    let engine = running.engine.clone();
+    let accepting = {
+        let (listener, allowed) = (listener.try_clone()?, allowed.clone());
+        std::thread::Builder::new().name("accept".into()).spawn(move || local::serve(&engine, &listener, &allowed))?
+    };
+
+    let shutdown = CancellationToken::new();
+    let sockets = (local_path.display().to_string(), grpc_path.display().to_string());
+    let service = grpc::WorkerService::new(running.engine.clone(), swarm, allowed, sockets.clone(), shutdown.clone());
+    let grpc_listener = bind(&grpc_path)?;
+    grpc_listener.set_nonblocking(true)?;
+    let incoming = tokio_stream::wrappers::UnixListenerStream::new(tokio::net::UnixListener::from_std(grpc_listener)?);
+    let service = WorkerServer::new(service).max_decoding_message_size(grpc::REQUEST_MAX_BYTES);
+    let stop = shutdown.clone();
+    let server = tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await }),
+    );
+
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    println!("ready {} {} {}", folder.identity().disk_id, sockets.0, sockets.1);
+    let registering = (!cli.no_register).then(|| {
+        tokio::spawn(crate::register::keep_registered(
+            cli.run_dir.clone(),
+            folder.identity().clone(),
+            cli.root.clone(),
+            sockets.clone(),
+        ))
+    });
+
+    tokio::select! {
+        _ = term.recv() => tracing::info!("told to stop by SIGTERM"),
+        _ = int.recv() => tracing::info!("told to stop by SIGINT"),
+        () = shutdown.cancelled() => tracing::info!("told to stop by a request"),
+    }
+    if let Some(task) = registering {
+        task.abort();
+    }
+    shutdown.cancel();
+    // Unblocks accept(2); the sessions are ended by the engine's stop.
+    nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener), nix::sys::socket::Shutdown::Both).ok();
+    for path in [&local_path, &grpc_path] {
+        std::fs::remove_file(path).ok();
+    }
+    if accepting.join().is_err() {
+        tracing::error!("the accepting thread had panicked");
+    }
+    match tokio::time::timeout(GRACE, server).await {
+        Ok(result) => result.context("the gRPC server had panicked")?.context("serving gRPC"),
+        Err(_) => Ok(()), // a request that takes longer is cut off
+    }
+}
+
+/// A socket at this path, in place of one that a dead process left. The disk's lock makes us the only owner.
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("making the socket {}", path.display()))?;
+    // Who may call is decided by the caller's uid, not by the mode.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let want = hard.min(65_536);
+        if soft < want && setrlimit(Resource::RLIMIT_NOFILE, want, hard).is_err() {
+            tracing::warn!("cannot raise the limit of open files above {soft}");
+        }
+    }
+}

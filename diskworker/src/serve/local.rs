@@ -1,0 +1,229 @@
+//! Serving frontends: a thread per connection, one request at a time on each.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::Ino;
+use delugefs_proto::local::{LOCAL_VERSION, frame};
+use delugefs_proto::local_pb::{Hello, Opened, Reply, Request, Welcome, reply, request};
+use nix::errno::Errno;
+
+use super::AllowedUids;
+use crate::engine::{Answer, Engine, Opening, SessionId};
+
+/// Connections served at once, of all frontends together.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Accept frontends until the listener is shut down.
+pub fn serve(engine: &Arc<Engine>, listener: &UnixListener, allowed: &AllowedUids) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    for socket in listener.incoming() {
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::EBADF)) => return,
+            Err(error) => {
+                // Out of descriptors, say: give those that are served the time to finish.
+                tracing::warn!("cannot accept a frontend: {error}");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                continue;
+            }
+        };
+        match crate::os::peer_uid(&socket) {
+            Ok(uid) if allowed.has(uid) => {}
+            Ok(uid) => {
+                tracing::warn!(
+                    "refused a connection of uid {uid}; start the worker with --allow-uid {uid} to serve it"
+                );
+                refuse(&socket, FsError::new(Errno::EACCES, format!("uid {uid} is not served by this diskworker")));
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!("cannot tell who is calling: {error}");
+                continue;
+            }
+        }
+        if connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            refuse(&socket, FsError::new(Errno::EAGAIN, "too many connections to this diskworker"));
+            continue;
+        }
+        connections.fetch_add(1, Ordering::Relaxed);
+        let (engine, counter) = (engine.clone(), connections.clone());
+        let spawned = std::thread::Builder::new().name("frontend".into()).spawn(move || {
+            if let Err(error) = Connection::new(&engine, &socket).run() {
+                tracing::warn!("connection of a frontend: {error}");
+            }
+            counter.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(error) = spawned {
+            connections.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!("cannot serve a frontend: {error}");
+        }
+    }
+}
+
+fn refuse(socket: &UnixStream, error: FsError) {
+    // Answers the greeting that is on its way; whether it arrives does not matter.
+    drop(frame::send(socket, &failure(error, 0), None));
+}
+
+fn failure(error: FsError, seq: u64) -> Reply {
+    Reply { errno: error.errno as u32, message: error.message, seq, ..Reply::default() }
+}
+
+struct Connection<'a> {
+    engine: &'a Arc<Engine>,
+    socket: &'a UnixStream,
+    receiver: frame::Receiver,
+}
+
+impl<'a> Connection<'a> {
+    fn new(engine: &'a Arc<Engine>, socket: &'a UnixStream) -> Self {
+        Self { engine, socket, receiver: frame::Receiver::default() }
+    }
+
+    fn run(&mut self) -> std::io::Result<()> {
+        let Some((first, _)) = self.receiver.receive::<Request>(self.socket)? else { return Ok(()) };
+        let Some(request::Op::Hello(hello)) = first.op else {
+            let error = FsError::new(Errno::EPROTO, "the first request must be Hello");
+            return frame::send(self.socket, &failure(error, 0), None);
+        };
+        if hello.version != LOCAL_VERSION {
+            let text = format!(
+                "frontend speaks version {} of the local protocol, diskworker {LOCAL_VERSION}; use programs of one release",
+                hello.version
+            );
+            return frame::send(self.socket, &failure(FsError::new(Errno::EPROTONOSUPPORT, text), 0), None);
+        }
+        if hello.events { self.push_events(&hello) } else { self.answer_requests(&hello) }
+    }
+
+    fn welcome(&self) -> Reply {
+        let identity = self.engine.folder.identity();
+        let welcome = Welcome {
+            version: LOCAL_VERSION,
+            cluster: identity.cluster.clone(),
+            disk_id: identity.disk_id.clone(),
+            root: Ino::ROOT.0,
+            worker_run: self.engine.run_id(),
+        };
+        Reply { seq: self.engine.seq(), body: Some(reply::Body::Welcome(welcome)), ..Reply::default() }
+    }
+
+    /// The session lives as long as this connection.
+    fn push_events(&mut self, hello: &Hello) -> std::io::Result<()> {
+        let queue = self.engine.begin_session(hello.session);
+        let result = frame::send(self.socket, &self.welcome(), None).and_then(|()| {
+            std::thread::scope(|scope| {
+                // The reading side notices the frontend's end; the frontend sends nothing here.
+                let mut receiver = std::mem::take(&mut self.receiver);
+                let (socket, events) = (self.socket, &queue);
+                scope.spawn(move || {
+                    while let Ok(Some(_)) = receiver.receive::<Request>(socket) {}
+                    events.close();
+                });
+                while let Some(event) = queue.next() {
+                    if let Err(error) = frame::send(self.socket, &event, None) {
+                        tracing::debug!("pushing events: {error}");
+                        break;
+                    }
+                }
+                self.socket.shutdown(std::net::Shutdown::Both)
+            })
+        });
+        self.engine.session_lost(hello.session, &queue);
+        match result {
+            Err(error) if error.kind() == std::io::ErrorKind::NotConnected => Ok(()),
+            other => other,
+        }
+    }
+
+    fn answer_requests(&mut self, hello: &Hello) -> std::io::Result<()> {
+        frame::send(self.socket, &self.welcome(), None)?;
+        while let Some((request, fd)) = self.receiver.receive::<Request>(self.socket)? {
+            let (reply, fd) = match dispatch(self.engine, hello.session, request, fd) {
+                Ok(done) => done,
+                Err(error) => (failure(error, self.engine.seq()), None),
+            };
+            frame::send(self.socket, &reply, fd.as_ref().map(|fd| fd.as_fd()))?;
+        }
+        Ok(())
+    }
+}
+
+type Done = (Reply, Option<OwnedFd>);
+
+fn dispatch(engine: &Engine, session: SessionId, request: Request, fd: Option<OwnedFd>) -> FsResult<Done> {
+    use request::Op;
+    let retry = request.retry;
+    let op = request.op.ok_or_else(|| FsError::new(Errno::ENOSYS, "this diskworker does not know the operation"))?;
+    let answer = match op {
+        Op::Hello(_) => return Err(Errno::EPROTO.into()),
+        Op::Lookup(q) => engine.lookup(&q)?,
+        Op::GetAttr(q) => engine.get_attr(&q)?,
+        Op::ReadDir(q) => {
+            let (answer, listing) = engine.read_dir(&q)?;
+            return Ok(with_body(answer, reply::Body::Listing(listing)));
+        }
+        Op::Create(q) => return Ok(opened(engine.create(session, retry, &q)?)),
+        Op::Open(q) => return Ok(opened(engine.open(session, &q)?)),
+        Op::Mknod(q) => engine.mknod(session, retry, &q)?,
+        Op::Mkdir(q) => engine.mkdir(session, retry, &q)?,
+        Op::Symlink(q) => engine.symlink(session, retry, &q)?,
+        Op::Link(q) => engine.link(session, retry, &q)?,
+        Op::Unlink(q) => engine.unlink(session, retry, &q)?,
+        Op::Rmdir(q) => engine.rmdir(session, retry, &q)?,
+        Op::Rename(q) => engine.rename(session, retry, &q)?,
+        Op::SetAttr(q) => engine.set_attr(session, &q)?,
+        Op::Close(q) => engine.close(session, q.handle)?,
+        Op::Fsync(q) => {
+            engine.fsync(&q)?;
+            Answer { seq: engine.seq(), ..Answer::default() }
+        }
+        Op::Adopt(q) => {
+            let fd = fd.ok_or_else(|| FsError::new(Errno::EBADF, "Adopt came without a descriptor"))?;
+            let (answer, handle) = engine.adopt(session, &q, fd)?;
+            return Ok(with_body(answer, reply::Body::Opened(Opened { handle, ..Opened::default() })));
+        }
+        Op::GetXattr(q) => return Ok(data(engine, engine.get_xattr(&q)?)),
+        Op::ListXattr(q) => return Ok(data(engine, engine.list_xattr(&q)?)),
+        Op::ReadLink(q) => return Ok(data(engine, engine.read_link(&q)?)),
+        Op::SetXattr(q) => engine.set_xattr(session, retry, &q)?,
+        Op::RemoveXattr(q) => engine.remove_xattr(session, retry, &q)?,
+        Op::StatFs(_) => {
+            let stat = engine.stat_fs()?;
+            return Ok(with_body(Answer::default(), reply::Body::StatFs(stat)));
+        }
+    };
+    Ok((reply(answer), None))
+}
+
+fn reply(answer: Answer) -> Reply {
+    Reply {
+        seq: answer.seq,
+        node: answer.node,
+        dir: answer.dir,
+        dir2: answer.dir2,
+        moved: answer.moved,
+        ..Reply::default()
+    }
+}
+
+fn with_body(answer: Answer, body: reply::Body) -> Done {
+    (Reply { body: Some(body), ..reply(answer) }, None)
+}
+
+fn data(engine: &Engine, bytes: Bytes) -> Done {
+    with_body(Answer { seq: engine.seq(), ..Answer::default() }, reply::Body::Data(bytes))
+}
+
+fn opened((answer, opening): (Answer, Opening)) -> Done {
+    let (body, fd) = match opening {
+        Opening::File { handle, file } => (Opened { handle, ..Opened::default() }, Some(file.into())),
+        Opening::Inline(inline) => (Opened { handle: 0, has_inline: true, inline }, None),
+    };
+    (Reply { body: Some(reply::Body::Opened(body)), ..reply(answer) }, fd)
+}

@@ -1,0 +1,152 @@
+//! A disk at work in a temporary folder, and the calls tests make on it.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use delugefs_diskworker::engine::{Engine, Opening, Running, Settings, make_catalog};
+use delugefs_diskworker::folder::DiskFolder;
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::{ClusterId, Ino};
+use delugefs_proto::local_pb as pb;
+
+/// Session number the tests use.
+pub const SESSION: u64 = 7;
+
+/// See the module.
+pub struct Disk {
+    running: Option<Running>,
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DiskFolder::create_with(&dir.path().join("d"), "test", Some(ClusterId([1; 16])), make_catalog);
+        Self { running: Some(start(folder.unwrap())), dir }
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.running.as_ref().unwrap().engine
+    }
+
+    /// Stop cleanly and start again.
+    pub fn restart(&mut self) {
+        self.running.take().unwrap().stop().unwrap();
+        self.running = Some(start(DiskFolder::open(&self.dir.path().join("d"), Some("test")).unwrap()));
+    }
+
+    /// Start from what the folder held at this moment, as after a crash of the process.
+    pub fn crash(&mut self) {
+        let image = tempfile::tempdir().unwrap();
+        let status =
+            std::process::Command::new("cp").arg("-a").arg(self.dir.path().join("d")).arg(image.path()).status();
+        assert!(status.unwrap().success());
+        self.running.take().unwrap().stop().unwrap();
+        self.dir = image;
+        self.running = Some(start(DiskFolder::open(&self.dir.path().join("d"), Some("test")).unwrap()));
+    }
+
+    /// Give our state to another disk and take its state.
+    pub fn exchange(&self, other: &Disk) {
+        for (from, to) in [(self, other), (other, self)] {
+            let mut pack = Vec::new();
+            let commit = from.engine().export(None, &mut pack).unwrap();
+            to.engine().join(&mut &pack[..], commit).unwrap();
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let stopped = running.stop();
+            if !std::thread::panicking() {
+                stopped.unwrap();
+            }
+        }
+    }
+}
+
+fn start(folder: DiskFolder) -> Running {
+    Running::start(Arc::new(folder), Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) }).unwrap()
+}
+
+/// What a user does, by path; each call resolves its path anew.
+pub trait Posix {
+    fn resolve(&self, path: &[&[u8]]) -> FsResult<pb::Attr>;
+    fn parent(&self, path: &[&[u8]]) -> FsResult<u64>;
+    fn create(&self, path: &[&[u8]], mode: u32, data: &[u8]) -> FsResult<()>;
+    fn write(&self, path: &[&[u8]], at: u64, data: &[u8], truncate: bool) -> FsResult<()>;
+    fn read(&self, path: &[&[u8]]) -> FsResult<Vec<u8>>;
+    fn list(&self, dir: u64) -> FsResult<Vec<(Vec<u8>, pb::Attr)>>;
+}
+
+fn bytes(name: &[u8]) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(name)
+}
+
+impl Posix for Engine {
+    fn resolve(&self, path: &[&[u8]]) -> FsResult<pb::Attr> {
+        let root = pb::GetAttr { ino: Ino::ROOT.0, dir: 0 };
+        let mut attr = self.get_attr(&root)?.node.unwrap();
+        for name in path {
+            if attr.mode & 0o170000 != 0o040000 {
+                return Err(nix::errno::Errno::ENOTDIR.into());
+            }
+            attr = self.lookup(&pb::Lookup { dir: attr.ino, name: bytes(name) })?.node.unwrap();
+        }
+        Ok(attr)
+    }
+
+    fn parent(&self, path: &[&[u8]]) -> FsResult<u64> {
+        let attr = self.resolve(&path[..path.len() - 1])?;
+        if attr.mode & 0o170000 == 0o040000 { Ok(attr.ino) } else { Err(nix::errno::Errno::ENOTDIR.into()) }
+    }
+
+    fn create(&self, path: &[&[u8]], mode: u32, data: &[u8]) -> FsResult<()> {
+        let dir = self.parent(path)?;
+        let name = bytes(path[path.len() - 1]);
+        let q = pb::Create { dir, name, mode, uid: 1, gid: 2, ino: 0 };
+        let (_, opening) = Engine::create(self, SESSION, false, &q)?;
+        let Opening::File { handle, file } = opening else { panic!() };
+        file.write_all_at(data, 0)?;
+        drop(file);
+        self.close(SESSION, handle).map(drop)
+    }
+
+    fn write(&self, path: &[&[u8]], at: u64, data: &[u8], truncate: bool) -> FsResult<()> {
+        let attr = self.resolve(path)?;
+        let q = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate };
+        let (_, opening) = self.open(SESSION, &q)?;
+        let Opening::File { handle, file } = opening else { panic!() };
+        file.write_all_at(data, at)?;
+        drop(file);
+        self.close(SESSION, handle).map(drop)
+    }
+
+    fn read(&self, path: &[&[u8]]) -> FsResult<Vec<u8>> {
+        let attr = self.resolve(path)?;
+        let q = pb::Open { ino: attr.ino, dir: attr.dir, write: false, truncate: false };
+        match self.open(SESSION, &q)?.1 {
+            Opening::Inline(data) => Ok(data.to_vec()),
+            Opening::File { mut file, .. } => {
+                let mut data = Vec::new();
+                std::io::Read::read_to_end(&mut file, &mut data)?;
+                Ok(data)
+            }
+        }
+    }
+
+    fn list(&self, dir: u64) -> FsResult<Vec<(Vec<u8>, pb::Attr)>> {
+        let mut all: Vec<(Vec<u8>, pb::Attr)> = Vec::new();
+        loop {
+            let after = all.last().map_or_else(Default::default, |(name, _)| bytes(name));
+            let (_, listing) = self.read_dir(&pb::ReadDir { dir, after, limit: 3 })?;
+            all.extend(listing.entries.into_iter().map(|e| (e.name.to_vec(), e.attr.unwrap())));
+            if !listing.more {
+                return Ok(all);
+            }
+        }
+    }
+}

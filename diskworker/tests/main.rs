@@ -1,0 +1,5 @@
+//! Integration tests of the diskworker.
+
+mod disk;
+mod model;
+mod reference;

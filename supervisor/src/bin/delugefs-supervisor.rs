@@ -1,0 +1,17 @@
+//! The supervisor of a host; see `delugefs_supervisor::run`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use delugefs_proto::exit::{Exit, report};
+use delugefs_supervisor::{log, run};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = run::Options::parse();
+    log::init("info");
+    match run::run(options).await {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => report("delugefs-supervisor", error.as_ref()).into(),
+    }
+}

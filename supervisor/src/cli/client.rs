@@ -1,0 +1,46 @@
+//! The way to the host's supervisor.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use delugefs_proto::control_pb::control_client::ControlClient;
+use delugefs_proto::exit::{Exit, UserError};
+use delugefs_proto::rundir;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::failure::Failure;
+use crate::uds;
+
+/// Calls on the control socket.
+pub type Control = ControlClient<Channel>;
+
+/// Largest answer, in bytes: the problems of badly damaged disks.
+const ANSWER_MAX_BYTES: usize = 64 << 20;
+
+/// Connect to the supervisor of this run directory.
+///
+/// # Errors
+/// `NoSupervisor` when none answers, `NotPermitted` when it is not ours to talk to.
+pub async fn connect(run_dir: &Path) -> Result<Control, UserError> {
+    let socket = rundir::control_socket(run_dir);
+    match uds::connect(&socket).await {
+        Ok(channel) => Ok(ControlClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            let error = UserError::new(Exit::NotPermitted, format!("cannot use {}: {error}", socket.display()));
+            Err(error.hint("run it as the user who runs the supervisor, or as root"))
+        }
+        Err(_) => {
+            let error = UserError::new(Exit::NoSupervisor, format!("no supervisor answers at {}", socket.display()));
+            Err(error.hint("`delugefs run CLUSTER ROOT` starts one; --run-dir DIR names another one's directory"))
+        }
+    }
+}
+
+/// The answer, or the failure that came instead.
+///
+/// # Errors
+/// The failure, with its exit code and hint.
+pub fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, UserError> {
+    result.map(Response::into_inner).map_err(|status| Failure::from_status(&status).into())
+}

@@ -1,0 +1,322 @@
+//! `delugefs run`: one foreground command. Starts the host's supervisor if there is none, a worker for the disk and a
+//! frontend on the mountpoint; says `ready` on stdout; on SIGINT, SIGTERM or SIGHUP stops what it started.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use delugefs_proto::control_pb::{self as pb, disk, mount};
+use delugefs_proto::exit::{Exit, UserError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::client::{self, Control, answer};
+use crate::escape::escape_line;
+use crate::failure::Failure;
+use crate::libexec;
+use crate::paths;
+use crate::server::uid_of;
+
+/// Longest orderly stop: frontends (10 s), then workers (20 s), then the supervisor itself.
+const STOP: Duration = Duration::from_secs(35);
+/// Before a supervisor that died is started again.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Starts of the supervisor in a row that did not lead to `ready`, after which we give up.
+const TRIES: u32 = 5;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Name of the cluster
+    cluster: String,
+    /// The disk's folder
+    root: PathBuf,
+    /// Make a new disk of this folder, which must be empty
+    #[arg(long)]
+    create: bool,
+    /// Mount the filesystem on this folder
+    #[arg(long, value_name = "DIR")]
+    mount: Option<PathBuf>,
+    /// Serve the mount as this user (when run as root)
+    #[arg(long, value_name = "NAME", requires = "mount")]
+    user: Option<String>,
+    /// What the next start has to know [default: /var/db/delugefs, or the user's]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Do not announce this host's disks on the local network
+    #[arg(long)]
+    no_mdns: bool,
+}
+
+/// What is asked of the supervisor.
+struct Wish {
+    disk: pb::AddDiskRequest,
+    mount: Option<pb::AddMountRequest>,
+}
+
+/// Why we stop.
+enum Ending {
+    /// Because we were asked to.
+    Signal,
+    /// A process ended for good; the disk or the mount was taken away.
+    Child(Failure),
+    /// Our supervisor ended, or the one we found.
+    Supervisor,
+}
+
+/// What was started or added, and so has to be stopped or removed.
+#[derive(Default)]
+struct Started {
+    supervisor: Option<Child>,
+    disk: bool,
+    mount: bool,
+}
+
+pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
+    let mut wish = wish(&arguments)?;
+    let mut signals = Signals::new()?;
+    let mut progress = Progress::default();
+    loop {
+        progress.tries += 1;
+        let mut started = Started::default();
+        let ending = tokio::select! {
+            ending = serve(run_dir, &arguments, &wish, &mut started, &mut progress) => ending,
+            () = signals.recv() => Ok(Ending::Signal),
+        };
+        let ended = match ending {
+            Ok(Ending::Supervisor) if started.supervisor.is_some() && progress.tries < TRIES => {
+                eprintln!("delugefs: the supervisor died; it is started again and finds its processes");
+                tokio::select! {
+                    () = tokio::time::sleep(AGAIN) => {}
+                    () = signals.recv() => progress.leaving = true,
+                }
+                wish.disk.create &= !progress.was_ready;
+                continue;
+            }
+            Ok(Ending::Supervisor) => {
+                let error =
+                    UserError::new(Exit::NoSupervisor, "the supervisor ended; disks and mounts go on without it");
+                return Err(error.hint("the same command again finds them").into());
+            }
+            Ok(Ending::Signal) => Ok(Exit::Ok),
+            Ok(Ending::Child(failure)) if failure.exit == Exit::Ok => {
+                eprintln!("delugefs: {}", escape_line(&failure.message));
+                Ok(Exit::Ok)
+            }
+            Ok(Ending::Child(failure)) => Err(UserError::from(failure).into()),
+            Err(Ended::Reported(exit)) => return Ok(exit),
+            Err(Ended::Error(error)) => Err(error),
+        };
+        let stopped = tokio::select! {
+            stopped = stop(run_dir, &wish, started) => stopped?,
+            () = signals.recv() => {
+                eprintln!("delugefs: asked to stop a second time; `delugefs status` shows what has not stopped");
+                true
+            }
+        };
+        if stopped || progress.tries >= TRIES {
+            return ended;
+        }
+        // The supervisor died while it was to stop the others: let the next one do that.
+        progress.leaving = true;
+        wish.disk.create = false;
+    }
+}
+
+/// What is known over the deaths of supervisors.
+#[derive(Default)]
+struct Progress {
+    /// Starts in a row that did not lead to a mount that answers.
+    tries: u32,
+    was_ready: bool,
+    /// We were asked to stop.
+    leaving: bool,
+}
+
+/// Why [`serve`] failed.
+enum Ended {
+    /// The supervisor said so on our stderr.
+    Reported(Exit),
+    Error(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+async fn serve(
+    run_dir: &Path,
+    arguments: &Arguments,
+    wish: &Wish,
+    started: &mut Started,
+    progress: &mut Progress,
+) -> Result<Ending, Ended> {
+    let mut control = match client::connect(run_dir).await {
+        Ok(control) => control,
+        Err(error) if error.exit == Exit::NoSupervisor => {
+            start_supervisor(run_dir, arguments, &mut started.supervisor).await?;
+            client::connect(run_dir).await?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match add(&mut control, wish, started).await {
+        Ok(()) => {}
+        Err(error) if error.exit == Exit::NoSupervisor || is_gone(&mut started.supervisor)? => {
+            return Ok(Ending::Supervisor);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if progress.leaving {
+        return Ok(Ending::Signal);
+    }
+    if !std::mem::replace(&mut progress.was_ready, true) {
+        writeln!(std::io::stdout(), "ready").context("cannot say `ready` on stdout")?;
+    }
+    progress.tries = 0;
+    let mut changes = answer(control.watch(pb::WatchRequest {}).await)?;
+    while let Ok(Some(host)) = changes.message().await {
+        if let Some(failure) = trouble(&host, wish) {
+            return Ok(Ending::Child(failure));
+        }
+    }
+    Ok(Ending::Supervisor)
+}
+
+fn is_gone(supervisor: &mut Option<Child>) -> std::io::Result<bool> {
+    match supervisor {
+        Some(child) => Ok(child.try_wait()?.is_some()),
+        None => Ok(false),
+    }
+}
+
+async fn add(control: &mut Control, wish: &Wish, started: &mut Started) -> Result<(), UserError> {
+    // True also while the call is under way: interrupted now, it has to be taken back.
+    started.disk = true;
+    answer(control.add_disk(wish.disk.clone()).await).inspect_err(|_| started.disk = false)?;
+    if let Some(mount) = &wish.mount {
+        started.mount = true;
+        answer(control.add_mount(mount.clone()).await).inspect_err(|_| started.mount = false)?;
+    }
+    Ok(())
+}
+
+/// What ended for good of what we asked for.
+fn trouble(host: &pb::HostStatus, wish: &Wish) -> Option<Failure> {
+    let failure = |failure: &Option<pb::Failure>| failure.clone().map(Failure::from);
+    let removed = |what: String| Failure::new(Exit::Ok, format!("{what} was taken away by another command"));
+    let root = &wish.disk.root;
+    match host.disks.iter().find(|disk| disk.root == *root) {
+        None => return Some(removed(format!("the disk at {root}"))),
+        Some(disk) if disk.state() == disk::State::Stopped => return failure(&disk.failure),
+        Some(_) => {}
+    }
+    let dir = &wish.mount.as_ref()?.dir;
+    match host.mounts.iter().find(|mount| mount.dir == *dir) {
+        None => Some(removed(format!("the mount at {dir}"))),
+        Some(mount) if mount.state() == mount::State::Stopped => failure(&mount.failure),
+        Some(_) => None,
+    }
+}
+
+fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
+    let root = paths::typed(&arguments.root)?;
+    let uid = uid_of(arguments.user.as_deref()).map_err(UserError::from)?;
+    let dir = arguments.mount.as_deref().map(paths::typed).transpose()?;
+    let user = arguments.user.clone().unwrap_or_default();
+    Ok(Wish {
+        disk: pb::AddDiskRequest {
+            root,
+            create: arguments.create,
+            cluster: arguments.cluster.clone(),
+            allow_uids: uid.into_iter().collect(),
+            remember: false,
+        },
+        mount: dir.map(|dir| pb::AddMountRequest { dir, user, remember: false }),
+    })
+}
+
+/// `started` stays `None` when another one was faster; that one is used.
+async fn start_supervisor(run_dir: &Path, arguments: &Arguments, started: &mut Option<Child>) -> Result<(), Ended> {
+    const PROGRAM: &str = "delugefs-supervisor";
+    let mut command = Command::new(libexec::find(PROGRAM));
+    command.arg("--run-dir").arg(run_dir).stdin(Stdio::null()).stdout(Stdio::piped());
+    if let Some(dir) = &arguments.state_dir {
+        command.arg("--state-dir").arg(dir);
+    }
+    if arguments.no_mdns {
+        command.arg("--no-mdns");
+    }
+    // A Ctrl-C is for us alone: the supervisor stops mounts and disks in their order when we say so.
+    let child = command.process_group(0).spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
+    let child = started.insert(child); // to be stopped also when we are interrupted now
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut said).await?;
+    }
+    if said.trim_end() == "ready" {
+        return Ok(());
+    }
+    let status = child.wait().await?;
+    *started = None;
+    let exit = status.code().map_or(Exit::Failure, Exit::from_code);
+    if exit == Exit::InUse && client::connect(run_dir).await.is_ok() {
+        return Ok(());
+    }
+    // It has said why on the stderr we share.
+    Err(Ended::Reported(if exit == Exit::Ok { Exit::Failure } else { exit }))
+}
+
+/// `false`: the supervisor was killed before it could.
+async fn stop(run_dir: &Path, wish: &Wish, mut started: Started) -> anyhow::Result<bool> {
+    let Some(mut supervisor) = started.supervisor.take() else {
+        if let Ok(mut control) = client::connect(run_dir).await {
+            let dir = wish.mount.as_ref().filter(|_| started.mount).map(|mount| mount.dir.clone());
+            if let Some(dir) = dir {
+                answer(control.remove_mount(pb::RemoveMountRequest { dir }).await)?;
+            }
+            if started.disk {
+                answer(control.remove_disk(pb::RemoveDiskRequest { root: wish.disk.root.clone() }).await)?;
+            }
+        }
+        return Ok(true);
+    };
+    if let Some(pid) = supervisor.id().and_then(|pid| i32::try_from(pid).ok()) {
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot stop the supervisor")?;
+    }
+    match tokio::time::timeout(STOP, supervisor.wait()).await {
+        Ok(status) => match status?.code() {
+            Some(0) => Ok(true),
+            Some(_) => Err(UserError::new(Exit::Failure, "the supervisor did not stop cleanly").into()),
+            None => Ok(!started.disk),
+        },
+        Err(_) => Err(UserError::new(Exit::Failure, "the supervisor does not stop")
+            .hint("`delugefs status` shows what it is waiting for")
+            .into()),
+    }
+}
+
+/// SIGINT, SIGTERM, SIGHUP.
+struct Signals([tokio::signal::unix::Signal; 3]);
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let open = |kind| signal(kind).context("cannot handle signals");
+        Ok(Self([open(SignalKind::interrupt())?, open(SignalKind::terminate())?, open(SignalKind::hangup())?]))
+    }
+
+    async fn recv(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The commands that only show something. Everything that comes from the file system is escaped on its way out.
+
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::short_id;
+use delugefs_proto::exit::Exit;
+use delugefs_proto::ids::hex;
+use delugefs_proto::worker_pb::where_is_reply::Place;
+use serde::Serialize;
+
+use super::client::{Control, answer};
+use super::json::{self, disk_state, mount_state};
+use super::table::{row, size, table};
+use crate::escape::{escape_bytes, escape_line};
+use crate::paths;
+use crate::sys;
+
+pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: bool) -> anyhow::Result<Exit> {
+    let host = answer(control.status(pb::StatusRequest {}).await)?;
+    let exit = if only_problems && !host.problems.is_empty() { Exit::Unhealthy } else { Exit::Ok };
+    if as_json {
+        print_json(&json::Status::from(host))?;
+        return Ok(exit);
+    }
+    let problems: String = host.problems.iter().map(|problem| escape_line(problem) + "\n").collect();
+    if only_problems {
+        print(&problems)?;
+        return Ok(exit);
+    }
+    let cluster = if host.cluster.is_empty() { "none yet" } else { &host.cluster };
+    let mut out = format!("cluster {cluster}, supervisor {} (pid {})\n", host.version, host.pid);
+    if !host.disks.is_empty() {
+        out += "\n";
+        out += &disk_table(&host.disks);
+    }
+    if !host.mounts.is_empty() {
+        let mut rows = vec![row(["MOUNT", "RESTARTS", "FOLDER"])];
+        rows.extend(
+            host.mounts.iter().map(|mount| {
+                row([mount_state(mount), &mount.restarts.to_string(), &escape_bytes(mount.dir.as_bytes())])
+            }),
+        );
+        out += "\n";
+        out += &table(&rows, &[1]);
+    }
+    if !problems.is_empty() {
+        out += "\nproblems:\n";
+        out += &problems.lines().map(|problem| format!("  {problem}\n")).collect::<String>();
+    }
+    print(&out)?;
+    Ok(exit)
+}
+
+fn disk_table(disks: &[pb::Disk]) -> String {
+    let mut rows = vec![row(["DISK", "STATE", "FREE", "OF", "RESTARTS", "FOLDER"])];
+    rows.extend(disks.iter().map(|disk| {
+        let space = disk.status.as_ref().and_then(|status| status.space.clone());
+        let (free, of) = space.map_or(("-".into(), "-".into()), |s| (size(s.free_bytes), size(s.total_bytes)));
+        let id = if disk.disk_id.is_empty() { "-" } else { short_id(&disk.disk_id) };
+        let restarts = disk.restarts.to_string();
+        row([id, disk_state(disk), &free, &of, &restarts, &escape_bytes(disk.root.as_bytes())])
+    }));
+    table(&rows, &[2, 3, 4])
+}
+
+pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
+    let disks = answer(control.disks(pb::DisksRequest {}).await)?.disks;
+    if as_json {
+        print_json(&disks.into_iter().map(json::Disk::from).collect::<Vec<_>>())?;
+        return Ok(Exit::Ok);
+    }
+    let mut out = String::new();
+    for disk in &disks {
+        if !out.is_empty() {
+            out += "\n";
+        }
+        out += &format!("{}\n", escape_bytes(disk.root.as_bytes()));
+        let by_hand = if disk.by_hand { ", started by hand" } else { "" };
+        let pid = if disk.pid == 0 { String::new() } else { format!(", pid {}", disk.pid) };
+        let mut line = |name: &str, text: &str| {
+            if !text.is_empty() {
+                out += &format!("  {name:<11} {text}\n");
+            }
+        };
+        line("disk", &disk.disk_id);
+        line("state", &format!("{}{pid}{by_hand}, {} restarts", disk_state(disk), disk.restarts));
+        line("last error", &escape_line(&disk.last_error));
+        let Some(status) = &disk.status else { continue };
+        if status.read_only {
+            line("read-only", &escape_line(&status.reason));
+        }
+        let space = status.space.clone().unwrap_or_default();
+        line("space", &format!("{} free of {}", size(space.free_bytes), size(space.total_bytes)));
+        line("contents", &format!("{}, {}", status.contents, size(status.content_bytes)));
+        line("unfinished", &format!("{} files being written", status.staged_files));
+        let changes = status.uncommitted_changes;
+        line(
+            "catalog",
+            &format!("{}, {changes} changes in the journal, {} packs", short(&status.catalog_commit), status.packs),
+        );
+        line("frontends", &status.sessions.to_string());
+    }
+    print(&out)?;
+    Ok(Exit::Ok)
+}
+
+fn short(commit: &str) -> &str {
+    if commit.is_empty() { "no commit yet" } else { commit.get(..12).unwrap_or(commit) }
+}
+
+pub(super) async fn torrents(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
+    let disks = answer(control.torrents(pb::TorrentsRequest {}).await)?.disks;
+    let exit = if disks.iter().all(|disk| disk.error.is_empty()) { Exit::Ok } else { Exit::Failure };
+    let all = || disks.iter().flat_map(|disk| disk.torrents.iter().map(|torrent| (disk.disk_id.as_str(), torrent)));
+    if as_json {
+        print_json(&all().map(|(disk_id, torrent)| json::Torrent::new(disk_id, torrent)).collect::<Vec<_>>())?;
+        return Ok(exit);
+    }
+    let mut rows = vec![row(["DISK", "CONTENT", "SIZE", "HAVE", "PEERS", "DOWN/s", "UP/s", "STATE"])];
+    rows.extend(all().map(|(disk_id, torrent)| {
+        let error = escape_line(&torrent.error);
+        let state = match (error.is_empty(), torrent.seeding) {
+            (false, _) => &error,
+            (true, true) => "complete",
+            (true, false) => "fetching",
+        };
+        row([
+            short_id(disk_id),
+            hex(&torrent.content).get(..16).unwrap_or_default(),
+            &size(torrent.size_bytes),
+            &size(torrent.have_bytes),
+            &torrent.peers.to_string(),
+            &size(torrent.down_bytes_per_s),
+            &size(torrent.up_bytes_per_s),
+            state,
+        ])
+    }));
+    for disk in disks.iter().filter(|disk| !disk.error.is_empty()) {
+        eprintln!("delugefs: disk {}: {}", short_id(&disk.disk_id), escape_line(&disk.error));
+    }
+    print(&if rows.len() == 1 { "no torrent is live\n".into() } else { table(&rows, &[2, 3, 4, 5, 6]) })?;
+    Ok(exit)
+}
+
+pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: bool) -> anyhow::Result<Exit> {
+    // Our supervisor's mounts, whatever the mount table says of them, and everybody's DelugeFS mounts in it.
+    let mut watch = answer(control.watch(pb::WatchRequest {}).await)?;
+    let host = answer(watch.message().await.map(|host| tonic::Response::new(host.unwrap_or_default())))?;
+    let ours: Vec<PathBuf> = host.mounts.iter().map(|mount| PathBuf::from(&mount.dir)).collect();
+    let mut boundaries = sys::delugefs_mounts()?;
+    boundaries.extend_from_slice(&ours);
+    let (mut exit, mut forms, mut out) = (Exit::Ok, Vec::new(), String::new());
+    for typed in typed {
+        let resolved = paths::resolve_here(typed, &boundaries)?;
+        let below_ours = ours.iter().any(|mount| resolved.starts_with(mount));
+        let path = if below_ours { &resolved } else { typed }; // else: from the root of the file system
+        let request = pb::WhereIsRequest { path: path.as_os_str().as_bytes().to_vec() };
+        let name = escape_bytes(typed.as_os_str().as_bytes());
+        match answer(control.where_is(request).await) {
+            Ok(reply) if as_json => forms.push(json::WhereIs::new(name, reply.answer.unwrap_or_default())),
+            Ok(reply) => out += &place(&name, &reply.answer.unwrap_or_default(), &host.disks),
+            Err(error) => {
+                exit = Exit::Failure;
+                if as_json {
+                    forms.push(json::WhereIs::failed(name, error.message));
+                } else {
+                    eprintln!("delugefs: {name}: {}", escape_line(&error.message));
+                }
+            }
+        }
+    }
+    if as_json {
+        print_json(&forms)?;
+    } else {
+        print(&out)?;
+    }
+    Ok(exit)
+}
+
+fn place(name: &str, answer: &delugefs_proto::worker_pb::WhereIsReply, disks: &[pb::Disk]) -> String {
+    let place = match answer.place() {
+        Place::Unspecified => "not known",
+        Place::NoContent => "nothing to store",
+        Place::Catalog => "in the catalog, on every disk",
+        Place::Staging => "being written, on this host only",
+        Place::Store => "whole, on a disk of this host",
+        Place::Missing => "not on this host",
+    };
+    let mut out = format!("{name}\n");
+    let mut line = |name: &str, text: &str| {
+        if !text.is_empty() {
+            out += &format!("  {name:<8} {text}\n");
+        }
+    };
+    line("place", place);
+    line("size", &format!("{} ({} bytes)", size(answer.size_bytes), answer.size_bytes));
+    line("content", &hex(&answer.content));
+    line("torrent", &hex(&answer.info_hash));
+    for disk_id in &answer.disk_ids {
+        let here = disks.iter().find(|disk| disk.disk_id == *disk_id);
+        let root = here.map(|disk| format!(" ({})", escape_bytes(disk.root.as_bytes()))).unwrap_or_default();
+        line("disk", &format!("{}{root}", escape_line(short_id(disk_id))));
+    }
+    out
+}
+
+pub(super) async fn scrub(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
+    let disks = answer(control.scrub(pb::ScrubRequest {}).await)?.disks;
+    let forms: Vec<json::Scrub> = disks.iter().cloned().map(json::Scrub::from).collect();
+    let healthy = forms.iter().all(|form| form.problems.is_empty());
+    let exit = if healthy { Exit::Ok } else { Exit::Unhealthy };
+    if as_json {
+        print_json(&forms)?;
+        return Ok(exit);
+    }
+    let mut out = String::new();
+    for (disk, form) in disks.iter().zip(&forms) {
+        let result = disk.result.clone().unwrap_or_default();
+        out += &format!(
+            "{} ({}): {} entries, {} catalog objects, {} contents ({}): {}\n",
+            short_id(&disk.disk_id),
+            escape_bytes(disk.root.as_bytes()),
+            result.entries,
+            result.objects,
+            result.contents,
+            size(result.content_bytes),
+            if form.problems.is_empty() { "all good".into() } else { format!("problems: {}", form.problems.len()) },
+        );
+        out += &form.problems.iter().map(|problem| format!("  {}\n", escape_line(problem))).collect::<String>();
+    }
+    print(&out)?;
+    Ok(exit)
+}
+
+fn print_json(form: &impl Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(form)? + "\n"))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
+}

@@ -1,0 +1,145 @@
+//! Announces this host's disks on the local network (mDNS), as far as they have a TCP port there: service
+//! `_delugefs._tcp`, TXT `v` (version of this announcement), `c` (which cluster, unreadable for others) and `id` (the
+//! disk). Only hints: who answers at an address proves with its key who it is. Asking is not done here.
+//!
+//! What one has to know of libmdns 0.10 (measured): it announces on the interface of the default route only and cannot
+//! be made without one; what is registered before its task ran is not announced, and the goodbye is not sent when it is
+//! dropped at once. Hence [`SETTLE`], and a new try every [`RETRY`] while it cannot be made.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::{DiskToml, short_id};
+use delugefs_proto::ids::{ClusterId, hex};
+use libmdns::{Responder, Service};
+use tokio::sync::watch;
+
+/// Type of the service.
+pub const SERVICE: &str = "_delugefs._tcp";
+/// Version of the announcement; readers ignore what they do not know.
+const VERSION: u32 = 1;
+/// For libmdns's task to run before it is given work, and to finish it before it is dropped.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Before a responder that could not be made is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What is said about a disk.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Announcement {
+    /// 64 hex digits.
+    pub disk_id: String,
+    /// First 8 hex digits of the SHA-256 of the cluster's id: members recognise it, nobody learns the id from it.
+    pub cluster_hint: String,
+    /// Where the disk listens.
+    pub port: u16,
+}
+
+impl Announcement {
+    /// Of a disk that is up and can be reached; `None` of every other.
+    pub fn of(disk: &pb::Disk) -> Option<Self> {
+        let port = u16::try_from(disk.tcp_port).ok().filter(|port| *port != 0)?;
+        if disk.state() != pb::disk::State::Up {
+            return None;
+        }
+        let identity = DiskToml::read(Path::new(&disk.root)).ok()?;
+        let cluster_hint = cluster_hint(identity.cluster_id()?);
+        Some(Self { disk_id: disk.disk_id.clone(), cluster_hint, port })
+    }
+}
+
+/// See [`Announcement::cluster_hint`].
+pub fn cluster_hint(cluster: ClusterId) -> String {
+    hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &cluster.0).as_ref()[..4])
+}
+
+/// Announce what the snapshots say, until their sender is gone; then say goodbye.
+pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>) {
+    let mut announcer = Announcer::default();
+    loop {
+        let wanted = snapshots.borrow_and_update().disks.iter().filter_map(Announcement::of).collect();
+        let retry = match announcer.announce(wanted).await {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::warn!("cannot announce on the local network: {error}");
+                Some(RETRY)
+            }
+        };
+        let changed = tokio::select! {
+            changed = snapshots.changed() => changed.is_ok(),
+            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => true,
+        };
+        if !changed {
+            break;
+        }
+    }
+    announcer.leave().await;
+}
+
+#[derive(Default)]
+struct Announcer {
+    responder: Option<Responder>,
+    announced: BTreeMap<Announcement, Service>,
+}
+
+impl Announcer {
+    /// Exactly these from now on.
+    async fn announce(&mut self, wanted: Vec<Announcement>) -> io::Result<()> {
+        self.announced.retain(|one, _| wanted.contains(one)); // dropping says goodbye
+        for one in wanted.into_iter().filter(|one| !self.announced.contains_key(one)).collect::<Vec<_>>() {
+            if self.responder.is_none() {
+                // A name of our own: the host's may be announced by another responder, with other addresses.
+                let name = format!("delugefs-{}", short_id(&one.disk_id));
+                let runtime = tokio::runtime::Handle::current();
+                self.responder = Some(Responder::spawn_with_ip_list_and_hostname(&runtime, Vec::new(), name)?);
+                tokio::time::sleep(SETTLE).await;
+            }
+            let txt = [format!("v={VERSION}"), format!("c={}", one.cluster_hint), format!("id={}", one.disk_id)];
+            let txt = txt.each_ref().map(String::as_str);
+            if let Some(responder) = &self.responder {
+                let service = responder.register(SERVICE, short_id(&one.disk_id), one.port, &txt);
+                tracing::info!(port = one.port, "announces disk {}", short_id(&one.disk_id));
+                self.announced.insert(one, service);
+            }
+        }
+        Ok(())
+    }
+
+    async fn leave(mut self) {
+        if !self.announced.is_empty() {
+            self.announced.clear();
+            tokio::time::sleep(SETTLE).await;
+        }
+        if self.responder.take().is_some() {
+            tokio::time::sleep(SETTLE).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_reached_is_announced() {
+        let dir = tempfile::tempdir().unwrap();
+        let toml =
+            DiskToml { format: 1, cluster: "home".into(), cluster_id: "ab".repeat(16), disk_id: "cd".repeat(32) };
+        std::fs::write(dir.path().join("disk.toml"), toml::to_string(&toml).unwrap()).unwrap();
+        let disk = pb::Disk {
+            root: dir.path().display().to_string(),
+            disk_id: toml.disk_id.clone(),
+            state: pb::disk::State::Up.into(),
+            tcp_port: 4711,
+            ..Default::default()
+        };
+        let one = Announcement::of(&disk).unwrap();
+        assert_eq!((one.port, one.cluster_hint.len()), (4711, 8));
+        assert_eq!(Announcement::of(&pb::Disk { tcp_port: 0, ..disk.clone() }), None);
+        let down = pb::disk::State::BackingOff.into();
+        assert_eq!(Announcement::of(&pb::Disk { state: down, ..disk }), None);
+    }
+}

@@ -1,0 +1,11 @@
+//! Log output of both programs: to stderr, `RUST_LOG` chooses what; a terminal that has gone away ends nothing.
+
+use tracing_subscriber::EnvFilter;
+
+/// Start logging, once per process. `level`: what is shown when `RUST_LOG` says nothing.
+pub fn init(level: &str) {
+    use std::io::IsTerminal;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false).init();
+}

@@ -1,0 +1,119 @@
+//! Files in the run directory by which a supervisor finds what an earlier one left running: one note (`*.pid`) and one
+//! log (`*.log`) per process, named after the disk's folder or the mountpoint.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use delugefs_proto::ids::hex;
+use serde::{Deserialize, Serialize};
+
+use crate::sys;
+
+/// The program that serves a disk.
+pub const WORKER: &str = "delugefs-diskworker";
+/// The program that serves a mount.
+pub const FRONTEND: &str = "delugefs-fusefront";
+
+/// What a supervisor writes down about a process it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Note {
+    /// The process.
+    pub pid: u32,
+    /// The disk's folder, or the mountpoint.
+    pub path: PathBuf,
+    /// Mounts: the local socket of the worker it was started for.
+    pub socket: Option<PathBuf>,
+}
+
+impl Note {
+    /// Write it in one step, so that nobody reads half of it.
+    pub fn write(&self, file: &Path) -> io::Result<()> {
+        let new = file.with_extension("pid.new");
+        fs::write(&new, serde_json::to_vec(self).map_err(io::Error::other)?)?;
+        fs::rename(new, file)
+    }
+
+    /// The note, if there is one.
+    pub fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+
+    /// The note, if it is one about a process that still runs `program`.
+    pub fn read_living(file: &Path, program: &str) -> Option<Self> {
+        Self::read(file).filter(|note| sys::is_running(note.pid, program))
+    }
+
+    /// Frontends of an earlier supervisor that still run.
+    pub fn living_frontends(run_dir: &Path) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(run_dir)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("mount-") && name.ends_with(".pid") {
+                found.extend(Self::read_living(&path, FRONTEND));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Remove notes and logs of processes that have ended.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sweep(run_dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(run_dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let note = path.with_extension("pid");
+        let ours = name.starts_with("mount-") || name.starts_with("disk-");
+        let lives = |program| Note::read_living(&note, program).is_some();
+        if ours && !lives(WORKER) && !lives(FRONTEND) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Note about a disk's worker.
+pub fn worker_note(run_dir: &Path, root: &Path) -> PathBuf {
+    run_dir.join(format!("disk-{}.pid", tag(root)))
+}
+
+/// Note about a mount's frontend.
+pub fn frontend_note(run_dir: &Path, dir: &Path) -> PathBuf {
+    run_dir.join(format!("mount-{}.pid", tag(dir)))
+}
+
+/// What a process writes to its stderr goes here, when its note is there.
+pub fn log_beside(note: &Path) -> PathBuf {
+    note.with_extension("log")
+}
+
+fn tag(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, path.as_os_str().as_bytes());
+    hex(&digest.as_ref()[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_living_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = frontend_note(dir.path(), Path::new("/mnt/x"));
+        let me = Note { pid: std::process::id(), path: "/mnt/x".into(), socket: Some("/run/1.sock".into()) };
+        me.write(&file).unwrap();
+        let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+        let thread_name = fs::read_to_string("/proc/self/comm").unwrap_or(program);
+        assert_eq!(Note::read_living(&file, thread_name.trim()), Some(me));
+        assert_eq!(Note::living_frontends(dir.path()).unwrap(), [], "this process is no frontend");
+        fs::write(log_beside(&file), "").unwrap();
+        sweep(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,223 @@
+//! The owner: one task that holds everything the supervisor knows. It takes events one at a time, lets [`State::apply`]
+//! decide, and carries the effects out. Nobody else may change anything, so there are no locks.
+//!
+//! ```text
+//! control calls ---\
+//! process tasks ----> Event -> State::apply (pure) -> Effect -> process tasks, answers, files
+//! timers ----------/                              \-> snapshot -> Watch, Status, discovery
+//! ```
+
+mod child;
+mod disks;
+mod mounts;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::{DiskToml, short_id};
+use tokio::sync::{mpsc, watch};
+
+pub use child::{Reply, Run};
+pub use snapshot::{problems, snapshot};
+pub use state::{DiskSpec, Effect, Event, MountSpec, News, Registration, Served, State};
+
+use crate::notes::{self, FRONTEND, WORKER};
+use crate::process::{End, Events, Job, detach_if_mounted};
+use crate::remember;
+
+/// The task's surroundings.
+#[derive(Debug)]
+pub struct Owner {
+    /// What is known.
+    pub state: State,
+    /// Sockets, notes and logs.
+    pub run_dir: PathBuf,
+    /// What the next supervisor has to know.
+    pub state_dir: PathBuf,
+    /// Where process tasks send their news; the other end is what [`Owner::run`] reads.
+    pub events: Events,
+    /// Renewed after every change.
+    pub snapshots: watch::Sender<Arc<pb::HostStatus>>,
+}
+
+impl Owner {
+    /// Runs until everything was stopped by [`Event::Stop`].
+    pub async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Event>) {
+        let mut processes: HashMap<Run, mpsc::UnboundedSender<End>> = HashMap::new();
+        loop {
+            let deadline = self.state.next_deadline().map(tokio::time::Instant::from_std);
+            let event = tokio::select! {
+                event = inbox.recv() => event.unwrap_or(Event::Stop { reply: None }),
+                () = sleep_until(deadline) => Event::Tick,
+            };
+            self.log(&event);
+            if let Event::Child { run, news: News::Ended(_) } = &event {
+                processes.remove(run);
+            }
+            let effects = self.state.apply(event, Instant::now());
+            self.publish();
+            for effect in effects {
+                if matches!(effect, Effect::Exit) {
+                    return;
+                }
+                self.carry_out(effect, &mut processes).await;
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let now = snapshot(&self.state);
+        self.snapshots.send_if_modified(|last| {
+            let changed = **last != now;
+            if changed {
+                *last = Arc::new(now);
+            }
+            changed
+        });
+    }
+
+    async fn carry_out(&mut self, effect: Effect, processes: &mut HashMap<Run, mpsc::UnboundedSender<End>>) {
+        let (ends, receiver) = mpsc::unbounded_channel();
+        match effect {
+            Effect::StartWorker { run, spec } => {
+                processes.insert(run, ends);
+                tokio::spawn(self.worker_job(run, &spec).start(self.events.clone(), receiver));
+            }
+            Effect::StartFrontend { run, spec, socket, cluster } => {
+                processes.insert(run, ends);
+                tokio::spawn(self.frontend_job(run, &spec, &socket, &cluster).start(self.events.clone(), receiver));
+            }
+            Effect::WatchWorker { run, pid, root, disk_id } => {
+                processes.insert(run, ends);
+                let note = notes::worker_note(&self.run_dir, &root);
+                let prefix = short_id(&disk_id).to_string();
+                let job = Job { run, program: WORKER, args: Vec::new(), path: root, socket: None, note, prefix };
+                tokio::spawn(job.adopt(pid, self.events.clone(), receiver));
+            }
+            Effect::WatchFrontend { run, pid, dir } => {
+                processes.insert(run, ends);
+                let note = notes::frontend_note(&self.run_dir, &dir);
+                let prefix = dir.display().to_string();
+                let job = Job { run, program: FRONTEND, args: Vec::new(), path: dir, socket: None, note, prefix };
+                tokio::spawn(job.adopt(pid, self.events.clone(), receiver));
+            }
+            Effect::Terminate { run } => end(processes, run, End::Terminate),
+            Effect::Kill { run } => end(processes, run, End::Kill),
+            Effect::Detach { dir } => {
+                if tokio::task::spawn_blocking(move || detach_if_mounted(&dir)).await.is_err() {
+                    tracing::error!("detaching a mount panicked");
+                }
+            }
+            Effect::Remember(config) => {
+                if let Err(error) = remember::write(&self.state_dir, &config) {
+                    tracing::error!("what was added cannot be remembered for the next start: {error:#}");
+                }
+            }
+            Effect::Answer(reply, result) => drop(reply.send(result)), // the caller may have gone away
+            Effect::Exit => {}
+        }
+    }
+
+    fn worker_job(&self, run: Run, spec: &DiskSpec) -> Job {
+        let mut args = arguments([
+            ("--root", spec.root.as_os_str().into()),
+            ("--cluster", spec.cluster.clone().into()),
+            ("--run-dir", self.run_dir.as_os_str().into()),
+            ("--reserve-bytes", spec.reserve_bytes.to_string().into()),
+            ("--retention-s", spec.retention_s.to_string().into()),
+        ]);
+        for uid in &spec.allow_uids {
+            args.extend(arguments([("--allow-uid", uid.to_string().into())]));
+        }
+        if spec.create {
+            args.push("--create".into());
+            // Disks of one cluster carry one id: a new one takes it from those that are here.
+            if let Some(cluster_id) = self.cluster_id(&spec.root) {
+                args.extend(arguments([("--cluster-id", cluster_id.into())]));
+            }
+        }
+        let prefix = DiskToml::read(&spec.root).map(|disk| short_id(&disk.disk_id).to_string());
+        Job {
+            run,
+            program: WORKER,
+            args,
+            path: spec.root.clone(),
+            socket: None,
+            note: notes::worker_note(&self.run_dir, &spec.root),
+            prefix: prefix.unwrap_or_else(|_| "new disk".into()),
+        }
+    }
+
+    fn cluster_id(&self, but: &Path) -> Option<String> {
+        let others = self.state.disks.iter().filter(|disk| disk.spec.root != but);
+        others.filter_map(|disk| DiskToml::read(&disk.spec.root).ok()).map(|disk| disk.cluster_id).next()
+    }
+
+    fn frontend_job(&self, run: Run, spec: &MountSpec, socket: &Path, cluster: &str) -> Job {
+        let mut args = arguments([
+            ("--worker", socket.into()),
+            ("--mount", spec.dir.as_os_str().into()),
+            ("--name", cluster.into()),
+        ]);
+        args.extend(spec.user.iter().flat_map(|user| arguments([("--user", user.into())])));
+        Job {
+            run,
+            program: FRONTEND,
+            args,
+            path: spec.dir.clone(),
+            socket: Some(socket.into()),
+            note: notes::frontend_note(&self.run_dir, &spec.dir),
+            prefix: spec.dir.display().to_string(),
+        }
+    }
+
+    /// What an operator wants to read. ERROR means a person must look.
+    fn log(&self, event: &Event) {
+        let Event::Child { run, news } = event else { return };
+        let disk = self.state.disks.iter().find(|disk| disk.child.run == Some(*run));
+        let mount = self.state.mounts.iter().find(|mount| mount.child.run == Some(*run));
+        let (what, path, child) = match (disk, mount) {
+            (Some(disk), _) => ("disk", disk.spec.root.display(), &disk.child),
+            (_, Some(mount)) => ("mount", mount.spec.dir.display(), &mount.child),
+            (None, None) => return,
+        };
+        match news {
+            News::Started { pid } => tracing::info!(pid, "{what} {path}: started"),
+            News::WorkerReady(served) => tracing::info!("{what} {path}: up as {}", short_id(&served.disk_id)),
+            News::FrontendReady => tracing::info!("{what} {path}: up"),
+            News::Adopted { pid } => tracing::info!(pid, "{what} {path}: was alive, adopted"),
+            News::Ended(failure) if matches!(child.phase, child::Phase::Stopping { .. }) => {
+                tracing::info!("{what} {path}: stopped ({})", failure.message);
+            }
+            News::Ended(failure) if failure.exit.is_worth_retrying() => {
+                tracing::warn!("{what} {path}: {}", failure.message)
+            }
+            News::Ended(failure) => tracing::error!("{what} {path}: {}", failure.message),
+        }
+    }
+}
+
+fn end(processes: &HashMap<Run, mpsc::UnboundedSender<End>>, run: Run, how: End) {
+    if let Some(process) = processes.get(&run) {
+        let _ = process.send(how); // it has just ended by itself
+    }
+}
+
+fn arguments<const N: usize>(pairs: [(&str, OsString); N]) -> Vec<OsString> {
+    pairs.into_iter().flat_map(|(flag, value)| [flag.into(), value]).collect()
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,240 @@
+//! What happens to disks: wanted, ready, registered by a worker that was there before, ended, not wanted any more.
+
+use std::path::Path;
+use std::time::Instant;
+
+use delugefs_proto::exit::Exit;
+
+use super::child::{Child, Next, Phase, Reply, Then};
+use super::state::{
+    Disk, DiskSpec, Effect, Mount, News, REGISTER_WAIT, Registration, Served, State, WORKER_STOP, stop,
+};
+use crate::failure::Failure;
+
+impl State {
+    pub(super) fn add_disk(&mut self, spec: DiskSpec, remember: bool, reply: Option<Reply>) {
+        if self.is_stopping() {
+            return self.answer(reply, Err(Self::is_ending()));
+        }
+        let root = spec.root.display().to_string();
+        if let Some(cluster) = self.cluster().filter(|cluster| *cluster != spec.cluster) {
+            let failure = Failure::new(
+                Exit::WrongCluster,
+                format!("this host's supervisor runs cluster {cluster}, not {}", spec.cluster),
+            );
+            return self
+                .answer(reply, Err(failure.hint("give another cluster a run directory of its own: --run-dir DIR")));
+        }
+        let Some(at) = self.disks.iter().position(|disk| disk.spec.root == spec.root) else {
+            let established = reply.is_none();
+            let mut child = Child::new(established, remember);
+            child.added.extend(reply);
+            self.disks.push(Disk::new(spec, child));
+            return self.start_worker(self.disks.len() - 1);
+        };
+        let disk = &mut self.disks[at];
+        let claimed = std::mem::replace(&mut disk.child.claimed, true);
+        match disk.child.phase {
+            Phase::Up { .. } if spec.create => {
+                disk.child.claimed = claimed;
+                let failure =
+                    Failure::new(Exit::NotEmpty, format!("{root} is a disk of cluster {} already", spec.cluster));
+                self.answer(reply, Err(failure.hint("leave out --create")));
+            }
+            Phase::BackingOff { .. } | Phase::Stopped => {
+                disk.child.added.extend(reply);
+                disk.spec.allow_uids = spec.allow_uids;
+                disk.child.remember |= remember;
+                self.start_worker(at);
+            }
+            Phase::Stopping { .. } => {
+                let failure = Failure::new(Exit::InUse, format!("the disk at {root} is being stopped"));
+                self.answer(reply, Err(failure.hint("try again in a few seconds")));
+            }
+            _ if claimed => {
+                let failure = Failure::new(Exit::InUse, format!("the disk at {root} is running already"));
+                self.answer(reply, Err(failure.hint("`delugefs status` shows it; `delugefs mount DIR` mounts it")));
+            }
+            // A worker that was there before this supervisor: now it is ours to watch.
+            phase => {
+                disk.child.watched = true;
+                disk.child.remember |= remember;
+                disk.spec = DiskSpec { create: false, ..spec };
+                match (phase, disk.served.as_ref().map(|served| served.disk_id.clone())) {
+                    (Phase::Up { .. }, Some(disk_id)) => {
+                        self.answer(reply, Ok(disk_id));
+                        if remember {
+                            self.remember();
+                        }
+                    }
+                    _ => disk.child.added.extend(reply),
+                }
+            }
+        }
+    }
+
+    pub(super) fn remove_disk(&mut self, root: &Path, reply: Reply, now: Instant) {
+        let Some(at) = self.disks.iter().position(|disk| disk.spec.root == root) else {
+            let failure = Failure::new(Exit::NoDisk, format!("no disk at {} is known to this host", root.display()));
+            return self.answer([reply], Err(failure.hint("`delugefs disks` lists them")));
+        };
+        let shows_it = |mount: &&Mount| mount.root.as_deref() == Some(root) && mount.child.is_running();
+        if let Some(mount) = self.mounts.iter().find(shows_it) {
+            let dir = mount.spec.dir.display();
+            let failure = Failure::new(Exit::InUse, format!("the mount at {dir} shows the disk at {}", root.display()));
+            return self.answer([reply], Err(failure.hint(format!("`delugefs umount {dir}` first"))));
+        }
+        let child = &mut self.disks[at].child;
+        child.removed.push(reply);
+        if child.is_running() {
+            stop(child, now + WORKER_STOP, &mut self.effects);
+        } else {
+            self.drop_disk(at, Err(Failure::new(Exit::Failure, "the disk was removed")));
+        }
+    }
+
+    pub(super) fn register(&mut self, it: Registration, now: Instant) {
+        if self.is_stopping() {
+            return self.answer([it.reply], Err(Self::is_ending()));
+        }
+        if let Some(cluster) = self.cluster().filter(|cluster| *cluster != it.cluster) {
+            let text = format!("this host's supervisor runs cluster {cluster}, not {}", it.cluster);
+            return self.answer([it.reply], Err(Failure::new(Exit::WrongCluster, text)));
+        }
+        let known = self.disks.iter().position(|disk| disk.spec.root == it.root);
+        let at = known.unwrap_or_else(|| {
+            let mut child = Child::new(false, false);
+            (child.claimed, child.watched) = (false, it.inherited);
+            let spec = DiskSpec {
+                root: it.root.clone(),
+                cluster: it.cluster.clone(),
+                create: false,
+                reserve_bytes: delugefs_proto::config::default_reserve_bytes(),
+                retention_s: delugefs_proto::config::default_retention_s(),
+                allow_uids: Vec::new(),
+            };
+            self.disks.push(Disk::new(spec, child));
+            self.disks.len() - 1
+        });
+        let disk = &mut self.disks[at];
+        if disk.child.phase == Phase::Starting && disk.child.pid.is_none() {
+            let earlier = disk.early.replace(it).map(|earlier| earlier.reply);
+            return self.answer(earlier, Ok(String::new()));
+        }
+        self.adopt(at, it, now);
+    }
+
+    fn adopt(&mut self, at: usize, it: Registration, now: Instant) {
+        self.answer([it.reply], Ok(String::new()));
+        let disk = &mut self.disks[at];
+        disk.tcp_port = it.tcp_port;
+        if disk.child.pid == Some(it.pid) {
+            return; // our own, or one that registers again
+        }
+        // Holding the lock, it is the folder's only live worker: whatever we started there has ended or will at once.
+        let run = self.new_run();
+        let disk_id = it.served.disk_id.clone();
+        self.disks[at].child.adopted(run, it.pid, now);
+        self.effects.push(Effect::WatchWorker { run, pid: it.pid, root: it.root, disk_id });
+        self.worker_up(at, it.served);
+    }
+
+    pub(super) fn worker_news(&mut self, at: usize, news: News, now: Instant) {
+        match news {
+            News::Started { pid } | News::Adopted { pid } => {
+                self.disks[at].child.pid = Some(pid);
+                if let Some(registration) = self.disks[at].early.take() {
+                    self.adopt(at, registration, now);
+                }
+            }
+            News::WorkerReady(served) if self.disks[at].child.phase == Phase::Starting => {
+                self.disks[at].child.up(now);
+                self.worker_up(at, served);
+            }
+            News::WorkerReady(_) | News::FrontendReady => {} // asked to stop in the meantime
+            News::Ended(failure) => self.worker_ended(at, failure, now),
+        }
+    }
+
+    fn worker_up(&mut self, at: usize, served: Served) {
+        let disk = &mut self.disks[at];
+        disk.spec.create = false;
+        disk.contested = false;
+        let disk_id = served.disk_id.clone();
+        disk.served = Some(served);
+        let early = disk.early.take().map(|early| early.reply); // its own, or one that lost the lock to it
+        let replies = std::mem::take(&mut disk.child.added);
+        let news = !replies.is_empty() && disk.child.remember;
+        self.answer(early, Ok(String::new()));
+        self.answer(replies, Ok(disk_id));
+        if news {
+            self.remember();
+        }
+    }
+
+    fn worker_ended(&mut self, at: usize, failure: Failure, now: Instant) {
+        let stopping = self.is_stopping();
+        if let Some(registration) = self.disks[at].early.take() {
+            return self.adopt(at, registration, now); // ours never began
+        }
+        let disk = &mut self.disks[at];
+        let starting = disk.child.phase == Phase::Starting;
+        disk.tcp_port = 0;
+        if starting && failure.exit == Exit::InUse && !disk.contested {
+            // A live worker has the folder, perhaps one that lost its supervisor: it will register.
+            disk.contested = true;
+            disk.child.run = None;
+            disk.child.pid = None;
+            disk.child.phase = Phase::Contested { until: now + REGISTER_WAIT };
+            return;
+        }
+        disk.contested = false;
+        match disk.child.ended(failure.clone(), now) {
+            Next::Remove => self.drop_disk(at, Err(failure)),
+            Next::Start if stopping => {} // quiesce says the rest
+            Next::Start => self.start_worker(at),
+            Next::Wait => {
+                let replies = std::mem::take(&mut disk.child.added);
+                self.answer(replies, Err(failure));
+            }
+        }
+    }
+
+    pub(super) fn start_worker(&mut self, at: usize) {
+        let run = self.new_run();
+        let users = self.mounts.iter().filter_map(|mount| mount.spec.uid);
+        let disk = &mut self.disks[at];
+        let mut spec = disk.spec.clone();
+        spec.allow_uids.extend(users);
+        spec.allow_uids.sort_unstable();
+        spec.allow_uids.dedup();
+        disk.allowed.clone_from(&spec.allow_uids);
+        disk.child.starting(run);
+        self.effects.push(Effect::StartWorker { run, spec });
+    }
+
+    /// A mount's user is not let in by a running worker: start the worker again with him. Frontends reconnect.
+    pub(super) fn let_in(&mut self, uid: u32, now: Instant) {
+        for disk in &mut self.disks {
+            let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting);
+            if let Some(run) = disk.child.run
+                && running
+                && !disk.child.by_hand
+                && !disk.allowed.contains(&uid)
+            {
+                disk.child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
+                self.effects.push(Effect::Terminate { run });
+            }
+        }
+    }
+
+    pub(super) fn drop_disk(&mut self, at: usize, to_adders: Result<String, Failure>) {
+        let disk = self.disks.remove(at);
+        self.answer(disk.child.added, to_adders.clone());
+        self.answer(disk.early.map(|early| early.reply), to_adders);
+        if disk.child.remember && disk.child.established {
+            self.remember();
+        }
+        self.answer(disk.child.removed, Ok(String::new()));
+    }
+}

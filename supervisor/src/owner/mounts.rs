@@ -1,0 +1,189 @@
+//! What happens to mounts: wanted, found alive, ready, ended, not wanted any more. A mount waits for a disk that is up;
+//! after that its frontend lives through restarts of the worker by itself.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use delugefs_proto::exit::Exit;
+
+use super::child::{Child, Next, Phase, Reply};
+use super::state::{Disk, Effect, FRONTEND_STOP, Mount, MountSpec, News, State, stop};
+use crate::failure::Failure;
+
+impl State {
+    pub(super) fn add_mount(&mut self, spec: MountSpec, remember: bool, reply: Option<Reply>) {
+        if self.is_stopping() {
+            return self.answer(reply, Err(Self::is_ending()));
+        }
+        let dir = spec.dir.display().to_string();
+        let covers = |disk: &&Disk| spec.dir.starts_with(&disk.spec.root) || disk.spec.root.starts_with(&spec.dir);
+        if let Some(root) = self.disks.iter().find(covers).map(|disk| disk.spec.root.display()) {
+            let inside = spec.dir.starts_with(root.to_string());
+            let text = if inside { "lies in the disk's own folder" } else { "would cover the disk's folder" };
+            let failure = Failure::new(Exit::BadMountpoint, format!("{dir} {text} {root}"));
+            return self.answer(reply, Err(failure.hint("mount on a folder outside of it")));
+        }
+        let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == spec.dir) else {
+            let mut child = Child::new(reply.is_none(), remember);
+            child.added.extend(reply);
+            self.mounts.push(Mount { spec, child, root: None });
+            return; // settle_mounts starts it
+        };
+        let mount = &mut self.mounts[at];
+        let claimed = std::mem::replace(&mut mount.child.claimed, true);
+        match mount.child.phase {
+            Phase::BackingOff { .. } | Phase::Stopped => {
+                mount.child.added.extend(reply);
+                mount.child.remember |= remember;
+                mount.spec = spec;
+                mount.child.phase = Phase::Waiting;
+            }
+            Phase::Stopping { .. } => {
+                let failure = Failure::new(Exit::InUse, format!("{dir} is being unmounted"));
+                self.answer(reply, Err(failure.hint("try again in a few seconds")));
+            }
+            _ if claimed => {
+                let failure = Failure::new(Exit::InUse, format!("{dir} is mounted already"));
+                let hint = format!("`delugefs umount {dir}` unmounts it; or choose another folder");
+                self.answer(reply, Err(failure.hint(hint)));
+            }
+            // Left by an earlier supervisor and alive: nothing to start.
+            phase => {
+                mount.child.remember |= remember;
+                if matches!(phase, Phase::Up { .. }) {
+                    self.answer(reply, Ok(String::new()));
+                    if remember {
+                        self.remember();
+                    }
+                } else {
+                    mount.child.added.extend(reply);
+                }
+            }
+        }
+    }
+
+    pub(super) fn remove_mount(&mut self, dir: &Path, reply: Reply, now: Instant) {
+        let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == dir) else {
+            let failure = Failure::new(Exit::BadMountpoint, format!("{} is no mount of this host", dir.display()));
+            return self.answer([reply], Err(failure.hint("`delugefs status` lists them")));
+        };
+        let child = &mut self.mounts[at].child;
+        child.removed.push(reply);
+        if child.is_running() {
+            stop(child, now + FRONTEND_STOP, &mut self.effects);
+        } else {
+            self.drop_mount(at, Err(Failure::new(Exit::Failure, "the mount was removed")));
+        }
+    }
+
+    pub(super) fn mount_found(&mut self, dir: PathBuf, pid: u32, socket: &Path, now: Instant) {
+        if self.mounts.iter().any(|mount| mount.spec.dir == dir) {
+            return; // wanted meanwhile; starting it finds the frontend too
+        }
+        let run = self.new_run();
+        let mut child = Child::new(false, false);
+        child.claimed = false;
+        child.adopted(run, pid, now);
+        let shown = |disk: &&Disk| disk.served.as_ref().is_some_and(|served| served.local_socket == socket);
+        let root = self.disks.iter().find(shown).map(|disk| disk.spec.root.clone());
+        self.mounts.push(Mount { spec: MountSpec { dir: dir.clone(), user: None, uid: None }, child, root });
+        self.effects.push(Effect::WatchFrontend { run, pid, dir });
+    }
+
+    pub(super) fn frontend_news(&mut self, at: usize, news: News, now: Instant) {
+        let child = &mut self.mounts[at].child;
+        match news {
+            News::Started { pid } => child.pid = Some(pid),
+            News::FrontendReady | News::Adopted { .. } if child.phase == Phase::Starting => {
+                match (news, child.run) {
+                    (News::Adopted { pid }, Some(run)) => child.adopted(run, pid, now),
+                    _ => child.up(now),
+                }
+                let replies = std::mem::take(&mut child.added);
+                let news = !replies.is_empty() && child.remember;
+                self.answer(replies, Ok(String::new()));
+                if news {
+                    self.remember();
+                }
+            }
+            News::Adopted { pid } => child.pid = Some(pid),
+            News::FrontendReady | News::WorkerReady(_) => {} // asked to stop in the meantime
+            News::Ended(failure) => self.frontend_ended(at, failure, now),
+        }
+    }
+
+    fn frontend_ended(&mut self, at: usize, failure: Failure, now: Instant) {
+        let mount = &mut self.mounts[at];
+        let child = &mut mount.child;
+        let was_up = matches!(child.phase, Phase::Up { .. });
+        match child.ended(failure.clone(), now) {
+            Next::Remove => self.drop_mount(at, Err(failure)),
+            Next::Start => child.phase = Phase::Waiting,
+            Next::Wait => {
+                // Somebody unmounted it by hand and will have meant it.
+                if was_up && failure.exit == Exit::Ok {
+                    child.phase = Phase::Stopped;
+                    child.failure =
+                        Some(Failure::new(Exit::Ok, format!("{} was unmounted by hand", mount.spec.dir.display())));
+                }
+                let replies = std::mem::take(&mut child.added);
+                self.answer(replies, Err(failure));
+            }
+        }
+    }
+
+    /// Start what waits and can start; fail the calls that wait for a disk that will not come.
+    pub(super) fn settle_mounts(&mut self, now: Instant) {
+        if self.is_stopping() {
+            return;
+        }
+        for at in (0..self.mounts.len()).rev() {
+            if self.mounts[at].child.phase == Phase::Waiting {
+                if let Some(uid) = self.mounts[at].spec.uid {
+                    self.let_in(uid, now);
+                }
+                self.start_frontend(at);
+            }
+        }
+    }
+
+    fn start_frontend(&mut self, at: usize) {
+        let bound = self.mounts[at].root.clone();
+        let bound = bound.filter(|root| self.disks.iter().any(|disk| disk.spec.root == *root));
+        let up = |disk: &&Disk| matches!(disk.child.phase, Phase::Up { .. });
+        let fits = |disk: &&Disk| bound.as_ref().is_none_or(|root| disk.spec.root == *root);
+        let target = self.disks.iter().filter(fits).find(up).and_then(|disk| {
+            let socket = disk.served.as_ref()?.local_socket.clone();
+            Some((disk.spec.root.clone(), socket, disk.spec.cluster.clone()))
+        });
+        if let Some((root, socket, cluster)) = target {
+            let run = self.new_run();
+            let mount = &mut self.mounts[at];
+            mount.root = Some(root);
+            mount.child.starting(run);
+            self.effects.push(Effect::StartFrontend { run, spec: mount.spec.clone(), socket, cluster });
+        } else if !self.disks.iter().filter(fits).any(|disk| disk.child.phase != Phase::Stopped) {
+            let failure = Failure::new(Exit::NoDisk, "no disk is running on this host, so there is nothing to mount")
+                .hint("`delugefs disk add ROOT` starts one");
+            if self.mounts[at].child.established {
+                let replies = std::mem::take(&mut self.mounts[at].child.added);
+                self.answer(replies, Err(failure));
+            } else {
+                self.drop_mount(at, Err(failure));
+            }
+        }
+    }
+
+    pub(super) fn drop_mount(&mut self, at: usize, to_adders: Result<String, Failure>) {
+        let mount = self.mounts.remove(at);
+        self.answer(mount.child.added, to_adders);
+        // A frontend that ended without unmounting leaves a dead mount; one that ended cleanly left nothing of ours.
+        if mount.child.failure.is_some_and(|failure| failure.exit != Exit::Ok) {
+            self.effects.push(Effect::Detach { dir: mount.spec.dir });
+        }
+        if mount.child.remember && mount.child.established {
+            self.remember();
+        }
+        self.answer(mount.child.removed, Ok(String::new()));
+    }
+}

@@ -1,0 +1,102 @@
+//! The state as the control socket shows it, and what of it a person should look at.
+
+use delugefs_proto::control_pb::{self as pb, disk, mount};
+use delugefs_proto::disk::short_id;
+
+use super::child::{Child, Phase};
+use super::state::State;
+
+/// Everything but what only the workers know.
+pub fn snapshot(state: &State) -> pb::HostStatus {
+    let disks = state.disks.iter().map(|disk| pb::Disk {
+        root: disk.spec.root.display().to_string(),
+        disk_id: disk.served.as_ref().map(|served| served.disk_id.clone()).unwrap_or_default(),
+        state: state_number(&disk.child),
+        pid: disk.child.pid.unwrap_or(0),
+        restarts: disk.child.restarts,
+        last_error: last_error(&disk.child),
+        status: None,
+        by_hand: disk.child.by_hand,
+        failure: disk.child.failure.as_ref().map(|failure| failure.to_pb()),
+        cluster: disk.spec.cluster.clone(),
+        tcp_port: disk.tcp_port.into(),
+        grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
+    });
+    let mounts = state.mounts.iter().map(|mount| pb::Mount {
+        dir: mount.spec.dir.display().to_string(),
+        state: state_number(&mount.child),
+        pid: mount.child.pid.unwrap_or(0),
+        restarts: mount.child.restarts,
+        last_error: last_error(&mount.child),
+        by_hand: mount.child.by_hand,
+        failure: mount.child.failure.as_ref().map(|failure| failure.to_pb()),
+        root: mount.root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
+    });
+    pb::HostStatus {
+        cluster: state.cluster().unwrap_or_default().into(),
+        cluster_id: String::new(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        disks: disks.collect(),
+        mounts: mounts.collect(),
+        problems: Vec::new(),
+    }
+}
+
+/// Both enumerations of control.proto have the same numbers.
+fn state_number(child: &Child) -> i32 {
+    let state = match child.phase {
+        Phase::Waiting | Phase::Starting | Phase::Contested { .. } => disk::State::Starting,
+        Phase::Up { .. } => disk::State::Up,
+        Phase::BackingOff { .. } => disk::State::BackingOff,
+        Phase::Stopping { .. } => disk::State::Stopping,
+        Phase::Stopped => disk::State::Stopped,
+    };
+    state.into()
+}
+
+fn last_error(child: &Child) -> String {
+    child.failure.as_ref().map(|failure| failure.to_pb().message).unwrap_or_default()
+}
+
+/// What a person should look at, one sentence each; the disks carry what their workers said, if they answered.
+pub fn problems(host: &pb::HostStatus) -> Vec<String> {
+    let mut problems = Vec::new();
+    for disk in &host.disks {
+        let name = match short_id(&disk.disk_id) {
+            "" => format!("disk {}", disk.root),
+            short => format!("disk {short} ({})", disk.root),
+        };
+        match (disk.state(), &disk.status) {
+            (disk::State::BackingOff, _) => problems.push(format!("{name} is started again: {}", disk.last_error)),
+            (disk::State::Stopped, _) => problems.push(format!("{name} is stopped: {}", disk.last_error)),
+            (disk::State::Up, None) => problems.push(format!("{name} does not answer")),
+            (disk::State::Up, Some(status)) if status.read_only => {
+                problems.push(format!("{name} is read-only: {}", status.reason));
+            }
+            _ => {}
+        }
+    }
+    for mount in &host.mounts {
+        let (dir, error) = (&mount.dir, &mount.last_error);
+        match mount.state() {
+            mount::State::BackingOff => problems.push(format!("mount {dir} is started again: {error}")),
+            mount::State::Stopped => problems.push(format!("mount {dir} is stopped: {error}")),
+            _ => {}
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_enumerations_agree() {
+        for number in 0..=disk::State::Stopping as i32 {
+            let name = disk::State::try_from(number).unwrap().as_str_name();
+            assert_eq!(mount::State::try_from(number).unwrap().as_str_name(), name);
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! The state machine, fed with events. `Sim` keeps what the owner task would: the time, and the effects to carry out.
+
+use std::time::Duration;
+
+use delugefs_proto::exit::Exit;
+use proptest::prelude::*;
+use tokio::sync::oneshot;
+
+use super::child::{Phase, Reply, Run};
+use super::state::{FRONTEND_STOP, REGISTER_WAIT, WORKER_STOP};
+use super::*;
+use crate::failure::Failure;
+
+type Answer = oneshot::Receiver<Result<String, Failure>>;
+
+struct Sim {
+    state: State,
+    now: Instant,
+    effects: Vec<Effect>,
+}
+
+impl Sim {
+    fn new() -> Self {
+        Self { state: State::new(None), now: Instant::now(), effects: Vec::new() }
+    }
+
+    fn event(&mut self, event: Event) {
+        for effect in self.state.apply(event, self.now) {
+            match effect {
+                Effect::Answer(reply, result) => drop(reply.send(result)),
+                other => self.effects.push(other),
+            }
+        }
+    }
+
+    fn asks(&mut self, event: impl FnOnce(Reply) -> Event) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.event(event(reply));
+        answer
+    }
+
+    fn add_disk(&mut self, root: &str) -> Answer {
+        self.add_disk_of("home", root, false)
+    }
+
+    fn add_disk_of(&mut self, cluster: &str, root: &str, create: bool) -> Answer {
+        let spec = DiskSpec {
+            root: root.into(),
+            cluster: cluster.into(),
+            create,
+            reserve_bytes: 1,
+            retention_s: 2,
+            allow_uids: Vec::new(),
+        };
+        self.asks(|reply| Event::AddDisk { spec, remember: false, reply: Some(reply) })
+    }
+
+    fn add_mount(&mut self, dir: &str, uid: Option<u32>) -> Answer {
+        let spec = MountSpec { dir: dir.into(), user: None, uid };
+        self.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) })
+    }
+
+    fn register(&mut self, root: &str, pid: u32, inherited: bool) -> Answer {
+        self.asks(|reply| {
+            let (root, cluster) = (root.into(), "home".into());
+            Event::Register(Registration { root, cluster, pid, served: served(), tcp_port: 0, inherited, reply })
+        })
+    }
+
+    fn news(&mut self, run: Run, news: News) {
+        self.event(Event::Child { run, news });
+    }
+
+    fn ends(&mut self, run: Run, exit: Exit) {
+        self.news(run, News::Ended(Failure::new(exit, "it ended")));
+    }
+
+    fn later(&mut self, time: Duration) {
+        self.now += time;
+        self.event(Event::Tick);
+    }
+
+    /// The only effect there is.
+    fn effect(&mut self) -> Effect {
+        assert_eq!(self.effects.len(), 1, "{:?}", self.effects);
+        self.effects.remove(0)
+    }
+
+    fn started(&mut self) -> Run {
+        match self.effect() {
+            Effect::StartWorker { run, .. } | Effect::StartFrontend { run, .. } => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A disk that is up.
+    fn with_disk() -> (Self, Run) {
+        let mut sim = Self::new();
+        let mut answer = sim.add_disk("/a");
+        let run = sim.started();
+        sim.news(run, News::Started { pid: 100 });
+        assert!(answer.try_recv().is_err(), "answered before it is up");
+        sim.news(run, News::WorkerReady(served()));
+        assert_eq!(answer.try_recv().unwrap(), Ok("1a2b3c4d".into()));
+        (sim, run)
+    }
+
+    /// A disk and a mount that are up.
+    fn with_mount() -> (Self, Run, Run) {
+        let (mut sim, worker) = Self::with_disk();
+        let mut answer = sim.add_mount("/m", None);
+        let frontend = sim.started();
+        sim.news(frontend, News::Started { pid: 200 });
+        sim.news(frontend, News::FrontendReady);
+        assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
+        (sim, worker, frontend)
+    }
+}
+
+fn served() -> Served {
+    Served { disk_id: "1a2b3c4d".into(), local_socket: "/r/1.sock".into(), grpc_socket: "/r/1.grpc".into() }
+}
+
+fn exit_of(answer: &mut Answer) -> Exit {
+    answer.try_recv().expect("answered").expect_err("a failure").exit
+}
+
+#[test]
+fn a_worker_that_dies_is_started_again_and_its_mount_is_left_alone() {
+    let (mut sim, worker, _) = Sim::with_mount();
+    sim.ends(worker, Exit::Failure);
+    assert!(sim.effects.is_empty());
+    sim.later(Duration::from_millis(199));
+    assert!(sim.effects.is_empty(), "too early");
+    sim.later(Duration::from_millis(1));
+    let again = sim.started();
+    sim.news(again, News::WorkerReady(served()));
+    assert!(sim.effects.is_empty(), "the frontend reconnects by itself");
+    assert_eq!(sim.state.disks[0].child.restarts, 1);
+}
+
+#[test]
+fn a_frontend_that_dies_is_started_again_when_its_disk_is_up() {
+    let (mut sim, worker, frontend) = Sim::with_mount();
+    sim.ends(worker, Exit::Failure);
+    sim.ends(frontend, Exit::Failure);
+    sim.later(Duration::from_millis(200));
+    let worker = sim.started();
+    sim.later(Duration::from_millis(200));
+    assert!(sim.effects.is_empty(), "no worker to connect to");
+    sim.news(worker, News::WorkerReady(served()));
+    assert!(matches!(sim.effect(), Effect::StartFrontend { .. }));
+}
+
+#[test]
+fn a_frontend_that_was_unmounted_by_hand_stays_so_until_it_is_asked_for() {
+    let (mut sim, _, frontend) = Sim::with_mount();
+    sim.ends(frontend, Exit::Ok);
+    sim.later(Duration::from_secs(100));
+    assert!(sim.effects.is_empty());
+    assert_eq!(sim.state.mounts[0].child.phase, Phase::Stopped);
+    let _answer = sim.add_mount("/m", None);
+    sim.started();
+}
+
+#[test]
+fn what_cannot_help_is_not_tried_again() {
+    let (mut sim, worker) = Sim::with_disk();
+    sim.ends(worker, Exit::NewerFormat);
+    assert_eq!(sim.state.next_deadline(), None);
+    assert_eq!(sim.state.disks[0].child.phase, Phase::Stopped);
+    let mut answer = sim.add_disk("/a");
+    let run = sim.started();
+    sim.ends(run, Exit::NewerFormat);
+    assert_eq!(exit_of(&mut answer), Exit::NewerFormat);
+    assert_eq!(sim.state.disks.len(), 1, "a disk that once worked is not forgotten");
+}
+
+#[test]
+fn a_first_start_that_fails_adds_nothing() {
+    let mut sim = Sim::new();
+    let (mut disk, mut mount) = (sim.add_disk("/a"), sim.add_mount("/m", None));
+    let run = sim.started();
+    sim.ends(run, Exit::NotEmpty);
+    assert_eq!(exit_of(&mut disk), Exit::NotEmpty);
+    assert_eq!(exit_of(&mut mount), Exit::NoDisk, "and a mount does not wait for it for ever");
+    assert!(sim.state.disks.is_empty() && sim.state.mounts.is_empty() && sim.effects.is_empty());
+    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::NoDisk);
+}
+
+#[test]
+fn only_the_first_start_creates() {
+    let mut sim = Sim::new();
+    let _answer = sim.add_disk_of("home", "/a", true);
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert!(spec.create);
+    sim.news(run, News::WorkerReady(served()));
+    sim.ends(run, Exit::Failure);
+    sim.later(Duration::from_secs(1));
+    let Effect::StartWorker { spec, .. } = sim.effect() else { panic!() };
+    assert!(!spec.create);
+}
+
+#[test]
+fn a_second_request_for_the_same_is_a_mistake() {
+    let (mut sim, ..) = Sim::with_mount();
+    assert_eq!(exit_of(&mut sim.add_disk("/a")), Exit::InUse);
+    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse);
+    assert_eq!(exit_of(&mut sim.add_disk_of("home", "/a", true)), Exit::NotEmpty);
+    assert_eq!(exit_of(&mut sim.add_disk_of("other", "/b", false)), Exit::WrongCluster);
+    assert!(sim.effects.is_empty());
+}
+
+#[test]
+fn a_live_worker_is_adopted_when_it_registers_in_time() {
+    let mut sim = Sim::new();
+    let mut answer = sim.add_disk("/a");
+    let run = sim.started();
+    sim.ends(run, Exit::InUse);
+    assert!(answer.try_recv().is_err(), "it may register yet");
+    let mut registered = sim.register("/a", 77, true);
+    assert_eq!(registered.try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(answer.try_recv().unwrap(), Ok("1a2b3c4d".into()));
+    let Effect::WatchWorker { run, pid: 77, .. } = sim.effect() else { panic!() };
+    assert!(sim.state.disks[0].child.by_hand);
+    let _again = sim.register("/a", 77, true);
+    assert!(sim.effects.is_empty(), "registering again changes nothing");
+    sim.ends(run, Exit::Failure);
+    sim.later(Duration::from_secs(1));
+    sim.started(); // from now on our own child
+    assert!(!sim.state.disks[0].child.by_hand);
+}
+
+#[test]
+fn a_worker_may_register_before_its_process_id_is_known() {
+    let mut sim = Sim::new();
+    let mut answer = sim.add_disk("/a");
+    let run = sim.started();
+    let mut registered = sim.register("/a", 77, false);
+    assert!(registered.try_recv().is_err());
+    sim.news(run, News::Started { pid: 77 });
+    assert_eq!(registered.try_recv().unwrap(), Ok(String::new()));
+    assert!(sim.effects.is_empty() && answer.try_recv().is_err(), "it is our own, and says itself when it is ready");
+
+    let mut sim = Sim::new();
+    let mut answer = sim.add_disk("/a");
+    let run = sim.started();
+    let _registered = sim.register("/a", 77, false);
+    sim.news(run, News::Started { pid: 78 });
+    assert!(matches!(sim.effect(), Effect::WatchWorker { pid: 77, .. }), "somebody else's");
+    assert!(answer.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_folder_that_stays_locked_is_tried_once_more_and_then_reported() {
+    let mut sim = Sim::new();
+    let mut answer = sim.add_disk("/a");
+    let run = sim.started();
+    sim.ends(run, Exit::InUse);
+    sim.later(REGISTER_WAIT);
+    let run = sim.started();
+    sim.ends(run, Exit::InUse);
+    assert_eq!(exit_of(&mut answer), Exit::InUse);
+    assert!(sim.state.disks.is_empty());
+}
+
+#[test]
+fn a_worker_left_by_an_earlier_supervisor_is_claimed_without_a_start() {
+    let mut sim = Sim::new();
+    let _registered = sim.register("/a", 77, true);
+    sim.effects.clear();
+    assert_eq!(exit_of(&mut sim.add_disk_of("home", "/a", true)), Exit::NotEmpty);
+    assert_eq!(sim.add_disk("/a").try_recv().unwrap(), Ok("1a2b3c4d".into()));
+    assert_eq!(exit_of(&mut sim.add_disk("/a")), Exit::InUse, "the second one is a mistake");
+    assert!(sim.effects.is_empty());
+}
+
+#[test]
+fn a_worker_started_by_hand_is_neither_restarted_nor_stopped() {
+    let mut sim = Sim::new();
+    let _registered = sim.register("/a", 77, false);
+    let Effect::WatchWorker { run, .. } = sim.effect() else { panic!() };
+    sim.ends(run, Exit::Failure);
+    assert!(sim.state.disks.is_empty());
+    let _registered = sim.register("/a", 78, false);
+    sim.effects.clear();
+    let mut stopped = sim.asks(|reply| Event::Stop { reply: Some(reply) });
+    assert!(matches!(sim.effect(), Effect::Exit));
+    assert_eq!(stopped.try_recv().unwrap(), Ok(String::new()));
+}
+
+#[test]
+fn a_live_frontend_is_adopted() {
+    let (mut sim, _) = Sim::with_disk();
+    sim.event(Event::MountFound { dir: "/m".into(), pid: 5, socket: "/r/1.sock".into() });
+    assert!(matches!(sim.effect(), Effect::WatchFrontend { pid: 5, .. }));
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse);
+    let mut answer = sim.add_mount("/n", None);
+    let run = sim.started();
+    sim.news(run, News::Adopted { pid: 6 });
+    assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
+    assert!(sim.state.mounts.iter().all(|mount| mount.child.by_hand));
+}
+
+#[test]
+fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
+    let (mut sim, worker, frontend) = Sim::with_mount();
+    let remove_disk = |reply| Event::RemoveDisk { root: "/a".into(), reply };
+    assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::InUse);
+    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
+    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse, "still on its way out");
+    sim.later(FRONTEND_STOP);
+    assert!(matches!(sim.effect(), Effect::Kill { run } if run == frontend));
+    assert!(unmounted.try_recv().is_err());
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
+    let mut removed = sim.asks(remove_disk);
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    sim.ends(worker, Exit::Ok);
+    assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
+    assert!(sim.state.disks.is_empty() && sim.state.mounts.is_empty());
+    assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::NoDisk);
+}
+
+#[test]
+fn a_dead_mount_that_is_not_wanted_any_more_is_detached() {
+    let (mut sim, _, frontend) = Sim::with_mount();
+    sim.ends(frontend, Exit::Failure);
+    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
+    assert!(matches!(sim.effect(), Effect::Detach { .. }));
+    assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
+}
+
+#[test]
+fn stopping_ends_frontends_first_then_workers_and_is_bounded() {
+    let (mut sim, worker, frontend) = Sim::with_mount();
+    let mut stopped = sim.asks(|reply| Event::Stop { reply: Some(reply) });
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
+    assert_eq!(exit_of(&mut sim.add_disk("/b")), Exit::InUse, "nothing new while stopping");
+    assert_eq!(exit_of(&mut sim.register("/b", 9, false)), Exit::InUse);
+    sim.event(Event::Stop { reply: None });
+    assert!(sim.effects.is_empty(), "asking twice changes nothing");
+    sim.later(FRONTEND_STOP);
+    assert!(matches!(sim.effect(), Effect::Kill { run } if run == frontend));
+    sim.ends(frontend, Exit::Failure);
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    sim.later(WORKER_STOP);
+    assert!(matches!(sim.effect(), Effect::Kill { run } if run == worker));
+    assert!(stopped.try_recv().is_err());
+    sim.ends(worker, Exit::Failure);
+    assert!(matches!(sim.effect(), Effect::Exit));
+    assert_eq!(stopped.try_recv().unwrap(), Ok(String::new()));
+}
+
+#[test]
+fn stopping_does_not_start_again_what_was_about_to_be() {
+    let (mut sim, worker, frontend) = Sim::with_mount();
+    sim.ends(worker, Exit::Failure);
+    sim.ends(frontend, Exit::Failure);
+    sim.event(Event::Stop { reply: None });
+    assert!(matches!(sim.effects[..], [Effect::Detach { .. }, Effect::Exit]), "{:?}", sim.effects);
+}
+
+#[test]
+fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
+    let (mut sim, worker) = Sim::with_disk();
+    let mut answer = sim.add_mount("/m", Some(1001));
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    sim.ends(worker, Exit::Ok);
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert_eq!(spec.allow_uids, [1001]);
+    sim.news(run, News::WorkerReady(served()));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady);
+    assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(sim.state.disks[0].child.restarts, 0);
+}
+
+#[test]
+fn only_what_is_to_be_remembered_is_written_down() {
+    let (mut sim, _) = Sim::with_disk();
+    let spec = MountSpec { dir: "/m".into(), user: None, uid: None };
+    let _answer = sim.asks(|reply| Event::AddMount { spec, remember: true, reply: Some(reply) });
+    let run = sim.started();
+    sim.news(run, News::FrontendReady);
+    let Effect::Remember(config) = sim.effect() else { panic!() };
+    assert_eq!((config.disks.len(), config.mounts.len()), (0, 1));
+    let _answer = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
+    sim.effects.clear();
+    sim.ends(run, Exit::Ok);
+    let Effect::Remember(config) = sim.effect() else { panic!() };
+    assert_eq!(config, delugefs_proto::config::Config::default());
+}
+
+/// What may happen at any time, for the random test.
+#[derive(Clone, Debug)]
+enum Step {
+    AddDisk(u8),
+    AddMount(u8, Option<u8>),
+    RemoveDisk(u8),
+    RemoveMount(u8),
+    Register(u8, u8, bool),
+    Found(u8),
+    Ready(u8),
+    Ends(u8, u8),
+    Later(u16),
+    Stop,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..2u8).prop_map(Step::AddDisk),
+        4 => (0..2u8, proptest::option::of(0..2u8)).prop_map(|(dir, uid)| Step::AddMount(dir, uid)),
+        1 => (0..2u8).prop_map(Step::RemoveDisk),
+        1 => (0..2u8).prop_map(Step::RemoveMount),
+        2 => (0..2u8, 0..3u8, any::<bool>()).prop_map(|(root, pid, own)| Step::Register(root, pid, own)),
+        1 => (0..2u8).prop_map(Step::Found),
+        8 => any::<u8>().prop_map(Step::Ready),
+        6 => (any::<u8>(), 0..4u8).prop_map(|(which, exit)| Step::Ends(which, exit)),
+        6 => (0..35_000u16).prop_map(Step::Later),
+        1 => Just(Step::Stop),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever happens in whatever order: never two of our processes for one disk or mountpoint, nothing starts after a
+    /// stop was asked for, every call is answered, and once asked to stop it comes to an end.
+    #[test]
+    fn whatever_happens(steps in proptest::collection::vec(step(), 0..60)) {
+        let mut sim = Sim::new();
+        let mut living: Vec<(Run, std::path::PathBuf, bool)> = Vec::new();
+        let mut answers: Vec<Answer> = Vec::new();
+        let mut exited = false;
+        let mut stopping = false;
+        let ending = std::iter::once(Step::Stop).chain((0..60).flat_map(|_| [Step::Ends(0, 0), Step::Later(35_000)]));
+        for step in steps.into_iter().chain(ending) {
+            if exited { break }
+            match step {
+                Step::AddDisk(n) => answers.push(sim.add_disk(&format!("/d{n}"))),
+                Step::AddMount(n, uid) => answers.push(sim.add_mount(&format!("/m{n}"), uid.map(u32::from))),
+                Step::RemoveDisk(n) => answers.push(sim.asks(|reply| Event::RemoveDisk { root: format!("/d{n}").into(), reply })),
+                Step::RemoveMount(n) => answers.push(sim.asks(|reply| Event::RemoveMount { dir: format!("/m{n}").into(), reply })),
+                Step::Register(n, pid, own) => answers.push(sim.register(&format!("/d{n}"), 1000 + u32::from(pid), own)),
+                Step::Found(n) if !stopping => {
+                    sim.event(Event::MountFound { dir: format!("/m{n}").into(), pid: 5, socket: "/r/1.sock".into() });
+                }
+                Step::Found(_) => {}
+                Step::Ready(which) => if let Some((run, path, _)) = pick(&living, which) {
+                    let worker = path.starts_with("/d0") || path.starts_with("/d1");
+                    sim.news(run, if worker { News::WorkerReady(served()) } else { News::FrontendReady });
+                },
+                Step::Ends(which, exit) => if let Some((run, ..)) = pick(&living, which) {
+                    living.retain(|(other, ..)| *other != run);
+                    sim.ends(run, [Exit::Ok, Exit::Failure, Exit::InUse, Exit::WrongCluster][usize::from(exit)]);
+                },
+                Step::Later(ms) => sim.later(Duration::from_millis(ms.into())),
+                Step::Stop => { stopping = true; answers.push(sim.asks(|reply| Event::Stop { reply: Some(reply) })) }
+            }
+            for effect in std::mem::take(&mut sim.effects) {
+                match effect {
+                    Effect::StartWorker { run, spec } => start(&mut living, run, spec.root, stopping)?,
+                    Effect::StartFrontend { run, spec, .. } => start(&mut living, run, spec.dir, stopping)?,
+                    Effect::WatchWorker { run, root: path, .. } | Effect::WatchFrontend { run, dir: path, .. } => {
+                        // Whatever of ours was there has lost the lock and is on its way out.
+                        living.iter_mut().filter(|(_, other, _)| *other == path).for_each(|(.., ours)| *ours = false);
+                        living.push((run, path, false));
+                    }
+                    Effect::Exit => { prop_assert!(stopping); exited = true }
+                    _ => {}
+                }
+            }
+        }
+        prop_assert!(exited, "did not come to an end: {:?}", sim.state);
+        for mut answer in answers {
+            prop_assert!(answer.try_recv().is_ok(), "a call was not answered");
+        }
+    }
+}
+
+fn pick(living: &[(Run, std::path::PathBuf, bool)], which: u8) -> Option<(Run, std::path::PathBuf, bool)> {
+    living.get(usize::from(which) % living.len().max(1)).cloned()
+}
+
+/// One of ours at a time.
+fn start(
+    living: &mut Vec<(Run, std::path::PathBuf, bool)>,
+    run: Run,
+    path: std::path::PathBuf,
+    stopping: bool,
+) -> Result<(), TestCaseError> {
+    prop_assert!(!stopping, "{path:?} was started after a stop was asked for");
+    let twice = living.iter().any(|(_, other, ours)| *ours && *other == path);
+    prop_assert!(!twice, "{path:?} was started twice");
+    living.push((run, path, true));
+    Ok(())
+}

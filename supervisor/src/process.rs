@@ -1,0 +1,274 @@
+//! One task per process: starts it or finds it, reads its `ready` line, hands on its log, carries signals to it, and
+//! tells the owner when it has ended and why. It decides nothing.
+//!
+//! ```text
+//! owner --Signal--> task --SIGTERM/SIGKILL--> process
+//! owner <--News---- task <--stdout: ready---- process --stderr--> run_dir/*.log --> task --> our stderr
+//! ```
+//!
+//! A started process leads its own process group (a Ctrl-C meant for `delugefs run` must not reach it) and is not
+//! killed when this task or the supervisor ends: mounts survive the supervisor.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use delugefs_proto::exit::Exit;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::mpsc;
+
+use crate::failure::Failure;
+use crate::libexec;
+use crate::logtail::{LogTail, POLL};
+use crate::notes::{FRONTEND, Note, WORKER};
+use crate::owner::{Event, News, Run, Served};
+use crate::sys;
+
+/// How often a process that is not our child is looked at.
+const WATCH: Duration = Duration::from_millis(250);
+
+/// How to end a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+}
+
+/// A process to look after.
+#[derive(Debug)]
+pub struct Job {
+    /// Its life, for the owner.
+    pub run: Run,
+    /// [`WORKER`] or [`FRONTEND`].
+    pub program: &'static str,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// The disk's folder, or the mountpoint.
+    pub path: PathBuf,
+    /// Mounts: local socket of the worker.
+    pub socket: Option<PathBuf>,
+    /// Where its note is kept.
+    pub note: PathBuf,
+    /// Stands before each line of its log; the disk's short id as soon as it is known.
+    pub prefix: String,
+}
+
+/// What the owner gets to hear.
+pub type Events = mpsc::UnboundedSender<Event>;
+
+impl Job {
+    /// Start the process, or adopt the frontend that is alive on the mountpoint.
+    pub async fn start(self, events: Events, ends: mpsc::UnboundedReceiver<End>) {
+        let news = |news| events.send(Event::Child { run: self.run, news }).is_ok();
+        let found = self.living_frontend();
+        let failure = match found {
+            Some(pid) => {
+                news(News::Adopted { pid });
+                self.watch(pid, ends).await
+            }
+            None => self.child(&news, ends).await,
+        };
+        news(News::Ended(failure));
+    }
+
+    /// Watch a process that is not our child.
+    pub async fn adopt(self, pid: u32, events: Events, ends: mpsc::UnboundedReceiver<End>) {
+        let failure = self.watch(pid, ends).await;
+        // The owner ends only with the supervisor.
+        let _ = events.send(Event::Child { run: self.run, news: News::Ended(failure) });
+    }
+
+    /// A frontend that an earlier supervisor started for the same worker and that still serves the mountpoint.
+    fn living_frontend(&self) -> Option<u32> {
+        let note = Note::read_living(&self.note, self.program).filter(|note| note.path == self.path)?;
+        let mounted = sys::delugefs_mounts().ok()?.contains(&self.path);
+        (self.program == FRONTEND && mounted && note.socket == self.socket).then_some(note.pid)
+    }
+
+    async fn child(&self, news: &impl Fn(News) -> bool, mut ends: mpsc::UnboundedReceiver<End>) -> Failure {
+        let (mut child, pid, mut log) = match self.spawn() {
+            Ok(started) => started,
+            Err(error) => {
+                let failure = Failure::new(Exit::Failure, format!("cannot start {}: {error}", self.program));
+                let hint =
+                    format!("install it beside delugefs-supervisor, or say where it is in {}", libexec::LIBEXEC_ENV);
+                return if error.kind() == io::ErrorKind::NotFound { failure.hint(hint) } else { failure };
+            }
+        };
+        news(News::Started { pid });
+        let mut lines = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
+        let mut poll = tokio::time::interval(POLL);
+        let mut asked = false;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status,
+                line = next_line(&mut lines) => match line.map(|line| self.parse_ready(&line)) {
+                    Some(Ok(ready)) => {
+                        self.write_note(pid);
+                        if let News::WorkerReady(served) = &ready {
+                            log.set_prefix(delugefs_proto::disk::short_id(&served.disk_id));
+                        }
+                        news(ready);
+                    }
+                    Some(Err(line)) => tracing::debug!(program = self.program, line, "not a ready line"),
+                    None => lines = None,
+                },
+                Some(end) = ends.recv() => {
+                    asked = true;
+                    signal(&child, end);
+                }
+                _ = poll.tick() => self.pump(&mut log),
+            }
+        };
+        if let Err(error) = log.finish() {
+            tracing::warn!(%error, program = self.program, "cannot read its log");
+        }
+        self.clean_up(pid, asked);
+        match status {
+            Ok(status) => self.explain(status, &log),
+            Err(error) => Failure::new(Exit::Failure, format!("cannot wait for {}: {error}", self.program)),
+        }
+    }
+
+    fn spawn(&self) -> io::Result<(Child, u32, LogTail)> {
+        let (log, stderr) = LogTail::open(&crate::notes::log_beside(&self.note), &self.prefix)?;
+        let mut command = Command::new(libexec::find(self.program));
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).process_group(0);
+        let child = command.spawn()?;
+        let pid = child.id().ok_or_else(|| io::Error::other("it ended before it began"))?;
+        // Not in the place of one that lives: that one has the folder, and ours will say so and end.
+        if Note::read_living(&self.note, self.program).is_none() {
+            self.write_note(pid);
+        }
+        Ok((child, pid, log))
+    }
+
+    fn write_note(&self, pid: u32) {
+        let note = Note { pid, path: self.path.clone(), socket: self.socket.clone() };
+        if let Err(error) = note.write(&self.note) {
+            tracing::error!(%error, "cannot write {}: the next supervisor will not know the process", self.note.display());
+        }
+    }
+
+    async fn watch(&self, pid: u32, mut ends: mpsc::UnboundedReceiver<End>) -> Failure {
+        // A worker started by hand logs to where its starter wanted.
+        let log = crate::notes::log_beside(&self.note);
+        let mut log = log.exists().then(|| LogTail::open(&log, &self.prefix).ok()).flatten().map(|(log, _)| log);
+        let mut poll = tokio::time::interval(WATCH);
+        let mut asked = false;
+        while sys::is_running(pid, self.program) {
+            tokio::select! {
+                Some(end) = ends.recv() => {
+                    asked = true;
+                    // Just seen alive under its name: the number has not been given to another process.
+                    send(pid, end, false);
+                }
+                _ = poll.tick() => {}
+            }
+            if let Some(log) = &mut log {
+                self.pump(log);
+            }
+        }
+        self.clean_up(pid, asked);
+        // Its exit code went to whoever is its parent.
+        let words =
+            log.and_then(|mut log| log.finish().ok().and_then(|()| log.last_words(self.program, Exit::Failure)));
+        let exit = if asked { Exit::Ok } else { Exit::Failure };
+        words.map_or_else(|| Failure::new(exit, format!("{} ended", self.program)), |words| Failure { exit, ..words })
+    }
+
+    fn pump(&self, log: &mut LogTail) {
+        if let Err(error) = log.pump() {
+            tracing::warn!(%error, program = self.program, "cannot read its log");
+        }
+    }
+
+    /// A frontend that was asked to end, and could not unmount, leaves a dead mount: nobody is coming to use it again.
+    fn clean_up(&self, pid: u32, asked: bool) {
+        if Note::read(&self.note).is_some_and(|note| note.pid == pid) {
+            let _ = std::fs::remove_file(&self.note); // it is checked before use in any case
+        }
+        if !asked {
+            return; // it will be started again
+        }
+        let _ = std::fs::remove_file(crate::notes::log_beside(&self.note)); // read to its end
+        if self.program == FRONTEND {
+            detach_if_mounted(&self.path);
+        }
+    }
+
+    fn parse_ready(&self, line: &str) -> Result<News, String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match (self.program, words.as_slice()) {
+            (FRONTEND, ["ready"]) => Ok(News::FrontendReady),
+            (WORKER, ["ready", disk_id, local, grpc]) => Ok(News::WorkerReady(Served {
+                disk_id: (*disk_id).into(),
+                local_socket: local.into(),
+                grpc_socket: grpc.into(),
+            })),
+            _ => Err(line.into()),
+        }
+    }
+
+    fn explain(&self, status: ExitStatus, log: &LogTail) -> Failure {
+        let Some(code) = status.code() else {
+            let signal = status.signal().unwrap_or(0);
+            let name = Signal::try_from(signal).map_or_else(|_| signal.to_string(), |signal| signal.to_string());
+            return Failure::new(Exit::Failure, format!("{} was killed by {name}", self.program));
+        };
+        let exit = Exit::from_code(code);
+        if exit == Exit::Ok {
+            return Failure::new(exit, format!("{} ended", self.program));
+        }
+        log.last_words(self.program, exit)
+            .unwrap_or_else(|| Failure::new(exit, format!("{} ended with exit code {code}", self.program)))
+    }
+}
+
+/// Detach a DelugeFS mount at `dir`, if there is one.
+pub fn detach_if_mounted(dir: &Path) {
+    let detached = match sys::delugefs_mounts() {
+        Ok(mounts) if !mounts.iter().any(|mount| mount == dir) => return,
+        Ok(_) => sys::detach(dir),
+        Err(error) => Err(error),
+    };
+    match detached {
+        Ok(()) => tracing::info!(dir = %dir.display(), "detached the dead mount"),
+        Err(error) => tracing::error!(dir = %dir.display(), %error, "cannot detach the dead mount"),
+    }
+}
+
+/// `None` at the end; never when there is nothing to read from.
+async fn next_line(lines: &mut Option<Lines<BufReader<ChildStdout>>>) -> Option<String> {
+    match lines {
+        Some(lines) => lines.next_line().await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+/// A child that was not waited for keeps its process id, so this cannot reach another process.
+fn signal(child: &Child, end: End) {
+    if let Some(pid) = child.id() {
+        send(pid, end, true);
+    }
+}
+
+fn send(pid: u32, end: End, leads_group: bool) {
+    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1).map(Pid::from_raw) else { return };
+    let sent = match end {
+        End::Terminate => kill(pid, Signal::SIGTERM),
+        End::Kill if leads_group => killpg(pid, Signal::SIGKILL),
+        End::Kill => kill(pid, Signal::SIGKILL),
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%pid, %error, "cannot signal");
+    }
+}

@@ -1,0 +1,205 @@
+//! `delugefs-supervisor`: reads like its boot log.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use delugefs_proto::config::Config;
+use delugefs_proto::control_pb::HostStatus;
+use delugefs_proto::control_pb::control_server::ControlServer;
+use delugefs_proto::exit::{Exit, UserError};
+use delugefs_proto::rundir;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::interceptor::InterceptedService;
+
+use crate::notes::{self, Note};
+use crate::owner::{DiskSpec, Event, MountSpec, Owner, State};
+use crate::process::Events;
+use crate::server::{Server, uid_of};
+use crate::{discovery, paths, remember, sys, uds};
+
+/// How long open calls get to finish after everything has stopped.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Keeps the disks and mounts of a host running.
+#[derive(Debug, Parser)]
+#[command(name = "delugefs-supervisor", version)]
+pub struct Options {
+    /// Where the sockets are [default: /var/run/delugefs, or the user's]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// What the next start has to know [default: /var/db/delugefs, or the user's]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Disks and mounts to start (delugefs.toml)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Do not announce this host's disks on the local network
+    #[arg(long)]
+    pub no_mdns: bool,
+}
+
+/// Run until stopped by a signal or the Stop call.
+///
+/// # Errors
+/// [`UserError`]s: another supervisor has the run directory; an unusable directory or configuration.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let run_dir = options.run_dir.unwrap_or_else(rundir::default_run_dir);
+    let state_dir = options.state_dir.unwrap_or_else(rundir::default_state_dir);
+    rundir::prepare(&run_dir).map_err(|error| directory(&error))?;
+    rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
+    let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
+    let (events, inbox) = mpsc::unbounded_channel();
+    stop_on_signals(&events)?;
+    let lock = take_lock(&run_dir)?;
+    tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
+
+    let configured = options.config.as_deref().map(Config::read).transpose().map_err(|error| configuration(&error))?;
+    let configured = configured.unwrap_or_default();
+    let added = remember::read(&state_dir).map_err(|error| UserError::new(Exit::Usage, format!("{error:#}")))?;
+    let cluster = configured.cluster.clone().or_else(|| added.cluster.clone());
+
+    let socket = rundir::control_socket(&run_dir);
+    let listener = listen(&socket)?;
+    let (snapshots, watcher) = watch::channel(Arc::new(HostStatus::default()));
+    let owner = Owner { state: State::new(configured.cluster.clone()), run_dir, state_dir, events, snapshots };
+    let events = owner.events.clone();
+    wish(&events, &configured, cluster.as_deref(), false)?;
+    wish(&events, &added, cluster.as_deref(), true)?;
+    notes::sweep(&owner.run_dir)?;
+    for note in Note::living_frontends(&owner.run_dir)? {
+        let socket = note.socket.unwrap_or_default();
+        send(&events, Event::MountFound { dir: note.path, pid: note.pid, socket });
+    }
+    let discovery = (!options.no_mdns).then(|| tokio::spawn(discovery::follow(watcher.clone())));
+
+    let run_dir = owner.run_dir.clone();
+    let service = Server { events, snapshots: watcher, run_dir: run_dir.clone() };
+    let service = InterceptedService::new(ControlServer::new(service), uds::check_peer);
+    let (goodbye, leave) = tokio::sync::oneshot::channel::<()>();
+    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
+        UnixListenerStream::new(listener),
+        async { drop(leave.await) }, // an error is the owner's end too
+    );
+    let server = tokio::spawn(server);
+    tracing::info!(socket = %socket.display(), "serves");
+    println!("ready");
+
+    owner.run(inbox).await;
+    tracing::info!("all stopped");
+    drop(goodbye);
+    if let Ok(ended) = tokio::time::timeout(GOODBYE, server).await {
+        ended.context("the control server panicked")?.context("the control server failed")?;
+    }
+    if let Some(discovery) = discovery {
+        // It says goodbye for what it announced when the last snapshot's sender is gone.
+        drop(tokio::time::timeout(GOODBYE, discovery).await);
+    }
+    std::fs::remove_file(&socket).with_context(|| format!("cannot remove {}", socket.display()))?;
+    notes::sweep(&run_dir)?;
+    drop(lock);
+    Ok(())
+}
+
+/// One supervisor per run directory: a lock that ends with the process, and in the file its process id for people.
+fn take_lock(run_dir: &Path) -> anyhow::Result<Flock<File>> {
+    let path = rundir::supervisor_lock(run_dir);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o644);
+    let file = options.open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0)?;
+            writeln!(lock, "{}", std::process::id())?;
+            Ok(lock)
+        }
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid)?;
+            let text = format!("a supervisor (pid {}) has {}", pid.trim(), run_dir.display());
+            let hint = "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR runs another one beside it";
+            Err(UserError::new(Exit::InUse, text).hint(hint).into())
+        }
+        Err((_, error)) => Err(anyhow::Error::from(error).context(format!("cannot lock {}", path.display()))),
+    }
+}
+
+/// Only this user can connect; what is there is left over, because the lock is ours.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(anyhow::Error::from(error).context(format!("cannot remove {}", socket.display())));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Mounts first: the workers let in the users of the mounts that are known when they start.
+fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool) -> anyhow::Result<()> {
+    let mounted = sys::delugefs_mounts().context("cannot read the mount table")?;
+    for mount in &config.mounts {
+        let uid = uid_of(mount.user.as_deref()).map_err(UserError::from)?;
+        let dir = paths::resolve(&mount.dir, &mounted);
+        let spec = MountSpec { dir, user: mount.user.clone(), uid };
+        send(events, Event::AddMount { spec, remember, reply: None });
+    }
+    if !config.disks.is_empty() && cluster.is_none() {
+        let error = UserError::new(Exit::Usage, "the configuration has disks, but does not say of which cluster");
+        return Err(error.hint("add a line `cluster = \"NAME\"` at its top").into());
+    }
+    for disk in &config.disks {
+        let spec = DiskSpec {
+            root: paths::resolve(&disk.root, &mounted),
+            cluster: cluster.unwrap_or_default().into(),
+            create: false,
+            reserve_bytes: disk.reserve_bytes,
+            retention_s: disk.retention_s,
+            allow_uids: Vec::new(),
+        };
+        send(events, Event::AddDisk { spec, remember, reply: None });
+    }
+    Ok(())
+}
+
+fn stop_on_signals(events: &Events) -> anyhow::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("cannot handle signals")?;
+        let events = events.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                tracing::info!("asked to stop");
+                send(&events, Event::Stop { reply: None });
+            }
+        });
+    }
+    // A closed terminal is no reason to end: the disks of this host do not belong to it.
+    let mut hangups = signal(SignalKind::hangup()).context("cannot handle signals")?;
+    tokio::spawn(async move { while hangups.recv().await.is_some() {} });
+    Ok(())
+}
+
+fn send(events: &Events, event: Event) {
+    let _ = events.send(event); // fails only when the owner has ended
+}
+
+fn directory(error: &std::io::Error) -> UserError {
+    UserError::new(Exit::NotPermitted, format!("cannot use the directory: {error}"))
+}
+
+fn configuration(error: &delugefs_proto::config::ConfigError) -> UserError {
+    use std::error::Error;
+    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+    UserError::new(Exit::Usage, format!("{error}{cause}"))
+}

@@ -1,0 +1,292 @@
+//! The control socket: turns calls into events for the owner, and asks the workers what only they know.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::control_pb::control_server::Control;
+use delugefs_proto::disk::{DiskToml, is_cluster_name};
+use delugefs_proto::exit::Exit;
+use delugefs_proto::{config, worker_pb};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+
+use crate::failure::Failure;
+use crate::notes::{self, Note, WORKER};
+use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
+use crate::process::Events;
+use crate::{paths, sys, worker};
+
+/// The service; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// To the owner.
+    pub events: Events,
+    /// From the owner.
+    pub snapshots: watch::Receiver<Arc<pb::HostStatus>>,
+    /// Where notes are.
+    pub run_dir: PathBuf,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Control for Server {
+    type WatchStream = ReceiverStream<Result<pb::HostStatus, Status>>;
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Answer<pb::HostStatus> {
+        let mut host = self.now();
+        host.disks = self.disks_with_status().await;
+        let known = host.disks.iter().find_map(|disk| disk.status.as_ref()).map(|status| status.cluster_id.clone());
+        let on_disk = || DiskToml::read(Path::new(&host.disks.first()?.root)).ok().map(|disk| disk.cluster_id);
+        host.cluster_id = known.or_else(on_disk).unwrap_or_default();
+        host.problems = problems(&host);
+        Ok(Response::new(host))
+    }
+
+    async fn watch(&self, _: Request<pb::WatchRequest>) -> Answer<Self::WatchStream> {
+        let mut snapshots = self.snapshots.clone();
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let now = pb::HostStatus::clone(&snapshots.borrow_and_update());
+                if sender.send(Ok(now)).await.is_err() {
+                    return; // the watcher has gone
+                }
+                let changed = tokio::select! {
+                    changed = snapshots.changed() => changed.is_ok(),
+                    () = sender.closed() => false,
+                };
+                if !changed {
+                    return; // the owner has gone, or the watcher
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn disks(&self, _: Request<pb::DisksRequest>) -> Answer<pb::DisksReply> {
+        Ok(Response::new(pb::DisksReply { disks: self.disks_with_status().await }))
+    }
+
+    async fn torrents(&self, _: Request<pb::TorrentsRequest>) -> Answer<pb::TorrentsReply> {
+        let answers = self.ask_all(|socket| async move {
+            let request = worker_pb::ActiveTorrentsRequest {};
+            worker::ask(&socket, |mut client| async move { client.active_torrents(request).await }).await
+        });
+        let disks = answers.await.into_iter().map(|(disk, answer)| {
+            let (torrents, error) = split(answer.map(|answer| answer.torrents));
+            pb::DiskTorrents { disk_id: disk.disk_id, root: disk.root, torrents: torrents.unwrap_or_default(), error }
+        });
+        Ok(Response::new(pb::TorrentsReply { disks: disks.collect() }))
+    }
+
+    async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
+        let path = request.into_inner().path;
+        let host = self.now();
+        let below = |mount: &pb::Mount| Some((below(&path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
+        let (inside, root) = host.mounts.iter().find_map(below).unwrap_or((path.clone(), String::new()));
+        let disks = self.disks_up();
+        let disk = disks.iter().find(|disk| disk.root == root).or(disks.first());
+        let disk = disk.ok_or_else(no_disk)?;
+        let request = worker_pb::WhereIsRequest { path: inside };
+        let socket = Path::new(&disk.grpc_socket);
+        let answer = worker::ask(socket, |mut client| async move { client.where_is(request).await }).await?;
+        Ok(Response::new(pb::WhereIsReply { answer: Some(answer) }))
+    }
+
+    async fn scrub(&self, _: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {
+        let answers = self.ask_all(|socket| async move { worker::scrub(&socket).await }).await;
+        if answers.is_empty() {
+            return Err(no_disk().into());
+        }
+        let disks = answers.into_iter().map(|(disk, answer)| {
+            let (result, error) = split(answer);
+            pb::DiskScrub { disk_id: disk.disk_id, root: disk.root, result, error }
+        });
+        Ok(Response::new(pb::ScrubReply { disks: disks.collect() }))
+    }
+
+    async fn add_disk(&self, request: Request<pb::AddDiskRequest>) -> Answer<pb::AddDiskReply> {
+        let request = request.into_inner();
+        let root = absolute(&request.root)?;
+        let cluster = self.cluster_for(&request, &root)?;
+        let spec = DiskSpec {
+            root,
+            cluster,
+            create: request.create,
+            reserve_bytes: config::default_reserve_bytes(),
+            retention_s: config::default_retention_s(),
+            allow_uids: request.allow_uids,
+        };
+        let remember = request.remember;
+        let disk_id = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await?;
+        Ok(Response::new(pb::AddDiskReply { disk_id }))
+    }
+
+    async fn add_mount(&self, request: Request<pb::AddMountRequest>) -> Answer<pb::AddMountReply> {
+        let request = request.into_inner();
+        let user = Some(request.user).filter(|user| !user.is_empty());
+        let spec = MountSpec { dir: absolute(&request.dir)?, uid: uid_of(user.as_deref())?, user };
+        let remember = request.remember;
+        self.ask(|reply| Event::AddMount { spec, remember, reply: Some(reply) }).await?;
+        Ok(Response::new(pb::AddMountReply {}))
+    }
+
+    async fn remove_disk(&self, request: Request<pb::RemoveDiskRequest>) -> Answer<pb::RemoveDiskReply> {
+        let root = absolute(&request.into_inner().root)?;
+        self.ask(|reply| Event::RemoveDisk { root, reply }).await?;
+        Ok(Response::new(pb::RemoveDiskReply {}))
+    }
+
+    async fn remove_mount(&self, request: Request<pb::RemoveMountRequest>) -> Answer<pb::RemoveMountReply> {
+        let dir = absolute(&request.into_inner().dir)?;
+        self.ask(|reply| Event::RemoveMount { dir, reply }).await?;
+        Ok(Response::new(pb::RemoveMountReply {}))
+    }
+
+    async fn register(&self, request: Request<pb::RegisterRequest>) -> Answer<pb::RegisterReply> {
+        // The kernel knows the caller's process id better than the caller, where it tells at all.
+        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
+        let request = request.into_inner();
+        let pid = peer.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(request.pid);
+        let mounts = sys::delugefs_mounts().map_err(|error| Status::internal(error.to_string()))?;
+        let root = paths::resolve(&absolute(&request.root)?, &mounts); // as those who add disks write it
+        let tcp_port = u16::try_from(request.tcp_port).map_err(|_| Failure::new(Exit::Usage, "no such TCP port"))?;
+        let note = Note::read_living(&notes::worker_note(&self.run_dir, &root), WORKER);
+        let (disk_id, local_socket) = (request.disk_id, request.local_socket.into());
+        let served = Served { disk_id, local_socket, grpc_socket: request.grpc_socket.into() };
+        let inherited = note.is_some_and(|note| note.pid == pid);
+        let registration =
+            |reply| Registration { root, cluster: request.cluster, pid, served, tcp_port, inherited, reply };
+        self.ask(|reply| Event::Register(registration(reply))).await?;
+        Ok(Response::new(pb::RegisterReply {}))
+    }
+
+    async fn stop(&self, _: Request<pb::StopRequest>) -> Answer<pb::StopReply> {
+        self.ask(|reply| Event::Stop { reply: Some(reply) }).await?;
+        Ok(Response::new(pb::StopReply {}))
+    }
+}
+
+impl Server {
+    async fn ask(&self, event: impl FnOnce(Reply) -> Event) -> Result<String, Status> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = |_| Failure::new(Exit::NoSupervisor, "the supervisor is stopping");
+        self.events.send(event(reply)).map_err(|_| stopping(()))?;
+        Ok(answer.await.map_err(|_| stopping(()))??)
+    }
+
+    fn now(&self) -> pb::HostStatus {
+        self.snapshots.borrow().as_ref().clone()
+    }
+
+    fn disks_up(&self) -> Vec<pb::Disk> {
+        self.now().disks.into_iter().filter(|disk| disk.state() == pb::disk::State::Up).collect()
+    }
+
+    /// One question to all workers that are up, at the same time: a stuck disk does not keep the others waiting.
+    async fn ask_all<T: Send + 'static, F: Future<Output = Result<T, Status>> + Send + 'static>(
+        &self,
+        question: impl Fn(PathBuf) -> F,
+    ) -> Vec<(pb::Disk, Result<T, Status>)> {
+        let asked: Vec<_> =
+            self.disks_up().into_iter().map(|disk| (question(disk.grpc_socket.clone().into()), disk)).collect();
+        let running: Vec<_> = asked.into_iter().map(|(answer, disk)| (disk, tokio::spawn(answer))).collect();
+        let mut answers = Vec::new();
+        for (disk, answer) in running {
+            answers.push((disk, answer.await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))));
+        }
+        answers
+    }
+
+    /// All disks; those that are up with what their workers say.
+    async fn disks_with_status(&self) -> Vec<pb::Disk> {
+        let mut disks = self.now().disks;
+        let answers = self.ask_all(|socket| async move {
+            let request = worker_pb::StatusRequest {};
+            worker::ask(&socket, |mut client| async move { client.status(request).await }).await
+        });
+        for (asked, answer) in answers.await {
+            let disk = disks.iter_mut().find(|disk| disk.root == asked.root);
+            match (disk, answer) {
+                (Some(disk), Ok(status)) => disk.status = Some(status),
+                (_, Ok(_)) => {}
+                (_, Err(error)) => tracing::debug!(disk = asked.root, error = error.message(), "no status"),
+            }
+        }
+        disks
+    }
+
+    /// The cluster a disk is added to: as asked, else the host's, else what the folder says.
+    fn cluster_for(&self, request: &pb::AddDiskRequest, root: &Path) -> Result<String, Failure> {
+        let current = self.now().cluster;
+        if !request.cluster.is_empty() {
+            if is_cluster_name(&request.cluster) {
+                return Ok(request.cluster.clone());
+            }
+            let failure = Failure::new(Exit::Usage, format!("{:?} is no name for a cluster", request.cluster));
+            return Err(failure.hint("use letters, digits, '-', '_' and '.'"));
+        }
+        if !current.is_empty() {
+            return Ok(current);
+        }
+        if request.create {
+            return Err(Failure::new(Exit::Usage, "the cluster of the new disk is not known")
+                .hint(format!("`delugefs run CLUSTER {} --create` makes the first disk of one", root.display())));
+        }
+        DiskToml::read(root).map(|disk| disk.cluster).map_err(|error| Failure::new(Exit::NoDisk, error.to_string()))
+    }
+}
+
+/// An answer, or the sentence that came instead.
+fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
+    match answer {
+        Ok(answer) => (Some(answer), String::new()),
+        Err(error) => (None, error.message().into()),
+    }
+}
+
+fn no_disk() -> Failure {
+    Failure::new(Exit::NoDisk, "no disk is up on this host").hint("`delugefs disks` shows their states")
+}
+
+/// What is left of `path` below `dir`; `None` when it is not below it.
+fn below<'a>(path: &'a [u8], dir: &[u8]) -> Option<&'a [u8]> {
+    let rest = path.strip_prefix(dir)?;
+    (rest.is_empty() || rest.starts_with(b"/") || dir.ends_with(b"/")).then_some(rest)
+}
+
+fn absolute(path: &str) -> Result<PathBuf, Failure> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Failure::new(Exit::Usage, format!("{} is not an absolute path", path.display())))
+}
+
+/// The uid of a user, by name or number.
+pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
+    let Some(name) = user else { return Ok(None) };
+    let known = nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
+    match known.or_else(|| name.parse().ok()) {
+        Some(uid) => Ok(Some(uid)),
+        None => Err(Failure::new(Exit::Usage, format!("there is no user {name:?} on this machine"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_below_a_mount() {
+        assert_eq!(below(b"/mnt/a/x/y", b"/mnt/a"), Some(&b"/x/y"[..]));
+        assert_eq!(below(b"/mnt/a", b"/mnt/a"), Some(&b""[..]));
+        assert_eq!(below(b"/mnt/ab", b"/mnt/a"), None);
+        assert_eq!(below(b"/x", b"/"), Some(&b"x"[..]));
+    }
+}

@@ -1,0 +1,142 @@
+//! What differs between Linux and FreeBSD: the mount table, asking about a process, detaching a dead mount. None of it
+//! touches a mounted file system, so none of it can hang on one whose frontend is dead or stuck.
+
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+/// Mountpoints of DelugeFS on this machine, whether alive or dead.
+pub fn delugefs_mounts() -> io::Result<Vec<PathBuf>> {
+    #[cfg(target_os = "linux")]
+    let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);
+    #[cfg(not(target_os = "linux"))]
+    let table = parse_fstab(&Command::new("/sbin/mount").arg("-p").stdin(Stdio::null()).output()?.stdout);
+    Ok(table)
+}
+
+/// `/proc/self/mountinfo`: "id parent major:minor root mountpoint options [optional...] - type source options".
+#[cfg(any(target_os = "linux", test))]
+fn parse_mountinfo(table: &[u8]) -> Vec<PathBuf> {
+    let mountpoint = |line: &[u8]| {
+        let mut words = line.split(|b| *b == b' ');
+        let dir = words.nth(4)?;
+        let fs_type = words.skip_while(|word| *word != b"-").nth(1)?;
+        (fs_type == b"fuse.delugefs").then(|| unescape_octal(dir))
+    };
+    table.split(|b| *b == b'\n').filter_map(mountpoint).collect()
+}
+
+/// `mount -p` of FreeBSD writes fstab(5) lines: "device mountpoint type options dump pass", separated by tabs.
+#[cfg(any(not(target_os = "linux"), test))]
+fn parse_fstab(table: &[u8]) -> Vec<PathBuf> {
+    let mountpoint = |line: &[u8]| {
+        let mut words = line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
+        let dir = words.nth(1)?;
+        (words.next()? == b"fusefs.delugefs").then(|| unescape_octal(dir))
+    };
+    table.split(|b| *b == b'\n').filter_map(mountpoint).collect()
+}
+
+/// Both tables write a blank in a path as `\040`, and a backslash as `\134`.
+fn unescape_octal(text: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while at < text.len() {
+        let digits = text
+            .get(at + 1..at + 4)
+            .filter(|digits| text[at] == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        match digits.map(|digits| digits.iter().fold(0u32, |value, digit| value * 8 + u32::from(digit - b'0'))) {
+            Some(value) if value < 256 => {
+                out.push(value as u8);
+                at += 4;
+            }
+            _ => {
+                out.push(text[at]);
+                at += 1;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(out).into()
+}
+
+/// Whether process `pid` lives and runs `program`. A process id alone proves nothing: the system uses it again.
+pub fn is_running(pid: u32, program: &str) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1) else { return false };
+    if kill(Pid::from_raw(pid), None) == Err(nix::errno::Errno::ESRCH) {
+        return false;
+    }
+    // The system keeps only the first 15 (Linux) or 19 (FreeBSD) bytes of a name.
+    command_of(pid)
+        .is_some_and(|command| command.len() >= program.len().min(15) && program.as_bytes().starts_with(&command))
+}
+
+/// The name of the program a living process runs; none for a zombie.
+#[cfg(target_os = "linux")]
+fn command_of(pid: i32) -> Option<Vec<u8>> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?; // "pid (name) state ..."
+    let open = stat.iter().position(|b| *b == b'(')?;
+    let close = stat.iter().rposition(|b| *b == b')')?;
+    let state = *stat.get(close + 2)?;
+    (open < close && state != b'Z' && state != b'X').then(|| stat[open + 1..close].to_vec())
+}
+
+/// The name of the program a living process runs; none for a zombie.
+#[cfg(not(target_os = "linux"))]
+fn command_of(pid: i32) -> Option<Vec<u8>> {
+    let asked = Command::new("/bin/ps").args(["-o", "state=", "-o", "comm=", "-p", &pid.to_string()]).output().ok()?;
+    let line = asked.stdout.trim_ascii();
+    let (state, command) = line.split_at(line.iter().position(|b| b.is_ascii_whitespace())?);
+    (!state.starts_with(b"Z")).then(|| command.trim_ascii().to_vec())
+}
+
+/// Take a mount that nobody serves any more out of the namespace, without waiting for it.
+pub fn detach(dir: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        match nix::mount::umount2(dir, nix::mount::MntFlags::MNT_DETACH) {
+            Ok(()) => return Ok(()),
+            Err(nix::errno::Errno::EPERM) => {} // not root: the helper of fuse may
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (helper, flag) = if cfg!(target_os = "linux") { ("fusermount3", "-uz") } else { ("/sbin/umount", "-f") };
+    let done = Command::new(helper).arg(flag).arg("--").arg(dir).stdin(Stdio::null()).output()?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_our_mounts_in_both_tables() {
+        let linux = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            40 22 0:40 / /mnt/my\\040films rw,nosuid shared:7 master:2 - fuse.delugefs home rw,user_id=0\n\
+            41 22 0:41 / /mnt/other rw - fuse.sshfs x rw\n\
+            42 22 0:42 / /mnt/b\\134 rw - fuse.delugefs home rw\ngarbage\n";
+        assert_eq!(parse_mountinfo(linux), [PathBuf::from("/mnt/my films"), PathBuf::from("/mnt/b\\")]);
+        let freebsd = b"/dev/ada0p2\t/\t\tufs\trw\t1 1\n/dev/fuse\t\t/mnt/my\\040films\tfusefs.delugefs\trw\t0 0\n";
+        assert_eq!(parse_fstab(freebsd), [PathBuf::from("/mnt/my films")]);
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_name_too() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        assert!(is_running(child.id(), "sleep"));
+        assert!(!is_running(child.id(), "delugefs-diskworker"));
+        assert!(!is_running(0, "init") && !is_running(u32::MAX, "sleep"));
+        child.kill().unwrap();
+        while is_running(child.id(), "sleep") {
+            std::thread::yield_now(); // the signal is on its way; what is left is a zombie, which does not count
+        }
+        child.wait().unwrap();
+        assert!(!is_running(child.id(), "sleep"));
+    }
+}

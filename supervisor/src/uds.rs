@@ -1,0 +1,54 @@
+//! gRPC over unix sockets, both ends. Whoever is at the other end must be this user or root: a run directory may lie
+//! where others can write, and they must neither answer in our place nor give orders.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+
+/// A channel to a socket; fails when nobody answers there or somebody else does.
+///
+/// # Errors
+/// Those of connect(2), and `PermissionDenied` for a foreign peer.
+pub async fn connect(socket: &Path) -> io::Result<Channel> {
+    // Once by hand, for the plain error; tonic wraps it beyond recognition.
+    drop(dial(socket.into()).await?);
+    let socket = socket.to_path_buf();
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { dial(socket).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://unix.socket").connect_with_connector(connector).await.map_err(io::Error::other)
+}
+
+async fn dial(socket: PathBuf) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(&socket).await?;
+    let uid = stream.peer_cred()?.uid();
+    if !is_trusted(uid) {
+        let text = format!("{} is served by uid {uid}, neither by us nor by root", socket.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(stream)
+}
+
+/// Interceptor of a server: lets only this user and root in.
+///
+/// # Errors
+/// `PermissionDenied` for everybody else.
+#[allow(clippy::result_large_err)] // tonic's signature
+pub fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    match peer.map(|peer| peer.uid()) {
+        Some(uid) if is_trusted(uid) => Ok(request),
+        Some(uid) => Err(Status::permission_denied(format!("uid {uid} may not use this socket"))),
+        None => Err(Status::unauthenticated("the system does not say who you are")),
+    }
+}
+
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
+}

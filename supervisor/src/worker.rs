@@ -1,0 +1,44 @@
+//! Questions to workers, over their gRPC sockets. Every one has a deadline, so that one stuck disk does not silence the
+//! others; a scrub has none, because it reads a whole disk.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use delugefs_proto::worker_pb as pb;
+use delugefs_proto::worker_pb::worker_client::WorkerClient;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::uds;
+
+/// How long a worker gets to answer.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Largest answer, in bytes: the problems of a badly damaged disk.
+const ANSWER_MAX_BYTES: usize = 16 << 20;
+
+/// Connect and ask one thing, within [`PATIENCE`].
+///
+/// # Errors
+/// The worker's, `Unavailable` when it cannot be reached, `DeadlineExceeded` when it does not answer.
+pub async fn ask<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
+    socket: &Path,
+    question: impl FnOnce(WorkerClient<Channel>) -> F,
+) -> Result<T, Status> {
+    let answer = async { question(client(socket).await?).await.map(tonic::Response::into_inner) };
+    let late = || Status::deadline_exceeded(format!("the worker did not answer within {} s", PATIENCE.as_secs()));
+    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Check everything on a disk.
+///
+/// # Errors
+/// The worker's, or `Unavailable`.
+pub async fn scrub(socket: &Path) -> Result<pb::ScrubReply, Status> {
+    client(socket).await?.scrub(pb::ScrubRequest {}).await.map(tonic::Response::into_inner)
+}
+
+async fn client(socket: &Path) -> Result<WorkerClient<Channel>, Status> {
+    let channel = uds::connect(socket).await.map_err(|error| Status::unavailable(error.to_string()))?;
+    Ok(WorkerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
+}

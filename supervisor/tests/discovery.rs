@@ -1,0 +1,89 @@
+//! Announcing, in a network namespace of its own: nothing of it reaches the machine's networks.
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::DiskToml;
+use delugefs_proto::ids::ClusterId;
+use delugefs_supervisor::discovery;
+
+/// Starts the test below again, inside.
+#[test]
+fn a_disk_with_a_port_is_announced_and_one_without_is_not() {
+    let me = std::env::current_exe().unwrap();
+    let script = "ip link add v0 type veth peer name v1 && ip addr add 10.77.0.1/24 dev v0 && ip link set lo up && \
+                  ip link set v0 up && ip link set v1 up && ip route add default via 10.77.0.2 && exec \"$@\"";
+    let can = Command::new("unshare").args(["-Urn", "true"]).output().is_ok_and(|output| output.status.success());
+    if !can {
+        eprintln!("skipped: it needs `unshare -Urn`");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["-Urn", "sh", "-c", script, "sh"]).arg(me);
+    let output = command.args(["--ignored", "--exact", "discovery::inside"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "only in a namespace of its own, see above"]
+fn inside() {
+    assert!(std::fs::read_to_string("/proc/net/dev").unwrap().contains("v0:"), "not in the namespace");
+    let dir = tempfile::tempdir().unwrap();
+    let disk = |n: u8, tcp_port| {
+        let root = dir.path().join(n.to_string());
+        let disk_id = format!("{n:02x}").repeat(32);
+        let toml =
+            DiskToml { format: 1, cluster: "home".into(), cluster_id: "ab".repeat(16), disk_id: disk_id.clone() };
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(root.join("disk.toml"), toml::to_string(&toml).unwrap()).unwrap();
+        let (root, state) = (root.display().to_string(), pb::disk::State::Up.into());
+        pb::Disk { root, disk_id, state, tcp_port, ..Default::default() }
+    };
+    let host = |disks| Arc::new(pb::HostStatus { disks, ..Default::default() });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (sender, receiver) = tokio::sync::watch::channel(host(vec![disk(1, 4711), disk(2, 0)]));
+    let following = runtime.spawn(discovery::follow(receiver));
+    let answer = wait_for_answer(|answer| answer.is_some()).unwrap();
+    let hint = discovery::cluster_hint(ClusterId([0xab; 16]));
+    for text in ["v=1".to_string(), format!("id={}", "01".repeat(32)), format!("c={hint}")] {
+        assert!(contains(&answer, text.as_bytes()), "{text} is not in {}", String::from_utf8_lossy(&answer));
+    }
+    assert!(!contains(&answer, "02".repeat(32).as_bytes()), "a disk without a port");
+    sender.send(host(vec![disk(2, 4712)])).unwrap();
+    wait_for_answer(|answer| answer.as_ref().is_some_and(|answer| contains(answer, "02".repeat(32).as_bytes())));
+    sender.send(host(vec![])).unwrap();
+    wait_for_answer(|answer| answer.is_none());
+    drop(sender);
+    runtime.block_on(following).unwrap();
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Ask for all disks until the answer (or that there is none) is as wanted.
+fn wait_for_answer(wanted: impl Fn(&Option<Vec<u8>>) -> bool) -> Option<Vec<u8>> {
+    let socket = UdpSocket::bind("10.77.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    // One question: PTR of _delugefs._tcp.local, class IN, answer to the asker alone.
+    let mut question = vec![0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in ["_delugefs", "_tcp", "local"] {
+        question.push(label.len() as u8);
+        question.extend(label.bytes());
+    }
+    question.extend([0, 0, 12, 0x80, 1]);
+    let start = Instant::now();
+    loop {
+        socket.send_to(&question, "224.0.0.251:5353").unwrap();
+        let mut buffer = [0; 9000];
+        let answer = socket.recv(&mut buffer).ok().map(|n| buffer[..n].to_vec());
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "the last answer was {answer:?}");
+    }
+}

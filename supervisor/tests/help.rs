@@ -1,0 +1,237 @@
+//! `--help` of everything: what is not there is not claimed.
+
+use std::process::Command;
+
+use crate::lab::Lab;
+
+fn help(arguments: &[&str]) -> String {
+    let said = Lab::new().says(&[arguments, &["--help"]].concat());
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""));
+    said.stdout
+}
+
+#[test]
+fn overview() {
+    insta::assert_snapshot!(help(&[]), @"
+    A filesystem on disks of your choice: start it, mount it, ask it
+
+    Usage: delugefs [OPTIONS] <COMMAND>
+
+    Commands:
+      run       Serve a disk, and mount the filesystem, until interrupted
+      status    Show the disks and mounts of this host
+      disks     Show the disks of this host in detail
+      torrents  Show the torrents that are live now
+      whereis   Show where the contents of files are
+      scrub     Check everything on this host's disks; exit code 20 if something is wrong
+      disk      Add a disk to this host or take one away
+      mount     Mount the filesystem on a folder, now and at every start
+      umount    Unmount it
+      stop      Stop the mounts and disks of this host and its supervisor
+      help      Print this message or the help of the given subcommand(s)
+
+    Options:
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+      -V, --version        Print version
+    ");
+}
+
+#[test]
+fn run() {
+    insta::assert_snapshot!(help(&["run"]), @"
+    Serve a disk, and mount the filesystem, until interrupted
+
+    Usage: delugefs run [OPTIONS] <CLUSTER> <ROOT>
+
+    Arguments:
+      <CLUSTER>  Name of the cluster
+      <ROOT>     The disk's folder
+
+    Options:
+          --create           Make a new disk of this folder, which must be empty
+          --run-dir <DIR>    Where the sockets are [default: /var/run/delugefs, or the user's]
+          --mount <DIR>      Mount the filesystem on this folder
+          --user <NAME>      Serve the mount as this user (when run as root)
+          --state-dir <DIR>  What the next start has to know [default: /var/db/delugefs, or the user's]
+          --no-mdns          Do not announce this host's disks on the local network
+      -h, --help             Print help
+    ");
+}
+
+#[test]
+fn status() {
+    insta::assert_snapshot!(help(&["status"]), @"
+    Show the disks and mounts of this host
+
+    Usage: delugefs status [OPTIONS]
+
+    Options:
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -x                   Only what is wrong; exit code 20 if anything is
+          --json           For programs (the fields: supervisor/DESIGN.md)
+      -h, --help           Print help
+    ");
+}
+
+#[test]
+fn disks() {
+    insta::assert_snapshot!(help(&["disks"]), @"
+    Show the disks of this host in detail
+
+    Usage: delugefs disks [OPTIONS]
+
+    Options:
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+}
+
+#[test]
+fn torrents() {
+    insta::assert_snapshot!(help(&["torrents"]), @"
+    Show the torrents that are live now
+
+    Usage: delugefs torrents [OPTIONS]
+
+    Options:
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+}
+
+#[test]
+fn whereis() {
+    insta::assert_snapshot!(help(&["whereis"]), @"
+    Show where the contents of files are
+
+    Usage: delugefs whereis [OPTIONS] <PATH>...
+
+    Arguments:
+      <PATH>...  A path below a mountpoint of this host, or from the root of the filesystem
+
+    Options:
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+}
+
+#[test]
+fn scrub() {
+    insta::assert_snapshot!(help(&["scrub"]), @"
+    Check everything on this host's disks; exit code 20 if something is wrong
+
+    Usage: delugefs scrub [OPTIONS]
+
+    Options:
+          --json           For programs (the fields: supervisor/DESIGN.md)
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+}
+
+#[test]
+fn disk() {
+    insta::assert_snapshot!(help(&["disk"]), @"
+    Add a disk to this host or take one away
+
+    Usage: delugefs disk [OPTIONS] <COMMAND>
+
+    Commands:
+      add     Serve a disk, now and at every start
+      remove  Serve it no longer; what is on it stays
+      help    Print this message or the help of the given subcommand(s)
+
+    Options:
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+    insta::assert_snapshot!(help(&["disk", "add"]), @"
+    Serve a disk, now and at every start
+
+    Usage: delugefs disk add [OPTIONS] <ROOT>
+
+    Arguments:
+      <ROOT>  The disk's folder
+
+    Options:
+          --create         Make a new disk of this folder, which must be empty
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+    insta::assert_snapshot!(help(&["disk", "remove"]), @"
+    Serve it no longer; what is on it stays
+
+    Usage: delugefs disk remove [OPTIONS] <ROOT>
+
+    Arguments:
+      <ROOT>  The disk's folder
+
+    Options:
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+}
+
+#[test]
+fn mount_umount_and_stop() {
+    insta::assert_snapshot!(help(&["mount"]), @"
+    Mount the filesystem on a folder, now and at every start
+
+    Usage: delugefs mount [OPTIONS] <DIR>
+
+    Arguments:
+      <DIR>  The folder
+
+    Options:
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+          --user <NAME>    Serve it as this user (when the supervisor runs as root)
+      -h, --help           Print help
+    ");
+    insta::assert_snapshot!(help(&["umount"]), @"
+    Unmount it
+
+    Usage: delugefs umount [OPTIONS] <DIR>
+
+    Arguments:
+      <DIR>  The folder it is mounted on
+
+    Options:
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+    insta::assert_snapshot!(help(&["stop"]), @"
+    Stop the mounts and disks of this host and its supervisor
+
+    Usage: delugefs stop [OPTIONS]
+
+    Options:
+          --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+      -h, --help           Print help
+    ");
+}
+
+#[test]
+fn supervisor() {
+    let lab = Lab::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_delugefs-supervisor"));
+    lab.hermetic(&mut command);
+    let said = lab.said(command.arg("--help").output().unwrap());
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""));
+    insta::assert_snapshot!(said.stdout, @"
+    Keeps the disks and mounts of a host running
+
+    Usage: delugefs-supervisor [OPTIONS]
+
+    Options:
+          --run-dir <DIR>    Where the sockets are [default: /var/run/delugefs, or the user's]
+          --state-dir <DIR>  What the next start has to know [default: /var/db/delugefs, or the user's]
+          --config <FILE>    Disks and mounts to start (delugefs.toml)
+          --no-mdns          Do not announce this host's disks on the local network
+      -h, --help             Print help
+      -V, --version          Print version
+    ");
+}

@@ -1,0 +1,221 @@
+//! `delugefs run`: the one command of the quick start.
+
+use std::fs;
+
+use crate::lab::{Lab, kill_hard, pid_of, terminate};
+
+#[test]
+fn starts_everything_and_stops_it_again() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create", "--mount", "m"]);
+    let status = lab.status();
+    assert_eq!(status["disks"][0]["state"], "up");
+    assert_eq!(status["mounts"][0]["state"], "up");
+    assert_eq!(status["problems"].as_array().unwrap().len(), 0);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+    assert_eq!(lab.says(&["status"]).code, 17, "the supervisor is gone too");
+
+    // Later, without --create and without a mount.
+    let run = lab.run(&[]);
+    assert_eq!(lab.status()["disks"][0]["disk_id"], status["disks"][0]["disk_id"]);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    lab.assert_clean();
+}
+
+#[test]
+fn a_failure_carries_exit_code_and_hint_and_leaves_nothing_running() {
+    let lab = Lab::new();
+    let run = |arguments: &[&str]| {
+        let said = lab.says(&[&["run", "--state-dir", "s"], arguments].concat());
+        assert_eq!(said.stdout, "");
+        let ours = said.stderr.lines().filter(|line| line.starts_with("delugefs: ") || line.starts_with("Hint: "));
+        (said.code, ours.collect::<Vec<_>>().join("\n"))
+    };
+    let (code, text) = run(&["home", "a"]);
+    assert_eq!(code, 10);
+    insta::assert_snapshot!(text, @"
+    delugefs: LAB/a is not a DelugeFS disk folder (it has no disk.toml)
+    Hint: --create makes a new disk of an empty folder
+    ");
+    let (code, text) = run(&["home", "nowhere", "--create"]);
+    assert_eq!(code, 10);
+    insta::assert_snapshot!(text, @"
+    delugefs: LAB/nowhere does not exist
+    Hint: make the folder first
+    ");
+    let (code, text) = run(&["../x", "a", "--create"]);
+    assert_eq!(code, 2);
+    insta::assert_snapshot!(text, @r#"
+    delugefs: "../x" is no name for a cluster
+    Hint: use letters, digits, '-', '_' and '.'
+    "#);
+    let (code, text) = run(&["home", "a", "--create", "--mount", "a/inside"]);
+    assert_eq!(code, 15);
+    insta::assert_snapshot!(text, @"
+    delugefs: LAB/a/inside lies in the disk's own folder LAB/a
+    Hint: mount on a folder outside of it
+    ");
+    let (code, text) = run(&["home", "a", "--create"]);
+    assert_eq!(code, 11);
+    insta::assert_snapshot!(text, @"
+    delugefs: LAB/a is a disk already
+    Hint: leave out --create
+    ");
+    let (code, text) = run(&["work", "a"]);
+    assert_eq!(code, 12);
+    insta::assert_snapshot!(text, @"delugefs: LAB/a belongs to cluster home");
+    let (code, text) = run(&["home", "a", "--mount", "nowhere"]);
+    assert_eq!(code, 15);
+    insta::assert_snapshot!(text, @"
+    delugefs: LAB/nowhere is no folder
+    Hint: make the folder first
+    ");
+    let (code, text) = run(&["home", "a", "--mount", "m", "--user", "no such user"]);
+    assert_eq!(code, 2);
+    insta::assert_snapshot!(text, @r#"delugefs: there is no user "no such user" on this machine"#);
+    lab.assert_clean();
+}
+
+#[test]
+fn a_second_one_is_told_so_and_harms_nothing() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create", "--mount", "m"]);
+    let before = lab.status();
+    let said = lab.says(&["run", "home", "a", "--mount", "m"]);
+    assert_eq!(said.code, 14);
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs: the disk at LAB/a is running already
+    Hint: `delugefs status` shows it; `delugefs mount DIR` mounts it
+    ");
+    let said = lab.says(&["run", "work", "b", "--create"]);
+    assert_eq!(said.code, 12);
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs: this host's supervisor runs cluster home, not work
+    Hint: give another cluster a run directory of its own: --run-dir DIR
+    ");
+    let said = lab.says(&["run", "home", "b", "--create", "--mount", "m"]);
+    assert_eq!(said.code, 14);
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs: LAB/m is mounted already
+    Hint: `delugefs umount LAB/m` unmounts it; or choose another folder
+    ");
+    assert_eq!(lab.status(), before);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+}
+
+#[test]
+fn beside_a_supervisor_that_was_there_it_takes_away_only_its_own() {
+    let mut lab = Lab::new();
+    lab.supervisor("sup", &["--no-mdns"]);
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 2, "of which cluster?");
+    let run = lab.run(&["--create", "--mount", "m"]);
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    let status = lab.status();
+    assert_eq!(status["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(status["disks"][0]["state"], "up");
+    assert_eq!(status["mounts"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_child_that_died_for_good_ends_it_with_that_childs_code() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create", "--mount", "m"]);
+    lab.manners("worker", "exit-before-ready 13");
+    kill_hard(pid_of(&lab.status()["disks"][0]).unwrap());
+    assert_eq!(lab.wait(run), 13);
+    let err = lab.err("run");
+    assert!(err.ends_with("delugefs: told to fail\nHint: tell it to work\n"), "{err}");
+    lab.assert_clean();
+}
+
+#[test]
+fn an_unmount_by_hand_ends_it_in_peace() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create", "--mount", "m"]);
+    terminate(pid_of(&lab.status()["mounts"][0]).unwrap());
+    assert_eq!(lab.wait(run), 0);
+    assert!(lab.err("run").contains("delugefs: LAB/m was unmounted by hand\n"), "{}", lab.err("run"));
+    lab.assert_clean();
+}
+
+#[test]
+fn a_killed_supervisor_is_started_again_and_finds_the_others_alive() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create", "--mount", "m"]);
+    let before = lab.status();
+    kill_hard(pid_of(&before).unwrap());
+    let after = lab.wait_for_status("the next supervisor", |status| {
+        status["pid"] != before["pid"] && status["disks"][0]["state"] == "up" && status["mounts"][0]["state"] == "up"
+    });
+    assert_eq!(after["disks"][0]["pid"], before["disks"][0]["pid"], "the worker went on");
+    assert_eq!(after["disks"][0]["by_hand"], true);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    assert_eq!(lab.out("run"), "ready\n", "said once");
+    lab.assert_clean();
+}
+
+#[test]
+fn asked_to_stop_just_when_the_supervisor_was_killed_it_still_stops_everything() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create", "--mount", "m"]);
+    kill_hard(pid_of(&lab.status()).unwrap());
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+}
+
+#[test]
+fn asked_to_stop_while_a_disk_starts_it_leaves_nothing() {
+    let mut lab = Lab::new();
+    lab.manners("worker", "never-ready");
+    let run = lab.spawn(lab.delugefs(&["run", "home", "a", "--create", "--state-dir", "s"]), "run");
+    lab.wait_for_status("the worker", |status| status["disks"][0]["pid"].is_u64());
+    assert_eq!(lab.status()["disks"][0]["state"], "starting");
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+    assert_eq!(lab.out("run"), "");
+}
+
+#[test]
+fn when_the_supervisor_of_others_dies_it_says_so_and_can_be_repeated() {
+    let mut lab = Lab::new();
+    let sup = lab.supervisor("sup", &["--no-mdns"]);
+    let run = lab.run(&["--create", "--mount", "m"]);
+    kill_hard(sup);
+    assert_eq!(lab.wait(run), 17);
+    insta::assert_snapshot!(lab.err("run"), @"
+    delugefs: the supervisor ended; disks and mounts go on without it
+    Hint: the same command again finds them
+    ");
+    let run = lab.run(&["--mount", "m"]);
+    assert_eq!(lab.status()["disks"][0]["by_hand"], true);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+}
+
+#[test]
+fn a_state_directory_is_made_and_a_run_directory_of_others_is_refused() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create"]);
+    assert!(lab.path("s").is_dir());
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    fs::create_dir(lab.path("open")).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(lab.path("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    let said = lab.says(&["--run-dir", "open", "run", "home", "a"]);
+    assert_eq!(said.code, 2, "--run-dir was given twice");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_delugefs"));
+    lab.hermetic(&mut command);
+    let said = lab.said(command.args(["--run-dir", "open", "run", "home", "a"]).output().unwrap());
+    assert_eq!(said.code, 16);
+    insta::assert_snapshot!(said.stderr, @"delugefs-supervisor: cannot use the directory: open may be written by others; run `chmod go-w open`");
+}

@@ -1,0 +1,154 @@
+//! The supervisor as a watcher: restarts, adoption by configuration, orderly and disorderly ends.
+
+use std::fs;
+
+use crate::lab::{Lab, kill_hard, pid_of, terminate};
+
+#[test]
+fn crashed_processes_come_back() {
+    let mut lab = Lab::new();
+    let sup = lab.supervisor("sup", &["--no-mdns"]);
+    lab.says(&["run", "home", "a", "--create", "--mount", "nowhere"]); // makes the disk, fails to mount, takes it back
+    assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
+    assert_eq!(lab.says(&["mount", "m"]).code, 0);
+    let before = lab.status();
+    kill_hard(pid_of(&before["disks"][0]).unwrap());
+    kill_hard(pid_of(&before["mounts"][0]).unwrap());
+    let after = lab.wait_for_status("both to come back", |status| {
+        let back = |what: &str| {
+            status[what][0]["state"] == "up"
+                && status[what][0]["pid"] != before[what][0]["pid"]
+                && status[what][0]["restarts"].as_u64() >= Some(1)
+        };
+        back("disks") && back("mounts")
+    });
+    assert_eq!(after["disks"][0]["last_error"]["message"], "delugefs-diskworker was killed by SIGKILL");
+    assert_eq!(after["problems"].as_array().unwrap().len(), 0, "what is up again is no problem");
+    assert!(lab.err("sup").contains("] fake worker started with --root LAB/a"), "{}", lab.err("sup"));
+    terminate(sup);
+    assert_eq!(lab.wait(sup), 0);
+    lab.assert_clean();
+}
+
+#[test]
+fn what_cannot_be_restarted_is_reported() {
+    let mut lab = Lab::new();
+    lab.supervisor("sup", &["--no-mdns"]);
+    lab.says(&["run", "home", "a", "--create", "--mount", "nowhere"]);
+    assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
+    assert_eq!(lab.says(&["status", "-x"]).code, 0);
+    lab.manners("worker", "exit-before-ready 13");
+    kill_hard(pid_of(&lab.status()["disks"][0]).unwrap());
+    let status = lab.wait_for_status("the disk to be given up", |status| status["disks"][0]["state"] == "stopped");
+    assert_eq!(status["disks"][0]["last_error"]["exit"], 13);
+    let said = lab.says(&["status", "-x"]);
+    assert_eq!(said.code, 20);
+    assert!(said.stdout.ends_with(" (LAB/a) is stopped: told to fail\n"), "{}", said.stdout);
+    // Repaired, it goes on by command.
+    lab.manners("worker", "");
+    assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
+    assert_eq!(lab.says(&["status", "-x"]).stdout, "");
+}
+
+#[test]
+fn trouble_of_a_running_disk_is_a_problem() {
+    let mut lab = Lab::new();
+    lab.run(&["--create"]);
+    lab.manners("worker", "read-only");
+    let said = lab.says(&["status", "-x"]);
+    assert_eq!(said.code, 20);
+    assert!(said.stdout.ends_with(" (LAB/a) is read-only: the disk is full\n"), "{}", said.stdout);
+    lab.manners("worker", "silent");
+    let said = lab.says(&["status", "-x", "--json"]);
+    assert_eq!(said.code, 20);
+    assert!(said.stdout.contains(" (LAB/a) does not answer\""), "{}", said.stdout);
+}
+
+#[test]
+fn one_supervisor_for_a_run_directory() {
+    let mut lab = Lab::new();
+    let sup = lab.supervisor("sup", &[]);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_delugefs-supervisor"));
+    lab.hermetic(&mut command);
+    let said = lab.said(command.args(["--run-dir", "r", "--state-dir", "s2"]).output().unwrap());
+    assert_eq!(said.code, 14);
+    let stderr = said.stderr.replace(&sup.to_string(), "PID");
+    insta::assert_snapshot!(stderr, @"
+    delugefs-supervisor: a supervisor (pid PID) has LAB/r
+    Hint: `delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR runs another one beside it
+    ");
+    assert_eq!(lab.says(&["stop"]).code, 0);
+    assert_eq!(lab.wait(sup), 0);
+    lab.assert_clean();
+}
+
+#[test]
+fn the_configuration_and_what_was_added_are_started() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create"]);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    let config = format!("cluster = 'home'\n[[disk]]\nroot = '{}'\nreserve_bytes = 7\n", lab.path("a").display());
+    fs::write(lab.path("delugefs.toml"), config).unwrap();
+    let sup = lab.supervisor("sup", &["--config", "delugefs.toml"]);
+    lab.wait_for_status("the configured disk", |status| status["disks"][0]["state"] == "up");
+    assert_eq!(lab.says(&["mount", "m"]).code, 0);
+    assert_eq!(lab.says(&["mount", "n"]).code, 0);
+    assert_eq!(lab.says(&["umount", "n"]).code, 0);
+    terminate(sup);
+    assert_eq!(lab.wait(sup), 0);
+    assert!(lab.err("sup").contains("--reserve-bytes 7 "), "{}", lab.err("sup"));
+
+    let sup = lab.supervisor("sup2", &["--config", "delugefs.toml"]);
+    let status = lab.wait_for_status("the remembered mount", |status| status["mounts"][0]["state"] == "up");
+    assert_eq!(status["mounts"].as_array().unwrap().len(), 1);
+    assert_eq!(lab.says(&["umount", "m"]).code, 0);
+    terminate(sup);
+    assert_eq!(lab.wait(sup), 0);
+    let text = fs::read_to_string(lab.path("s/added.toml")).unwrap();
+    assert!(!text.contains("/m"), "{text}");
+}
+
+#[test]
+fn a_bad_configuration_is_explained() {
+    let lab = Lab::new();
+    let start = |text: &str| {
+        fs::write(lab.path("delugefs.toml"), text).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_delugefs-supervisor"));
+        lab.hermetic(&mut command);
+        command.args(["--run-dir", "r", "--state-dir", "s", "--config", "delugefs.toml"]);
+        let said = lab.said(command.output().unwrap());
+        assert_eq!(said.code, 2);
+        said.stderr.lines().filter(|line| !line.contains("INFO")).collect::<Vec<_>>().join("\n")
+    };
+    let typo = start("[[disk]]\nroot = '/x'\nlazzy = true\n");
+    assert!(typo.contains("unknown field `lazzy`"), "{typo}");
+    insta::assert_snapshot!(start("[[disk]]\nroot = '/x'\n"), @r#"
+    delugefs-supervisor: the configuration has disks, but does not say of which cluster
+    Hint: add a line `cluster = "NAME"` at its top
+    "#);
+}
+
+#[test]
+fn a_process_that_does_not_stop_is_killed() {
+    let mut lab = Lab::new();
+    lab.manners("frontend", "stubborn");
+    let run = lab.run(&["--create", "--mount", "m"]);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+}
+
+#[test]
+fn a_missing_program_is_explained() {
+    let lab = Lab::new();
+    fs::remove_file(lab.path("lib/delugefs-diskworker")).unwrap();
+    let said = lab.says(&["run", "home", "a", "--create", "--state-dir", "s"]);
+    assert_eq!(said.code, 1);
+    let last: Vec<_> =
+        said.stderr.lines().filter(|line| line.starts_with("delugefs: ") || line.starts_with("Hint")).collect();
+    insta::assert_snapshot!(last.join("\n"), @"
+    delugefs: cannot start delugefs-diskworker: No such file or directory (os error 2)
+    Hint: install it beside delugefs-supervisor, or say where it is in DELUGEFS_LIBEXEC
+    ");
+}
