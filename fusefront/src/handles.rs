@@ -127,6 +127,9 @@ pub struct Writer {
     pub ticket: Option<Ticket>,
     /// Handles that can write.
     pub users: AtomicU32,
+    /// The staging file's change time when it was opened, in nanoseconds since 1970: while it stays, nothing was
+    /// written, and the attributes' own change time counts.
+    pub opened_ctime: i64,
 }
 
 impl OpenInode {

@@ -272,7 +272,7 @@ fn events_reach_cache_kernel_and_open_readers() {
     assert_eq!(bench.read_handle(reader.handle), b"newer content");
     let told: Vec<_> = bench.invalidations.try_iter().collect();
     assert!(told.contains(&Invalidation::Name { dir, name: Box::from(&b"new"[..]) }), "{told:?}");
-    assert!(told.contains(&Invalidation::Inode(ino)), "{told:?}");
+    assert!(told.contains(&Invalidation::Content(ino)), "{told:?}");
     bench.worker.elsewhere(|tree| {
         tree.unlink(dir, b"f").unwrap();
         vec![changed(dir, &["f"], &[])]

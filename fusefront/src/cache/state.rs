@@ -67,14 +67,21 @@ pub(super) struct Node {
     pub(super) no_xattrs: bool,
 }
 
-/// What happened to a directory while its listing was on its way.
+/// What happened to an inode while an answer about it was on its way.
 #[derive(Default)]
 pub(super) struct Watched {
     dir: u64,
-    /// Counter of the newest change of its names.
+    /// Counter of the newest change of its names or own attributes.
     newest: u64,
     /// Inodes changed by others, with the counter.
     inos: Vec<(u64, u64)>,
+}
+
+impl Watched {
+    /// Nothing happened to it.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.newest == 0 && self.inos.iter().all(|(ino, _)| *ino != self.dir)
+    }
 }
 
 impl State {
@@ -131,7 +138,7 @@ impl State {
         }
     }
 
-    fn take_name(&mut self, dir: u64, name: &[u8]) {
+    pub(super) fn take_name(&mut self, dir: u64, name: &[u8]) {
         let Some(held) = self.dirs.get_mut(&dir) else { return };
         held.holes.remove(name);
         // Do not copy a shared list for a name that is not in it.
@@ -243,6 +250,12 @@ impl State {
         }
     }
 
+    pub(super) fn set_no_xattrs(&mut self, ino: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.fresh) {
+            node.no_xattrs = true;
+        }
+    }
+
     pub(super) fn event(&mut self, seq: u64, changed: &Changed) {
         self.newest_event = self.newest_event.max(seq);
         for fetch in self.fetches.values_mut() {
@@ -331,11 +344,6 @@ impl<'a> Patch<'a> {
     /// The name is gone.
     pub fn unset(&mut self, dir: u64, name: &[u8]) {
         self.changes_dir(dir);
-        self.absent(dir, name);
-    }
-
-    /// The name was found to be absent; nothing was changed.
-    pub fn absent(&mut self, dir: u64, name: &[u8]) {
         match self.late {
             true => self.state.make_hole(dir, name),
             false => self.state.take_name(dir, name),
@@ -368,10 +376,11 @@ impl<'a> Patch<'a> {
         self.state.drop_dir(dir);
     }
 
-    /// The inode's extended attributes: known to be none, or not.
-    pub fn no_xattrs(&mut self, ino: u64, none: bool) {
+    /// The inode has extended attributes, as far as known.
+    pub fn has_xattrs(&mut self, ino: u64) {
+        self.changes_dir(ino);
         if let Some(node) = self.state.nodes.get_mut(&ino) {
-            node.no_xattrs = none && !self.late;
+            node.no_xattrs = false;
         }
     }
 

@@ -42,12 +42,17 @@ impl Fs {
     /// Ask the worker for one name.
     pub(super) fn lookup_one(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<Option<Attr>> {
         let op = request::Op::Lookup(Lookup { dir, name: Bytes::copy_from_slice(name) });
-        let answer = self.worker.ask(caller, op)?;
-        if answer.reply.errno == Errno::ENOENT as u32 {
-            self.cache.apply(answer.stamp(), |patch| patch.absent(dir, name));
-            return Ok(None);
-        }
-        let answer = answer.check()?;
+        let watch = self.cache.begin_fetch(dir);
+        let answer = match self.worker.ask(caller, op) {
+            Ok(answer) if answer.reply.errno == Errno::ENOENT as u32 => {
+                self.cache.finish_absent(&watch, answer.link, name);
+                return Ok(None);
+            }
+            other => {
+                self.cache.drop_fetch(&watch);
+                other?.check()?
+            }
+        };
         let attr = required(answer.reply.node)?;
         self.cache.apply(answer.stamp(), |patch| patch.found(dir, name, attr));
         Ok(Some(self.merged(attr)))
