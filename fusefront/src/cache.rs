@@ -119,6 +119,16 @@ impl Cache {
         Self { state: RwLock::default(), capacity }
     }
 
+    /// A directory with more entries than this is read page by page and never held whole.
+    pub fn held_entries(&self) -> usize {
+        self.capacity / 4
+    }
+
+    /// A directory with more entries than this is not loaded for a lookup, but asked name by name.
+    pub fn looked_up_entries(&self) -> usize {
+        self.capacity / 8
+    }
+
     /// Forget everything known up to this stamp, and follow its link.
     pub fn reset(&self, stamp: Stamp) {
         self.state.write().reset(stamp);
@@ -220,6 +230,12 @@ impl Cache {
         let kept = state.keep(fetch.dir, &watched, fetched);
         state.trim(self.capacity);
         kept
+    }
+
+    /// Whether nothing was seen to change in a watched directory, neither names nor inodes, since this counter.
+    pub fn is_quiet_since(&self, fetch: &Fetch, seq: u64) -> bool {
+        let state = self.state.read();
+        state.link == fetch.link && state.fetches.get(&fetch.id).is_some_and(|watched| watched.is_quiet_since(seq))
     }
 
     /// A name was found to be absent. Answers that say so tell no time, so this counts only if nothing was seen to

@@ -12,6 +12,7 @@ mod listing;
 mod lookup;
 mod names;
 mod open;
+mod paged;
 mod setattr;
 mod xattr;
 
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 pub use self::listing::DirEntry;
 pub use self::names::{Making, RenameHow};
 pub use self::open::Opened;
+pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
 use crate::cache::Cache;
 use crate::call::{Outcome, Stop};

@@ -2,4 +2,5 @@
 
 mod core;
 mod fake;
+mod model;
 mod mount;

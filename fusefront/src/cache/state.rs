@@ -12,6 +12,8 @@ use super::{Fetched, Found, InoMap, Item, List, Snapshot};
 
 /// A directory with more unknown names than this is fetched anew instead.
 const HOLES_MAX: usize = 256;
+/// Changed inodes noted for one question; with more, anything may have changed.
+const INOS_MAX: usize = 4096;
 /// Entries a directory weighs beside its names, so that a million empty directories are bounded too.
 const DIR_WEIGHT: usize = 2;
 
@@ -24,7 +26,7 @@ pub(super) struct State {
     pub(super) nodes: InoMap<Node>,
     /// Entries in all directories, with their weights.
     pub(super) entries: usize,
-    fetches: InoMap<Watched>,
+    pub(super) fetches: InoMap<Watched>,
     next_fetch: u64,
     clock: AtomicU64,
 }
@@ -78,6 +80,19 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    fn note(&mut self, ino: u64, seq: u64) {
+        if self.inos.len() < INOS_MAX {
+            self.inos.push((ino, seq));
+        } else {
+            self.newest = u64::MAX;
+        }
+    }
+
+    /// Nothing changed after this counter, neither its names nor any inode.
+    pub(super) fn is_quiet_since(&self, seq: u64) -> bool {
+        self.newest <= seq && self.inos.iter().all(|(_, at)| *at <= seq)
+    }
+
     /// Nothing happened to it.
     pub(super) fn is_quiet(&self) -> bool {
         self.newest == 0 && self.inos.iter().all(|(ino, _)| *ino != self.dir)
@@ -262,7 +277,7 @@ impl State {
             if fetch.dir == changed.dir {
                 fetch.newest = fetch.newest.max(seq);
             }
-            fetch.inos.extend(changed.inos.iter().map(|ino| (*ino, seq)));
+            changed.inos.iter().for_each(|ino| fetch.note(*ino, seq));
         }
         if changed.dir != 0 {
             self.make_stale(changed.dir);
@@ -318,6 +333,9 @@ impl<'a> Patch<'a> {
     pub fn node(&mut self, attr: Option<Attr>) {
         let Some(attr) = attr else { return };
         self.state.put_node(attr, self.seq);
+        for fetch in self.state.fetches.values_mut() {
+            fetch.note(attr.ino, self.seq);
+        }
         if self.late {
             self.state.make_stale(attr.ino);
         }

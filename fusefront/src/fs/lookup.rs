@@ -12,8 +12,6 @@ use crate::cache::{Fetched, Found, Item, List, Snapshot, kind_of};
 use crate::call::{Caller, Outcome, Stop};
 use crate::worker::Answer;
 
-/// A directory with more entries than this is not loaded for a lookup, but asked name by name.
-pub(super) const BIG_ENTRIES: usize = 50_000;
 /// How often a listing is fetched anew because the directory changed meanwhile.
 const FETCH_TRIES: usize = 3;
 /// How long an answer to statfs is given again.
@@ -28,7 +26,7 @@ impl Fs {
             Found::Absent => return Ok(None),
             Found::UnknownDir if self.known.orphan_attr(dir).is_some() => return Ok(None),
             Found::UnknownDir => {
-                self.load(caller, dir, BIG_ENTRIES)?;
+                self.load(caller, dir, self.cache.looked_up_entries())?;
             }
             Found::Stale(_) | Found::Unknown => {}
         }
