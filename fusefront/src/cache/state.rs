@@ -359,6 +359,14 @@ impl<'a> Patch<'a> {
         }
     }
 
+    /// The node of this name may have changed, for the answer to the first sending is lost.
+    pub fn doubt(&mut self, dir: u64, name: &[u8]) {
+        let item = self.state.dirs.get(&dir).and_then(|held| held.list.get(name)).copied();
+        if let Some(item) = item {
+            self.state.make_stale(item.ino);
+        }
+    }
+
     /// The name is gone.
     pub fn unset(&mut self, dir: u64, name: &[u8]) {
         self.changes_dir(dir);

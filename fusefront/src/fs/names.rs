@@ -108,6 +108,9 @@ impl Fs {
         self.lost_name(answer.reply.node);
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.dir);
+            if answer.reply.node.is_none() {
+                patch.doubt(dir, name);
+            }
             patch.unset(dir, name);
             stays_or_goes(patch, answer.reply.node);
         });
@@ -181,6 +184,9 @@ impl Fs {
                     patch.moved(node.ino, dir);
                 }
                 _ => {
+                    if node.is_none() {
+                        patch.doubt(dir2, name2);
+                    }
                     patch.unset(dir, name);
                     stays_or_goes(patch, node);
                 }

@@ -198,12 +198,14 @@ impl Tree {
             other => Some(other?),
         };
         let is_dir = |tree: &Self, ino: u64| tree.nodes[&ino].entries.is_some();
-        let mut above = dir2;
-        while above != 1 {
-            if above == moved.ino {
-                return Err(Errno::EINVAL);
+        let is_below = |tree: &Self, mut at: u64, ino: u64| {
+            while at != 1 && at != ino {
+                at = tree.nodes[&at].parent;
             }
-            above = self.nodes[&above].parent;
+            at == ino
+        };
+        if is_below(self, dir2, moved.ino) {
+            return Err(Errno::EINVAL);
         }
         if let Some(there) = there {
             if no_replace {
@@ -213,6 +215,9 @@ impl Tree {
                 return Ok((moved, Some(there)));
             }
             if exchange {
+                if is_below(self, dir, there.ino) {
+                    return Err(Errno::EINVAL);
+                }
                 let (a, b) = (self.remove(dir, name), self.remove(dir2, name2));
                 self.insert(dir, name, b);
                 self.insert(dir2, name2, a);
