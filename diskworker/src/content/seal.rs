@@ -144,6 +144,7 @@ impl ContentStore {
             }
         }
         state.seals.remove(&sealed.ino);
+        state.gone(sealed.ino);
         Ok(())
     }
 

@@ -81,6 +81,8 @@ fn written_sealed_read_again() {
     assert_eq!(lab.store.staged().unwrap(), [Ino(0x123)]);
     let stat = lab.store.staged_stat(Ino(0x123)).unwrap().unwrap();
     let reader = lab.store.open_staged(Ino(0x123), false).unwrap().unwrap();
+    assert!(lab.store.sync_staged(Ino(0x123)).unwrap() && lab.store.sync_staged(Ino(0x123)).unwrap());
+    assert!(!lab.store.sync_staged(Ino(0x124)).unwrap());
     let sealed = lab.job(0x123).run().unwrap();
     assert_eq!((sealed.content, sealed.size, sealed.mtime_ns), (sha256(&bytes), 10_000, stat.mtime_ns));
     assert!(sealed.pieces.is_none());
@@ -291,15 +293,16 @@ fn a_fetched_file_is_verified_as_a_whole() {
     let file = lab.store.incoming_file(content, 300_000).unwrap();
     file.write_all_at(&bytes[..100_000], 0).unwrap();
     assert_eq!(lab.store.has(content).unwrap(), None);
-    assert_eq!(lab.store.finish_incoming(content, 300_000).unwrap_err().errno, Errno::EIO);
+    assert_eq!(lab.store.finish_incoming(content, 300_000, &|| false).unwrap_err().errno, Errno::EIO);
     assert_eq!(lab.store.incoming().unwrap(), []);
     let file = lab.store.incoming_file(content, 300_000).unwrap();
     file.write_all_at(&bytes, 0).unwrap();
     let lab = lab.reopen();
     assert_eq!(read(&lab.store.incoming_file(content, 300_000).unwrap()), bytes);
     assert_eq!(lab.store.incoming().unwrap(), [content]);
-    lab.store.finish_incoming(content, 300_000).unwrap();
-    lab.store.finish_incoming(content, 300_000).unwrap();
+    assert_eq!(lab.store.finish_incoming(content, 300_000, &|| true).unwrap_err().errno, Errno::EBUSY);
+    lab.store.finish_incoming(content, 300_000, &|| false).unwrap();
+    lab.store.finish_incoming(content, 300_000, &|| false).unwrap();
     assert_eq!(lab.store.incoming().unwrap(), []);
     lab.store.check(content, 300_000).unwrap();
     lab.store.sync_content(content).unwrap();
@@ -328,7 +331,7 @@ fn planted_links_are_not_followed() {
         lab.store.staged_stat(Ino(1)).unwrap_err(),
         lab.store.begin_seal(Ino(1)).err().unwrap(),
         lab.store.incoming_file(content, 9000).unwrap_err(),
-        lab.store.finish_incoming(content, 9000).unwrap_err(),
+        lab.store.finish_incoming(content, 9000, &|| false).unwrap_err(),
         lab.store.contents().next().unwrap().unwrap_err(),
     ] {
         assert!(error.errno == Errno::EIO && error.message.contains("symbolic link"), "{error}");
