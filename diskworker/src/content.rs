@@ -44,7 +44,8 @@ mod staging;
 pub mod torrent;
 
 pub use garbage::Collected;
-pub use seal::{Seal, SealJob, Sealed};
+pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};
+pub use staging::StagedStat;
 
 use fail::fail;
 

@@ -224,6 +224,11 @@ impl ContentStore {
     pub fn remove_staged(&self, ino: Ino) -> FsResult<()> {
         let mut state = self.staging.lock();
         state.supersede(ino);
+        self.unlink_staged(&mut state, ino)
+    }
+
+    pub(super) fn unlink_staged(&self, state: &mut State, ino: Ino) -> FsResult<()> {
+        state.seals.remove(&ino);
         state.gone(ino);
         match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),

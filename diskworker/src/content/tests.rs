@@ -41,7 +41,7 @@ impl Lab {
     fn seal(&self, ino: u64, bytes: &[u8]) -> ContentId {
         self.stage(ino, bytes);
         let sealed = self.job(ino).run().unwrap();
-        assert!(self.store.can_finish(&sealed).unwrap());
+        assert!(self.store.can_finish(&sealed.ticket).unwrap());
         self.store.finish_seal(&sealed).unwrap();
         sealed.content
     }
@@ -113,14 +113,20 @@ fn small_files_stay_until_they_are_recorded_and_large_ones_have_pieces() {
     for size in [0, 1, INLINE_MAX_BYTES] {
         let bytes = noise(size as usize);
         lab.stage(1, &bytes);
-        match lab.store.begin_seal(Ino(1)).unwrap() {
-            Seal::Small(found, mtime_ns) => {
-                assert_eq!(found, bytes);
-                assert_eq!(mtime_ns, lab.store.staged_stat(Ino(1)).unwrap().unwrap().mtime_ns);
-            }
+        let begin = || match lab.store.begin_seal(Ino(1)).unwrap() {
+            Seal::Small(small) => small,
             _ => panic!("{size} bytes are small"),
-        }
-        lab.store.remove_staged(Ino(1)).unwrap();
+        };
+        let early = begin();
+        assert_eq!(early.bytes, bytes);
+        assert_eq!(early.mtime_ns, lab.store.staged_stat(Ino(1)).unwrap().unwrap().mtime_ns);
+        // A writer that comes and goes between looking and removing, leaving size and time as they were.
+        drop(lab.store.open_staged(Ino(1), true).unwrap().unwrap());
+        assert_eq!(lab.store.finish_small(&early).unwrap_err().errno, Errno::EBUSY);
+        let late = begin();
+        assert!(lab.store.can_finish(&late.ticket).unwrap() && lab.store.is_staged(Ino(1)).unwrap());
+        lab.store.finish_small(&late).unwrap();
+        assert!(!lab.store.is_staged(Ino(1)).unwrap());
         lab.store.remove_staged(Ino(1)).unwrap();
     }
     for (size, pieces) in [(INLINE_MAX_BYTES + 1, None), (TORRENT_MIN_BYTES, None), (TORRENT_MIN_BYTES + 1, Some(17))] {
@@ -150,7 +156,7 @@ fn a_file_somebody_can_write_is_never_sealed() {
     assert_eq!(job.run().unwrap_err().errno, Errno::EBUSY);
     let sealed = lab.job(1).run().unwrap();
     let writer = lab.store.open_staged(Ino(1), true).unwrap().unwrap();
-    assert!(!lab.store.can_finish(&sealed).unwrap());
+    assert!(!lab.store.can_finish(&sealed.ticket).unwrap());
     assert_eq!(lab.store.finish_seal(&sealed).unwrap_err().errno, Errno::EBUSY);
     assert!(matches!(lab.store.begin_seal(Ino(1)).unwrap(), Seal::Busy));
     drop(writer);
@@ -158,7 +164,7 @@ fn a_file_somebody_can_write_is_never_sealed() {
     // A seal that was begun again, a changed time, a removed and a replaced file.
     let first = lab.job(1).run().unwrap();
     let second = lab.job(1).run().unwrap();
-    assert!(!lab.store.can_finish(&first).unwrap() && lab.store.can_finish(&second).unwrap());
+    assert!(!lab.store.can_finish(&first.ticket).unwrap() && lab.store.can_finish(&second.ticket).unwrap());
     let reader = lab.store.open_staged(Ino(1), false).unwrap().unwrap();
     reader.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(lab.store.finish_seal(&second).unwrap_err().errno, Errno::EBUSY);
