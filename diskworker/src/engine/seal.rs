@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::staged::Work;
 use super::{Engine, SessionId};
-use crate::content::Seal;
+use crate::content::{Seal, Sealed, SealedSmall, Ticket};
 use crate::namespace::NewContent;
 
 /// Files waiting for the sealing thread.
@@ -45,6 +45,37 @@ impl Queue {
     pub fn close(&self) {
         self.state.lock().1 = true;
         self.ready.notify_all();
+    }
+}
+
+/// A hashed or read staged file.
+enum Finished {
+    Small(SealedSmall),
+    Large(Sealed),
+}
+
+impl Finished {
+    fn ticket(&self) -> &Ticket {
+        match self {
+            Self::Small(small) => &small.ticket,
+            Self::Large(sealed) => &sealed.ticket,
+        }
+    }
+
+    fn mtime_ns(&self) -> i64 {
+        match self {
+            Self::Small(small) => small.mtime_ns,
+            Self::Large(sealed) => sealed.mtime_ns,
+        }
+    }
+
+    fn content(&self) -> NewContent {
+        match self {
+            Self::Small(small) => NewContent::Small(small.bytes.clone()),
+            Self::Large(sealed) => {
+                NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() }
+            }
+        }
     }
 }
 
@@ -104,30 +135,23 @@ impl Engine {
         }
         match self.store.begin_seal(ino)? {
             Seal::Busy => Ok(()),
-            Seal::Small(bytes, mtime_ns) => {
-                self.finish(session, ino, opened, stat.ctime_ns, Some((NewContent::Small(bytes), mtime_ns, None)))
-            }
-            Seal::Large(job) => {
-                let sealed = match job.run() {
-                    Err(error) if error.errno == Errno::EBUSY => return Ok(()), // it is being written again
-                    other => other?,
-                };
-                let content =
-                    NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() };
-                let mtime_ns = sealed.mtime_ns;
-                self.finish(session, ino, opened, stat.ctime_ns, Some((content, mtime_ns, Some(sealed))))
-            }
+            Seal::Small(small) => self.finish(session, ino, opened, stat.ctime_ns, Some(Finished::Small(small))),
+            Seal::Large(job) => match job.run() {
+                Err(error) if error.errno == Errno::EBUSY => Ok(()), // it is being written again
+                sealed => self.finish(session, ino, opened, stat.ctime_ns, Some(Finished::Large(sealed?))),
+            },
         }
     }
 
-    /// Record the content and let the staged file go, unless somebody has opened it for writing meanwhile.
+    /// Record the content (`None`: it has not changed) and let the staged file go, unless somebody has opened it for
+    /// writing meanwhile.
     fn finish(
         &self,
         session: Option<SessionId>,
         ino: Ino,
         opened: u64,
         ctime_ns: i64,
-        new: Option<(NewContent, i64, Option<crate::content::Sealed>)>,
+        new: Option<Finished>,
     ) -> FsResult<()> {
         self.change(session, |core| {
             let Some(staged) = core.staged.get(ino) else { return Ok(()) };
@@ -142,20 +166,17 @@ impl Engine {
                 }
                 Err(error) => return Err(error),
             };
-            let Some((content, mtime_ns, sealed)) = new else {
-                core.staged.remove(ino);
-                return self.store.remove_staged(ino);
-            };
-            if let Some(sealed) = &sealed
-                && !self.store.can_finish(sealed)?
-            {
-                return Ok(());
-            }
-            // The record first: after a crash in between, the staged file is still there and is sealed again.
             let base = staged.base.clone();
-            core.ns.set_content(at, content, base.as_deref(), mtime_ns, ctime_ns)?;
-            match sealed {
-                Some(sealed) => self.store.finish_seal(&sealed)?,
+            if let Some(new) = &new {
+                if !self.store.can_finish(new.ticket())? {
+                    return Ok(());
+                }
+                // The record first: after a crash in between, the staged file is still there and is sealed again.
+                core.ns.set_content(at, new.content(), base.as_deref(), new.mtime_ns(), ctime_ns)?;
+            }
+            match &new {
+                Some(Finished::Large(sealed)) => self.store.finish_seal(sealed)?,
+                Some(Finished::Small(small)) => self.store.finish_small(small)?,
                 None => self.store.remove_staged(ino)?,
             }
             core.staged.remove(ino);
