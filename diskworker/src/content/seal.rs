@@ -39,11 +39,12 @@ pub struct Ticket {
     ino: Ino,
     size: u64,
     mtime_ns: i64,
+    ctime_ns: i64,
     inode: (libc::dev_t, libc::ino_t),
     superseded: Arc<AtomicBool>,
 }
 
-/// The bytes of a small staging file, to be recorded and then given to [`ContentStore::finish_small`].
+/// The bytes of a small staging file, to be recorded; then [`ContentStore::remove_staged`] lets the file go.
 #[derive(Clone, Debug)]
 pub struct SealedSmall {
     /// The whole content.
@@ -81,8 +82,13 @@ pub struct Sealed {
 
 impl Ticket {
     fn new(ino: Ino, stat: &FileStat) -> Self {
-        let (size, mtime_ns) = (stat.st_size as u64, os::mtime_ns(stat));
-        Self { ino, size, mtime_ns, inode: (stat.st_dev, stat.st_ino), superseded: Arc::default() }
+        let (size, mtime_ns, ctime_ns) = (stat.st_size as u64, os::mtime_ns(stat), os::ctime_ns(stat));
+        Self { ino, size, mtime_ns, ctime_ns, inode: (stat.st_dev, stat.st_ino), superseded: Arc::default() }
+    }
+
+    /// Last change of anything about the file, nanoseconds since 1970.
+    pub fn ctime_ns(&self) -> i64 {
+        self.ctime_ns
     }
 
     fn is_void(&self) -> bool {
@@ -146,16 +152,6 @@ impl ContentStore {
         }
     }
 
-    /// The last step for a small file, after its bytes were recorded: the staging file goes.
-    ///
-    /// # Errors
-    /// As [`ContentStore::finish_seal`]; then the file stays.
-    pub fn finish_small(&self, sealed: &SealedSmall) -> FsResult<()> {
-        let mut state = self.staging.lock();
-        self.reopen(&sealed.ticket)?;
-        self.unlink_staged(&mut state, sealed.ticket.ino)
-    }
-
     /// The last step: the staging file becomes read-only and gets its name in `data/`. Where the same content is held
     /// already the staging file just goes. Descriptors that read it stay valid.
     ///
@@ -208,6 +204,11 @@ impl ContentStore {
 }
 
 impl SealJob {
+    /// Which state of the file it is of.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
     /// Length of the file, in bytes.
     pub fn size(&self) -> u64 {
         self.ticket.size
