@@ -112,8 +112,9 @@ impl Job {
                 status = child.wait() => break status,
                 line = next_line(&mut lines) => match line.map(|line| self.parse_ready(&line)) {
                     Some(Ok(ready)) => {
-                        self.write_note(pid);
-                        if let News::WorkerReady(served) = &ready {
+                        let served = if let News::WorkerReady(served) = &ready { Some(served) } else { None };
+                        self.write_note(pid, served);
+                        if let Some(served) = served {
                             log.set_prefix(delugefs_proto::disk::short_id(&served.disk_id));
                         }
                         news(ready);
@@ -146,13 +147,13 @@ impl Job {
         let pid = child.id().ok_or_else(|| io::Error::other("it ended before it began"))?;
         // Not in the place of one that lives: that one has the folder, and ours will say so and end.
         if Note::read_living(&self.note, self.program).is_none() {
-            self.write_note(pid);
+            self.write_note(pid, None);
         }
         Ok((child, pid, log))
     }
 
-    fn write_note(&self, pid: u32) {
-        let note = Note { pid, path: self.path.clone(), socket: self.socket.clone() };
+    fn write_note(&self, pid: u32, served: Option<&Served>) {
+        let note = Note { pid, path: self.path.clone(), socket: self.socket.clone(), served: served.cloned() };
         if let Err(error) = note.write(&self.note) {
             tracing::error!(%error, "cannot write {}: the next supervisor will not know the process", self.note.display());
         }
@@ -179,10 +180,9 @@ impl Job {
         }
         self.clean_up(pid, asked);
         // Its exit code went to whoever is its parent.
-        let words =
-            log.and_then(|mut log| log.finish().ok().and_then(|()| log.last_words(self.program, Exit::Failure)));
         let exit = if asked { Exit::Ok } else { Exit::Failure };
-        words.map_or_else(|| Failure::new(exit, format!("{} ended", self.program)), |words| Failure { exit, ..words })
+        let reported = log.and_then(|mut log| log.finish().ok().and_then(|()| log.reported(self.program, exit)));
+        reported.unwrap_or_else(|| Failure::new(exit, format!("{} ended", self.program)))
     }
 
     fn pump(&self, log: &mut LogTail) {
@@ -228,8 +228,10 @@ impl Job {
         if exit == Exit::Ok {
             return Failure::new(exit, format!("{} ended", self.program));
         }
-        log.last_words(self.program, exit)
-            .unwrap_or_else(|| Failure::new(exit, format!("{} ended with exit code {code}", self.program)))
+        log.reported(self.program, exit).unwrap_or_else(|| {
+            let words = log.last_line().map(|line| format!(": {line}")).unwrap_or_default();
+            Failure::new(exit, format!("{} ended with exit code {code}{words}", self.program))
+        })
     }
 }
 

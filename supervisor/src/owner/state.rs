@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use delugefs_proto::config::{Config, DiskConfig, MountConfig};
 use delugefs_proto::exit::Exit;
+use serde::{Deserialize, Serialize};
 
 use super::child::{Child, Phase, Reply, Run, Then};
 use crate::failure::Failure;
@@ -49,7 +50,8 @@ pub struct MountSpec {
 }
 
 /// What a worker says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Served {
     /// 64 hex digits.
     pub disk_id: String,
