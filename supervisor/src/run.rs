@@ -154,7 +154,8 @@ fn find_living(events: &Events, run_dir: &Path) -> anyhow::Result<()> {
     }
     for note in Note::living_frontends(run_dir)? {
         let socket = note.socket.unwrap_or_default();
-        send(events, Event::MountFound { dir: note.path, pid: note.pid, socket });
+        let mounted = sys::delugefs_at(&note.path)?;
+        send(events, Event::MountFound { dir: note.path, pid: note.pid, socket, mounted });
     }
     Ok(())
 }

@@ -129,11 +129,14 @@ pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<
             Err(Ended::Reported(exit)) => return Ok(exit),
             Err(Ended::Error(error)) => Err(error),
         };
-        let stopped = tokio::select! {
-            stopped = stop(run_dir, &wish, started) => stopped?,
-            () = signals.recv() => {
-                eprintln!("delugefs: asked to stop a second time; `delugefs status` shows what has not stopped");
-                true
+        let stopped = {
+            let mut stopping = pin!(stop(run_dir, &wish, started));
+            loop {
+                tokio::select! {
+                    stopped = &mut stopping => break stopped?,
+                    // Some senders signal a whole group and the process in it: twice is not more than once.
+                    () = signals.recv() => {}
+                }
             }
         };
         let ended = outcome.take().unwrap_or(ended);
