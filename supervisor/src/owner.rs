@@ -197,6 +197,8 @@ impl Owner {
             News::Ended(failure) if matches!(child.phase, child::Phase::Stopping { .. }) => {
                 tracing::info!("{what} {path}: stopped ({})", failure.message);
             }
+            // A first start that failed: whoever asked for it says so.
+            News::Ended(failure) if !child.established => tracing::debug!("{what} {path}: {}", failure.message),
             News::Ended(failure) if failure.exit.is_worth_retrying() => {
                 tracing::warn!("{what} {path}: {}", failure.message)
             }
