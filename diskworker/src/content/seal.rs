@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::ids::{BlobId, ContentId, Ino};
 use delugefs_proto::limits::{FILE_MAX_BYTES, INLINE_MAX_BYTES, TORRENT_MIN_BYTES};
 use nix::errno::Errno;
 use nix::fcntl::{FlockArg, OFlag};
@@ -49,6 +49,8 @@ pub struct Ticket {
 pub struct SealedSmall {
     /// The whole content.
     pub bytes: Bytes,
+    /// Its id as an attachment of the catalog.
+    pub blob: BlobId,
     /// Last change of content, nanoseconds since 1970.
     pub mtime_ns: i64,
     /// For [`ContentStore::can_finish`].
@@ -134,8 +136,8 @@ impl ContentStore {
             let mut bytes = vec![0; ticket.size as usize];
             file.read_exact_at(&mut bytes, 0).map_err(|error| failed(os::errno(&error)))?;
             // What git will not store (marks of an attack on SHA-1) goes into a file like any large content.
-            if crate::catalog::can_attach(&bytes) {
-                return Ok(Seal::Small(SealedSmall { bytes: bytes.into(), mtime_ns: ticket.mtime_ns, ticket }));
+            if let Some(blob) = crate::catalog::attachable(&bytes) {
+                return Ok(Seal::Small(SealedSmall { bytes: bytes.into(), blob, mtime_ns: ticket.mtime_ns, ticket }));
             }
         }
         Ok(Seal::Large(SealJob { file, ticket, folder: self.folder.clone() }))

@@ -168,7 +168,7 @@ impl Engine {
         let recorded = self.change(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
             if let Some(small) = &small {
-                let content = NewContent::Small(small.bytes.clone());
+                let content = NewContent::Small(small.blob, small.bytes.clone());
                 core.ns.set_content(at, content, base.as_deref(), small.mtime_ns, small.ticket.ctime_ns())?;
             }
             // Removing takes longer than all the rest: without the lock, with those who want to write waiting.
