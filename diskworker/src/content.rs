@@ -17,7 +17,8 @@
 //! Rot on a disk is found by a scrub ([`ContentStore::check`]) and by peers, who verify every piece.
 //!
 //! **Locks.** `staging` (whether a seal is still valid), then one of 256 `shards` (which of `data/` and `trash/` a content
-//! is in), then the small ones in [`durable`] and [`garbage`]. No lock is held while a file is hashed, copied or synced.
+//! is in), then the small ones in `durable` and `garbage`. No lock is held while a file is hashed, copied or synced, but
+//! for the sync before a damaged content is replaced.
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -44,7 +45,8 @@ mod staging;
 pub mod torrent;
 
 pub use garbage::Collected;
-pub use seal::{Seal, SealJob, Sealed};
+pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};
+pub use staging::StagedStat;
 
 use fail::fail;
 

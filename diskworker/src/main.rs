@@ -6,9 +6,12 @@ use clap::Parser;
 use delugefs_diskworker::{cli::Cli, run};
 use delugefs_proto::exit::{self, Exit};
 
+/// What is logged unless RUST_LOG says otherwise. librqbit calls every ordinary pause of a torrent an error.
+const LOG: &str = "info,librqbit_core=off,librqbit=warn";
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOG.into());
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     log.with_writer(std::io::stderr).with_ansi(is_terminal).init();

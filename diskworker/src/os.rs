@@ -1,5 +1,5 @@
 //! What the operating systems do differently, and the file calls the rest of the crate shares. The only place with
-//! `cfg(target_os)`: each function of [`sys`] exists once per system with the same meaning.
+//! `cfg(target_os)`: each function of `sys` exists once per system with the same meaning.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};

@@ -3,12 +3,12 @@
 //! librqbit is the engine, not the truth: what is held the [`ContentStore`] knows, and what was fetched counts only after
 //! the store has verified its SHA-256. The engine never talks to the network: it listens on the loopback interface, and
 //! the network layer brings peers to it ([`Swarm::attach`]). Nothing is live until it is asked for, and what nobody uses
-//! is dropped again ([`policy`]).
+//! is dropped again (`policy`).
 //!
 //! Any local process that knows an info hash can connect to the loopback port and read that content while it is live. An
 //! info hash depends on every byte of the content, so this tells nobody anything new; still it is not to be published.
 //!
-//! One owner, [`manager`], on the session's thread decides everything; the handle here only sends it commands.
+//! One owner, `manager`, on the session's thread decides everything; the handle here only sends it commands.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

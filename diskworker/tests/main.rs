@@ -1,5 +1,7 @@
 //! Integration tests of the diskworker.
 
+#![allow(clippy::unwrap_used)] // a failed unwrap is how a test fails
+
 mod disk;
 mod model;
 mod reference;

@@ -17,7 +17,8 @@ use crate::os;
 
 /// Bytes per read: enough for sequential speed, few enough to stay in a cache until hashed.
 const BLOCK_BYTES: usize = 1 << 20;
-/// Below this a second thread is not worth starting.
+/// Below this a second thread is not worth starting. Above it costs no more CPU and saves a third of the time, even when
+/// the cores are busy (1 GiB on two shared cores: 1.4 s instead of 1.9 s; `examples/seal_bench.rs`).
 const TWO_THREADS_MIN_BYTES: u64 = 64 << 20;
 /// Blocks the first thread may be ahead of the second.
 const BLOCKS_AHEAD: usize = 4;

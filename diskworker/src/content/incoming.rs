@@ -55,8 +55,8 @@ impl ContentStore {
     /// writing. Does nothing when the content is held already.
     ///
     /// # Errors
-    /// `EIO` when it is not the content it was fetched as: then it is removed.
-    pub fn finish_incoming(&self, content: ContentId, size: u64) -> FsResult<()> {
+    /// `EIO` when it is not the content it was fetched as: then it is removed. `EBUSY` as soon as `stop` says so.
+    pub fn finish_incoming(&self, content: ContentId, size: u64, stop: &dyn Fn() -> bool) -> FsResult<()> {
         let failed = |errno| fail(errno, "verify", &incoming_path(content));
         let at = self.dir(Dir::Incoming);
         let name = content.to_hex();
@@ -72,7 +72,7 @@ impl ContentStore {
         if length != size {
             return wrong(format!("it has {length} bytes, not {size}; removed"));
         }
-        let found = hash::hash(&file, size, false, &|| false).map_err(failed)?.content;
+        let found = hash::hash(&file, size, false, stop).map_err(failed)?.content;
         if found != content {
             return wrong(format!("its SHA-256 is {found}; removed"));
         }

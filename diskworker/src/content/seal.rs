@@ -12,12 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::ids::{BlobId, ContentId, Ino};
 use delugefs_proto::limits::{FILE_MAX_BYTES, INLINE_MAX_BYTES, TORRENT_MIN_BYTES};
 use nix::errno::Errno;
 use nix::fcntl::{FlockArg, OFlag};
 use nix::sys::stat::{FileStat, fstat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::staging::staging_path;
 use super::{ContentStore, data_path, fail, hash, shard_of, stat_regular};
@@ -28,19 +27,40 @@ use crate::os;
 pub enum Seal {
     /// Somebody holds a descriptor to write by.
     Busy,
-    /// Small enough for the catalog: the bytes and the time of their last change (nanoseconds since 1970). The file stays
-    /// until the caller has recorded them and calls [`ContentStore::remove_staged`].
-    Small(Bytes, i64),
+    /// Small enough for the catalog.
+    Small(SealedSmall),
     /// To be hashed.
     Large(SealJob),
 }
 
+/// Which state of a staging file a seal is of. Void as soon as somebody opens the file for writing.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    ino: Ino,
+    size: u64,
+    mtime_ns: i64,
+    ctime_ns: i64,
+    inode: (libc::dev_t, libc::ino_t),
+    superseded: Arc<AtomicBool>,
+}
+
+/// The bytes of a small staging file, to be recorded; then [`ContentStore::remove_staged`] lets the file go.
+#[derive(Clone, Debug)]
+pub struct SealedSmall {
+    /// The whole content.
+    pub bytes: Bytes,
+    /// Its id as an attachment of the catalog.
+    pub blob: BlobId,
+    /// Last change of content, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// For [`ContentStore::can_finish`].
+    pub ticket: Ticket,
+}
+
 /// The long part of sealing one file. Runs on any thread, without a lock.
 pub struct SealJob {
-    ino: Ino,
     file: File,
-    stat: FileStat,
-    superseded: Arc<AtomicBool>,
+    ticket: Ticket,
     folder: Arc<DiskFolder>,
 }
 
@@ -57,17 +77,35 @@ pub struct Sealed {
     pub mtime_ns: i64,
     /// SHA-1 of every piece, 20 bytes each; present above the torrent limit.
     pub pieces: Option<Bytes>,
-    identity: (libc::dev_t, libc::ino_t),
+    /// For [`ContentStore::can_finish`].
+    pub ticket: Ticket,
     held_already: bool,
-    superseded: Arc<AtomicBool>,
+}
+
+impl Ticket {
+    fn new(ino: Ino, stat: &FileStat) -> Self {
+        let (size, mtime_ns, ctime_ns) = (stat.st_size as u64, os::mtime_ns(stat), os::ctime_ns(stat));
+        Self { ino, size, mtime_ns, ctime_ns, inode: (stat.st_dev, stat.st_ino), superseded: Arc::default() }
+    }
+
+    /// Last change of anything about the file, nanoseconds since 1970.
+    pub fn ctime_ns(&self) -> i64 {
+        self.ctime_ns
+    }
+
+    fn is_void(&self) -> bool {
+        self.superseded.load(Ordering::SeqCst)
+    }
+
+    fn is_of(&self, stat: &FileStat) -> bool {
+        self.inode == (stat.st_dev, stat.st_ino)
+            && self.size == stat.st_size as u64
+            && self.mtime_ns == os::mtime_ns(stat)
+    }
 }
 
 fn busy(ino: Ino) -> FsError {
     FsError::new(Errno::EBUSY, format!("{} is being written again; seal it later", staging_path(ino)))
-}
-
-fn identity(stat: &FileStat) -> (libc::dev_t, libc::ino_t) {
-    (stat.st_dev, stat.st_ino)
 }
 
 impl ContentStore {
@@ -83,35 +121,33 @@ impl ContentStore {
             Err(Errno::EWOULDBLOCK) => return Ok(Seal::Busy),
             locked => locked.map_err(failed)?,
         }
-        let stat = fstat(&file).map_err(failed)?;
-        let size = stat.st_size as u64;
-        if size > FILE_MAX_BYTES {
+        let ticket = Ticket::new(ino, &fstat(&file).map_err(failed)?);
+        if ticket.size > FILE_MAX_BYTES {
             return Err(failed(Errno::EFBIG));
         }
-        if size <= INLINE_MAX_BYTES {
-            let mut bytes = vec![0; size as usize];
-            file.read_exact_at(&mut bytes, 0).map_err(|error| failed(os::errno(&error)))?;
-            // What git will not store (marks of an attack on SHA-1) goes into a file like any large content.
-            if crate::catalog::can_attach(&bytes) {
-                return Ok(Seal::Small(bytes.into(), os::mtime_ns(&stat)));
-            }
-        }
-        // It has served: from now on every new writer is seen by `open_staged`.
+        // The lock has served: from now on `open_staged` sees every new writer.
         os::flock(&file, FlockArg::Unlock).map_err(failed)?;
         state.seals.retain(|_, flag| flag.strong_count() > 0);
-        let superseded = Arc::new(AtomicBool::new(false));
-        let before = state.seals.insert(ino, Arc::downgrade(&superseded));
+        let before = state.seals.insert(ino, Arc::downgrade(&ticket.superseded));
         if let Some(before) = before.and_then(|flag| flag.upgrade()) {
             before.store(true, Ordering::SeqCst);
         }
-        Ok(Seal::Large(SealJob { ino, file, stat, superseded, folder: self.folder.clone() }))
+        if ticket.size <= INLINE_MAX_BYTES {
+            let mut bytes = vec![0; ticket.size as usize];
+            file.read_exact_at(&mut bytes, 0).map_err(|error| failed(os::errno(&error)))?;
+            // What git will not store (marks of an attack on SHA-1) goes into a file like any large content.
+            if let Some(blob) = crate::catalog::attachable(&bytes) {
+                return Ok(Seal::Small(SealedSmall { bytes: bytes.into(), blob, mtime_ns: ticket.mtime_ns, ticket }));
+            }
+        }
+        Ok(Seal::Large(SealJob { file, ticket, folder: self.folder.clone() }))
     }
 
-    /// Whether nothing has opened the file for writing since the seal began: while the caller keeps it so,
-    /// [`ContentStore::finish_seal`] will not answer `EBUSY`. To be asked before recording.
-    pub fn can_finish(&self, sealed: &Sealed) -> FsResult<bool> {
+    /// Whether nothing has opened the file for writing since the seal began: while the caller keeps it so, finishing
+    /// will not answer `EBUSY`. To be asked before recording.
+    pub fn can_finish(&self, ticket: &Ticket) -> FsResult<bool> {
         let _state = self.staging.lock();
-        match self.reopen(sealed) {
+        match self.reopen(ticket) {
             Ok(_) => Ok(true),
             Err(error) if error.errno == Errno::EBUSY => Ok(false),
             Err(error) => Err(error),
@@ -127,12 +163,12 @@ impl ContentStore {
         let content = sealed.content;
         let failed = |errno| fail(errno, "make", &data_path(content));
         let mut state = self.staging.lock();
-        let file = self.reopen(sealed)?;
+        let file = self.reopen(&sealed.ticket)?;
         let name = sealed.ino.to_string();
         let mut shard = self.shard(content).lock();
         match self.stat(content) {
             Ok(Some(held)) if sealed.held_already && held.st_size as u64 == sealed.size => {
-                unlinkat(self.dir(Dir::Staging), name.as_str(), UnlinkatFlags::NoRemoveDir).map_err(failed)?;
+                self.unlink_staged(&mut state, sealed.ino)?;
                 self.keep.finished(content);
             }
             held => {
@@ -147,35 +183,37 @@ impl ContentStore {
             }
         }
         state.seals.remove(&sealed.ino);
+        state.gone(sealed.ino);
         Ok(())
     }
 
-    /// The staging file, if it is still what was hashed and nobody writes it. The caller holds the `staging` lock.
-    fn reopen(&self, sealed: &Sealed) -> FsResult<File> {
-        let failed = |errno| fail(errno, "seal", &staging_path(sealed.ino));
-        if sealed.superseded.load(Ordering::SeqCst) {
-            return Err(busy(sealed.ino));
+    /// The staging file, if it is still what the seal is of and nobody writes it. The caller holds the `staging` lock.
+    fn reopen(&self, ticket: &Ticket) -> FsResult<File> {
+        let failed = |errno| fail(errno, "seal", &staging_path(ticket.ino));
+        if ticket.is_void() {
+            return Err(busy(ticket.ino));
         }
-        let file = match os::open_file(self.dir(Dir::Staging), &sealed.ino.to_string(), OFlag::O_RDONLY) {
-            Err(Errno::ENOENT) => return Err(busy(sealed.ino)),
+        let file = match os::open_file(self.dir(Dir::Staging), &ticket.ino.to_string(), OFlag::O_RDONLY) {
+            Err(Errno::ENOENT) => return Err(busy(ticket.ino)),
             file => file.map_err(failed)?,
         };
         match os::flock(&file, FlockArg::LockExclusiveNonblock) {
-            Err(Errno::EWOULDBLOCK) => return Err(busy(sealed.ino)),
+            Err(Errno::EWOULDBLOCK) => return Err(busy(ticket.ino)),
             locked => locked.map_err(failed)?,
         }
-        let stat = fstat(&file).map_err(failed)?;
-        let unchanged = identity(&stat) == sealed.identity
-            && stat.st_size as u64 == sealed.size
-            && os::mtime_ns(&stat) == sealed.mtime_ns;
-        if unchanged { Ok(file) } else { Err(busy(sealed.ino)) }
+        if ticket.is_of(&fstat(&file).map_err(failed)?) { Ok(file) } else { Err(busy(ticket.ino)) }
     }
 }
 
 impl SealJob {
+    /// Which state of the file it is of.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
     /// Length of the file, in bytes.
     pub fn size(&self) -> u64 {
-        self.stat.st_size as u64
+        self.ticket.size
     }
 
     /// Hash the file in one pass: SHA-256, and above the torrent limit SHA-1 of every piece.
@@ -183,29 +221,19 @@ impl SealJob {
     /// # Errors
     /// `EBUSY` as soon as somebody opens it for writing, or when it changed.
     pub fn run(self) -> FsResult<Sealed> {
-        let ino = self.ino;
+        let Ticket { ino, size, mtime_ns, .. } = self.ticket;
         let failed = |errno| match errno {
             Errno::EBUSY => busy(ino),
             errno => fail(errno, "read", &staging_path(ino)),
         };
-        let size = self.size();
-        let stop = || self.superseded.load(Ordering::SeqCst);
+        let stop = || self.ticket.is_void();
         let hashes = hash::hash(&self.file, size, size > TORRENT_MIN_BYTES, &stop).map_err(failed)?;
         let held_already = self.is_held(hashes.content, &stop).map_err(failed)?;
-        let after = fstat(&self.file).map_err(failed)?;
-        if after.st_size != self.stat.st_size || os::mtime_ns(&after) != os::mtime_ns(&self.stat) || stop() {
+        if stop() || !self.ticket.is_of(&fstat(&self.file).map_err(failed)?) {
             return Err(busy(ino));
         }
-        Ok(Sealed {
-            ino,
-            content: hashes.content,
-            size,
-            mtime_ns: os::mtime_ns(&after),
-            pieces: hashes.pieces,
-            identity: identity(&after),
-            held_already,
-            superseded: self.superseded,
-        })
+        let (content, pieces) = (hashes.content, hashes.pieces);
+        Ok(Sealed { ino, content, size, mtime_ns, pieces, ticket: self.ticket, held_already })
     }
 
     /// Whether the content is in `data/` already, byte for byte. A name alone is not believed here: giving up the good
@@ -213,7 +241,7 @@ impl SealJob {
     fn is_held(&self, content: ContentId, stop: &dyn Fn() -> bool) -> Result<bool, Errno> {
         let Ok(shard) = os::open_dir(self.folder.dir(Dir::Data), &shard_of(content)) else { return Ok(false) };
         match stat_regular(&shard, &content.to_hex()) {
-            Ok(stat) if stat.st_size == self.stat.st_size => {}
+            Ok(stat) if stat.st_size as u64 == self.ticket.size => {}
             _ => return Ok(false),
         }
         let Ok(held) = os::open_file(&shard, &content.to_hex(), OFlag::O_RDONLY) else { return Ok(false) };

@@ -4,7 +4,7 @@
 //! dies. A file that does not start empty is made under another name and renamed: under its own name it is never seen
 //! half-made. Such other names contain a dot; what a crash leaves of them is removed when the store is opened.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Weak;
@@ -14,9 +14,9 @@ use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, Ino};
 use nix::errno::Errno;
 use nix::fcntl::{FlockArg, OFlag, renameat};
-use nix::sys::stat::futimens;
+use nix::sys::stat::{fstat, futimens};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, ftruncate, unlinkat};
 
 use super::{ContentStore, fail, ino_of, stat_regular};
 use crate::folder::Dir;
@@ -27,10 +27,17 @@ use crate::os;
 pub(super) struct State {
     /// Seals under way; set to true when the file may be written again.
     pub seals: HashMap<Ino, Weak<AtomicBool>>,
+    /// Files whose name is known to be on stable storage.
+    durable_names: HashSet<Ino>,
     made: u64,
 }
 
 impl State {
+    /// The name goes.
+    pub fn gone(&mut self, ino: Ino) {
+        self.durable_names.remove(&ino);
+    }
+
     /// Whatever is being sealed of this file is out of date.
     fn supersede(&mut self, ino: Ino) {
         if let Some(flag) = self.seals.remove(&ino).and_then(|flag| flag.upgrade()) {
@@ -172,6 +179,25 @@ impl ContentStore {
         }
     }
 
+    /// Make what was written to a staging file durable, and its name; `false` without such a file. Needs no writer's
+    /// descriptor and does not disturb a seal.
+    pub fn sync_staged(&self, ino: Ino) -> FsResult<bool> {
+        let Some(file) = self.open_staged(ino, false)? else { return Ok(false) };
+        let failed = |errno| fail(errno, "sync", &staging_path(ino));
+        fsync(&file).map_err(failed)?;
+        let inode = fstat(&file).map_err(failed)?.st_ino;
+        if self.staging.lock().durable_names.contains(&ino) {
+            return Ok(true);
+        }
+        fsync(self.dir(Dir::Staging)).map_err(failed)?;
+        // Unless it was replaced by another file of the same name meanwhile.
+        let mut state = self.staging.lock();
+        if stat_regular(self.dir(Dir::Staging), &ino.to_string()).is_ok_and(|stat| stat.st_ino == inode) {
+            state.durable_names.insert(ino);
+        }
+        Ok(true)
+    }
+
     /// Whether there is a staging file.
     pub fn is_staged(&self, ino: Ino) -> FsResult<bool> {
         self.staged_stat(ino).map(|stat| stat.is_some())
@@ -214,6 +240,12 @@ impl ContentStore {
     pub fn remove_staged(&self, ino: Ino) -> FsResult<()> {
         let mut state = self.staging.lock();
         state.supersede(ino);
+        self.unlink_staged(&mut state, ino)
+    }
+
+    pub(super) fn unlink_staged(&self, state: &mut State, ino: Ino) -> FsResult<()> {
+        state.seals.remove(&ino);
+        state.gone(ino);
         match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(fail(errno, "remove", &staging_path(ino))),

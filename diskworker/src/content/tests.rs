@@ -41,7 +41,7 @@ impl Lab {
     fn seal(&self, ino: u64, bytes: &[u8]) -> ContentId {
         self.stage(ino, bytes);
         let sealed = self.job(ino).run().unwrap();
-        assert!(self.store.can_finish(&sealed).unwrap());
+        assert!(self.store.can_finish(&sealed.ticket).unwrap());
         self.store.finish_seal(&sealed).unwrap();
         sealed.content
     }
@@ -81,6 +81,8 @@ fn written_sealed_read_again() {
     assert_eq!(lab.store.staged().unwrap(), [Ino(0x123)]);
     let stat = lab.store.staged_stat(Ino(0x123)).unwrap().unwrap();
     let reader = lab.store.open_staged(Ino(0x123), false).unwrap().unwrap();
+    assert!(lab.store.sync_staged(Ino(0x123)).unwrap() && lab.store.sync_staged(Ino(0x123)).unwrap());
+    assert!(!lab.store.sync_staged(Ino(0x124)).unwrap());
     let sealed = lab.job(0x123).run().unwrap();
     assert_eq!((sealed.content, sealed.size, sealed.mtime_ns), (sha256(&bytes), 10_000, stat.mtime_ns));
     assert!(sealed.pieces.is_none());
@@ -111,14 +113,18 @@ fn small_files_stay_until_they_are_recorded_and_large_ones_have_pieces() {
     for size in [0, 1, INLINE_MAX_BYTES] {
         let bytes = noise(size as usize);
         lab.stage(1, &bytes);
-        match lab.store.begin_seal(Ino(1)).unwrap() {
-            Seal::Small(found, mtime_ns) => {
-                assert_eq!(found, bytes);
-                assert_eq!(mtime_ns, lab.store.staged_stat(Ino(1)).unwrap().unwrap().mtime_ns);
-            }
+        let begin = || match lab.store.begin_seal(Ino(1)).unwrap() {
+            Seal::Small(small) => small,
             _ => panic!("{size} bytes are small"),
-        }
-        lab.store.remove_staged(Ino(1)).unwrap();
+        };
+        let early = begin();
+        assert_eq!(early.bytes, bytes);
+        assert_eq!(early.mtime_ns, lab.store.staged_stat(Ino(1)).unwrap().unwrap().mtime_ns);
+        // A writer that comes and goes between looking and removing, leaving size and time as they were.
+        drop(lab.store.open_staged(Ino(1), true).unwrap().unwrap());
+        assert!(!lab.store.can_finish(&early.ticket).unwrap());
+        let late = begin();
+        assert!(lab.store.can_finish(&late.ticket).unwrap() && lab.store.is_staged(Ino(1)).unwrap());
         lab.store.remove_staged(Ino(1)).unwrap();
     }
     for (size, pieces) in [(INLINE_MAX_BYTES + 1, None), (TORRENT_MIN_BYTES, None), (TORRENT_MIN_BYTES + 1, Some(17))] {
@@ -148,7 +154,7 @@ fn a_file_somebody_can_write_is_never_sealed() {
     assert_eq!(job.run().unwrap_err().errno, Errno::EBUSY);
     let sealed = lab.job(1).run().unwrap();
     let writer = lab.store.open_staged(Ino(1), true).unwrap().unwrap();
-    assert!(!lab.store.can_finish(&sealed).unwrap());
+    assert!(!lab.store.can_finish(&sealed.ticket).unwrap());
     assert_eq!(lab.store.finish_seal(&sealed).unwrap_err().errno, Errno::EBUSY);
     assert!(matches!(lab.store.begin_seal(Ino(1)).unwrap(), Seal::Busy));
     drop(writer);
@@ -156,7 +162,7 @@ fn a_file_somebody_can_write_is_never_sealed() {
     // A seal that was begun again, a changed time, a removed and a replaced file.
     let first = lab.job(1).run().unwrap();
     let second = lab.job(1).run().unwrap();
-    assert!(!lab.store.can_finish(&first).unwrap() && lab.store.can_finish(&second).unwrap());
+    assert!(!lab.store.can_finish(&first.ticket).unwrap() && lab.store.can_finish(&second.ticket).unwrap());
     let reader = lab.store.open_staged(Ino(1), false).unwrap().unwrap();
     reader.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(lab.store.finish_seal(&second).unwrap_err().errno, Errno::EBUSY);
@@ -291,15 +297,16 @@ fn a_fetched_file_is_verified_as_a_whole() {
     let file = lab.store.incoming_file(content, 300_000).unwrap();
     file.write_all_at(&bytes[..100_000], 0).unwrap();
     assert_eq!(lab.store.has(content).unwrap(), None);
-    assert_eq!(lab.store.finish_incoming(content, 300_000).unwrap_err().errno, Errno::EIO);
+    assert_eq!(lab.store.finish_incoming(content, 300_000, &|| false).unwrap_err().errno, Errno::EIO);
     assert_eq!(lab.store.incoming().unwrap(), []);
     let file = lab.store.incoming_file(content, 300_000).unwrap();
     file.write_all_at(&bytes, 0).unwrap();
     let lab = lab.reopen();
     assert_eq!(read(&lab.store.incoming_file(content, 300_000).unwrap()), bytes);
     assert_eq!(lab.store.incoming().unwrap(), [content]);
-    lab.store.finish_incoming(content, 300_000).unwrap();
-    lab.store.finish_incoming(content, 300_000).unwrap();
+    assert_eq!(lab.store.finish_incoming(content, 300_000, &|| true).unwrap_err().errno, Errno::EBUSY);
+    lab.store.finish_incoming(content, 300_000, &|| false).unwrap();
+    lab.store.finish_incoming(content, 300_000, &|| false).unwrap();
     assert_eq!(lab.store.incoming().unwrap(), []);
     lab.store.check(content, 300_000).unwrap();
     lab.store.sync_content(content).unwrap();
@@ -328,7 +335,7 @@ fn planted_links_are_not_followed() {
         lab.store.staged_stat(Ino(1)).unwrap_err(),
         lab.store.begin_seal(Ino(1)).err().unwrap(),
         lab.store.incoming_file(content, 9000).unwrap_err(),
-        lab.store.finish_incoming(content, 9000).unwrap_err(),
+        lab.store.finish_incoming(content, 9000, &|| false).unwrap_err(),
         lab.store.contents().next().unwrap().unwrap_err(),
     ] {
         assert!(error.errno == Errno::EIO && error.message.contains("symbolic link"), "{error}");

@@ -34,6 +34,7 @@ use crate::content::torrent::torrent;
 
 /// How often transfers are looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// What the handle asks for; see its methods.
 pub(super) enum Command {
     Start { content: ContentId, size: u64, pieces: Bytes, role: Role, reply: Reply<FsResult<[u8; 20]>> },
@@ -247,7 +248,7 @@ impl Manager {
         self.take_out(content).await;
         let Some(live) = self.live.get_mut(&content) else { return };
         live.phase = Phase::Verifying;
-        let verifying = start::verify(self.store.clone(), content, live.size);
+        let verifying = start::verify(self.store.clone(), content, live.size, live.stop.clone());
         self.tasks.spawn(async move { Event::Verified(content, verifying.await) });
     }
 

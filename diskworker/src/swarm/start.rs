@@ -80,7 +80,9 @@ impl Start {
             let file = self.store.incoming_file(content, size)?;
             let stop = || self.stop.load(Ordering::Relaxed);
             let bits = self.store.incoming_pieces(&file, content, size, &self.pieces, &stop)?;
-            (Gate::fetching(file, self.news.clone()), bits, Role::Fetch)
+            let store = self.store.clone();
+            let room = Box::new(move || store.free_space().is_ok_and(|space| space.free > 0));
+            (Gate::fetching(file, self.news.clone(), room), bits, Role::Fetch)
         };
         self.engine.hand_in(torrent.info_hash, &bits)?;
         Ok((torrent, gate, role))
@@ -88,8 +90,14 @@ impl Start {
 }
 
 /// Verify a fetched content and give it its name.
-pub(super) async fn verify(store: Arc<ContentStore>, content: ContentId, size: u64) -> FsResult<()> {
-    let verifying = tokio::task::spawn_blocking(move || store.finish_incoming(content, size));
+pub(super) async fn verify(
+    store: Arc<ContentStore>,
+    content: ContentId,
+    size: u64,
+    stop: Arc<AtomicBool>,
+) -> FsResult<()> {
+    let stop = move || stop.load(Ordering::Relaxed);
+    let verifying = tokio::task::spawn_blocking(move || store.finish_incoming(content, size, &stop));
     within(hashing(size), "verifying a fetched content", verifying).await?
 }
 

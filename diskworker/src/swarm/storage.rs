@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use delugefs_proto::errno::FsError;
@@ -12,17 +13,28 @@ use librqbit::storage::filesystem::FilesystemStorageFactory;
 use librqbit::storage::{BoxStorageFactory, StorageFactory, StorageFactoryExt, TorrentStorage};
 use librqbit::{ManagedTorrentShared, TorrentMetadata};
 use librqbit_core::lengths::ValidPieceIndex;
+use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
+
+/// Bytes written between two looks at the free space.
+const LOOK_FOR_ROOM_EVERY_BYTES: u64 = 16 << 20;
 
 /// The file behind one torrent, shared with its owner.
 pub(super) struct Gate {
     file: File,
     /// `None` for a held content.
-    fetching: Option<Arc<Notify>>,
+    fetching: Option<Fetching>,
     closed: RwLock<bool>,
     /// librqbit does not report a seeder's failing disk at all, and others only as text.
     error: Mutex<Option<FsError>>,
+}
+
+struct Fetching {
+    news: Arc<Notify>,
+    /// Whether the disk has room left beyond the reserve, which belongs to the catalog.
+    has_room: Box<dyn Fn() -> bool + Send + Sync>,
+    unasked_bytes: AtomicU64,
 }
 
 impl Gate {
@@ -31,9 +43,11 @@ impl Gate {
         Arc::new(Self { file, fetching: None, closed: RwLock::new(false), error: Mutex::new(None) })
     }
 
-    /// Of a content being fetched; `news` is told when a piece is complete or something failed.
-    pub fn fetching(file: File, news: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { file, fetching: Some(news), closed: RwLock::new(false), error: Mutex::new(None) })
+    /// Of a content being fetched; `news` is told when a piece is complete or something failed, `has_room` is asked now
+    /// and then whether to go on writing.
+    pub fn fetching(file: File, news: Arc<Notify>, has_room: Box<dyn Fn() -> bool + Send + Sync>) -> Arc<Self> {
+        let fetching = Some(Fetching { news, has_room, unasked_bytes: AtomicU64::new(0) });
+        Arc::new(Self { file, fetching, closed: RwLock::new(false), error: Mutex::new(None) })
     }
 
     /// When this returns nothing is being read or written through the torrent, and nothing ever will be.
@@ -50,12 +64,29 @@ impl Gate {
         let closed = self.closed.read();
         anyhow::ensure!(!*closed, "this torrent is closed");
         act(&self.file).map_err(|error| {
-            let error = FsError::from(error);
+            let error = match error.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT) => FsError::new(Errno::ENOSPC, "no room to fetch more on this disk"),
+                _ => FsError::from(error),
+            };
             self.error.lock().get_or_insert_with(|| error.clone());
-            if let Some(news) = &self.fetching {
-                news.notify_one();
+            if let Some(fetching) = &self.fetching {
+                fetching.news.notify_one();
             }
             error.into()
+        })
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        let fetching = self.fetching.as_ref().context("a held content is never written")?;
+        self.access(|file| {
+            let length = bytes.len() as u64;
+            if fetching.unasked_bytes.fetch_add(length, Ordering::Relaxed) + length >= LOOK_FOR_ROOM_EVERY_BYTES {
+                fetching.unasked_bytes.store(0, Ordering::Relaxed);
+                if !(fetching.has_room)() {
+                    return Err(std::io::Error::from_raw_os_error(libc::ENOSPC));
+                }
+            }
+            file.write_all_at(bytes, offset)
         })
     }
 }
@@ -94,8 +125,7 @@ impl TorrentStorage for Storage {
     }
 
     fn pwrite_all(&self, _: usize, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
-        self.0.fetching.as_ref().context("a held content is never written")?;
-        self.0.access(|file| file.write_all_at(bytes, offset))
+        self.0.write(offset, bytes)
     }
 
     fn remove_file(&self, _: usize, _: &Path) -> anyhow::Result<()> {
@@ -116,8 +146,8 @@ impl TorrentStorage for Storage {
     }
 
     fn on_piece_completed(&self, _: ValidPieceIndex) -> anyhow::Result<()> {
-        if let Some(news) = &self.0.fetching {
-            news.notify_one();
+        if let Some(fetching) = &self.0.fetching {
+            fetching.news.notify_one();
         }
         Ok(())
     }
@@ -141,5 +171,19 @@ mod tests {
         gate.close();
         assert!(storage.take().unwrap().pread_exact(0, 0, &mut bytes).is_err());
         assert_eq!(file.metadata().unwrap().len(), 7);
+    }
+
+    #[test]
+    fn a_fetch_stops_before_the_reserve() {
+        let (file, news) = (tempfile::tempfile().unwrap(), Arc::new(Notify::new()));
+        let gate = Gate::fetching(file.try_clone().unwrap(), news, Box::new(|| false));
+        let storage = Storage(gate.clone());
+        let block = vec![1; 1 << 20];
+        for n in 0..15 {
+            storage.pwrite_all(0, n << 20, &block).unwrap();
+        }
+        assert!(storage.pwrite_all(0, 15 << 20, &block).is_err());
+        assert_eq!(gate.error().unwrap().errno, Errno::ENOSPC);
+        assert_eq!(file.metadata().unwrap().len(), 15 << 20);
     }
 }
