@@ -249,7 +249,7 @@ impl Namespace {
                 if !self.is_dirty_dir(ino)
                     && let Some(dir) = self.dirs.remove(&ino)
                 {
-                    self.cached_entries -= dir.len();
+                    self.cached_entries -= dir.cost();
                 }
             }
         }
@@ -267,13 +267,16 @@ impl Namespace {
         [&self.pending, &*self.committing].iter().any(|c| c.sets.range(range.clone()).next().is_some())
     }
 
-    /// A directory, loaded if need be. Unknown numbers give an empty one without a header.
+    /// A directory, loaded if need be. Unknown numbers give an empty one without a header, impossible ones ENOENT.
     fn dir(&mut self, ino: Ino) -> FsResult<&Dir> {
+        if !ino.is_storable() {
+            return Err(Errno::ENOENT.into());
+        }
         self.tick += 1;
         if !self.dirs.contains_key(&ino) {
             let leaf = self.catalog.directory(ino).map_err(catalog_error)?;
             let dir = Dir::new(leaf);
-            self.cached_entries += dir.len();
+            self.cached_entries += dir.cost();
             self.dirs.insert(ino, dir);
             self.shrink();
         }

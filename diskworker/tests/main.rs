@@ -3,5 +3,10 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is how a test fails
 
 mod disk;
+#[cfg(target_os = "linux")]
+mod hostile;
 mod model;
 mod reference;
+mod user;
+#[cfg(target_os = "linux")]
+mod worker;

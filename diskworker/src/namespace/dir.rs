@@ -36,6 +36,11 @@ impl Dir {
         self.leaf.len()
     }
 
+    /// What it takes in the cache, in entries. Not nothing for an empty one: those that do not exist are kept too.
+    pub(super) fn cost(&self) -> usize {
+        self.leaf.len() + 1
+    }
+
     /// The header's set; empty when the directory does not exist.
     pub(super) fn header(&self) -> &[Element] {
         self.get(&Name::header())
