@@ -4,9 +4,13 @@
 
 mod disk;
 #[cfg(target_os = "linux")]
+mod full;
+#[cfg(target_os = "linux")]
 mod hostile;
 mod model;
 mod reference;
+#[cfg(target_os = "linux")]
+mod small;
 mod user;
 #[cfg(target_os = "linux")]
 mod worker;

@@ -26,6 +26,7 @@ pub const SLACK: usize = 8;
 /// A folder with a disk and a run directory in it.
 pub struct Host {
     dir: TempDir,
+    root: PathBuf,
 }
 
 /// A running worker.
@@ -49,7 +50,13 @@ impl Host {
         // /tmp and not $TMPDIR: paths of sockets are short. Others may look in: some tests come as somebody else.
         let dir = TempDir::with_prefix_in("dfw", "/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self { dir }
+        let root = dir.path().join("d");
+        Self { dir, root }
+    }
+
+    /// With its disk somewhere else.
+    pub fn on(root: PathBuf) -> Self {
+        Self { root, ..Self::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -58,7 +65,7 @@ impl Host {
 
     /// The disk's folder.
     pub fn root(&self) -> PathBuf {
-        self.path("d")
+        self.root.clone()
     }
 
     /// The worker's command line.
@@ -77,7 +84,8 @@ impl Host {
 
     /// A new disk with a worker on it.
     pub fn create(&self, arguments: &[&str]) -> Worker {
-        self.start(&[&["--create", "--reserve-bytes", "0"], arguments].concat())
+        let reserve: &[&str] = if arguments.contains(&"--reserve-bytes") { &[] } else { &["--reserve-bytes", "0"] };
+        self.start(&[&["--create"], reserve, arguments].concat())
     }
 
     /// Start it; how it ended, if it did instead of serving.
