@@ -204,9 +204,9 @@ impl Namespace {
             match &key {
                 Key::Entry(ino, name) => {
                     if let Some(dir) = self.dirs.get_mut(ino) {
-                        let before = dir.len();
+                        let before = dir.cost();
                         dir.put(name.clone(), elements.clone());
-                        self.cached_entries = self.cached_entries + dir.len() - before;
+                        self.cached_entries = self.cached_entries + dir.cost() - before;
                     }
                 }
                 Key::Inode(ino) => {

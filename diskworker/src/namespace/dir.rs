@@ -36,9 +36,9 @@ impl Dir {
         self.leaf.len()
     }
 
-    /// What it takes in the cache, in entries. Not nothing for an empty one: those that do not exist are kept too.
+    /// What it takes in the cache, in entries: an empty or absent one is not free.
     pub(super) fn cost(&self) -> usize {
-        self.leaf.len() + 1
+        self.leaf.len() + 2
     }
 
     /// The header's set; empty when the directory does not exist.
