@@ -4,4 +4,5 @@
 
 mod disk;
 mod model;
+mod open_files;
 mod reference;

@@ -66,6 +66,15 @@ impl StagedTable {
         self.files.remove(&ino);
     }
 
+    /// A version has another dot now, and its writers still started from it. Without this a rename or a link between
+    /// opening and sealing would leave the old version beside the new one, as a conflict.
+    pub fn renew_base(&mut self, ino: Ino, old: Dot, new: Dot) {
+        let base = self.files.get_mut(&ino).and_then(|staged| staged.base.as_mut());
+        if let Some(dot) = base.into_iter().flatten().find(|dot| **dot == old) {
+            *dot = new;
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.files.len()
     }
