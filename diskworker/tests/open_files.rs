@@ -53,3 +53,26 @@ fn a_file_renamed_or_linked_while_it_is_written_is_no_conflict_with_itself() {
         assert_eq!(engine.read(&[b"d"]).unwrap(), expected);
     }
 }
+
+#[test]
+fn opened_again_at_the_moment_it_was_sealed() {
+    let disk = Disk::new();
+    Posix::create(&**disk.engine(), &[b"a"], 0o644, &[0; 5000]).unwrap();
+    let mut expected = vec![0; 5000];
+    for n in 0..1500_u32 {
+        let (_, handle, file) = open(&disk, &[b"a"]);
+        let at = (n as usize * 4) % 5000;
+        file.write_all_at(&n.to_le_bytes(), at as u64).unwrap();
+        expected[at..at + 4].copy_from_slice(&n.to_le_bytes());
+        drop(file);
+        disk.engine().close(SESSION, handle).unwrap();
+        if n % 3 == 0 {
+            // The seal is finished, and its thread may or may not have left the table yet.
+            while disk.engine().store.is_staged(Ino(disk.engine().resolve(&[b"a"]).unwrap().ino)).unwrap() {
+                std::thread::yield_now();
+            }
+        }
+    }
+    disk.wait_until_sealed();
+    assert!(disk.engine().read(&[b"a"]).unwrap() == expected, "a write was lost");
+}

@@ -48,6 +48,14 @@ impl Queue {
     }
 }
 
+/// An entry of the table that is marked as being sealed, as it was then.
+struct Marked {
+    ino: Ino,
+    entry: u64,
+    opened: u64,
+    baseline: Option<i64>,
+}
+
 /// A hashed or read staged file.
 enum Finished {
     Small(SealedSmall),
@@ -89,23 +97,24 @@ impl Engine {
 
     /// Seal a file if nobody writes it. What fails stays staged, readable, and is tried again by the cleaner.
     pub(super) fn seal(&self, session: Option<SessionId>, ino: Ino) {
-        let (opened, baseline) = {
+        let marked = {
             let mut core = self.core();
             let Some(staged) = core.staged.get_mut(ino) else { return };
             if staged.writers > 0 || staged.work != Work::None {
                 return;
             }
             staged.work = Work::Sealing;
-            (staged.opened, staged.baseline_ctime_ns)
+            Marked { ino, entry: staged.entry, opened: staged.opened, baseline: staged.baseline_ctime_ns }
         };
-        let result = self.seal_marked(session, ino, opened, baseline);
+        let result = self.seal_marked(session, &marked);
         let again = {
             let mut core = self.core();
-            match core.staged.get_mut(ino) {
+            // Once it is sealed, somebody may have opened the file anew: that entry is not ours to touch.
+            match core.staged.same(ino, marked.entry) {
                 Some(staged) => {
                     staged.work = Work::None;
                     // Opened and closed again while it was hashed.
-                    staged.writers == 0 && staged.opened != opened
+                    staged.writers == 0 && staged.opened != marked.opened
                 }
                 None => false,
             }
@@ -124,21 +133,21 @@ impl Engine {
         }
     }
 
-    fn seal_marked(&self, session: Option<SessionId>, ino: Ino, opened: u64, baseline: Option<i64>) -> FsResult<()> {
-        let Some(stat) = self.store.staged_stat(ino)? else {
-            self.core().staged.remove(ino);
+    fn seal_marked(&self, session: Option<SessionId>, marked: &Marked) -> FsResult<()> {
+        let Some(stat) = self.store.staged_stat(marked.ino)? else {
+            self.core().staged.remove(marked.ino);
             return Ok(());
         };
-        if baseline == Some(stat.ctime_ns) {
+        if marked.baseline == Some(stat.ctime_ns) {
             // A copy nobody wrote to; but a writer of an earlier life of this process may still be there.
-            return self.finish(session, ino, opened, stat.ctime_ns, None);
+            return self.finish(session, marked, stat.ctime_ns, None);
         }
-        match self.store.begin_seal(ino)? {
+        match self.store.begin_seal(marked.ino)? {
             Seal::Busy => Ok(()),
-            Seal::Small(small) => self.finish(session, ino, opened, stat.ctime_ns, Some(Finished::Small(small))),
+            Seal::Small(small) => self.finish(session, marked, stat.ctime_ns, Some(Finished::Small(small))),
             Seal::Large(job) => match job.run() {
                 Err(error) if error.errno == Errno::EBUSY => Ok(()), // it is being written again
-                sealed => self.finish(session, ino, opened, stat.ctime_ns, Some(Finished::Large(sealed?))),
+                sealed => self.finish(session, marked, stat.ctime_ns, Some(Finished::Large(sealed?))),
             },
         }
     }
@@ -148,14 +157,14 @@ impl Engine {
     fn finish(
         &self,
         session: Option<SessionId>,
-        ino: Ino,
-        opened: u64,
+        marked: &Marked,
         ctime_ns: i64,
         new: Option<Finished>,
     ) -> FsResult<()> {
+        let ino = marked.ino;
         self.change(session, |core| {
-            let Some(staged) = core.staged.get(ino) else { return Ok(()) };
-            if staged.writers > 0 || staged.opened != opened {
+            let Some(staged) = core.staged.same(ino, marked.entry) else { return Ok(()) };
+            if staged.writers > 0 || staged.opened != marked.opened {
                 return Ok(());
             }
             let at = match core.ns.locate(ino, staged.dir) {
