@@ -133,7 +133,11 @@ pub fn assert_at_rest(host: &Host, disk: &Path) {
     }
     let state = fs::read_to_string(disk.join("journal/state")).unwrap();
     assert!(state.contains(" clean "), "journal/state says {state}\n{}", host.logs());
-    let git = Command::new("git").arg("--git-dir").arg(disk.join("catalog.git")).args(["fsck", "--full", "--strict"]).output();
+    let git = Command::new("git")
+        .arg("--git-dir")
+        .arg(disk.join("catalog.git"))
+        .args(["fsck", "--full", "--strict"])
+        .output();
     match git {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{PATIENCE, wait_for};
+use super::wait_for;
 
 const WORKER: &str = "delugefs-diskworker";
 const FRONTEND: &str = "delugefs-fusefront";
@@ -105,10 +105,14 @@ impl Host {
         let start = Instant::now();
         signal(run.id(), Signal::SIGTERM);
         let mut status = None;
-        wait_for("`delugefs run` to end", || self.logs(), || {
-            status = run.try_wait().unwrap();
-            status.is_some()
-        });
+        wait_for(
+            "`delugefs run` to end",
+            || self.logs(),
+            || {
+                status = run.try_wait().unwrap();
+                status.is_some()
+            },
+        );
         let status = status.unwrap();
         (status.code().unwrap_or_else(|| -status.signal().unwrap_or(0)), start.elapsed())
     }
@@ -124,11 +128,6 @@ impl Host {
         let status = self.status();
         let frontends = status["mounts"].as_array().into_iter().flatten().filter_map(|mount| pid_of(mount)).collect();
         Pids { supervisor: pid_of(&status), worker: pid_of(&status["disks"][0]), frontends }
-    }
-
-    /// `delugefs run` itself.
-    pub fn run_pid(&self) -> Option<u32> {
-        self.run.as_ref().map(Child::id)
     }
 
     /// Kill `delugefs run` too, so that nobody starts a supervisor again.
@@ -254,16 +253,13 @@ pub fn children(pid: u32) -> Vec<u32> {
     entries.flatten().filter_map(number).filter(|child| parent(child) == Some(pid)).collect()
 }
 
-/// Whether a live FUSE mount is on the directory.
+/// Whether a live FUSE mount is on the directory. Asks for a name nobody has asked for: about the root itself the kernel
+/// answers from memory, also when nobody serves the mount any more.
 pub fn is_fuse(dir: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let here = fs::metadata(dir).map(|meta| meta.dev());
-    let above = fs::metadata(dir.join("..")).map(|meta| meta.dev());
-    let parent = dir.parent().and_then(|parent| fs::metadata(parent).ok()).map(|meta| meta.dev());
-    matches!((here, above, parent), (Ok(here), Ok(_), Some(parent)) if here != parent)
-}
-
-/// For callers that must not wait for ever.
-pub fn patience() -> Duration {
-    PATIENCE
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("probe-{}-{}", std::process::id(), ASKED.fetch_add(1, Ordering::Relaxed));
+    let answers = fs::symlink_metadata(dir.join(name)).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    let device = |dir: &Path| fs::metadata(dir).map(|meta| meta.dev()).ok();
+    answers && device(dir) != dir.parent().and_then(device)
 }

@@ -69,7 +69,9 @@ pub fn differences(before: &Tree, after: &Tree) -> String {
             Some(_) => {}
         }
     }
-    out.extend(after.iter().filter(|(name, _)| !before.contains_key(*name)).map(|(name, is)| format!("{name}: {is:?}")));
+    out.extend(
+        after.iter().filter(|(name, _)| !before.contains_key(*name)).map(|(name, is)| format!("{name}: {is:?}")),
+    );
     out.truncate(10);
     out.join("\n")
 }

@@ -286,7 +286,9 @@ impl Writer {
     fn create(&mut self, name: &str) -> Result<(File, FileId), Cut> {
         let id = self.shelf.next_id();
         let create = |w: &Self| OpenOptions::new().read(true).write(true).create_new(true).open(w.path(name));
-        let file = self.step(format!("creating {name}"), create, |shelf| drop(shelf.create(name)))?;
+        let file = self.step(format!("creating {name}"), create, |shelf| {
+            shelf.create(name);
+        })?;
         Ok((file, id))
     }
 
@@ -311,7 +313,9 @@ impl Writer {
 
     fn unlink(&mut self, name: &str) -> Result<(), Cut> {
         let call = |w: &Self| fs::remove_file(w.path(name));
-        self.step(format!("removing {name}"), call, |shelf| drop(shelf.names.remove(name)))
+        self.step(format!("removing {name}"), call, |shelf| {
+            shelf.names.remove(name);
+        })
     }
 
     /// One thing programs do.
@@ -495,7 +499,8 @@ impl Writer {
             let call = |w: &Self| fs::set_permissions(w.path(&name), Permissions::from_mode(mode));
             return self.step(format!("chmod {mode:o} {name}"), call, |shelf| shelf.file(id).mode = Some(mode));
         }
-        let time = SystemTime::UNIX_EPOCH + Duration::new(self.random.below(1 << 31), self.random.below(1 << 29) as u32);
+        let time =
+            SystemTime::UNIX_EPOCH + Duration::new(self.random.below(1 << 31), self.random.below(1 << 29) as u32);
         let call = |w: &Self| File::open(w.path(&name))?.set_modified(time);
         self.step(format!("setting the time of {name}"), call, |shelf| shelf.file(id).mtime = Some(time))
     }
@@ -504,10 +509,14 @@ impl Writer {
         let dir = format!("a/d{}", self.random.below(3));
         if self.shelf.dirs.contains(&dir) {
             let call = |w: &Self| fs::remove_dir(w.path(&dir));
-            self.step(format!("rmdir {dir}"), call, |shelf| drop(shelf.dirs.remove(&dir)))
+            self.step(format!("rmdir {dir}"), call, |shelf| {
+                shelf.dirs.remove(&dir);
+            })
         } else {
             let call = |w: &Self| fs::create_dir(w.path(&dir));
-            self.step(format!("mkdir {dir}"), call, |shelf| drop(shelf.dirs.insert(dir.clone())))
+            self.step(format!("mkdir {dir}"), call, |shelf| {
+                shelf.dirs.insert(dir.clone());
+            })
         }
     }
 
