@@ -59,7 +59,7 @@ mod tree;
 mod verify;
 mod walk;
 
-pub use changes::{Changes, State, Visit, blob_id, can_attach};
+pub use changes::{Changes, State, Visit, attachable, blob_id};
 pub use consolidate::CONSOLIDATE_AT_PACKS;
 pub use error::CatalogError;
 pub use exchange::ImportLimits;

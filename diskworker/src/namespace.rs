@@ -213,9 +213,9 @@ impl Namespace {
             match &key {
                 Key::Entry(ino, name) => {
                     if let Some(dir) = self.dirs.get_mut(ino) {
-                        let before = dir.len();
+                        let before = dir.cost();
                         dir.put(name.clone(), elements.clone());
-                        self.cached_entries = self.cached_entries + dir.len() - before;
+                        self.cached_entries = self.cached_entries + dir.cost() - before;
                     }
                 }
                 Key::Inode(ino) => {
@@ -258,7 +258,7 @@ impl Namespace {
                 if !self.is_dirty_dir(ino)
                     && let Some(dir) = self.dirs.remove(&ino)
                 {
-                    self.cached_entries -= dir.len();
+                    self.cached_entries -= dir.cost();
                 }
             }
         }
@@ -282,7 +282,7 @@ impl Namespace {
         if !self.dirs.contains_key(&ino) {
             let leaf = self.catalog.directory(ino).map_err(catalog_error)?;
             let dir = Dir::new(leaf);
-            self.cached_entries += dir.len();
+            self.cached_entries += dir.cost();
             self.dirs.insert(ino, dir);
             self.shrink();
         }

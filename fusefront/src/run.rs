@@ -1,6 +1,8 @@
 //! What the program does, in order: it is a launcher when root starts it, the launcher's serving process, or both in one
 //! for a plain user.
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 use delugefs_proto::exit::{Exit, UserError, report};
 use tracing_subscriber::EnvFilter;
@@ -20,7 +22,12 @@ pub fn run() -> Exit {
         return if mounts::is_dead(dir) { Exit::Ok } else { Exit::Failure };
     }
     let filter = EnvFilter::try_from_env(LOG_FILTER).unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     match start(&args) {
         Ok(exit) => exit,
         Err(error) => report(PROGRAM, error.as_ref()),

@@ -56,6 +56,9 @@ impl Failure {
     pub fn from_status(status: &Status) -> Self {
         match pb::Failure::decode(status.details()) {
             Ok(failure) if !status.details().is_empty() => failure.into(),
+            _ if status.source().is_some_and(|source| source.is::<tonic::transport::Error>()) => {
+                Self::new(Exit::NoSupervisor, "the supervisor ended before it answered")
+            }
             _ => Self::new(Exit::Failure, status.message()),
         }
     }

@@ -97,14 +97,11 @@ impl LogTail {
         Ok(())
     }
 
-    /// Why `program` ended, by what it reported last: "program: message" and "Hint: ..." lines, as
-    /// `proto::exit::report` writes them; else its last words.
-    pub fn last_words(&self, program: &str, exit: Exit) -> Option<Failure> {
-        let reported =
-            self.kept.iter().rposition(|line| line.strip_prefix(program).is_some_and(|l| l.starts_with(": ")));
-        let Some(at) = reported else {
-            return Some(Failure::new(exit, self.kept.iter().rev().find(|line| !line.trim().is_empty())?));
-        };
+    /// Why `program` ended, if it said so at its end: "program: message" and "Hint: ..." lines, as
+    /// `proto::exit::report` writes them.
+    pub fn reported(&self, program: &str, exit: Exit) -> Option<Failure> {
+        let starts = |line: &String| line.strip_prefix(program).is_some_and(|rest| rest.starts_with(": "));
+        let at = self.kept.iter().rposition(starts)?;
         let (mut message, mut hints) = (String::new(), Vec::new());
         for line in self.kept.iter().skip(at) {
             match line.strip_prefix("Hint: ") {
@@ -114,6 +111,11 @@ impl LogTail {
             }
         }
         Some(Failure { exit, message, hint: Some(hints.join("; ")).filter(|hints| !hints.is_empty()) })
+    }
+
+    /// The last thing it wrote.
+    pub fn last_line(&self) -> Option<&str> {
+        self.kept.iter().rev().map(String::as_str).find(|line| !line.trim().is_empty())
     }
 
     fn line(&mut self) {
@@ -155,15 +157,15 @@ mod tests {
         let (sink, lines) = mpsc::channel();
         tail.sink = Box::new(Sink(sink));
         tail.finish().unwrap();
-        assert_eq!(tail.last_words("w", Exit::Failure), None);
+        assert_eq!((tail.reported("w", Exit::Failure), tail.last_line()), (None, None));
         writer.write_all(b"INFO starting\nthread panic").unwrap();
         tail.pump().unwrap();
-        assert_eq!(tail.last_words("w", Exit::Failure).unwrap().message, "INFO starting");
+        assert_eq!((tail.reported("w", Exit::Failure), tail.last_line()), (None, Some("INFO starting")));
         tail.set_prefix("1a2b3c4d");
         writer.write_all(b"k\x1bing\nw: /a is damaged: bad\nHint: run scrub\nHint: or restore").unwrap();
         tail.finish().unwrap();
         let expected = Failure::new(Exit::BadDisk, "/a is damaged: bad").hint("run scrub; or restore");
-        assert_eq!(tail.last_words("w", Exit::BadDisk), Some(expected));
+        assert_eq!(tail.reported("w", Exit::BadDisk), Some(expected));
         drop(tail);
         let lines: Vec<_> = lines.iter().take(2).collect();
         assert_eq!(lines, ["[new disk] INFO starting\n", "[1a2b3c4d] thread panick\\x1bing\n"]);
@@ -180,6 +182,6 @@ mod tests {
         assert_eq!(path.metadata().unwrap().len(), 0);
         writer.write_all(b"\nw: end\n").unwrap();
         tail.pump().unwrap();
-        assert_eq!(tail.last_words("w", Exit::Failure).unwrap().message, "end");
+        assert_eq!(tail.reported("w", Exit::Failure).unwrap().message, "end");
     }
 }

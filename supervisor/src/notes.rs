@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use delugefs_proto::ids::hex;
 use serde::{Deserialize, Serialize};
 
+use crate::owner::Served;
 use crate::sys;
 
 /// The program that serves a disk.
@@ -25,6 +26,8 @@ pub struct Note {
     pub path: PathBuf,
     /// Mounts: the local socket of the worker it was started for.
     pub socket: Option<PathBuf>,
+    /// Disks: how the worker is reached; absent until it is ready.
+    pub served: Option<Served>,
 }
 
 impl Note {
@@ -45,14 +48,34 @@ impl Note {
         Self::read(file).filter(|note| sys::is_running(note.pid, program))
     }
 
-    /// Frontends of an earlier supervisor that still run.
+    /// Frontends of an earlier supervisor that still serve their mountpoint. One that runs but has not mounted was just
+    /// starting, and ends when it finds nobody to say `ready` to.
+    ///
+    /// # Errors
+    /// Those of the file system and of reading the mount table.
     pub fn living_frontends(run_dir: &Path) -> io::Result<Vec<Self>> {
+        let mounts = sys::delugefs_mounts()?;
+        let mut found = Self::all_living(run_dir, "mount-", FRONTEND)?;
+        found.retain(|note| mounts.contains(&note.path));
+        Ok(found)
+    }
+
+    /// Workers of an earlier supervisor that are ready, and how they are reached.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn living_workers(run_dir: &Path) -> io::Result<Vec<(Self, Served)>> {
+        let found = Self::all_living(run_dir, "disk-", WORKER)?.into_iter();
+        Ok(found.filter_map(|note| note.served.clone().map(|served| (note, served))).collect())
+    }
+
+    fn all_living(run_dir: &Path, prefix: &str, program: &str) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(run_dir)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with("mount-") && name.ends_with(".pid") {
-                found.extend(Self::read_living(&path, FRONTEND));
+            if name.starts_with(prefix) && name.ends_with(".pid") {
+                found.extend(Self::read_living(&path, program));
             }
         }
         Ok(found)
@@ -106,7 +129,8 @@ mod tests {
     fn only_the_living_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let file = frontend_note(dir.path(), Path::new("/mnt/x"));
-        let me = Note { pid: std::process::id(), path: "/mnt/x".into(), socket: Some("/run/1.sock".into()) };
+        let me =
+            Note { pid: std::process::id(), path: "/mnt/x".into(), socket: Some("/run/1.sock".into()), served: None };
         me.write(&file).unwrap();
         let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
         let thread_name = fs::read_to_string("/proc/self/comm").unwrap_or(program);

@@ -30,7 +30,7 @@ pub use snapshot::{problems, snapshot};
 pub use state::{DiskSpec, Effect, Event, MountSpec, News, Registration, Served, State};
 
 use crate::notes::{self, FRONTEND, WORKER};
-use crate::process::{End, Events, Job, detach_if_mounted};
+use crate::process::{End, Events, Job, detach_dead};
 use crate::remember;
 
 /// The task's surroundings.
@@ -111,8 +111,8 @@ impl Owner {
             }
             Effect::Terminate { run } => end(processes, run, End::Terminate),
             Effect::Kill { run } => end(processes, run, End::Kill),
-            Effect::Detach { dir } => {
-                if tokio::task::spawn_blocking(move || detach_if_mounted(&dir)).await.is_err() {
+            Effect::Detach { dir, mounted } => {
+                if tokio::task::spawn_blocking(move || detach_dead(&dir, &mounted)).await.is_err() {
                     tracing::error!("detaching a mount panicked");
                 }
             }
@@ -192,11 +192,13 @@ impl Owner {
         match news {
             News::Started { pid } => tracing::info!(pid, "{what} {path}: started"),
             News::WorkerReady(served) => tracing::info!("{what} {path}: up as {}", short_id(&served.disk_id)),
-            News::FrontendReady => tracing::info!("{what} {path}: up"),
-            News::Adopted { pid } => tracing::info!(pid, "{what} {path}: was alive, adopted"),
+            News::FrontendReady { .. } => tracing::info!("{what} {path}: up"),
+            News::Adopted { pid, .. } => tracing::info!(pid, "{what} {path}: was alive, adopted"),
             News::Ended(failure) if matches!(child.phase, child::Phase::Stopping { .. }) => {
                 tracing::info!("{what} {path}: stopped ({})", failure.message);
             }
+            // A first start that failed: whoever asked for it says so.
+            News::Ended(failure) if !child.established => tracing::debug!("{what} {path}: {}", failure.message),
             News::Ended(failure) if failure.exit.is_worth_retrying() => {
                 tracing::warn!("{what} {path}: {}", failure.message)
             }

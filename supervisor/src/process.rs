@@ -28,7 +28,7 @@ use crate::libexec;
 use crate::logtail::{LogTail, POLL};
 use crate::notes::{FRONTEND, Note, WORKER};
 use crate::owner::{Event, News, Run, Served};
-use crate::sys;
+use crate::sys::{self, MountId};
 
 /// How often a process that is not our child is looked at.
 const WATCH: Duration = Duration::from_millis(250);
@@ -68,10 +68,9 @@ impl Job {
     /// Start the process, or adopt the frontend that is alive on the mountpoint.
     pub async fn start(self, events: Events, ends: mpsc::UnboundedReceiver<End>) {
         let news = |news| events.send(Event::Child { run: self.run, news }).is_ok();
-        let found = self.living_frontend();
-        let failure = match found {
-            Some(pid) => {
-                news(News::Adopted { pid });
+        let failure = match self.living_frontend() {
+            Some((pid, mounted)) => {
+                news(News::Adopted { pid, mounted: Some(mounted) });
                 self.watch(pid, ends).await
             }
             None => self.child(&news, ends).await,
@@ -87,13 +86,20 @@ impl Job {
     }
 
     /// A frontend that an earlier supervisor started for the same worker and that still serves the mountpoint.
-    fn living_frontend(&self) -> Option<u32> {
+    fn living_frontend(&self) -> Option<(u32, MountId)> {
         let note = Note::read_living(&self.note, self.program).filter(|note| note.path == self.path)?;
-        let mounted = sys::delugefs_mounts().ok()?.contains(&self.path);
-        (self.program == FRONTEND && mounted && note.socket == self.socket).then_some(note.pid)
+        let mounted = self.mounted()?;
+        (note.socket == self.socket).then_some((note.pid, mounted))
+    }
+
+    /// What DelugeFS mount is on the mountpoint now.
+    fn mounted(&self) -> Option<MountId> {
+        let frontend = self.program == FRONTEND;
+        frontend.then(|| sys::delugefs_at(&self.path).ok().flatten()).flatten()
     }
 
     async fn child(&self, news: &impl Fn(News) -> bool, mut ends: mpsc::UnboundedReceiver<End>) -> Failure {
+        let before = self.mounted();
         let (mut child, pid, mut log) = match self.spawn() {
             Ok(started) => started,
             Err(error) => {
@@ -106,14 +112,15 @@ impl Job {
         news(News::Started { pid });
         let mut lines = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
         let mut poll = tokio::time::interval(POLL);
-        let mut asked = false;
+        let mut asked = None;
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status,
                 line = next_line(&mut lines) => match line.map(|line| self.parse_ready(&line)) {
                     Some(Ok(ready)) => {
-                        self.write_note(pid);
-                        if let News::WorkerReady(served) = &ready {
+                        let served = if let News::WorkerReady(served) = &ready { Some(served) } else { None };
+                        self.write_note(pid, served);
+                        if let Some(served) = served {
                             log.set_prefix(delugefs_proto::disk::short_id(&served.disk_id));
                         }
                         news(ready);
@@ -122,7 +129,7 @@ impl Job {
                     None => lines = None,
                 },
                 Some(end) = ends.recv() => {
-                    asked = true;
+                    asked = Some(end);
                     signal(&child, end);
                 }
                 _ = poll.tick() => self.pump(&mut log),
@@ -131,7 +138,12 @@ impl Job {
         if let Err(error) = log.finish() {
             tracing::warn!(%error, program = self.program, "cannot read its log");
         }
-        self.clean_up(pid, asked);
+        self.clean_up(pid, asked.is_some());
+        if asked == Some(End::Kill)
+            && let Some(mounted) = self.mounted().filter(|mounted| before.as_ref() != Some(mounted))
+        {
+            detach_dead(&self.path, &mounted); // killed before it could say that it had mounted, or unmount
+        }
         match status {
             Ok(status) => self.explain(status, &log),
             Err(error) => Failure::new(Exit::Failure, format!("cannot wait for {}: {error}", self.program)),
@@ -146,13 +158,13 @@ impl Job {
         let pid = child.id().ok_or_else(|| io::Error::other("it ended before it began"))?;
         // Not in the place of one that lives: that one has the folder, and ours will say so and end.
         if Note::read_living(&self.note, self.program).is_none() {
-            self.write_note(pid);
+            self.write_note(pid, None);
         }
         Ok((child, pid, log))
     }
 
-    fn write_note(&self, pid: u32) {
-        let note = Note { pid, path: self.path.clone(), socket: self.socket.clone() };
+    fn write_note(&self, pid: u32, served: Option<&Served>) {
+        let note = Note { pid, path: self.path.clone(), socket: self.socket.clone(), served: served.cloned() };
         if let Err(error) = note.write(&self.note) {
             tracing::error!(%error, "cannot write {}: the next supervisor will not know the process", self.note.display());
         }
@@ -163,6 +175,7 @@ impl Job {
         let log = crate::notes::log_beside(&self.note);
         let mut log = log.exists().then(|| LogTail::open(&log, &self.prefix).ok()).flatten().map(|(log, _)| log);
         let mut poll = tokio::time::interval(WATCH);
+        let mounted = self.mounted();
         let mut asked = false;
         while sys::is_running(pid, self.program) {
             tokio::select! {
@@ -178,11 +191,11 @@ impl Job {
             }
         }
         self.clean_up(pid, asked);
-        // Its exit code went to whoever is its parent.
-        let words =
-            log.and_then(|mut log| log.finish().ok().and_then(|()| log.last_words(self.program, Exit::Failure)));
-        let exit = if asked { Exit::Ok } else { Exit::Failure };
-        words.map_or_else(|| Failure::new(exit, format!("{} ended", self.program)), |words| Failure { exit, ..words })
+        // Its exit code went to whoever is its parent. A frontend that unmounted ended well, whoever wanted it.
+        let well = if self.program == FRONTEND { mounted.is_some() && self.mounted() != mounted } else { asked };
+        let exit = if well { Exit::Ok } else { Exit::Failure };
+        let reported = log.and_then(|mut log| log.finish().ok().and_then(|()| log.reported(self.program, exit)));
+        reported.unwrap_or_else(|| Failure::new(exit, format!("{} ended", self.program)))
     }
 
     fn pump(&self, log: &mut LogTail) {
@@ -191,24 +204,19 @@ impl Job {
         }
     }
 
-    /// A frontend that was asked to end, and could not unmount, leaves a dead mount: nobody is coming to use it again.
     fn clean_up(&self, pid: u32, asked: bool) {
         if Note::read(&self.note).is_some_and(|note| note.pid == pid) {
             let _ = std::fs::remove_file(&self.note); // it is checked before use in any case
         }
-        if !asked {
-            return; // it will be started again
-        }
-        let _ = std::fs::remove_file(crate::notes::log_beside(&self.note)); // read to its end
-        if self.program == FRONTEND {
-            detach_if_mounted(&self.path);
+        if asked {
+            let _ = std::fs::remove_file(crate::notes::log_beside(&self.note)); // read to its end
         }
     }
 
     fn parse_ready(&self, line: &str) -> Result<News, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         match (self.program, words.as_slice()) {
-            (FRONTEND, ["ready"]) => Ok(News::FrontendReady),
+            (FRONTEND, ["ready"]) => Ok(News::FrontendReady { mounted: self.mounted() }),
             (WORKER, ["ready", disk_id, local, grpc]) => Ok(News::WorkerReady(Served {
                 disk_id: (*disk_id).into(),
                 local_socket: local.into(),
@@ -228,15 +236,17 @@ impl Job {
         if exit == Exit::Ok {
             return Failure::new(exit, format!("{} ended", self.program));
         }
-        log.last_words(self.program, exit)
-            .unwrap_or_else(|| Failure::new(exit, format!("{} ended with exit code {code}", self.program)))
+        log.reported(self.program, exit).unwrap_or_else(|| {
+            let words = log.last_line().map(|line| format!(": {line}")).unwrap_or_default();
+            Failure::new(exit, format!("{} ended with exit code {code}{words}", self.program))
+        })
     }
 }
 
-/// Detach a DelugeFS mount at `dir`, if there is one.
-pub fn detach_if_mounted(dir: &Path) {
-    let detached = match sys::delugefs_mounts() {
-        Ok(mounts) if !mounts.iter().any(|mount| mount == dir) => return,
+/// Detach this mount, if it is still the uppermost one at its place: then its frontend died without unmounting.
+pub fn detach_dead(dir: &Path, mounted: &MountId) {
+    let detached = match sys::delugefs_at(dir) {
+        Ok(there) if there.as_ref() != Some(mounted) => return,
         Ok(_) => sys::detach(dir),
         Err(error) => Err(error),
     };

@@ -12,6 +12,7 @@ use clap::Parser;
 use delugefs_proto::config::Config;
 use delugefs_proto::control_pb::HostStatus;
 use delugefs_proto::control_pb::control_server::ControlServer;
+use delugefs_proto::disk::DiskToml;
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::rundir;
 use nix::fcntl::{Flock, FlockArg};
@@ -22,7 +23,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::interceptor::InterceptedService;
 
 use crate::notes::{self, Note};
-use crate::owner::{DiskSpec, Event, MountSpec, Owner, State};
+use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
 use crate::process::Events;
 use crate::server::{Server, uid_of};
 use crate::{discovery, paths, remember, sys, uds};
@@ -73,13 +74,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (snapshots, watcher) = watch::channel(Arc::new(HostStatus::default()));
     let owner = Owner { state: State::new(configured.cluster.clone()), run_dir, state_dir, events, snapshots };
     let events = owner.events.clone();
+    notes::sweep(&owner.run_dir)?;
+    find_living(&events, &owner.run_dir)?;
     wish(&events, &configured, cluster.as_deref(), false)?;
     wish(&events, &added, cluster.as_deref(), true)?;
-    notes::sweep(&owner.run_dir)?;
-    for note in Note::living_frontends(&owner.run_dir)? {
-        let socket = note.socket.unwrap_or_default();
-        send(&events, Event::MountFound { dir: note.path, pid: note.pid, socket });
-    }
     let discovery = (!options.no_mdns).then(|| tokio::spawn(discovery::follow(watcher.clone())));
 
     let run_dir = owner.run_dir.clone();
@@ -144,6 +142,22 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// What an earlier supervisor left running goes on. Workers first: a mount is matched with the disk it shows.
+fn find_living(events: &Events, run_dir: &Path) -> anyhow::Result<()> {
+    for (note, served) in Note::living_workers(run_dir)? {
+        let Ok(identity) = DiskToml::read(&note.path) else { continue }; // it registers by itself, too
+        let (reply, _) = tokio::sync::oneshot::channel();
+        let (root, cluster, pid) = (note.path, identity.cluster, note.pid);
+        send(events, Event::Register(Registration { root, cluster, pid, served, tcp_port: 0, inherited: true, reply }));
+    }
+    for note in Note::living_frontends(run_dir)? {
+        let socket = note.socket.unwrap_or_default();
+        let mounted = sys::delugefs_at(&note.path)?;
+        send(events, Event::MountFound { dir: note.path, pid: note.pid, socket, mounted });
+    }
+    Ok(())
 }
 
 /// Mounts first: the workers let in the users of the mounts that are known when they start.

@@ -9,8 +9,43 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+/// Which mount this is, among all that were or will be on its mountpoint. The system uses a number again after the mount
+/// is gone, so this says something only of a mount that nobody has unmounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountId(String);
+
+#[cfg(test)]
+impl MountId {
+    pub(crate) fn of_test(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    dir: PathBuf,
+    id: MountId,
+    is_ours: bool,
+}
+
 /// Mountpoints of DelugeFS on this machine, whether alive or dead.
+///
+/// # Errors
+/// When the mount table cannot be read.
 pub fn delugefs_mounts() -> io::Result<Vec<PathBuf>> {
+    Ok(mount_table()?.into_iter().filter(|entry| entry.is_ours).map(|entry| entry.dir).collect())
+}
+
+/// The uppermost mount at this place, if it is one of DelugeFS.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn delugefs_at(dir: &Path) -> io::Result<Option<MountId>> {
+    let top = mount_table()?.into_iter().rfind(|entry| entry.dir == dir);
+    Ok(top.filter(|entry| entry.is_ours).map(|entry| entry.id))
+}
+
+fn mount_table() -> io::Result<Vec<Entry>> {
     #[cfg(target_os = "linux")]
     let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);
     #[cfg(not(target_os = "linux"))]
@@ -20,25 +55,26 @@ pub fn delugefs_mounts() -> io::Result<Vec<PathBuf>> {
 
 /// `/proc/self/mountinfo`: "id parent major:minor root mountpoint options [optional...] - type source options".
 #[cfg(any(target_os = "linux", test))]
-fn parse_mountinfo(table: &[u8]) -> Vec<PathBuf> {
-    let mountpoint = |line: &[u8]| {
-        let mut words = line.split(|b| *b == b' ');
-        let dir = words.nth(4)?;
-        let fs_type = words.skip_while(|word| *word != b"-").nth(1)?;
-        (fs_type == b"fuse.delugefs").then(|| unescape_octal(dir))
+fn parse_mountinfo(table: &[u8]) -> Vec<Entry> {
+    let entry = |line: &[u8]| {
+        let words: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+        let fs_type = words.iter().skip_while(|word| **word != b"-").nth(1)?;
+        let id = [words[0], words.get(2)?].map(String::from_utf8_lossy).join(" ");
+        Some(Entry { dir: unescape_octal(words.get(4)?), id: MountId(id), is_ours: *fs_type == b"fuse.delugefs" })
     };
-    table.split(|b| *b == b'\n').filter_map(mountpoint).collect()
+    table.split(|b| *b == b'\n').filter_map(entry).collect()
 }
 
-/// `mount -p` of FreeBSD writes fstab(5) lines: "device mountpoint type options dump pass", separated by tabs.
+/// `mount -p` of FreeBSD writes fstab(5) lines: "device mountpoint type options dump pass", separated by blanks.
 #[cfg(any(not(target_os = "linux"), test))]
-fn parse_fstab(table: &[u8]) -> Vec<PathBuf> {
-    let mountpoint = |line: &[u8]| {
+fn parse_fstab(table: &[u8]) -> Vec<Entry> {
+    let entry = |line: &[u8]| {
         let mut words = line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
-        let dir = words.nth(1)?;
-        (words.next()? == b"fusefs.delugefs").then(|| unescape_octal(dir))
+        let (device, dir, fs_type) = (words.next()?, words.next()?, words.next()?);
+        let id = MountId(String::from_utf8_lossy(device).into_owned());
+        Some(Entry { dir: unescape_octal(dir), id, is_ours: fs_type == b"fusefs.delugefs" })
     };
-    table.split(|b| *b == b'\n').filter_map(mountpoint).collect()
+    table.split(|b| *b == b'\n').filter_map(entry).collect()
 }
 
 /// Both tables write a blank in a path as `\040`, and a backslash as `\134`.
@@ -121,9 +157,14 @@ mod tests {
             40 22 0:40 / /mnt/my\\040films rw,nosuid shared:7 master:2 - fuse.delugefs home rw,user_id=0\n\
             41 22 0:41 / /mnt/other rw - fuse.sshfs x rw\n\
             42 22 0:42 / /mnt/b\\134 rw - fuse.delugefs home rw\ngarbage\n";
-        assert_eq!(parse_mountinfo(linux), [PathBuf::from("/mnt/my films"), PathBuf::from("/mnt/b\\")]);
+        let ours = |table: Vec<Entry>| {
+            let ours = table.into_iter().filter(|entry| entry.is_ours);
+            ours.map(|entry| (entry.dir.display().to_string(), entry.id.0)).collect::<Vec<_>>()
+        };
+        let pair = |dir: &str, id: &str| (dir.to_string(), id.to_string());
+        assert_eq!(ours(parse_mountinfo(linux)), [pair("/mnt/my films", "40 0:40"), pair("/mnt/b\\", "42 0:42")]);
         let freebsd = b"/dev/ada0p2\t/\t\tufs\trw\t1 1\n/dev/fuse\t\t/mnt/my\\040films\tfusefs.delugefs\trw\t0 0\n";
-        assert_eq!(parse_fstab(freebsd), [PathBuf::from("/mnt/my films")]);
+        assert_eq!(ours(parse_fstab(freebsd)), [pair("/mnt/my films", "/dev/fuse")]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A supervisor that was killed leaves its processes serving; the next one finds them.
 
+use std::fs;
 use std::process::Command;
 
 use crate::lab::{Lab, kill_hard, pid_of, terminate};
@@ -65,11 +66,9 @@ fn the_next_supervisor_finds_worker_and_mount() {
 #[test]
 fn a_dead_mount_is_seen_in_the_mount_table_and_cleared_away() {
     let mut lab = Lab::new();
-    if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/fuse").exists() {
-        eprintln!("skipped: it needs root and /dev/fuse");
+    if !lab.can_mount() {
         return;
     }
-    lab.manners("frontend", "mount");
     let run = lab.run(&["--create", "--mount", "m"]);
     lab.manners("frontend", "exit-before-ready 1");
     kill_hard(pid_of(&lab.status()["mounts"][0]).unwrap());
@@ -80,6 +79,28 @@ fn a_dead_mount_is_seen_in_the_mount_table_and_cleared_away() {
     assert!(delugefs_supervisor::sys::delugefs_mounts().unwrap().iter().all(|mount| *mount != lab.path("m")));
     assert_eq!(lab.wait(run), 0, "its mount was taken away");
     assert!(lab.err("run").contains("was taken away by another command"));
+}
+
+#[test]
+fn the_mount_of_another_host_is_left_alone() {
+    let mut lab = Lab::new();
+    if !lab.can_mount() {
+        return;
+    }
+    let run = lab.run(&["--create", "--mount", "m"]);
+    let before = delugefs_supervisor::sys::delugefs_at(&lab.path("m")).unwrap();
+    assert!(before.is_some());
+    // Another supervisor, whose frontend refuses as the real one does.
+    fs::create_dir(lab.path("r2")).unwrap();
+    fs::write(lab.path("r2/fake-frontend"), "exit-before-ready 14\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_delugefs"));
+    lab.hermetic(&mut command);
+    command.args(["--run-dir", "r2", "run", "home", "b", "--create", "--mount", "m", "--state-dir", "s2"]);
+    assert_eq!(lab.said(command.output().unwrap()).code, 14);
+    assert_eq!(delugefs_supervisor::sys::delugefs_at(&lab.path("m")).unwrap(), before);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    lab.assert_clean();
 }
 
 #[test]

@@ -61,6 +61,16 @@ impl Lab {
         fs::write(self.run_dir().join(format!("fake-{who}")), text).unwrap();
     }
 
+    /// Have frontends really mount, where that is possible; the caller is skipped elsewhere.
+    pub fn can_mount(&self) -> bool {
+        self.manners("frontend", "mount");
+        let can = cfg!(target_os = "linux") && nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
+        if !can {
+            eprintln!("skipped: it needs Linux, root and /dev/fuse");
+        }
+        can
+    }
+
     /// `delugefs`, with nothing of the tester's environment.
     pub fn delugefs(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_delugefs"));

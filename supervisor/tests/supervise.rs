@@ -132,11 +132,17 @@ fn a_bad_configuration_is_explained() {
 #[test]
 fn a_process_that_does_not_stop_is_killed() {
     let mut lab = Lab::new();
-    lab.manners("frontend", "stubborn");
+    let mount = if lab.can_mount() { "mount\n" } else { "" };
+    lab.manners("frontend", &format!("{mount}stubborn\n"));
     let run = lab.run(&["--create", "--mount", "m"]);
     terminate(run);
     assert_eq!(lab.wait(run), 0, "{}", lab.logs());
     lab.assert_clean();
+    assert_eq!(
+        delugefs_supervisor::sys::delugefs_at(&lab.path("m")).unwrap(),
+        None,
+        "a killed one's mount is detached"
+    );
 }
 
 #[test]

@@ -79,13 +79,19 @@ impl<'r> Objects<'r> {
     /// Stage an object.
     pub(super) fn put(&mut self, kind: ObjectType, data: impl Into<Bytes>) -> Result<Oid, CatalogError> {
         let data = data.into();
+        let oid = Oid::hash_object(kind, &data).map_err(CatalogError::git("hash an object"))?;
+        self.put_as(oid, kind, data)?;
+        Ok(oid)
+    }
+
+    /// Stage an object whose id is known.
+    pub(super) fn put_as(&mut self, oid: Oid, kind: ObjectType, data: Bytes) -> Result<(), CatalogError> {
         if data.len() > OBJECT_MAX_BYTES {
             let len = data.len();
             return Err(CatalogError::Invalid(format!("an object of {len} bytes, at most {OBJECT_MAX_BYTES} can be")));
         }
-        let oid = Oid::hash_object(kind, &data).map_err(CatalogError::git("hash an object"))?;
         self.staged.entry(oid).or_insert((kind, data));
-        Ok(oid)
+        Ok(())
     }
 
     /// Length in bytes of a blob that must be there.

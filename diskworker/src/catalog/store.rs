@@ -12,7 +12,7 @@ use delugefs_proto::record::{Element, Key, VersionVector};
 use git2::{ObjectType, Oid, Repository};
 use parking_lot::{Mutex, RwLock};
 
-use super::changes::{Pins, from_oid, to_oid};
+use super::changes::{Pins, blob_id, to_oid};
 use super::content::attachment_lengths;
 use super::handles::Handles;
 use super::layout::{self, Space};
@@ -159,10 +159,10 @@ impl Catalog {
         }
         let mut objects = Objects::new(&handle)?;
         for (id, data) in &changes.blobs {
-            let oid = objects.put(ObjectType::Blob, data.clone())?;
-            if from_oid(oid) != *id {
+            if blob_id(data) != *id {
                 return Err(CatalogError::Invalid(format!("attachment {id} has other bytes than its id says")));
             }
+            objects.put_as(to_oid(*id), ObjectType::Blob, data.clone())?;
         }
         for (key, set) in &changes.sets {
             check_set(&objects, key, set, ctx)?;

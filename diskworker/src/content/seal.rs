@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::ids::{BlobId, ContentId, Ino};
 use delugefs_proto::limits::{FILE_MAX_BYTES, INLINE_MAX_BYTES, TORRENT_MIN_BYTES};
 use nix::errno::Errno;
 use nix::fcntl::{FlockArg, OFlag};
@@ -39,15 +39,18 @@ pub struct Ticket {
     ino: Ino,
     size: u64,
     mtime_ns: i64,
+    ctime_ns: i64,
     inode: (libc::dev_t, libc::ino_t),
     superseded: Arc<AtomicBool>,
 }
 
-/// The bytes of a small staging file, to be recorded and then given to [`ContentStore::finish_small`].
+/// The bytes of a small staging file, to be recorded; then [`ContentStore::remove_staged`] lets the file go.
 #[derive(Clone, Debug)]
 pub struct SealedSmall {
     /// The whole content.
     pub bytes: Bytes,
+    /// Its id as an attachment of the catalog.
+    pub blob: BlobId,
     /// Last change of content, nanoseconds since 1970.
     pub mtime_ns: i64,
     /// For [`ContentStore::can_finish`].
@@ -81,8 +84,13 @@ pub struct Sealed {
 
 impl Ticket {
     fn new(ino: Ino, stat: &FileStat) -> Self {
-        let (size, mtime_ns) = (stat.st_size as u64, os::mtime_ns(stat));
-        Self { ino, size, mtime_ns, inode: (stat.st_dev, stat.st_ino), superseded: Arc::default() }
+        let (size, mtime_ns, ctime_ns) = (stat.st_size as u64, os::mtime_ns(stat), os::ctime_ns(stat));
+        Self { ino, size, mtime_ns, ctime_ns, inode: (stat.st_dev, stat.st_ino), superseded: Arc::default() }
+    }
+
+    /// Last change of anything about the file, nanoseconds since 1970.
+    pub fn ctime_ns(&self) -> i64 {
+        self.ctime_ns
     }
 
     fn is_void(&self) -> bool {
@@ -128,8 +136,8 @@ impl ContentStore {
             let mut bytes = vec![0; ticket.size as usize];
             file.read_exact_at(&mut bytes, 0).map_err(|error| failed(os::errno(&error)))?;
             // What git will not store (marks of an attack on SHA-1) goes into a file like any large content.
-            if crate::catalog::can_attach(&bytes) {
-                return Ok(Seal::Small(SealedSmall { bytes: bytes.into(), mtime_ns: ticket.mtime_ns, ticket }));
+            if let Some(blob) = crate::catalog::attachable(&bytes) {
+                return Ok(Seal::Small(SealedSmall { bytes: bytes.into(), blob, mtime_ns: ticket.mtime_ns, ticket }));
             }
         }
         Ok(Seal::Large(SealJob { file, ticket, folder: self.folder.clone() }))
@@ -144,16 +152,6 @@ impl ContentStore {
             Err(error) if error.errno == Errno::EBUSY => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    /// The last step for a small file, after its bytes were recorded: the staging file goes.
-    ///
-    /// # Errors
-    /// As [`ContentStore::finish_seal`]; then the file stays.
-    pub fn finish_small(&self, sealed: &SealedSmall) -> FsResult<()> {
-        let mut state = self.staging.lock();
-        self.reopen(&sealed.ticket)?;
-        self.unlink_staged(&mut state, sealed.ticket.ino)
     }
 
     /// The last step: the staging file becomes read-only and gets its name in `data/`. Where the same content is held
@@ -208,6 +206,11 @@ impl ContentStore {
 }
 
 impl SealJob {
+    /// Which state of the file it is of.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
     /// Length of the file, in bytes.
     pub fn size(&self) -> u64 {
         self.ticket.size

@@ -8,13 +8,14 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::Ino;
-use delugefs_proto::limits::{FILE_MAX_BYTES, INLINE_MAX_BYTES};
+use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::local_pb as pb;
 use delugefs_proto::record::Data;
 use nix::errno::Errno;
 
 use super::meta::{Answer, name, perm, proposed};
-use super::staged::{Staged, Work};
+use super::seal::Size;
+use super::staged::{Closed, Staged, Work};
 use super::{Core, Engine, SessionId};
 use crate::namespace::Making;
 
@@ -221,17 +222,14 @@ impl Engine {
     /// Close a handle. The last writer's Close seals the file: small ones at once, others in the background.
     pub fn close(&self, session: SessionId, handle: u64) -> FsResult<Answer> {
         let closed = self.core().staged.close(session, handle);
-        let Some((ino, last)) = closed else { return Ok(Answer::default()) };
-        if last {
-            match self.store.staged_stat(ino)? {
-                Some(stat) if stat.size <= INLINE_MAX_BYTES => self.seal(Some(session), ino),
-                _ => self.seals.push(ino),
-            }
+        let Some(Closed { ino, dir, is_last }) = closed else { return Ok(Answer::default()) };
+        if is_last {
+            self.seal(Some(session), ino, Size::Small);
         }
         let mut core = self.core();
-        let dir = core.staged.get(ino).map_or(Ino(0), |s| s.dir);
         let mut answer = Answer { seq: core.ns.seq(), ..Answer::default() };
-        if let Ok(at) = core.ns.locate(ino, dir)
+        if dir.0 != 0
+            && let Ok(at) = core.ns.locate(ino, dir)
             && let Ok(node) = core.ns.node(&at)
         {
             answer.node = Some(core.attr(&self.store, &node));
@@ -286,7 +284,7 @@ impl Engine {
         if ino.0 == 0 {
             self.store.barrier()?;
         } else {
-            self.sync_data_of(ino, q.handle != 0)?;
+            self.sync_data_of(ino, Ino(q.dir), q.handle != 0)?;
         }
         self.journal.sync().map_err(|error| {
             let errno = FsError::from(error).errno;
@@ -294,7 +292,7 @@ impl Engine {
         })
     }
 
-    fn sync_data_of(&self, ino: Ino, is_synced: bool) -> FsResult<()> {
+    fn sync_data_of(&self, ino: Ino, dir: Ino, is_synced: bool) -> FsResult<()> {
         let mut core = self.core();
         let staged = core.staged.get_mut(ino).map(|s| std::mem::replace(&mut s.name_synced, true));
         if let Some(name_synced) = staged {
@@ -308,7 +306,7 @@ impl Engine {
             }
             return Ok(());
         }
-        let Ok(at) = core.ns.locate(ino, Ino(0)) else { return Ok(()) };
+        let Ok(at) = core.ns.locate(ino, dir) else { return Ok(()) };
         let node = core.ns.node(&at)?;
         drop(core);
         match node.kind {

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::Ino;
+use delugefs_proto::record::Dot;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::staged::Work;
-use super::{Engine, SessionId};
+use super::{Core, Engine, SessionId};
 use crate::content::{Seal, Sealed, SealedSmall, Ticket};
-use crate::namespace::NewContent;
+use crate::namespace::{Located, NewContent};
 
 /// Files waiting for the sealing thread.
 #[derive(Default)]
@@ -48,42 +49,34 @@ impl Queue {
     }
 }
 
-/// An entry of the table that is marked as being sealed, as it was then.
-struct Marked {
+/// Which files a call of [`Engine::seal`] is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Size {
+    /// All.
+    Any,
+    /// Those that need no hashing; others are left to the thread.
+    Small,
+}
+
+/// How a seal went that did not fail.
+enum Done {
+    Finished,
+    TooLarge,
+}
+
+/// A staged file as it was when its seal began.
+struct Seen {
+    session: Option<SessionId>,
     ino: Ino,
     entry: u64,
     opened: u64,
     baseline: Option<i64>,
 }
 
-/// A hashed or read staged file.
-enum Finished {
-    Small(SealedSmall),
-    Large(Sealed),
-}
-
-impl Finished {
-    fn ticket(&self) -> &Ticket {
-        match self {
-            Self::Small(small) => &small.ticket,
-            Self::Large(sealed) => &sealed.ticket,
-        }
-    }
-
-    fn mtime_ns(&self) -> i64 {
-        match self {
-            Self::Small(small) => small.mtime_ns,
-            Self::Large(sealed) => sealed.mtime_ns,
-        }
-    }
-
-    fn content(&self) -> NewContent {
-        match self {
-            Self::Small(small) => NewContent::Small(small.bytes.clone()),
-            Self::Large(sealed) => {
-                NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() }
-            }
-        }
+impl Seen {
+    /// It is a copy nobody wrote to.
+    fn is_untouched(&self, ticket: &Ticket) -> bool {
+        self.baseline == Some(ticket.ctime_ns())
     }
 }
 
@@ -91,30 +84,31 @@ impl Engine {
     /// Body of the sealing thread.
     pub(super) fn seal_loop(&self) {
         while let Some(ino) = self.seals.next() {
-            self.seal(None, ino);
+            self.seal(None, ino, Size::Any);
         }
     }
 
     /// Seal a file if nobody writes it. What fails stays staged, readable, and is tried again by the cleaner.
-    pub(super) fn seal(&self, session: Option<SessionId>, ino: Ino) {
-        let marked = {
+    pub(super) fn seal(&self, session: Option<SessionId>, ino: Ino, size: Size) {
+        let seen = {
             let mut core = self.core();
             let Some(staged) = core.staged.get_mut(ino) else { return };
             if staged.writers > 0 || staged.work != Work::None {
                 return;
             }
             staged.work = Work::Sealing;
-            Marked { ino, entry: staged.entry, opened: staged.opened, baseline: staged.baseline_ctime_ns }
+            let (entry, opened, baseline) = (staged.entry, staged.opened, staged.baseline_ctime_ns);
+            Seen { session, ino, entry, opened, baseline }
         };
-        let result = self.seal_marked(session, &marked);
+        let result = self.seal_marked(&seen, size);
         let again = {
             let mut core = self.core();
             // Once it is sealed, somebody may have opened the file anew: that entry is not ours to touch.
-            match core.staged.same(ino, marked.entry) {
+            match core.staged.same(ino, seen.entry) {
                 Some(staged) => {
                     staged.work = Work::None;
-                    // Opened and closed again while it was hashed.
-                    staged.writers == 0 && staged.opened != marked.opened
+                    // Opened and closed again while it was hashed, or left to the thread.
+                    staged.writers == 0 && (staged.opened != seen.opened || matches!(result, Ok(Done::TooLarge)))
                 }
                 None => false,
             }
@@ -124,7 +118,7 @@ impl Engine {
             self.seals.push(ino);
         }
         match result {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(error) if error.errno == Errno::ENOSPC => {
                 tracing::warn!("file {ino} stays staged: {error}");
                 self.refuse(error);
@@ -133,63 +127,81 @@ impl Engine {
         }
     }
 
-    fn seal_marked(&self, session: Option<SessionId>, marked: &Marked) -> FsResult<()> {
-        let Some(stat) = self.store.staged_stat(marked.ino)? else {
-            self.core().staged.remove(marked.ino);
-            return Ok(());
-        };
-        if marked.baseline == Some(stat.ctime_ns) {
-            // A copy nobody wrote to; but a writer of an earlier life of this process may still be there.
-            return self.finish(session, marked, stat.ctime_ns, None);
-        }
-        match self.store.begin_seal(marked.ino)? {
-            Seal::Busy => Ok(()),
-            Seal::Small(small) => self.finish(session, marked, stat.ctime_ns, Some(Finished::Small(small))),
-            Seal::Large(job) => match job.run() {
-                Err(error) if error.errno == Errno::EBUSY => Ok(()), // it is being written again
-                sealed => self.finish(session, marked, stat.ctime_ns, Some(Finished::Large(sealed?))),
+    fn seal_marked(&self, seen: &Seen, size: Size) -> FsResult<Done> {
+        match self.store.begin_seal(seen.ino) {
+            Err(error) if error.errno == Errno::ENOENT => {
+                self.core().staged.remove(seen.ino);
+                Ok(Done::Finished)
+            }
+            Err(error) => Err(error),
+            Ok(Seal::Busy) => Ok(Done::Finished),
+            Ok(Seal::Small(small)) if seen.is_untouched(&small.ticket) => self.finish_small(seen, None),
+            Ok(Seal::Small(small)) => self.finish_small(seen, Some(small)),
+            // Nothing to hash: it goes as it came.
+            Ok(Seal::Large(job)) if seen.is_untouched(job.ticket()) => self.finish_small(seen, None),
+            Ok(Seal::Large(_)) if size == Size::Small => Ok(Done::TooLarge),
+            Ok(Seal::Large(job)) => match job.run() {
+                Err(error) if error.errno == Errno::EBUSY => Ok(Done::Finished), // it is being written again
+                sealed => self.finish_large(seen, &sealed?),
             },
         }
     }
 
-    /// Record the content (`None`: it has not changed) and let the staged file go, unless somebody has opened it for
-    /// writing meanwhile.
-    fn finish(
-        &self,
-        session: Option<SessionId>,
-        marked: &Marked,
-        ctime_ns: i64,
-        new: Option<Finished>,
-    ) -> FsResult<()> {
-        let ino = marked.ino;
-        self.change(session, |core| {
-            let Some(staged) = core.staged.same(ino, marked.entry) else { return Ok(()) };
-            if staged.writers > 0 || staged.opened != marked.opened {
-                return Ok(());
+    /// Where the file's name is now, and the versions its writers started from; `None` when it has no name any more (then
+    /// it is forgotten) or somebody has opened it for writing meanwhile.
+    fn still_there(&self, core: &mut Core, seen: &Seen) -> FsResult<Option<(Located, Option<Vec<Dot>>)>> {
+        let Some(staged) = core.staged.same(seen.ino, seen.entry) else { return Ok(None) };
+        if staged.writers > 0 || staged.opened != seen.opened {
+            return Ok(None);
+        }
+        match core.ns.locate(seen.ino, staged.dir) {
+            Ok(at) => Ok(Some((at, staged.base.clone()))),
+            Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
+                core.staged.remove(seen.ino);
+                self.store.remove_staged(seen.ino)?;
+                Ok(None)
             }
-            let at = match core.ns.locate(ino, staged.dir) {
-                Ok(at) => at,
-                Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
-                    core.staged.remove(ino);
-                    return self.store.remove_staged(ino);
-                }
-                Err(error) => return Err(error),
-            };
-            let base = staged.base.clone();
-            if let Some(new) = &new {
-                if !self.store.can_finish(new.ticket())? {
-                    return Ok(());
-                }
-                // The record first: after a crash in between, the staged file is still there and is sealed again.
-                core.ns.set_content(at, new.content(), base.as_deref(), new.mtime_ns(), ctime_ns)?;
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Record a small content (`None`: it has not changed), then let the staged file go. No writer can come in between:
+    /// all of this process come through the table, and `begin_seal` has seen that no other has a descriptor.
+    fn finish_small(&self, seen: &Seen, small: Option<SealedSmall>) -> FsResult<Done> {
+        let recorded = self.change(seen.session, |core| {
+            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
+            if let Some(small) = &small {
+                let content = NewContent::Small(small.blob, small.bytes.clone());
+                core.ns.set_content(at, content, base.as_deref(), small.mtime_ns, small.ticket.ctime_ns())?;
             }
-            match &new {
-                Some(Finished::Large(sealed)) => self.store.finish_seal(sealed)?,
-                Some(Finished::Small(small)) => self.store.finish_small(small)?,
-                None => self.store.remove_staged(ino)?,
+            // Removing takes longer than all the rest: without the lock, with those who want to write waiting.
+            if let Some(staged) = core.staged.get_mut(seen.ino) {
+                staged.work = Work::Making;
             }
-            core.staged.remove(ino);
-            Ok(())
+            Ok(true)
+        })?;
+        if recorded {
+            let removed = self.store.remove_staged(seen.ino);
+            self.core().staged.remove(seen.ino);
+            removed?;
+        }
+        Ok(Done::Finished)
+    }
+
+    /// Record a content in a file of its own, and give that file its name.
+    fn finish_large(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Done> {
+        self.change(seen.session, |core| {
+            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(Done::Finished) };
+            if !self.store.can_finish(&sealed.ticket)? {
+                return Ok(Done::Finished);
+            }
+            let content =
+                NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() };
+            // The record first: after a crash in between, the staged file is still there and is sealed again.
+            core.ns.set_content(at, content, base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            self.store.finish_seal(sealed)?;
+            core.staged.remove(seen.ino);
+            Ok(Done::Finished)
         })
     }
 

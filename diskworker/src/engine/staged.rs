@@ -41,6 +41,15 @@ pub(super) struct Staged {
     pub name_synced: bool,
 }
 
+/// A write handle that was closed.
+pub(super) struct Closed {
+    pub ino: Ino,
+    /// Directory to look for the node in first; 0 when it is not staged any more.
+    pub dir: Ino,
+    /// Nobody else has it open for writing.
+    pub is_last: bool,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct StagedTable {
@@ -100,21 +109,20 @@ impl StagedTable {
         }
     }
 
-    /// A write handle is closed: its inode, and whether it was the last one on it.
-    pub fn close(&mut self, session: SessionId, handle: u64) -> Option<(Ino, bool)> {
+    /// A write handle is closed.
+    pub fn close(&mut self, session: SessionId, handle: u64) -> Option<Closed> {
         let &(owner, ino) = self.handles.get(&handle)?;
         if owner != session {
             return None;
         }
         self.handles.remove(&handle);
-        let last = match self.files.get_mut(&ino) {
+        Some(match self.files.get_mut(&ino) {
             Some(staged) => {
                 staged.writers -= 1;
-                staged.writers == 0
+                Closed { ino, dir: staged.dir, is_last: staged.writers == 0 }
             }
-            None => false, // unlinked meanwhile
-        };
-        Some((ino, last))
+            None => Closed { ino, dir: Ino(0), is_last: false }, // unlinked meanwhile
+        })
     }
 
     /// All handles of a session.

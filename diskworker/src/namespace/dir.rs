@@ -36,6 +36,11 @@ impl Dir {
         self.leaf.len()
     }
 
+    /// What it takes in the cache, in entries: an empty or absent one is not free.
+    pub(super) fn cost(&self) -> usize {
+        self.leaf.len() + 2
+    }
+
     /// The header's set; empty when the directory does not exist.
     pub(super) fn header(&self) -> &[Element] {
         self.get(&Name::header())

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use delugefs_proto::errno::FsResult;
-use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::ids::{BlobId, ContentId, Ino};
 use delugefs_proto::limits::INLINE_MAX_BYTES;
 use delugefs_proto::record::{Body, Data, Dot, Element, Hlc, Key, Perm, Xattrs};
 
@@ -26,8 +26,8 @@ pub struct Edit {
 
 /// A content that has been written and is safe.
 pub enum NewContent {
-    /// Small enough for the catalog.
-    Small(Bytes),
+    /// Small enough for the catalog, with its id there.
+    Small(BlobId, Bytes),
     /// In the store.
     Stored {
         /// SHA-256.
@@ -91,10 +91,12 @@ impl Namespace {
         txn.hlc = Hlc(ctime_ns.max(0) as u64);
         txn.after(&elements);
         let data = match new {
-            NewContent::Small(bytes) if bytes.is_empty() => Data::Empty,
-            NewContent::Small(bytes) => {
+            NewContent::Small(_, bytes) if bytes.is_empty() => Data::Empty,
+            NewContent::Small(blob, bytes) => {
                 debug_assert!(bytes.len() as u64 <= INLINE_MAX_BYTES);
-                Data::Inline { size: bytes.len() as u32, blob: txn.attach(bytes) }
+                let size = bytes.len() as u32;
+                txn.change.blobs.insert(blob, bytes);
+                Data::Inline { size, blob }
             }
             NewContent::Stored { content, size, pieces } => {
                 Data::Stored { content, size, pieces: pieces.map(|pieces| txn.attach(pieces)) }

@@ -26,7 +26,7 @@ impl Namespace {
             match key {
                 Key::Entry(dir, _) => {
                     if let Some(dir) = self.dirs.remove(dir) {
-                        self.cached_entries -= dir.len();
+                        self.cached_entries -= dir.cost();
                     }
                 }
                 Key::Inode(ino) => drop(self.inodes.remove(ino)),

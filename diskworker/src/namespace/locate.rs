@@ -69,15 +69,15 @@ impl Namespace {
         if let Some(found) = self.locate_in(ino, hint)? {
             return Ok(found);
         }
-        if !self.dir(ino)?.header().is_empty() {
-            return Ok(Located::Dir(ino));
-        }
         let first_ref = self.inode(ino)?.iter().find_map(|e| match &e.body {
             Body::Ref { dir, .. } => Some(*dir),
             _ => None,
         });
         if let Some(dir) = first_ref {
             return Ok(Located::Inode { ino, dir });
+        }
+        if !self.dir(ino)?.header().is_empty() {
+            return Ok(Located::Dir(ino));
         }
         match self.search(ino)? {
             Some(dir) => self.locate_in(ino, dir)?.ok_or_else(|| Errno::ESTALE.into()),

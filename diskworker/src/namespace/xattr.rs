@@ -61,7 +61,7 @@ impl Namespace {
         if name.is_empty() || name.len() > XATTR_NAME_MAX_BYTES || name.contains(&0) {
             return Err(Errno::ERANGE.into());
         }
-        if !crate::catalog::can_attach(&value) {
+        if crate::catalog::attachable(&value).is_none() {
             return Err(FsError::new(Errno::EINVAL, "git cannot store this value: it has marks of an attack on SHA-1"));
         }
         if value.len() > XATTR_VALUE_MAX_BYTES {

@@ -1,8 +1,10 @@
 //! `delugefs run`: one foreground command. Starts the host's supervisor if there is none, a worker for the disk and a
 //! frontend on the mountpoint; says `ready` on stdout; on SIGINT, SIGTERM or SIGHUP stops what it started.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -80,22 +82,37 @@ struct Started {
 pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
     let mut wish = wish(&arguments)?;
     let mut signals = Signals::new()?;
-    let mut progress = Progress::default();
+    let progress = Progress::default();
+    let mut outcome = None;
     loop {
-        progress.tries += 1;
+        progress.tries.set(progress.tries.get() + 1);
         let mut started = Started::default();
-        let ending = tokio::select! {
-            ending = serve(run_dir, &arguments, &wish, &mut started, &mut progress) => ending,
-            () = signals.recv() => Ok(Ending::Signal),
+        let ending = {
+            let mut serving = pin!(serve(run_dir, &arguments, &wish, &mut started, &progress));
+            loop {
+                tokio::select! {
+                    ending = &mut serving => break ending,
+                    () = signals.recv() => {
+                        // What a dead supervisor left running has to be found by the next one before it can be stopped.
+                        if !progress.orphans.get() || progress.leaving.replace(true) {
+                            break Ok(Ending::Signal);
+                        }
+                    }
+                }
+            }
         };
         let ended = match ending {
-            Ok(Ending::Supervisor) if started.supervisor.is_some() && progress.tries < TRIES => {
+            Ok(Ending::Supervisor) if started.supervisor.is_some() && progress.tries.get() < TRIES => {
+                progress.orphans.set(progress.orphans.get() || started.disk);
                 eprintln!("delugefs: the supervisor died; it is started again and finds its processes");
-                tokio::select! {
-                    () = tokio::time::sleep(AGAIN) => {}
-                    () = signals.recv() => progress.leaving = true,
+                let mut gone = pin!(wait_for_end(started.supervisor));
+                loop {
+                    tokio::select! {
+                        () = &mut gone => break,
+                        () = signals.recv() => progress.leaving.set(true),
+                    }
                 }
-                wish.disk.create &= !progress.was_ready;
+                wish.disk.create &= !started.disk;
                 continue;
             }
             Ok(Ending::Supervisor) => {
@@ -112,18 +129,24 @@ pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<
             Err(Ended::Reported(exit)) => return Ok(exit),
             Err(Ended::Error(error)) => Err(error),
         };
-        let stopped = tokio::select! {
-            stopped = stop(run_dir, &wish, started) => stopped?,
-            () = signals.recv() => {
-                eprintln!("delugefs: asked to stop a second time; `delugefs status` shows what has not stopped");
-                true
+        let stopped = {
+            let mut stopping = pin!(stop(run_dir, &wish, started));
+            loop {
+                tokio::select! {
+                    stopped = &mut stopping => break stopped?,
+                    // Some senders signal a whole group and the process in it: twice is not more than once.
+                    () = signals.recv() => {}
+                }
             }
         };
-        if stopped || progress.tries >= TRIES {
+        let ended = outcome.take().unwrap_or(ended);
+        if stopped || progress.tries.get() >= TRIES {
             return ended;
         }
+        outcome = Some(ended);
         // The supervisor died while it was to stop the others: let the next one do that.
-        progress.leaving = true;
+        progress.orphans.set(true);
+        progress.leaving.set(true);
         wish.disk.create = false;
     }
 }
@@ -132,10 +155,21 @@ pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<
 #[derive(Default)]
 struct Progress {
     /// Starts in a row that did not lead to a mount that answers.
-    tries: u32,
-    was_ready: bool,
+    tries: Cell<u32>,
+    was_ready: Cell<bool>,
+    /// A supervisor of ours died and may have left processes running.
+    orphans: Cell<bool>,
     /// We were asked to stop.
-    leaving: bool,
+    leaving: Cell<bool>,
+}
+
+/// A process that is being killed closes its connections first and its listening socket later.
+async fn wait_for_end(supervisor: Option<Child>) {
+    if let Some(mut supervisor) = supervisor {
+        // If it does not end, its lock says so to the next one.
+        drop(tokio::time::timeout(STOP, supervisor.wait()).await);
+    }
+    tokio::time::sleep(AGAIN).await;
 }
 
 /// Why [`serve`] failed.
@@ -156,7 +190,7 @@ async fn serve(
     arguments: &Arguments,
     wish: &Wish,
     started: &mut Started,
-    progress: &mut Progress,
+    progress: &Progress,
 ) -> Result<Ending, Ended> {
     let mut control = match client::connect(run_dir).await {
         Ok(control) => control,
@@ -173,14 +207,18 @@ async fn serve(
         }
         Err(error) => return Err(error.into()),
     }
-    if progress.leaving {
+    progress.orphans.set(false);
+    if progress.leaving.get() {
         return Ok(Ending::Signal);
     }
-    if !std::mem::replace(&mut progress.was_ready, true) {
+    if !progress.was_ready.replace(true) {
         writeln!(std::io::stdout(), "ready").context("cannot say `ready` on stdout")?;
     }
-    progress.tries = 0;
-    let mut changes = answer(control.watch(pb::WatchRequest {}).await)?;
+    progress.tries.set(0);
+    let mut changes = match answer(control.watch(pb::WatchRequest {}).await) {
+        Err(error) if error.exit == Exit::NoSupervisor => return Ok(Ending::Supervisor),
+        changes => changes?,
+    };
     while let Ok(Some(host)) = changes.message().await {
         if let Some(failure) = trouble(&host, wish) {
             return Ok(Ending::Child(failure));
@@ -199,10 +237,11 @@ fn is_gone(supervisor: &mut Option<Child>) -> std::io::Result<bool> {
 async fn add(control: &mut Control, wish: &Wish, started: &mut Started) -> Result<(), UserError> {
     // True also while the call is under way: interrupted now, it has to be taken back.
     started.disk = true;
-    answer(control.add_disk(wish.disk.clone()).await).inspect_err(|_| started.disk = false)?;
+    let refused = |error: &UserError| error.exit != Exit::NoSupervisor;
+    answer(control.add_disk(wish.disk.clone()).await).inspect_err(|error| started.disk = !refused(error))?;
     if let Some(mount) = &wish.mount {
         started.mount = true;
-        answer(control.add_mount(mount.clone()).await).inspect_err(|_| started.mount = false)?;
+        answer(control.add_mount(mount.clone()).await).inspect_err(|error| started.mount = !refused(error))?;
     }
     Ok(())
 }

@@ -141,7 +141,7 @@ impl State {
 
     pub(super) fn worker_news(&mut self, at: usize, news: News, now: Instant) {
         match news {
-            News::Started { pid } | News::Adopted { pid } => {
+            News::Started { pid } | News::Adopted { pid, .. } => {
                 self.disks[at].child.pid = Some(pid);
                 if let Some(registration) = self.disks[at].early.take() {
                     self.adopt(at, registration, now);
@@ -151,7 +151,7 @@ impl State {
                 self.disks[at].child.up(now);
                 self.worker_up(at, served);
             }
-            News::WorkerReady(_) | News::FrontendReady => {} // asked to stop in the meantime
+            News::WorkerReady(_) | News::FrontendReady { .. } => {} // asked to stop in the meantime
             News::Ended(failure) => self.worker_ended(at, failure, now),
         }
     }

@@ -9,6 +9,7 @@ use delugefs_proto::exit::Exit;
 use super::child::{Child, Next, Phase, Reply};
 use super::state::{Disk, Effect, FRONTEND_STOP, Mount, MountSpec, News, State, stop};
 use crate::failure::Failure;
+use crate::sys::MountId;
 
 impl State {
     pub(super) fn add_mount(&mut self, spec: MountSpec, remember: bool, reply: Option<Reply>) {
@@ -26,7 +27,7 @@ impl State {
         let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == spec.dir) else {
             let mut child = Child::new(reply.is_none(), remember);
             child.added.extend(reply);
-            self.mounts.push(Mount { spec, child, root: None });
+            self.mounts.push(Mount { spec, child, root: None, mounted: None });
             return; // settle_mounts starts it
         };
         let mount = &mut self.mounts[at];
@@ -76,7 +77,13 @@ impl State {
         }
     }
 
-    pub(super) fn mount_found(&mut self, dir: PathBuf, pid: u32, socket: &Path, now: Instant) {
+    pub(super) fn mount_found(
+        &mut self,
+        (dir, mounted): (PathBuf, Option<MountId>),
+        pid: u32,
+        socket: &Path,
+        now: Instant,
+    ) {
         if self.mounts.iter().any(|mount| mount.spec.dir == dir) {
             return; // wanted meanwhile; starting it finds the frontend too
         }
@@ -86,19 +93,30 @@ impl State {
         child.adopted(run, pid, now);
         let shown = |disk: &&Disk| disk.served.as_ref().is_some_and(|served| served.local_socket == socket);
         let root = self.disks.iter().find(shown).map(|disk| disk.spec.root.clone());
-        self.mounts.push(Mount { spec: MountSpec { dir: dir.clone(), user: None, uid: None }, child, root });
+        self.mounts.push(Mount { spec: MountSpec { dir: dir.clone(), user: None, uid: None }, child, root, mounted });
         self.effects.push(Effect::WatchFrontend { run, pid, dir });
     }
 
     pub(super) fn frontend_news(&mut self, at: usize, news: News, now: Instant) {
-        let child = &mut self.mounts[at].child;
+        let mount = &mut self.mounts[at];
+        let child = &mut mount.child;
         match news {
             News::Started { pid } => child.pid = Some(pid),
-            News::FrontendReady | News::Adopted { .. } if child.phase == Phase::Starting => {
-                match (news, child.run) {
-                    (News::Adopted { pid }, Some(run)) => child.adopted(run, pid, now),
-                    _ => child.up(now),
-                }
+            News::FrontendReady { mounted } | News::Adopted { mounted, .. } if child.phase != Phase::Starting => {
+                mount.mounted = mounted; // asked to stop in the meantime
+            }
+            News::FrontendReady { .. } | News::Adopted { .. } => {
+                mount.mounted = match (news, child.run) {
+                    (News::Adopted { pid, mounted }, Some(run)) => {
+                        child.adopted(run, pid, now);
+                        mounted
+                    }
+                    (News::FrontendReady { mounted }, _) => {
+                        child.up(now);
+                        mounted
+                    }
+                    _ => None,
+                };
                 let replies = std::mem::take(&mut child.added);
                 let news = !replies.is_empty() && child.remember;
                 self.answer(replies, Ok(String::new()));
@@ -106,8 +124,7 @@ impl State {
                     self.remember();
                 }
             }
-            News::Adopted { pid } => child.pid = Some(pid),
-            News::FrontendReady | News::WorkerReady(_) => {} // asked to stop in the meantime
+            News::WorkerReady(_) => {} // no frontend says so
             News::Ended(failure) => self.frontend_ended(at, failure, now),
         }
     }
@@ -116,6 +133,9 @@ impl State {
         let mount = &mut self.mounts[at];
         let child = &mut mount.child;
         let was_up = matches!(child.phase, Phase::Up { .. });
+        if matches!(failure.exit, Exit::Ok | Exit::InUse) {
+            mount.mounted = None; // it has unmounted, or what is there belongs to somebody else
+        }
         match child.ended(failure.clone(), now) {
             Next::Remove => self.drop_mount(at, Err(failure)),
             Next::Start => child.phase = Phase::Waiting,
@@ -177,9 +197,9 @@ impl State {
     pub(super) fn drop_mount(&mut self, at: usize, to_adders: Result<String, Failure>) {
         let mount = self.mounts.remove(at);
         self.answer(mount.child.added, to_adders);
-        // A frontend that ended without unmounting leaves a dead mount; one that ended cleanly left nothing of ours.
-        if mount.child.failure.is_some_and(|failure| failure.exit != Exit::Ok) {
-            self.effects.push(Effect::Detach { dir: mount.spec.dir });
+        // What a frontend left that ended without unmounting.
+        if let Some(mounted) = mount.mounted {
+            self.effects.push(Effect::Detach { dir: mount.spec.dir, mounted });
         }
         if mount.child.remember && mount.child.established {
             self.remember();

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use delugefs_proto::config::{Config, DiskConfig, MountConfig};
 use delugefs_proto::exit::Exit;
+use serde::{Deserialize, Serialize};
 
 use super::child::{Child, Phase, Reply, Run, Then};
 use crate::failure::Failure;
+use crate::sys::MountId;
 
 /// How long a frontend gets to unmount before it is killed.
 pub const FRONTEND_STOP: Duration = Duration::from_secs(10);
@@ -49,7 +51,8 @@ pub struct MountSpec {
 }
 
 /// What a worker says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Served {
     /// 64 hex digits.
     pub disk_id: String,
@@ -94,6 +97,8 @@ pub struct Mount {
     pub child: Child,
     /// Folder of the disk it shows.
     pub root: Option<PathBuf>,
+    /// What its frontend serves, or left there when it died.
+    pub mounted: Option<MountId>,
 }
 
 /// What happened.
@@ -141,6 +146,8 @@ pub enum Event {
         pid: u32,
         /// Local socket of the worker it was started for.
         socket: PathBuf,
+        /// What it serves.
+        mounted: Option<MountId>,
     },
     /// News of a process.
     Child {
@@ -188,11 +195,16 @@ pub enum News {
     /// The worker serves.
     WorkerReady(Served),
     /// The mount answers.
-    FrontendReady,
+    FrontendReady {
+        /// What it serves, if the mount table has it.
+        mounted: Option<MountId>,
+    },
     /// Instead of starting a frontend, a live one was found on the mountpoint.
     Adopted {
         /// Process id.
         pid: u32,
+        /// What it serves.
+        mounted: Option<MountId>,
     },
     /// It is gone (or could not be started).
     Ended(Failure),
@@ -249,10 +261,12 @@ pub enum Effect {
         /// Which life.
         run: Run,
     },
-    /// Detach a mount that no frontend serves any more, if there is one.
+    /// Detach a mount that no frontend serves any more, if it is still there.
     Detach {
         /// The mountpoint.
         dir: PathBuf,
+        /// Which mount; another one is not ours to touch.
+        mounted: MountId,
     },
     /// Keep this for the next supervisor.
     Remember(Config),
@@ -296,7 +310,7 @@ impl State {
             Event::AddMount { spec, remember, reply } => self.add_mount(spec, remember, reply),
             Event::RemoveMount { dir, reply } => self.remove_mount(&dir, reply, now),
             Event::Register(registration) => self.register(registration, now),
-            Event::MountFound { dir, pid, socket } => self.mount_found(dir, pid, &socket, now),
+            Event::MountFound { dir, pid, socket, mounted } => self.mount_found((dir, mounted), pid, &socket, now),
             Event::Child { run, news } => self.child(run, news, now),
             Event::Stop { reply } => self.stopping.get_or_insert_default().extend(reply),
             Event::Tick => {}

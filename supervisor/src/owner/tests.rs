@@ -10,6 +10,7 @@ use super::child::{Phase, Reply, Run};
 use super::state::{FRONTEND_STOP, REGISTER_WAIT, WORKER_STOP};
 use super::*;
 use crate::failure::Failure;
+use crate::sys::MountId;
 
 type Answer = oneshot::Receiver<Result<String, Failure>>;
 
@@ -111,7 +112,7 @@ impl Sim {
         let mut answer = sim.add_mount("/m", None);
         let frontend = sim.started();
         sim.news(frontend, News::Started { pid: 200 });
-        sim.news(frontend, News::FrontendReady);
+        sim.news(frontend, News::FrontendReady { mounted: None });
         assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
         (sim, worker, frontend)
     }
@@ -292,13 +293,13 @@ fn a_worker_started_by_hand_is_neither_restarted_nor_stopped() {
 #[test]
 fn a_live_frontend_is_adopted() {
     let (mut sim, _) = Sim::with_disk();
-    sim.event(Event::MountFound { dir: "/m".into(), pid: 5, socket: "/r/1.sock".into() });
+    sim.event(Event::MountFound { dir: "/m".into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
     assert!(matches!(sim.effect(), Effect::WatchFrontend { pid: 5, .. }));
     assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
     assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse);
     let mut answer = sim.add_mount("/n", None);
     let run = sim.started();
-    sim.news(run, News::Adopted { pid: 6 });
+    sim.news(run, News::Adopted { pid: 6, mounted: None });
     assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
     assert!(sim.state.mounts.iter().all(|mount| mount.child.by_hand));
 }
@@ -325,12 +326,22 @@ fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
 }
 
 #[test]
-fn a_dead_mount_that_is_not_wanted_any_more_is_detached() {
-    let (mut sim, _, frontend) = Sim::with_mount();
-    sim.ends(frontend, Exit::Failure);
-    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
-    assert!(matches!(sim.effect(), Effect::Detach { .. }));
-    assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
+fn a_dead_mount_that_is_not_wanted_any_more_is_detached_and_no_other() {
+    let left = |last: Exit| {
+        let (mut sim, _) = Sim::with_disk();
+        let _answer = sim.add_mount("/m", None);
+        let frontend = sim.started();
+        sim.news(frontend, News::FrontendReady { mounted: Some(MountId::of_test("40")) });
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        let frontend = sim.started();
+        sim.ends(frontend, last);
+        let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
+        assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
+        sim.effects
+    };
+    assert!(matches!(&left(Exit::Failure)[..], [Effect::Detach { mounted, .. }] if *mounted == MountId::of_test("40")));
+    assert!(left(Exit::InUse).is_empty(), "what is there now is somebody else's");
 }
 
 #[test]
@@ -360,7 +371,7 @@ fn stopping_does_not_start_again_what_was_about_to_be() {
     sim.ends(worker, Exit::Failure);
     sim.ends(frontend, Exit::Failure);
     sim.event(Event::Stop { reply: None });
-    assert!(matches!(sim.effects[..], [Effect::Detach { .. }, Effect::Exit]), "{:?}", sim.effects);
+    assert!(matches!(sim.effects[..], [Effect::Exit]), "{:?}", sim.effects);
 }
 
 #[test]
@@ -373,7 +384,7 @@ fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
     assert_eq!(spec.allow_uids, [1001]);
     sim.news(run, News::WorkerReady(served()));
     let frontend = sim.started();
-    sim.news(frontend, News::FrontendReady);
+    sim.news(frontend, News::FrontendReady { mounted: None });
     assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
     assert_eq!(sim.state.disks[0].child.restarts, 0);
 }
@@ -384,7 +395,7 @@ fn only_what_is_to_be_remembered_is_written_down() {
     let spec = MountSpec { dir: "/m".into(), user: None, uid: None };
     let _answer = sim.asks(|reply| Event::AddMount { spec, remember: true, reply: Some(reply) });
     let run = sim.started();
-    sim.news(run, News::FrontendReady);
+    sim.news(run, News::FrontendReady { mounted: None });
     let Effect::Remember(config) = sim.effect() else { panic!() };
     assert_eq!((config.disks.len(), config.mounts.len()), (0, 1));
     let _answer = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
@@ -446,12 +457,12 @@ proptest! {
                 Step::RemoveMount(n) => answers.push(sim.asks(|reply| Event::RemoveMount { dir: format!("/m{n}").into(), reply })),
                 Step::Register(n, pid, own) => answers.push(sim.register(&format!("/d{n}"), 1000 + u32::from(pid), own)),
                 Step::Found(n) if !stopping => {
-                    sim.event(Event::MountFound { dir: format!("/m{n}").into(), pid: 5, socket: "/r/1.sock".into() });
+                    sim.event(Event::MountFound { dir: format!("/m{n}").into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
                 }
                 Step::Found(_) => {}
                 Step::Ready(which) => if let Some((run, path, _)) = pick(&living, which) {
                     let worker = path.starts_with("/d0") || path.starts_with("/d1");
-                    sim.news(run, if worker { News::WorkerReady(served()) } else { News::FrontendReady });
+                    sim.news(run, if worker { News::WorkerReady(served()) } else { News::FrontendReady { mounted: None } });
                 },
                 Step::Ends(which, exit) => if let Some((run, ..)) = pick(&living, which) {
                     living.retain(|(other, ..)| *other != run);

@@ -6,7 +6,7 @@ use delugefs_proto::record::*;
 use proptest::prelude::*;
 
 use super::world::*;
-use crate::catalog::{Catalog, CatalogError, Changes, STATE_FORMAT, blob_id, can_attach};
+use crate::catalog::{Catalog, CatalogError, Changes, STATE_FORMAT, attachable, blob_id};
 
 const ME: ActorId = ActorId(7);
 
@@ -196,7 +196,7 @@ fn golden_state() {
 
 #[test]
 fn what_can_be_attached() {
-    assert!(can_attach(b"") && can_attach(&vec![7; 1 << 20]));
-    assert!(!can_attach(&vec![7; (16 << 20) + 1]));
+    assert!([&b""[..], &vec![7; 1 << 20]].iter().all(|data| attachable(data) == Some(blob_id(data))));
+    assert!(attachable(&vec![7; (16 << 20) + 1]).is_none());
     assert_eq!(blob_id(b"").to_hex(), "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
 }

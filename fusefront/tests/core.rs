@@ -1,0 +1,402 @@
+//! The file system without a mount, against the fake worker.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::Receiver;
+use delugefs_fusefront::cache::CAPACITY_ENTRIES;
+use delugefs_fusefront::call::Caller;
+use delugefs_fusefront::events::Events;
+use delugefs_fusefront::fs::{Change, Fs, Invalidation, Making, RenameHow};
+use delugefs_fusefront::worker::Worker;
+use delugefs_proto::local_pb::{Attr, Changed, Event};
+use nix::errno::Errno;
+
+use crate::fake::FakeWorker;
+
+pub struct Bench {
+    pub fs: Arc<Fs>,
+    pub invalidations: Receiver<Invalidation>,
+    events: Option<Events>,
+    pub worker: FakeWorker,
+}
+
+impl Bench {
+    pub fn start() -> Self {
+        Self::with_capacity(CAPACITY_ENTRIES)
+    }
+
+    pub fn with_capacity(entries: usize) -> Self {
+        let worker = FakeWorker::start();
+        let (sender, invalidations) = crossbeam_channel::unbounded();
+        let fs = Arc::new(Fs::new(Worker::new(&worker.socket), entries, sender));
+        let (events, welcome) = Events::start(fs.clone()).unwrap();
+        assert_eq!(welcome.root, 1);
+        Self { fs, invalidations, events: Some(events), worker }
+    }
+
+    fn make(&self, dir: u64, name: &'static str, making: Making) -> Result<Attr, Errno> {
+        let attr = self.fs.make(&Caller::own(), dir, &Bytes::from(name), &making).map_err(|stop| stop.errno())?;
+        self.fs.remember(&attr);
+        Ok(attr)
+    }
+
+    fn mkdir(&self, dir: u64, name: &'static str) -> u64 {
+        self.make(dir, name, Making::Dir { mode: 0o755 }).unwrap().ino
+    }
+
+    fn write_file(&self, dir: u64, name: &'static str, bytes: &[u8]) -> u64 {
+        let (attr, opened) = self.fs.create(&Caller::own(), dir, &Bytes::from(name), 0o644).unwrap();
+        self.fs.remember(&attr);
+        let file = self.fs.file(opened.handle).unwrap();
+        assert_eq!(self.fs.write(&file, 0, bytes).unwrap(), bytes.len());
+        drop(file);
+        self.fs.release(opened.handle);
+        attr.ino
+    }
+
+    fn read_handle(&self, handle: u64) -> Vec<u8> {
+        let mut buf = vec![0; 1 << 20];
+        let file = self.fs.file(handle).unwrap();
+        let n = self.fs.read(&Caller::own(), &file, 0, &mut buf).unwrap();
+        buf.truncate(n);
+        buf
+    }
+
+    fn read_file(&self, ino: u64) -> Vec<u8> {
+        let opened = self.fs.open(&Caller::own(), ino, false, false).unwrap();
+        let bytes = self.read_handle(opened.handle);
+        self.fs.release(opened.handle);
+        bytes
+    }
+
+    fn lookup(&self, dir: u64, name: &str) -> Option<Attr> {
+        self.fs.lookup(&Caller::own(), dir, name.as_bytes()).unwrap()
+    }
+
+    pub fn names(&self, dir: u64) -> Vec<String> {
+        let handle = self.fs.opendir(dir);
+        let mut names = Vec::new();
+        let mut offset = 0;
+        loop {
+            self.fs.prepare_dir(&Caller::own(), handle, offset, false).unwrap();
+            let before = offset;
+            self.fs
+                .read_dir(handle, offset, false, &mut |entry| {
+                    if entry.offset > before + 3 {
+                        return true;
+                    }
+                    names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+                    offset = entry.offset;
+                    false
+                })
+                .unwrap();
+            if offset == before {
+                break;
+            }
+        }
+        self.fs.releasedir(handle);
+        assert_eq!(names[..2], [".", ".."]);
+        names.split_off(2)
+    }
+
+    /// Wait until everything pushed so far has been taken in.
+    fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(events) = self.events.take() {
+            events.stop();
+        }
+        if !std::thread::panicking() {
+            assert_eq!(self.worker.broken_promises(), Vec::<String>::new());
+        }
+    }
+}
+
+fn changed(dir: u64, names: &[&str], inos: &[u64]) -> Changed {
+    Changed {
+        dir,
+        names: names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect(),
+        inos: inos.into(),
+    }
+}
+
+#[test]
+fn small_and_large_files_come_back_as_written() {
+    let bench = Bench::start();
+    let large: Vec<u8> = (0..300_000_u32).map(|n| (n / 7) as u8).collect();
+    for (name, bytes) in [("empty", &b""[..]), ("small", b"hello"), ("page", &large[..4096]), ("large", &large)] {
+        let ino = bench.write_file(1, name, bytes);
+        assert_eq!(bench.lookup(1, name).unwrap().size, bytes.len() as u64);
+        assert_eq!(bench.read_file(ino), bytes, "{name}");
+    }
+    assert_eq!(bench.names(1), ["empty", "large", "page", "small"]);
+    assert_eq!(bench.worker.open_handles(), 0);
+}
+
+#[test]
+fn a_warm_tree_needs_no_requests() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "dir");
+    let ino = bench.write_file(dir, "file", b"x");
+    let before = bench.worker.total();
+    for _ in 0..3 {
+        assert_eq!(bench.lookup(dir, "file").map(|attr| attr.ino), Some(ino));
+        assert_eq!(bench.lookup(dir, "other"), None);
+        assert_eq!(bench.names(dir), ["file"]);
+        assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().size, 1);
+        assert_eq!(bench.fs.getattr(&Caller::own(), dir).unwrap().nlink, 2);
+    }
+    assert_eq!(bench.worker.total(), before);
+}
+
+#[test]
+fn readers_see_what_is_being_written_and_what_was_sealed() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"first");
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert_eq!(bench.read_handle(reader.handle), b"first");
+    let writer = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    let file = bench.fs.file(writer.handle).unwrap();
+    bench.fs.write(&file, 5, b" and second").unwrap();
+    assert_eq!(bench.read_handle(reader.handle), b"first and second");
+    assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().size, 16);
+    assert_eq!(bench.lookup(1, "f").unwrap().size, 16);
+    drop(file);
+    bench.fs.release(writer.handle);
+    assert_eq!(bench.read_handle(reader.handle), b"first and second");
+    bench.fs.release(reader.handle);
+    assert_eq!(bench.worker.open_handles(), 0);
+}
+
+#[test]
+fn unlinked_files_live_while_open() {
+    let bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o600).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"still here").unwrap();
+    bench.fs.unlink(&Caller::own(), 1, &Bytes::from("f")).unwrap();
+    assert_eq!(bench.lookup(1, "f"), None);
+    let now = bench.fs.getattr(&Caller::own(), attr.ino).unwrap();
+    assert_eq!((now.nlink, now.size), (0, 10));
+    let change = Change { size: Some(5), mode: Some(0o100_640), uid: Some(7), ..Change::default() };
+    let now = bench.fs.setattr(&Caller::own(), attr.ino, &change).unwrap();
+    assert_eq!((now.size, now.mode, now.uid), (5, 0o100_640, 7));
+    bench.fs.write(&file, 5, b"!").unwrap();
+    assert_eq!(bench.read_handle(opened.handle), b"still!");
+    drop(file);
+    bench.fs.release(opened.handle);
+    bench.fs.forget(attr.ino, 1);
+    assert!(bench.fs.getattr(&Caller::own(), attr.ino).is_err());
+    assert_eq!(bench.worker.open_handles(), 0);
+}
+
+#[test]
+fn hard_links_share_their_attributes() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    let ino = bench.write_file(1, "a", b"x");
+    bench.fs.link(&Caller::own(), ino, dir, &Bytes::from("b")).unwrap();
+    assert_eq!(bench.lookup(1, "a").unwrap().nlink, 2);
+    let change = Change { mode: Some(0o100_600), ..Change::default() };
+    bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+    assert_eq!(bench.lookup(dir, "b").unwrap().mode, 0o100_600);
+    bench.fs.unlink(&Caller::own(), 1, &Bytes::from("a")).unwrap();
+    assert_eq!(bench.lookup(dir, "b").unwrap().nlink, 1);
+    let error = bench.fs.link(&Caller::own(), dir, 1, &Bytes::from("c")).unwrap_err();
+    assert_eq!(error.errno(), Errno::EPERM);
+}
+
+#[test]
+fn renames_move_replace_and_exchange() {
+    let bench = Bench::start();
+    let caller = Caller::own();
+    let (d1, d2) = (bench.mkdir(1, "d1"), bench.mkdir(1, "d2"));
+    let sub = bench.mkdir(d1, "sub");
+    let (a, b) = (bench.write_file(d1, "a", b"a"), bench.write_file(d2, "b", b"b"));
+    let rename = |from: (u64, &'static str), to: (u64, &'static str), how| {
+        bench.fs.rename(&caller, (from.0, &Bytes::from(from.1)), (to.0, &Bytes::from(to.1)), how)
+    };
+    let no_replace = RenameHow { no_replace: true, exchange: false };
+    assert_eq!(rename((d1, "a"), (d2, "b"), no_replace).unwrap_err().errno(), Errno::EEXIST);
+    rename((d1, "a"), (d2, "b"), RenameHow { exchange: true, no_replace: false }).unwrap();
+    assert_eq!((bench.lookup(d1, "a").unwrap().ino, bench.lookup(d2, "b").unwrap().ino), (b, a));
+    rename((d1, "a"), (d2, "b"), RenameHow::default()).unwrap();
+    assert_eq!((bench.lookup(d1, "a"), bench.lookup(d2, "b").unwrap().ino), (None, b));
+    rename((d1, "sub"), (d2, "sub"), RenameHow::default()).unwrap();
+    let handle = bench.fs.opendir(sub);
+    bench.fs.prepare_dir(&caller, handle, 0, false).unwrap();
+    let mut up = 0;
+    bench
+        .fs
+        .read_dir(handle, 1, false, &mut |entry| {
+            up = entry.ino;
+            false
+        })
+        .unwrap();
+    assert_eq!(up, d2, "the parent of a moved directory");
+    assert_eq!(bench.fs.getattr(&caller, d1).unwrap().nlink, 2);
+    assert_eq!(rename((1, "d2"), (sub, "x"), RenameHow::default()).unwrap_err().errno(), Errno::EINVAL);
+    // Two names of one inode: nothing happens.
+    bench.fs.link(&caller, b, d1, &Bytes::from("same")).unwrap();
+    rename((d1, "same"), (d2, "b"), RenameHow::default()).unwrap();
+    assert_eq!((bench.names(d1), bench.names(d2)), (vec!["same".to_owned()], vec!["b".into(), "sub".into()]));
+}
+
+#[test]
+fn events_reach_cache_kernel_and_open_readers() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    let ino = bench.write_file(dir, "f", b"old");
+    assert_eq!(bench.names(dir), ["f"]);
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert_eq!(bench.read_handle(reader.handle), b"old");
+    bench.worker.elsewhere(|tree| {
+        tree.make(dir, b"new", 0o100_644, (0, 0), 0).unwrap();
+        tree.replace(ino, b"newer content");
+        vec![changed(dir, &["new"], &[ino])]
+    });
+    bench.wait_for("the new name is there", || bench.lookup(dir, "new").is_some());
+    assert_eq!(bench.names(dir), ["f", "new"]);
+    assert_eq!(bench.lookup(dir, "f").unwrap().size, 13);
+    assert_eq!(bench.read_handle(reader.handle), b"newer content");
+    let told: Vec<_> = bench.invalidations.try_iter().collect();
+    assert!(told.contains(&Invalidation::Name { dir, name: Box::from(&b"new"[..]) }), "{told:?}");
+    assert!(told.contains(&Invalidation::Inode(ino)), "{told:?}");
+    bench.worker.elsewhere(|tree| {
+        tree.unlink(dir, b"f").unwrap();
+        vec![changed(dir, &["f"], &[])]
+    });
+    bench.wait_for("the name is gone", || bench.lookup(dir, "f").is_none());
+    assert_eq!(bench.read_handle(reader.handle), b"newer content", "what is open can still be read");
+    bench.fs.release(reader.handle);
+    bench.worker.elsewhere(|tree| {
+        tree.make(1, b"late", 0o100_644, (0, 0), 0).unwrap();
+        vec![]
+    });
+    let seq = bench.worker.shared.tree.lock().seq;
+    bench.worker.push(&Event { seq: seq + 1, changed: vec![], all: true });
+    bench.wait_for("everything was dropped", || bench.lookup(1, "late").is_some());
+    assert!(bench.invalidations.try_iter().any(|what| what == Invalidation::All));
+}
+
+#[test]
+fn survives_a_restart_of_the_worker() {
+    let mut bench = Bench::start();
+    let ino = bench.write_file(1, "old", b"old");
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("new"), 0o644).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"before").unwrap();
+    bench.worker.crash();
+    // Without a worker: what is open can be read and written, what is cached is known.
+    bench.fs.write(&file, 6, b", during").unwrap();
+    assert_eq!(bench.read_handle(opened.handle), b"before, during");
+    assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().size, 3);
+    let fs = bench.fs.clone();
+    let waiting = std::thread::spawn(move || fs.unlink(&Caller::own(), 1, &Bytes::from("old")));
+    bench.worker.resume();
+    waiting.join().unwrap().unwrap();
+    assert_eq!(bench.worker.count("adopt"), 1);
+    bench.fs.write(&file, 14, b", after").unwrap();
+    drop(file);
+    bench.fs.release(opened.handle);
+    assert_eq!(bench.worker.shared.tree.lock().content(attr.ino), b"before, during, after");
+    assert_eq!(bench.names(1), ["new"]);
+    assert!(bench.invalidations.try_iter().any(|what| what == Invalidation::All));
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again() {
+    let bench = Bench::start();
+    let swallow = || bench.worker.shared.swallow.store(1, std::sync::atomic::Ordering::SeqCst);
+    swallow();
+    let ino = bench.write_file(1, "a", b"once");
+    assert_eq!(bench.read_file(ino), b"once");
+    swallow();
+    let dir = bench.mkdir(1, "d");
+    swallow();
+    let how = RenameHow::default();
+    bench.fs.rename(&Caller::own(), (1, &Bytes::from("a")), (dir, &Bytes::from("b")), how).unwrap();
+    assert_eq!(bench.names(dir), ["b"]);
+    swallow();
+    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("b")).unwrap();
+    assert_eq!((bench.names(dir), bench.names(1)), (vec![], vec!["d".to_owned()]));
+}
+
+#[test]
+fn a_reader_of_a_directory_is_not_disturbed() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    for name in ["a", "c", "e", "g"] {
+        bench.write_file(dir, name, b"");
+    }
+    let handle = bench.fs.opendir(dir);
+    let page = |offset, most| {
+        bench.fs.prepare_dir(&Caller::own(), handle, offset, true).unwrap();
+        let mut names = Vec::new();
+        bench
+            .fs
+            .read_dir(handle, offset, true, &mut |entry| {
+                let full = names.len() == most;
+                if !full {
+                    names.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset));
+                }
+                full
+            })
+            .unwrap();
+        names
+    };
+    let names = |page: Vec<(String, u64)>| page.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(page(0, 3), [(".".to_owned(), 1), ("..".into(), 2), ("a".into(), 3)]);
+    bench.write_file(dir, "b", b"");
+    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("e")).unwrap();
+    assert_eq!(names(page(3, 9)), ["c", "g"], "e is gone, b came later");
+    assert_eq!(page(4, 9), [("g".to_owned(), 6)]);
+    assert_eq!(names(page(6, 9)), Vec::<String>::new());
+    assert_eq!(names(page(0, 9)), [".", "..", "a", "b", "c", "g"]);
+}
+
+#[test]
+fn the_cache_stays_within_its_bound() {
+    let bench = Bench::with_capacity(200);
+    for n in 0..40_u64 {
+        let dir = bench.mkdir(1, Box::leak(format!("d{n}").into_boxed_str()));
+        for m in 0..10_u64 {
+            bench
+                .make(dir, Box::leak(format!("f{m}").into_boxed_str()), Making::Node { mode: 0o100_644, rdev: 0 })
+                .unwrap();
+        }
+        assert!(bench.fs.cached_entries() <= 200, "{}", bench.fs.cached_entries());
+    }
+    for n in 0..40 {
+        let dir = bench.lookup(1, &format!("d{n}")).unwrap().ino;
+        assert_eq!(bench.names(dir).len(), 10);
+        assert!(bench.fs.cached_entries() <= 200);
+    }
+}
+
+#[test]
+fn limits_are_kept_by_the_frontend() {
+    let bench = Bench::start();
+    let long = "n".repeat(256);
+    let caller = Caller::own();
+    assert_eq!(bench.fs.lookup(&caller, 1, long.as_bytes()).unwrap_err().errno(), Errno::ENAMETOOLONG);
+    assert_eq!(bench.fs.create(&caller, 1, &Bytes::from(long), 0o644).unwrap_err().errno(), Errno::ENAMETOOLONG);
+    let target = Making::Symlink(Bytes::from(vec![b'x'; 4096]));
+    assert_eq!(bench.make(1, "s", target).unwrap_err(), Errno::ENAMETOOLONG);
+    let link = bench.make(1, "s", Making::Symlink(Bytes::from_static(b"to"))).unwrap();
+    assert_eq!(bench.fs.readlink(&caller, link.ino).unwrap(), &b"to"[..]);
+    let error = bench.fs.setattr(&caller, 1, &Change { size: Some(u64::MAX), ..Change::default() }).unwrap_err();
+    assert_eq!(error.errno(), Errno::EFBIG);
+}

@@ -1,0 +1,5 @@
+//! The one integration-test binary of this crate.
+
+mod core;
+mod fake;
+mod mount;

@@ -1,0 +1,52 @@
+//! What others change, seen through the kernel's caches.
+
+use bytes::Bytes;
+use delugefs_proto::local_pb::Changed;
+
+use super::{Mounted, wait_until};
+
+#[test]
+fn changes_of_others_are_seen_in_spite_of_long_ttls() {
+    let mounted = Mounted::start();
+    let (old, gone) = (mounted.path("old"), mounted.path("gone"));
+    std::fs::write(&old, "old content").unwrap();
+    std::fs::write(&gone, "x").unwrap();
+    assert!(!mounted.path("new").exists());
+    assert_eq!(std::fs::read(&old).unwrap(), b"old content");
+    assert_eq!(std::fs::read_dir(&mounted.dir).unwrap().count(), 2);
+    mounted.worker.elsewhere(|tree| {
+        let ino = tree.lookup(1, b"old").unwrap().ino;
+        tree.replace(ino, b"new content, and longer");
+        tree.make(1, b"new", 0o100_644, (0, 0), 0).unwrap();
+        tree.unlink(1, b"gone").unwrap();
+        let names = ["new", "gone"].map(|name| Bytes::from_static(name.as_bytes()));
+        vec![Changed { dir: 1, names: names.into(), inos: vec![ino] }]
+    });
+    wait_until("the new name is seen", || mounted.path("new").exists());
+    wait_until("the old name is not", || !gone.exists());
+    wait_until("the new content is seen", || std::fs::read(&old).unwrap() == b"new content, and longer");
+    let mut names: Vec<_> = std::fs::read_dir(&mounted.dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["new", "old"]);
+}
+
+#[test]
+fn a_restarted_worker_may_know_better() {
+    let mut mounted = Mounted::start();
+    std::fs::write(mounted.path("a"), "a").unwrap();
+    assert!(!mounted.path("b").exists());
+    let file = std::fs::File::create(mounted.path("open")).unwrap();
+    mounted.worker.crash();
+    {
+        let mut tree = mounted.worker.shared.tree.lock();
+        tree.make(1, b"b", 0o100_644, (0, 0), 0).unwrap();
+        tree.unlink(1, b"a").unwrap();
+    }
+    // Served from memory meanwhile.
+    assert_eq!(std::fs::metadata(mounted.path("a")).unwrap().len(), 1);
+    std::os::unix::fs::FileExt::write_all_at(&file, b"written without a worker", 0).unwrap();
+    mounted.worker.resume();
+    wait_until("the kernel asks again", || mounted.path("b").exists() && !mounted.path("a").exists());
+    drop(file);
+    assert_eq!(std::fs::read(mounted.path("open")).unwrap(), b"written without a worker");
+}
