@@ -8,6 +8,7 @@ mod full;
 #[cfg(target_os = "linux")]
 mod hostile;
 mod model;
+mod open_files;
 mod reference;
 #[cfg(target_os = "linux")]
 mod small;

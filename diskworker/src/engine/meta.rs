@@ -52,6 +52,9 @@ impl Engine {
     ) -> FsResult<T> {
         let mut core = self.core();
         let result = change(&mut core);
+        for (ino, old, new) in core.ns.take_renewed() {
+            core.staged.renew_base(ino, old, new);
+        }
         let touched = core.ns.take_touched();
         if !touched.is_empty() && self.events.has_others(session) {
             self.events.send(session, core.ns.seq(), &touched.into_changed());
