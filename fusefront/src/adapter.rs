@@ -114,7 +114,8 @@ fn carry_out(fs: &Fs, notifier: &Notifier, device: &File, what: &Invalidation) -
     match what {
         Invalidation::Name { dir, name } => notifier.inval_entry(INodeNo(*dir), OsStr::from_bytes(name)),
         Invalidation::Attr(ino) => notifier.inval_inode(INodeNo(*ino), -1, 0),
-        Invalidation::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
+        Invalidation::Content(ino) if fs.pages_are_current(*ino) => notifier.inval_inode(INodeNo(*ino), -1, 0),
+        Invalidation::Content(ino) | Invalidation::Dir(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
         Invalidation::All => {
             fs.invalidating_all();
             if let Err(error) = drop_all_names(device) {

@@ -12,10 +12,10 @@ mod listing;
 mod lookup;
 mod names;
 mod open;
+mod paged;
 mod setattr;
 mod xattr;
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -27,10 +27,11 @@ use parking_lot::Mutex;
 pub use self::listing::DirEntry;
 pub use self::names::{Making, RenameHow};
 pub use self::open::Opened;
+pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
 use crate::cache::Cache;
 use crate::call::{Outcome, Stop};
-use crate::handles::{DirHandle, FileHandle, OpenInodes, Table};
+use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
 use crate::known::Known;
 use crate::worker::Worker;
 
@@ -59,8 +60,10 @@ pub enum Invalidation {
     },
     /// An inode's attributes.
     Attr(u64),
-    /// An inode's attributes and content.
-    Inode(u64),
+    /// An inode's attributes, and its content unless [`Fs::pages_are_current`].
+    Content(u64),
+    /// A directory's attributes, and a listing the kernel may have kept.
+    Dir(u64),
     /// Everything.
     All,
 }
@@ -136,7 +139,7 @@ impl Fs {
         let Some(inode) = self.open.get(attr.ino) else { return attr };
         let writer = inode.writer.read();
         match &*writer {
-            Some(writer) => with_stat(attr, &writer.file),
+            Some(writer) => with_stat(attr, writer),
             None => attr,
         }
     }
@@ -159,15 +162,22 @@ impl Fs {
 }
 
 /// Size, blocks and times as the descriptor has them; an fstat that fails changes nothing.
-fn with_stat(mut attr: Attr, file: impl AsFd) -> Attr {
-    if let Ok(stat) = nix::sys::stat::fstat(file) {
+fn with_stat(mut attr: Attr, writer: &Writer) -> Attr {
+    if let Ok(stat) = nix::sys::stat::fstat(&writer.file) {
         attr.size = u64::try_from(stat.st_size).unwrap_or(0);
         attr.blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
         attr.mtime = stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec;
         // Of the status changes, writes are only known there, and chmod and link only here.
-        attr.ctime = attr.ctime.max(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec);
+        let ctime = ctime_of(&stat);
+        if ctime != writer.opened_ctime {
+            attr.ctime = attr.ctime.max(ctime);
+        }
     }
     attr
+}
+
+fn ctime_of(stat: &nix::sys::stat::FileStat) -> i64 {
+    stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec
 }
 
 /// The node an answer must have.

@@ -14,6 +14,7 @@ use delugefs_proto::local_pb::Attr;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
+use crate::fs::Paged;
 
 const SHARDS: usize = 16;
 
@@ -127,6 +128,9 @@ pub struct Writer {
     pub ticket: Option<Ticket>,
     /// Handles that can write.
     pub users: AtomicU32,
+    /// The staging file's change time when it was opened, in nanoseconds since 1970: while it stays, nothing was
+    /// written, and the attributes' own change time counts.
+    pub opened_ctime: i64,
 }
 
 impl OpenInode {
@@ -213,16 +217,28 @@ impl OpenInodes {
     }
 }
 
-/// An open directory: what it looked like when reading began.
+/// An open directory.
 pub struct DirHandle {
     /// Its number.
     pub ino: u64,
-    /// Taken when reading starts at the beginning, with the place reading has come to.
-    pub reading: Mutex<Option<Reading>>,
+    /// Where its reader is.
+    pub reading: Mutex<Reading>,
+}
+
+/// A reader of a directory.
+#[derive(Default)]
+pub enum Reading {
+    /// It has not begun.
+    #[default]
+    NotBegun,
+    /// It reads what the directory looked like when it began.
+    Snapped(Snapped),
+    /// It reads page by page.
+    Paged(Paged),
 }
 
 /// A place in a snapshot.
-pub struct Reading {
+pub struct Snapped {
     /// The names.
     pub snapshot: Snapshot,
     /// Offset of the next entry.

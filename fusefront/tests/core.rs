@@ -64,7 +64,7 @@ impl Bench {
         buf
     }
 
-    fn read_file(&self, ino: u64) -> Vec<u8> {
+    pub fn read_file(&self, ino: u64) -> Vec<u8> {
         let opened = self.fs.open(&Caller::own(), ino, false, false).unwrap();
         let bytes = self.read_handle(opened.handle);
         self.fs.release(opened.handle);
@@ -272,7 +272,7 @@ fn events_reach_cache_kernel_and_open_readers() {
     assert_eq!(bench.read_handle(reader.handle), b"newer content");
     let told: Vec<_> = bench.invalidations.try_iter().collect();
     assert!(told.contains(&Invalidation::Name { dir, name: Box::from(&b"new"[..]) }), "{told:?}");
-    assert!(told.contains(&Invalidation::Inode(ino)), "{told:?}");
+    assert!(told.contains(&Invalidation::Content(ino)), "{told:?}");
     bench.worker.elsewhere(|tree| {
         tree.unlink(dir, b"f").unwrap();
         vec![changed(dir, &["f"], &[])]
@@ -399,4 +399,68 @@ fn limits_are_kept_by_the_frontend() {
     assert_eq!(bench.fs.readlink(&caller, link.ino).unwrap(), &b"to"[..]);
     let error = bench.fs.setattr(&caller, 1, &Change { size: Some(u64::MAX), ..Change::default() }).unwrap_err();
     assert_eq!(error.errno(), Errno::EFBIG);
+}
+
+#[test]
+fn a_directory_too_big_to_hold_is_read_page_by_page() {
+    let bench = Bench::with_capacity(400);
+    let dir = bench.mkdir(1, "big");
+    let name = |n: usize| format!("f{n:05}");
+    {
+        let mut tree = bench.worker.shared.tree.lock();
+        for n in 0..5000 {
+            tree.make(dir, name(n).as_bytes(), 0o100_644, (0, 0), 0).unwrap();
+        }
+    }
+    bench.worker.push(&Event { seq: 10_000, changed: vec![], all: true });
+    bench.wait_for("it is found", || bench.lookup(dir, "f00007").is_some());
+    let expected: Vec<String> = (0..5000).map(name).collect();
+    assert_eq!(bench.names(dir), expected);
+    assert!(bench.fs.cached_entries() <= 400);
+    // Lookups ask for one name each.
+    let listings = bench.worker.count("readdir");
+    assert_eq!((bench.lookup(dir, "f04999").is_some(), bench.lookup(dir, "g")), (true, None));
+    assert_eq!(bench.worker.count("readdir"), listings);
+    // With attributes, while others come and go, and with going back.
+    let handle = bench.fs.opendir(dir);
+    let page = |offset: u64, most: usize| {
+        bench.fs.prepare_dir(&Caller::own(), handle, offset, true).unwrap();
+        let mut got = Vec::new();
+        let mut emit = |entry: delugefs_fusefront::fs::DirEntry<'_>| {
+            let full = got.len() == most;
+            if !full {
+                let mode = entry.attr.map_or(0, |attr| attr.mode);
+                got.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset, mode));
+            }
+            full
+        };
+        bench.fs.read_dir(handle, offset, true, &mut emit).unwrap();
+        got
+    };
+    let mut at = page(0, 102).last().unwrap().1;
+    assert_eq!(at, 102);
+    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("f00100")).unwrap();
+    let ino = bench.lookup(dir, "f00101").unwrap().ino;
+    let change = Change { mode: Some(0o100_600), ..Change::default() };
+    bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+    let next = page(at, 2);
+    assert_eq!(next, [("f00101".to_owned(), 103, 0o100_600), ("f00102".into(), 104, 0o100_644)]);
+    let mut names = 102;
+    let mut deleted = 102;
+    loop {
+        let next = page(at, 300);
+        let Some((last, offset, _)) = next.last().cloned() else { break };
+        names += next.len();
+        at = offset;
+        // As `rm -r` does.
+        if deleted < 2000 && last > name(deleted + 50) {
+            for n in deleted + 1..deleted + 50 {
+                bench.fs.unlink(&Caller::own(), dir, &Bytes::from(name(n))).unwrap();
+            }
+            deleted += 50;
+        }
+    }
+    assert_eq!(names, 5001, "the dots and all but one");
+    assert_eq!(page(4000, 1)[0].0, name(3999));
+    bench.fs.releasedir(handle);
 }

@@ -1,5 +1,9 @@
 //! Reading directories. A reader sees the names as they were when it began (or went back to) the beginning, so its
-//! offsets stay good while others create and remove. Offset 1 is behind ".", 2 behind "..", then one per name.
+//! offsets stay good while others create and remove. Offset 1 is behind ".", 2 behind "..", then one per name. A
+//! directory too big to hold is read page by page instead, see [`super::paged`].
+//!
+//! Reading is two steps: one that may ask the worker ([`Fs::prepare_dir`]), and one that only gives out what is there
+//! ([`Fs::read_dir`]).
 
 use std::ops::Bound;
 
@@ -7,15 +11,16 @@ use delugefs_proto::local_pb::Attr;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
+use super::paged::Paged;
 use super::{Fs, S_IFDIR};
 use crate::cache::{Item, Snapshot, kind_of};
 use crate::call::{Caller, Outcome};
-use crate::handles::{DirHandle, Reading};
+use crate::handles::{DirHandle, Reading, Snapped};
 
 /// Most names given in one answer with attributes: what fits into the largest buffer programs use.
 const PLUS_MAX: usize = 256;
 /// Unknown names of a cached directory asked for one by one; above this it is loaded anew.
-const HOLES_MAX: usize = 16;
+const ONE_BY_ONE_MAX: usize = 16;
 
 /// One name of a directory.
 #[derive(Debug)]
@@ -32,120 +37,168 @@ pub struct DirEntry<'a> {
     pub attr: Option<Attr>,
 }
 
+/// Takes entries until it says that it is full.
+type Emit<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> bool;
+
 impl Fs {
     /// A handle for reading a directory.
     pub fn opendir(&self, ino: u64) -> u64 {
-        self.dirs.put(DirHandle { ino, reading: Mutex::new(None) })
+        self.dirs.put(DirHandle { ino, reading: Mutex::new(Reading::NotBegun) })
     }
 
     /// The handle is not used any more.
     pub fn releasedir(&self, handle: u64) {
-        self.dirs.take(handle);
+        if let Some(handle) = self.dirs.take(handle)
+            && let Reading::Paged(paged) = &mut *handle.reading.lock()
+        {
+            self.close_page(paged);
+        }
     }
 
-    /// Make sure that reading from this offset needs no worker: first step of reading a page.
+    /// Make sure that reading from this offset needs no worker: first step of reading.
     pub fn prepare_dir(&self, caller: &Caller, handle: u64, offset: u64, plus: bool) -> Outcome<()> {
         let handle = self.dirs.get(handle).ok_or(Errno::EBADF)?;
-        if offset == 0 || handle.reading.lock().is_none() {
-            let snapshot = self.snapshot(caller, handle.ino)?;
-            *handle.reading.lock() = Some(Reading { snapshot, offset: 2, after: None });
+        // Taken out, so that no lock is held over a request; the kernel asks for one page at a time.
+        let mut reading = std::mem::take(&mut *handle.reading.lock());
+        let result = self.prepare(caller, handle.ino, &mut reading, offset, plus);
+        *handle.reading.lock() = reading;
+        result
+    }
+
+    fn prepare(&self, caller: &Caller, dir: u64, reading: &mut Reading, offset: u64, plus: bool) -> Outcome<()> {
+        if offset == 0
+            && let Reading::Paged(paged) = reading
+        {
+            self.close_page(paged);
         }
-        if !plus {
-            return Ok(());
+        if offset == 0 || matches!(reading, Reading::NotBegun) {
+            *reading = match self.snapshot(caller, dir)? {
+                Some(snapshot) => Reading::Snapped(Snapped { snapshot, offset: 2, after: None }),
+                None => Reading::Paged(Paged::default()),
+            };
         }
-        // Attributes that have to be asked for: of names somebody else touched, or that left the cache.
-        let mut missing = Vec::new();
-        if let Some(reading) = &mut *handle.reading.lock() {
-            reading.seek(offset);
-            self.cache.attrs_of(handle.ino, &reading.snapshot, reading.rest().take(PLUS_MAX), |name, _, known| {
+        match reading {
+            Reading::Paged(paged) => self.turn_page(caller, dir, paged, offset, plus),
+            Reading::Snapped(snapped) if plus => self.refresh(caller, dir, snapped, offset),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ask for attributes that are missing: of names somebody else touched, or that left the cache.
+    fn refresh(&self, caller: &Caller, dir: u64, snapped: &mut Snapped, offset: u64) -> Outcome<()> {
+        snapped.seek(offset);
+        let missing = |fs: &Self, snapped: &Snapped| {
+            let mut missing = Vec::new();
+            fs.cache.attrs_of(dir, &snapped.snapshot, snapped.rest().take(PLUS_MAX), |name, _, known| {
                 if let Some(None) = known {
                     missing.push(Box::<[u8]>::from(name));
                 }
             });
+            missing
+        };
+        let mut names = missing(self, snapped);
+        if names.len() > ONE_BY_ONE_MAX && self.known.orphan_attr(dir).is_none() {
+            self.load(caller, dir, self.cache.held_entries())?;
+            names = missing(self, snapped);
         }
-        for name in missing {
-            self.lookup_one(caller, handle.ino, &name)?;
+        for name in names {
+            self.lookup_one(caller, dir, &name)?;
         }
         Ok(())
     }
 
-    /// Give out names from this offset on, until `emit` says that it is full: second step, without the worker. With
-    /// `plus` only names that still are what they were, with their attributes.
-    pub fn read_dir(
-        &self,
-        handle: u64,
-        offset: u64,
-        plus: bool,
-        emit: &mut dyn FnMut(DirEntry<'_>) -> bool,
-    ) -> Outcome<()> {
+    /// Give out names from this offset on: second step, without the worker. With `plus` only names that still are
+    /// what they were, with their attributes.
+    pub fn read_dir(&self, handle: u64, offset: u64, plus: bool, emit: Emit<'_>) -> Outcome<()> {
         let handle = self.dirs.get(handle).ok_or(Errno::EBADF)?;
         let mut reading = handle.reading.lock();
-        let Some(reading) = &mut *reading else { return Err(Errno::EBADF.into()) };
+        let parent = match &*reading {
+            Reading::Snapped(snapped) => snapped.snapshot.parent,
+            Reading::Paged(paged) => paged.parent,
+            Reading::NotBegun => return Err(Errno::EBADF.into()),
+        };
         let kind = kind_of(S_IFDIR);
         if offset == 0 && emit(DirEntry { ino: handle.ino, offset: 1, kind, name: b".", attr: None }) {
             return Ok(());
         }
-        let parent = reading.snapshot.parent;
         if offset <= 1 && emit(DirEntry { ino: parent, offset: 2, kind, name: b"..", attr: None }) {
             return Ok(());
         }
-        reading.seek(offset);
-        let mut at = reading.offset;
-        let mut given: Option<(u64, &[u8])> = None;
-        if plus {
-            let mut page = Vec::with_capacity(PLUS_MAX);
-            let rest = reading.rest().take(PLUS_MAX);
-            self.cache
-                .attrs_of(handle.ino, &reading.snapshot, rest, |name, item, known| page.push((name, item, known)));
-            for (name, item, known) in page {
-                // Gone names are passed over; so are those whose attributes left the cache since the first step, for
-                // a wrong attribute in the kernel would be worse: plain lookups still find them.
-                if let Some(Some(attr)) = known {
-                    let attr = Some(self.merged(attr));
-                    if emit(DirEntry { ino: item.ino, offset: at + 1, kind: item.kind, name, attr }) {
+        match &mut *reading {
+            Reading::Snapped(snapped) if plus => self.give_with_attrs(handle.ino, snapped, offset, emit),
+            Reading::Snapped(snapped) => snapped.give(offset, emit),
+            Reading::Paged(paged) => {
+                let from = offset.max(2);
+                for (offset, (name, item, attr)) in (from + 1..).zip(paged.rest(from)) {
+                    let attr = plus.then(|| self.merged(attr));
+                    if emit(DirEntry { ino: item.ino, offset, kind: item.kind, name, attr }) {
                         break;
                     }
                 }
-                at += 1;
-                given = Some((at, name));
             }
-        } else {
-            for (name, item) in reading.rest() {
-                if emit(DirEntry { ino: item.ino, offset: at + 1, kind: item.kind, name, attr: None }) {
-                    break;
-                }
-                at += 1;
-                given = Some((at, name));
-            }
-        }
-        if let Some((offset, name)) = given.map(|(offset, name)| (offset, Box::from(name))) {
-            (reading.offset, reading.after) = (offset, Some(name));
+            Reading::NotBegun => {}
         }
         Ok(())
     }
 
-    /// All names of a directory, as they are now.
-    fn snapshot(&self, caller: &Caller, dir: u64) -> Outcome<Snapshot> {
+    fn give_with_attrs(&self, dir: u64, snapped: &mut Snapped, offset: u64, emit: Emit<'_>) {
+        snapped.seek(offset);
+        let mut given = false;
+        loop {
+            let mut page = Vec::with_capacity(PLUS_MAX);
+            let rest = snapped.rest().take(PLUS_MAX);
+            self.cache.attrs_of(dir, &snapped.snapshot, rest, |name, item, known| page.push((name, item, known)));
+            let mut at = snapped.offset;
+            let mut last = None;
+            let mut full = false;
+            for (name, item, known) in &page {
+                // Gone names are passed over; so are those whose attributes left the cache since the first step, for
+                // a wrong attribute in the kernel would be worse: plain lookups still find them.
+                if let Some(Some(attr)) = known {
+                    let attr = Some(self.merged(*attr));
+                    if emit(DirEntry { ino: item.ino, offset: at + 1, kind: item.kind, name, attr }) {
+                        full = true;
+                        break;
+                    }
+                    given = true;
+                }
+                at += 1;
+                last = Some(*name);
+            }
+            let last = last.map(Box::<[u8]>::from);
+            let ended = page.is_empty();
+            if last.is_some() {
+                (snapped.offset, snapped.after) = (at, last);
+            }
+            // An answer without entries would mean the end.
+            if given || full || ended {
+                return;
+            }
+        }
+    }
+
+    /// All names of a directory, as they are now; `None` if it is too big to hold.
+    fn snapshot(&self, caller: &Caller, dir: u64) -> Outcome<Option<Snapshot>> {
         if let Some(snapshot) = self.cache.snapshot(dir) {
-            return Ok(snapshot);
+            return Ok(Some(snapshot));
         }
         if let Some(attr) = self.known.orphan_attr(dir) {
-            return Ok(Snapshot { list: Default::default(), parent: attr.dir });
+            return Ok(Some(Snapshot { list: Default::default(), parent: attr.dir }));
         }
         let holes = self.cache.holes(dir);
-        if (1..=HOLES_MAX).contains(&holes.len()) {
+        if (1..=ONE_BY_ONE_MAX).contains(&holes.len()) {
             for name in holes {
                 self.lookup_one(caller, dir, &name)?;
             }
             if let Some(snapshot) = self.cache.snapshot(dir) {
-                return Ok(snapshot);
+                return Ok(Some(snapshot));
             }
         }
-        Ok(self.load(caller, dir, usize::MAX)?.ok_or(Errno::EAGAIN)?)
+        self.load(caller, dir, self.cache.held_entries())
     }
 }
 
-impl Reading {
+impl Snapped {
     /// Go to an offset: for free where reading stopped, else by counting.
     fn seek(&mut self, offset: u64) {
         let offset = offset.max(2);
@@ -166,5 +219,19 @@ impl Reading {
             None => Bound::Unbounded,
         };
         self.snapshot.list.range::<[u8], _>((from, Bound::Unbounded)).map(|(name, item)| (&name[..], *item))
+    }
+
+    fn give(&mut self, offset: u64, emit: Emit<'_>) {
+        self.seek(offset);
+        let mut given = None;
+        for (offset, (name, item)) in (self.offset + 1..).zip(self.rest()) {
+            if emit(DirEntry { ino: item.ino, offset, kind: item.kind, name, attr: None }) {
+                break;
+            }
+            given = Some((offset, name));
+        }
+        if let Some((offset, name)) = given.map(|(offset, name)| (offset, Box::from(name))) {
+            (self.offset, self.after) = (offset, Some(name));
+        }
     }
 }

@@ -12,8 +12,6 @@ use crate::cache::{Fetched, Found, Item, List, Snapshot, kind_of};
 use crate::call::{Caller, Outcome, Stop};
 use crate::worker::Answer;
 
-/// A directory with more entries than this is not loaded for a lookup, but asked name by name.
-pub(super) const BIG_ENTRIES: usize = 50_000;
 /// How often a listing is fetched anew because the directory changed meanwhile.
 const FETCH_TRIES: usize = 3;
 /// How long an answer to statfs is given again.
@@ -28,7 +26,7 @@ impl Fs {
             Found::Absent => return Ok(None),
             Found::UnknownDir if self.known.orphan_attr(dir).is_some() => return Ok(None),
             Found::UnknownDir => {
-                self.load(caller, dir, BIG_ENTRIES)?;
+                self.load(caller, dir, self.cache.looked_up_entries())?;
             }
             Found::Stale(_) | Found::Unknown => {}
         }
@@ -42,12 +40,17 @@ impl Fs {
     /// Ask the worker for one name.
     pub(super) fn lookup_one(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<Option<Attr>> {
         let op = request::Op::Lookup(Lookup { dir, name: Bytes::copy_from_slice(name) });
-        let answer = self.worker.ask(caller, op)?;
-        if answer.reply.errno == Errno::ENOENT as u32 {
-            self.cache.apply(answer.stamp(), |patch| patch.absent(dir, name));
-            return Ok(None);
-        }
-        let answer = answer.check()?;
+        let watch = self.cache.begin_fetch(dir);
+        let answer = match self.worker.ask(caller, op) {
+            Ok(answer) if answer.reply.errno == Errno::ENOENT as u32 => {
+                self.cache.finish_absent(&watch, answer.link, name);
+                return Ok(None);
+            }
+            other => {
+                self.cache.drop_fetch(&watch);
+                other?.check()?
+            }
+        };
         let attr = required(answer.reply.node)?;
         self.cache.apply(answer.stamp(), |patch| patch.found(dir, name, attr));
         Ok(Some(self.merged(attr)))

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use parking_lot::RwLock;
 
 use super::lookup::check_name;
-use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, with_stat};
+use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, ctime_of, is_gone, required, with_stat};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Source, Ticket, Writer};
 use crate::known::Version;
@@ -116,7 +116,8 @@ impl Fs {
                     spare = Some(file);
                 }
                 None => {
-                    *writer = Some(Writer { file, ticket, users: AtomicU32::new(1) });
+                    let opened_ctime = nix::sys::stat::fstat(&file).map_or(0, |stat| ctime_of(&stat));
+                    *writer = Some(Writer { file, ticket, users: AtomicU32::new(1), opened_ctime });
                     self.writers.fetch_add(1, Ordering::AcqRel);
                 }
             }
@@ -214,10 +215,10 @@ impl Fs {
             self.writers.fetch_sub(1, Ordering::AcqRel);
             let mut before = None;
             self.cache.amend(inode.ino, |attr| {
-                *attr = with_stat(*attr, &taken.file);
+                *attr = with_stat(*attr, &taken);
                 before = Some(*attr);
             });
-            self.known.amend_orphan(inode.ino, |attr| *attr = with_stat(*attr, &taken.file));
+            self.known.amend_orphan(inode.ino, |attr| *attr = with_stat(*attr, &taken));
             inode.content_changed();
             (taken.ticket, before)
         };

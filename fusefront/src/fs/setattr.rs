@@ -138,7 +138,7 @@ impl Fs {
             attr.atime = change.atime.map_or(attr.atime, at);
             attr.ctime = now;
             if let Some(writer) = writer {
-                *attr = with_stat(*attr, &writer.file);
+                *attr = with_stat(*attr, writer);
             }
         });
         Ok(attr.ok_or(Errno::ESTALE)?)
