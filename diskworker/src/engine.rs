@@ -165,6 +165,14 @@ impl Core {
         attr
     }
 
+    /// A proposed number is not that of a file being written.
+    fn check_unstaged(&self, ino: Ino) -> FsResult<()> {
+        match self.staged.get(ino) {
+            None => Ok(()),
+            Some(_) => Err(FsError::new(Errno::EEXIST, format!("the inode number {ino} is another node's"))),
+        }
+    }
+
     fn dir_attr(&mut self, dir: Ino) -> Option<Attr> {
         self.ns.dir_node(dir).ok().map(|node| node.attr())
     }

@@ -115,10 +115,16 @@ impl Journal {
     /// the end of the machine. On an error nothing was appended.
     pub fn append(&self, change: &Changes) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        let record = encode(inner.next_lsn, change);
+        let mut record = encode(inner.next_lsn, change);
         let at = inner.current.end;
-        inner.current.file.write_all_at(&record, at)?;
         inner.current.end += record.len() as u64;
+        // Behind it an empty header, which the next record replaces: in a segment used again there is the middle of
+        // some old record, and a reader would take it for damage.
+        record.resize(record.len() + HEADER_BYTES, 0);
+        if let Err(error) = inner.current.file.write_all_at(&record, at) {
+            inner.current.end = at;
+            return Err(error);
+        }
         inner.next_lsn += 1;
         Ok(())
     }
@@ -361,6 +367,29 @@ mod tests {
         let (_, third, numbers) = found(dir.path());
         assert_eq!(numbers, [9, 10]);
         assert!(third.clean && third.actor == again.actor && third.damage.is_none());
+    }
+
+    #[test]
+    fn a_segment_used_again_ends_where_its_records_end() {
+        let long = |n: u64| {
+            let mut change = change(n);
+            let blob = Bytes::from(vec![0xee; 3000]);
+            change.blobs.insert(blob_id(&blob), blob);
+            change
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        (0..5).for_each(|n| journal.append(&long(n)).unwrap());
+        journal.rotate().unwrap();
+        journal.retire().unwrap();
+        journal.append(&change(5)).unwrap();
+        journal.rotate().unwrap();
+        journal.retire().unwrap();
+        // The first segment is in use again, and the record ends inside of an old one.
+        journal.append(&change(6)).unwrap();
+        drop(journal);
+        let (_, recovered, numbers) = found(dir.path());
+        assert_eq!((numbers, recovered.damage), (vec![6], None));
     }
 
     #[test]

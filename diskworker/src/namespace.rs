@@ -72,6 +72,8 @@ pub struct Namespace {
     removed_dirs: HashSet<Ino>,
     /// What the last applied changes touched, until the engine takes it to tell the mounts.
     touched: Touched,
+    /// Contents that got a new dot and are the same: file, old dot, new dot. Until the engine takes it.
+    renewed: Vec<(Ino, Dot, Dot)>,
 }
 
 /// What changes touched, for the mounts.
@@ -133,6 +135,7 @@ impl Namespace {
             seq: 1,
             removed_dirs: HashSet::new(),
             touched: Touched::default(),
+            renewed: Vec::new(),
         }
     }
 
@@ -144,6 +147,11 @@ impl Namespace {
     /// What was touched since the last call.
     pub fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)
+    }
+
+    /// Contents renamed or linked since the last call, with the dots they had and have.
+    pub fn take_renewed(&mut self) -> Vec<(Ino, Dot, Dot)> {
+        std::mem::take(&mut self.renewed)
     }
 
     /// Keys changed since the last commit began.
@@ -189,6 +197,7 @@ impl Namespace {
             FsError::new(error.errno, format!("cannot write the journal: {}", error.errno.desc()))
         })?;
         self.last_hlc = self.last_hlc.max(txn.hlc.0);
+        self.renewed.extend(txn.renewed.iter().map(|(ino, old)| (*ino, *old, txn.dot)));
         self.absorb(txn.change);
         Ok(())
     }
@@ -267,8 +276,11 @@ impl Namespace {
         [&self.pending, &*self.committing].iter().any(|c| c.sets.range(range.clone()).next().is_some())
     }
 
-    /// A directory, loaded if need be. Unknown numbers give an empty one without a header.
+    /// A directory, loaded if need be. Unknown numbers give an empty one without a header, impossible ones ENOENT.
     fn dir(&mut self, ino: Ino) -> FsResult<&Dir> {
+        if !ino.is_storable() {
+            return Err(Errno::ENOENT.into());
+        }
         self.tick += 1;
         if !self.dirs.contains_key(&ino) {
             let leaf = self.catalog.directory(ino).map_err(catalog_error)?;

@@ -91,10 +91,10 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
 
     let shutdown = CancellationToken::new();
     let sockets = (local_path.display().to_string(), grpc_path.display().to_string());
-    let service = grpc::WorkerService::new(running.engine.clone(), swarm, allowed, sockets.clone(), shutdown.clone());
     let grpc_listener = bind(&grpc_path)?;
     grpc_listener.set_nonblocking(true)?;
-    let incoming = tokio_stream::wrappers::UnixListenerStream::new(tokio::net::UnixListener::from_std(grpc_listener)?);
+    let incoming = grpc::admitted(tokio::net::UnixListener::from_std(grpc_listener)?, allowed.clone());
+    let service = grpc::WorkerService::new(running.engine.clone(), swarm, allowed, sockets.clone(), shutdown.clone());
     let service = WorkerServer::new(service).max_decoding_message_size(grpc::REQUEST_MAX_BYTES);
     let stop = shutdown.clone();
     let server = tokio::spawn(

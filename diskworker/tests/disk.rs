@@ -30,6 +30,15 @@ impl Disk {
         &self.running.as_ref().unwrap().engine
     }
 
+    /// Until nothing is staged any more.
+    pub fn wait_until_sealed(&self) {
+        let begin = std::time::Instant::now();
+        while !self.engine().store.staged().unwrap().is_empty() {
+            assert!(begin.elapsed() < Duration::from_secs(30), "something stays staged");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Stop cleanly and start again.
     pub fn restart(&mut self) {
         self.running.take().unwrap().stop().unwrap();

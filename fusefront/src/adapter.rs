@@ -150,6 +150,9 @@ impl Adapter {
     ) where
         R: Send + 'static,
     {
+        if self.pool.is_closed() {
+            return send(&self.shared.fs, reply, Err(Errno::ENOTCONN));
+        }
         let permit = self.shared.permit();
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let caller = Caller::new(request.uid(), request.gid(), patience);
@@ -184,8 +187,11 @@ impl Adapter {
     ) where
         R: Send + 'static,
     {
-        caller.patience = Patience::Patient;
         let fs = self.shared.fs.clone();
+        if self.pool.is_closed() {
+            return send(&fs, reply, Err(Errno::ENOTCONN));
+        }
+        caller.patience = Patience::Patient;
         self.pool.run(move || {
             let result = guarded(|| operation(&fs, &caller));
             send(&fs, reply, result.map_err(errno));

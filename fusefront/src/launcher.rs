@@ -252,11 +252,14 @@ pub fn child(args: &Args) -> anyhow::Result<Exit> {
     {
         let server = server.clone();
         std::thread::Builder::new().name("launcher".into()).spawn(move || {
-            match fdpass::receive(&launcher) {
-                Ok(Some(_)) => tracing::debug!("told to stop"),
-                other => tracing::warn!(?other, "the launcher is gone"),
+            let told = fdpass::receive(&launcher);
+            if !matches!(told, Ok(Some(_))) {
+                // Nobody would unmount what we serve, and the next launcher waits for the place. No byte that was
+                // written is only here: the diskworker seals what the session leaves open.
+                tracing::error!(?told, "the launcher is gone");
+                std::process::exit(Exit::Failure as i32);
             }
-            // The mount is detached or nobody's; what is still open in it cannot be served any longer.
+            // The mount is detached; what is still open in it cannot be served any longer.
             server.finish();
             std::process::exit(Exit::Ok as i32);
         })?;

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use delugefs_proto::exit::{Exit, UserError};
+use delugefs_proto::ids::random_u64;
 
 use crate::os::{self, Mounted};
 
@@ -106,10 +107,12 @@ pub fn probe(mut ask: Command) -> Liveness {
     }
 }
 
-/// In the asking process: whether nobody serves the mount.
+/// In the asking process: whether nobody serves the mount. Asks for a name that nobody can have asked for: about the
+/// root itself the kernel answers from memory, for an hour after the last one who served it died.
 pub fn is_dead(dir: &Path) -> bool {
     let not_connected = [nix::libc::ENOTCONN, nix::libc::ECONNABORTED, nix::libc::ENXIO];
-    std::fs::symlink_metadata(dir)
+    let name = format!(".delugefs-probe-{:016x}", random_u64());
+    std::fs::symlink_metadata(dir.join(name))
         .is_err_and(|error| error.raw_os_error().is_some_and(|code| not_connected.contains(&code)))
 }
 

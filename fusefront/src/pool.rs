@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -25,6 +26,7 @@ struct Shared {
     waiting: Receiver<Job>,
     counts: Mutex<Counts>,
     idle: Condvar,
+    closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -37,7 +39,15 @@ struct Counts {
 impl Default for Pool {
     fn default() -> Self {
         let (jobs, waiting) = unbounded();
-        Self { jobs, shared: Arc::new(Shared { waiting, counts: Mutex::default(), idle: Condvar::new() }) }
+        Self {
+            jobs,
+            shared: Arc::new(Shared {
+                waiting,
+                counts: Mutex::default(),
+                idle: Condvar::new(),
+                closed: AtomicBool::new(false),
+            }),
+        }
     }
 }
 
@@ -62,6 +72,16 @@ impl Pool {
                 tracing::warn!(%error, threads = counts.threads, "cannot start another thread");
             }
         }
+    }
+
+    /// Nothing new is to be begun: whoever asks [`Self::is_closed`] first has to say no.
+    pub fn close(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether the end has come.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
     }
 
     /// Wait until all jobs are done; whether they were in time.
@@ -106,7 +126,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 

@@ -68,6 +68,8 @@ impl Server {
     /// Hand everything over to the worker, once; nothing is served any more.
     pub fn finish(&self) {
         let Some(events) = self.events.lock().take() else { return };
+        // Programs that still use a detached mount would keep the pool busy for ever.
+        self.pool.close();
         if !self.pool.drain(DRAIN_WAIT) {
             tracing::warn!("giving up on operations under way");
         }

@@ -5,6 +5,7 @@
 mod adoption;
 mod commands;
 mod discovery;
+mod e2e;
 mod help;
 mod lab;
 mod run;

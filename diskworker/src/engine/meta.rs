@@ -52,6 +52,9 @@ impl Engine {
     ) -> FsResult<T> {
         let mut core = self.core();
         let result = change(&mut core);
+        for (ino, old, new) in core.ns.take_renewed() {
+            core.staged.renew_base(ino, old, new);
+        }
         let touched = core.ns.take_touched();
         if !touched.is_empty() && self.events.has_others(session) {
             self.events.send(session, core.ns.seq(), &touched.into_changed());
@@ -116,6 +119,7 @@ impl Engine {
         let ino = proposed(q.ino);
         self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(q.mode, q.uid, q.gid) };
+            core.check_unstaged(ino)?;
             core.ns.make_file(&making, ino, data.clone())
         })
     }
@@ -125,6 +129,7 @@ impl Engine {
         let ino = proposed(q.ino);
         self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(0o777, q.uid, q.gid) };
+            core.check_unstaged(ino)?;
             core.ns.make_file(&making, ino, Data::Symlink(q.target.to_vec().into()))
         })
     }

@@ -68,6 +68,7 @@ enum Done {
 struct Seen {
     session: Option<SessionId>,
     ino: Ino,
+    entry: u64,
     opened: u64,
     baseline: Option<i64>,
 }
@@ -96,12 +97,14 @@ impl Engine {
                 return;
             }
             staged.work = Work::Sealing;
-            Seen { session, ino, opened: staged.opened, baseline: staged.baseline_ctime_ns }
+            let (entry, opened, baseline) = (staged.entry, staged.opened, staged.baseline_ctime_ns);
+            Seen { session, ino, entry, opened, baseline }
         };
         let result = self.seal_marked(&seen, size);
         let again = {
             let mut core = self.core();
-            match core.staged.get_mut(ino) {
+            // Once it is sealed, somebody may have opened the file anew: that entry is not ours to touch.
+            match core.staged.same(ino, seen.entry) {
                 Some(staged) => {
                     staged.work = Work::None;
                     // Opened and closed again while it was hashed, or left to the thread.
@@ -147,7 +150,7 @@ impl Engine {
     /// Where the file's name is now, and the versions its writers started from; `None` when it has no name any more (then
     /// it is forgotten) or somebody has opened it for writing meanwhile.
     fn still_there(&self, core: &mut Core, seen: &Seen) -> FsResult<Option<(Located, Option<Vec<Dot>>)>> {
-        let Some(staged) = core.staged.get(seen.ino) else { return Ok(None) };
+        let Some(staged) = core.staged.same(seen.ino, seen.entry) else { return Ok(None) };
         if staged.writers > 0 || staged.opened != seen.opened {
             return Ok(None);
         }

@@ -22,6 +22,9 @@ pub(super) enum Work {
 /// A file in ROOT/staging.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
+    /// Number of this entry. A file that was sealed and opened again has another one: who comes back to the table after
+    /// working without the lock must not take it for his.
+    pub entry: u64,
     /// Directory to look for the node in first.
     pub dir: Ino,
     /// Open write handles.
@@ -52,6 +55,8 @@ pub(super) struct Closed {
 pub(super) struct StagedTable {
     files: HashMap<Ino, Staged>,
     handles: HashMap<u64, (SessionId, Ino)>,
+    /// Entries so far.
+    entries: u64,
 }
 
 impl StagedTable {
@@ -67,12 +72,28 @@ impl StagedTable {
         self.files.get(&ino).is_none_or(|s| s.work == Work::None)
     }
 
+    /// A new entry; its number is given here.
     pub fn insert(&mut self, ino: Ino, staged: Staged) {
-        self.files.insert(ino, staged);
+        self.entries += 1;
+        self.files.insert(ino, Staged { entry: self.entries, ..staged });
+    }
+
+    /// This very entry, if it is still there.
+    pub fn same(&mut self, ino: Ino, entry: u64) -> Option<&mut Staged> {
+        self.files.get_mut(&ino).filter(|staged| staged.entry == entry)
     }
 
     pub fn remove(&mut self, ino: Ino) {
         self.files.remove(&ino);
+    }
+
+    /// A version has another dot now, and its writers still started from it. Without this a rename or a link between
+    /// opening and sealing would leave the old version beside the new one, as a conflict.
+    pub fn renew_base(&mut self, ino: Ino, old: Dot, new: Dot) {
+        let base = self.files.get_mut(&ino).and_then(|staged| staged.base.as_mut());
+        if let Some(dot) = base.into_iter().flatten().find(|dot| **dot == old) {
+            *dot = new;
+        }
     }
 
     pub fn len(&self) -> usize {

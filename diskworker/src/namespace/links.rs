@@ -33,7 +33,7 @@ impl Namespace {
             return Err(Errno::EMLINK.into());
         }
         txn.after(&elements);
-        renew(&txn, &mut elements);
+        renew(&mut txn, &mut elements);
         txn.set_times(&mut elements, ino, None, None);
         elements.push(txn.element(reference(dir, name)));
         txn.set(Key::Inode(ino), elements);
@@ -157,8 +157,11 @@ fn copied(txn: &Txn, parts: &view::FileParts<'_>, ino: Ino) -> Vec<Element> {
 
 /// New dots for content and attributes, with the times they had: they outlive a concurrent removal of what they
 /// were, and lose against concurrent changes of the same kind.
-pub(super) fn renew(txn: &Txn, elements: &mut [Element]) {
+pub(super) fn renew(txn: &mut Txn, elements: &mut [Element]) {
     for element in elements {
+        if let Body::Content { ino, .. } = &element.body {
+            txn.renewed.push((*ino, element.dot));
+        }
         if matches!(element.body, Body::Content { .. } | Body::Attrs { .. } | Body::Times { .. }) {
             element.dot = txn.dot;
         }

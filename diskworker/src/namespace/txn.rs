@@ -18,12 +18,14 @@ pub struct Txn {
     pub dot: Dot,
     /// Time of everything it makes: now, or later where what it replaces is later.
     pub hlc: Hlc,
+    /// Contents that only get a new dot: files, and the dots they had.
+    pub renewed: Vec<(Ino, Dot)>,
 }
 
 impl Txn {
     pub(super) fn new(dot: Dot, last_hlc: u64) -> Self {
         let now = now_ns() as u64;
-        Self { change: Changes::default(), dot, hlc: Hlc(now.max(last_hlc + 1)) }
+        Self { change: Changes::default(), dot, hlc: Hlc(now.max(last_hlc + 1)), renewed: Vec::new() }
     }
 
     /// The wall clock, nanoseconds since 1970: what mtime becomes "now".

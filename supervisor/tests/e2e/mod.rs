@@ -1,0 +1,30 @@
+//! The real programs on a real mount: what survives when they are killed. Needs /dev/fuse, and root or fusermount3;
+//! where a machine cannot mount at all, a test says so and passes.
+//!
+//! `DELUGEFS_E2E_SEED` repeats a run, `DELUGEFS_E2E_ROUNDS` makes the long ones longer (default 20).
+
+mod crash;
+mod host;
+mod random;
+mod shelf;
+mod tree;
+mod writers;
+
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything: more than an operation may wait for its worker.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Wait for a condition; `why` is asked when it does not come true.
+fn wait_for(what: &str, why: impl Fn() -> String, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}\n{}", why());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A number from the environment.
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
