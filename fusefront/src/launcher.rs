@@ -9,7 +9,9 @@
 //!    only when a normal unmount is refused            STOP ->
 //! ```
 //! The end of the socket means that the other one is gone: a child without its launcher exits, for nobody would
-//! unmount what it serves. A later use of the socket: registering descriptors for FUSE passthrough, which needs root.
+//! unmount what it serves. (The socket would also be the way to FUSE passthrough, whose
+//! descriptors only root may register. It is not used: the kernel lets an inode be passed through or cached, not both, so
+//! a passed-through reader would make every open for writing fail with ETXTBSY.)
 
 use std::fs::File;
 use std::io::Write;
