@@ -124,6 +124,14 @@ impl Engine {
         }
     }
 
+    /// Another connection of a frontend has closed. What it still had under way when the session ended may have opened
+    /// files after that: nobody else would close them.
+    pub fn connection_lost(&self, session: SessionId) {
+        if !self.events.has(session) {
+            self.end_session(session);
+        }
+    }
+
     /// The change counter.
     pub fn seq(&self) -> u64 {
         self.core().ns.seq()

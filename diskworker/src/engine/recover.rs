@@ -12,6 +12,7 @@ use delugefs_proto::disk;
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{Ino, random_u64};
 use delugefs_proto::record::{Body, Data, Element, Key, Perm};
+use nix::errno::Errno;
 
 use super::ballast::Ballast;
 use super::staged::{Staged, StagedTable};
@@ -183,13 +184,18 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
         homes.retain(|ino, _| wanted.contains(ino));
     }
     for ino in inos {
-        let found = homes.get(&ino).map(|dir| ns.locate(ino, *dir));
+        let found = match homes.get(&ino) {
+            Some(dir) => ns.locate(ino, *dir).map(|_| *dir),
+            None => Err(Errno::ENOENT.into()),
+        };
         match found {
-            Some(Ok(_)) => table.insert(ino, Staged { dir: homes[&ino], ..Staged::default() }),
-            _ => {
+            Ok(dir) => table.insert(ino, Staged { dir, ..Staged::default() }),
+            Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
                 tracing::info!("staged file {ino} has no name any more: removed");
                 store.remove_staged(ino)?;
             }
+            // A catalog that cannot be read is no reason to throw away what was written.
+            Err(error) => anyhow::bail!("looking for the name of the staged file {ino}: {error}"),
         }
     }
     Ok(table)
