@@ -199,6 +199,11 @@ impl Adapter {
     }
 }
 
+/// The disk may be slow, too: what waits for it needs the same permission as what waits for the worker.
+fn may_block(caller: &Caller) -> Outcome<()> {
+    if caller.patience == Patience::Cached { Err(Stop::Later) } else { Ok(()) }
+}
+
 /// A panic in an operation must not take the thread with it: the caller gets EIO.
 fn guarded<T>(operation: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
@@ -501,11 +506,8 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let read = move |fs: &Fs, caller: &Caller| {
+            may_block(caller)?;
             let file = fs.file(handle.0)?;
-            if caller.patience == Patience::Cached {
-                // The disk may be slow too.
-                return Err(Stop::Later);
-            }
             BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
@@ -572,7 +574,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.serve_slow(request, reply, move |fs, caller| fs.fsync(caller, handle.0, data_only), ok_or_error);
+        let sync = move |fs: &Fs, caller: &Caller| {
+            may_block(caller)?;
+            fs.fsync(caller, handle.0, data_only)
+        };
+        self.serve(request, reply, sync, ok_or_error);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -632,7 +638,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.serve_slow(request, reply, move |fs, caller| fs.fsync_dir(caller, ino.0, data_only), ok_or_error);
+        self.serve(request, reply, move |fs, caller| fs.fsync_dir(caller, ino.0, data_only), ok_or_error);
     }
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
