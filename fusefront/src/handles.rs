@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use delugefs_proto::local_pb::Attr;
@@ -116,6 +116,8 @@ pub struct OpenInode {
     pub writer: RwLock<Option<Writer>>,
     /// Counts the versions of the content: a source of an older one must be opened anew.
     generation: AtomicU64,
+    /// Somebody was told the attributes of the staging file since the last write, and may have kept them.
+    pub told: AtomicBool,
     /// The attributes at the last opening: all that is left when the worker no longer knows the inode.
     pub last: Mutex<Attr>,
 }
@@ -175,6 +177,7 @@ impl OpenInodes {
                 ino: attr.ino,
                 writer: RwLock::new(None),
                 generation: AtomicU64::new(0),
+                told: AtomicBool::new(false),
                 last: Mutex::new(*attr),
             }),
         });
@@ -223,6 +226,8 @@ pub struct DirHandle {
     pub ino: u64,
     /// Where its reader is.
     pub reading: Mutex<Reading>,
+    /// Entries to give it at once.
+    pub entries: AtomicUsize,
 }
 
 /// A reader of a directory.

@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use delugefs_fusefront::cache::CAPACITY_ENTRIES;
 use delugefs_fusefront::call::Caller;
 use delugefs_fusefront::events::Events;
-use delugefs_fusefront::fs::{Change, Fs, Invalidation, Making, RenameHow};
+use delugefs_fusefront::fs::{Change, DirEntry, Fs, Invalidation, Making, RenameHow};
 use delugefs_fusefront::worker::Worker;
 use delugefs_proto::local_pb::{Attr, Changed, Event};
 use nix::errno::Errno;
@@ -80,18 +80,14 @@ impl Bench {
         let mut names = Vec::new();
         let mut offset = 0;
         loop {
-            self.fs.prepare_dir(&Caller::own(), handle, offset, false).unwrap();
             let before = offset;
-            self.fs
-                .read_dir(handle, offset, false, &mut |entry| {
-                    if entry.offset > before + 3 {
-                        return true;
-                    }
-                    names.push(String::from_utf8(entry.name.to_vec()).unwrap());
-                    offset = entry.offset;
-                    false
-                })
-                .unwrap();
+            // In small bites, so that it has to go on.
+            let page = self.fs.read_dir(&Caller::own(), handle, offset, false).unwrap();
+            for (count, entry) in (1..).zip(page.iter().take(3)) {
+                names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+                offset = entry.offset;
+                self.fs.taken(handle, count, entry);
+            }
             if offset == before {
                 break;
             }
@@ -235,15 +231,7 @@ fn renames_move_replace_and_exchange() {
     assert_eq!((bench.lookup(d1, "a"), bench.lookup(d2, "b").unwrap().ino), (None, b));
     rename((d1, "sub"), (d2, "sub"), RenameHow::default()).unwrap();
     let handle = bench.fs.opendir(sub);
-    bench.fs.prepare_dir(&caller, handle, 0, false).unwrap();
-    let mut up = 0;
-    bench
-        .fs
-        .read_dir(handle, 1, false, &mut |entry| {
-            up = entry.ino;
-            false
-        })
-        .unwrap();
+    let up = bench.fs.read_dir(&caller, handle, 0, false).unwrap().iter().nth(1).unwrap().ino;
     assert_eq!(up, d2, "the parent of a moved directory");
     assert_eq!(bench.fs.getattr(&caller, d1).unwrap().nlink, 2);
     assert_eq!(rename((1, "d2"), (sub, "x"), RenameHow::default()).unwrap_err().errno(), Errno::EINVAL);
@@ -347,19 +335,9 @@ fn a_reader_of_a_directory_is_not_disturbed() {
     }
     let handle = bench.fs.opendir(dir);
     let page = |offset, most| {
-        bench.fs.prepare_dir(&Caller::own(), handle, offset, true).unwrap();
-        let mut names = Vec::new();
-        bench
-            .fs
-            .read_dir(handle, offset, true, &mut |entry| {
-                let full = names.len() == most;
-                if !full {
-                    names.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset));
-                }
-                full
-            })
-            .unwrap();
-        names
+        let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
+        let name = |entry: DirEntry<'_>| (String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset);
+        page.iter().take(most).map(name).collect::<Vec<_>>()
     };
     let names = |page: Vec<(String, u64)>| page.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     assert_eq!(page(0, 3), [(".".to_owned(), 1), ("..".into(), 2), ("a".into(), 3)]);
@@ -428,18 +406,10 @@ fn a_directory_too_big_to_hold_is_read_page_by_page() {
     // With attributes, while others come and go, and with going back.
     let handle = bench.fs.opendir(dir);
     let page = |offset: u64, most: usize| {
-        bench.fs.prepare_dir(&Caller::own(), handle, offset, true).unwrap();
-        let mut got = Vec::new();
-        let mut emit = |entry: delugefs_fusefront::fs::DirEntry<'_>| {
-            let full = got.len() == most;
-            if !full {
-                let mode = entry.attr.map_or(0, |attr| attr.mode);
-                got.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset, mode));
-            }
-            full
-        };
-        bench.fs.read_dir(handle, offset, true, &mut emit).unwrap();
-        got
+        let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
+        let name = |entry: DirEntry<'_>| String::from_utf8(entry.name.to_vec()).unwrap();
+        let told = |entry: DirEntry<'_>| (name(entry), entry.offset, entry.attr.map_or(0, |attr| attr.mode));
+        page.iter().take(most).map(told).collect::<Vec<_>>()
     };
     let mut at = page(0, 102).last().unwrap().1;
     assert_eq!(at, 102);

@@ -95,9 +95,10 @@ impl Fs {
             return Err(Errno::EPERM.into());
         }
         let op = request::Op::Link(Link { ino, ino_dir: self.dir_of(ino), dir, name: name.clone() });
+        let since = self.moment();
         let answer = self.worker.change(caller, op)?;
         let attr = self.made(&answer, dir, name)?;
-        Ok(self.merged(attr))
+        self.current(caller, since, attr)
     }
 
     /// Remove a name of something other than a directory.
@@ -201,7 +202,8 @@ impl Fs {
     fn lost_name(&self, node: Option<Attr>) {
         if let Some(node) = node {
             match node.nlink {
-                0 => self.known.orphan(self.merged(node)),
+                // What is written to it from now on is looked at when it is asked for.
+                0 => self.known.orphan(node),
                 _ => self.known.moved(&node),
             }
         }

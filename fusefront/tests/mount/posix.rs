@@ -591,3 +591,26 @@ fn random_steps(dir: &Path, seed: u64, told: &mut Vec<String>) {
         told.push(format!("{step} {what}"));
     }
 }
+
+#[test]
+fn a_closed_file_is_at_once_what_was_written() {
+    let mounted = Mounted::start();
+    std::thread::scope(|scope| {
+        for thread in 0..4_usize {
+            let dir = mounted.path(&format!("t{thread}"));
+            scope.spawn(move || {
+                fs::create_dir(&dir).unwrap();
+                for n in 0..400_usize {
+                    let size = 1 + n * 37 % 9000;
+                    let path = dir.join(format!("f{}", n % 7));
+                    fs::write(&path, vec![n as u8; size]).unwrap();
+                    assert_eq!(fs::metadata(&path).unwrap().len(), size as u64);
+                    let listed = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap());
+                    let entry = listed.into_iter().find(|entry| entry.path() == path).unwrap();
+                    assert_eq!(entry.metadata().unwrap().len(), size as u64);
+                    assert_eq!(fs::read(&path).unwrap(), vec![n as u8; size]);
+                }
+            });
+        }
+    });
+}
