@@ -91,7 +91,9 @@ impl Fs {
     }
 
     fn fsync_node(&self, caller: &Caller, ino: u64, handle: u64, data_only: bool) -> Outcome<()> {
-        self.worker.ask(caller, request::Op::Fsync(Fsync { ino, handle, data_only, dir: self.dir_of(ino) }))?.check()?;
+        self.worker
+            .ask(caller, request::Op::Fsync(Fsync { ino, handle, data_only, dir: self.dir_of(ino) }))?
+            .check()?;
         Ok(())
     }
 
