@@ -77,14 +77,13 @@ impl Drop for Disk {
     }
 }
 
-/// Open a disk that nobody uses. A child that another test forks has a copy of every descriptor, and with it of the
-/// disk's lock, until it executes its program: wait that out.
-fn open(root: &std::path::Path) -> DiskFolder {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+/// Open a disk's folder. A program that another test is just starting has a copy of the lock until it runs.
+pub fn open(root: &std::path::Path) -> DiskFolder {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
     loop {
         match DiskFolder::open(root, Some("test")) {
-            Err(error) if error.to_string().contains("in use") && std::time::Instant::now() < deadline => {
-                std::thread::yield_now();
+            Err(error) if error.to_string().contains("is in use by") && std::time::Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
             }
             opened => return opened.unwrap(),
         }
