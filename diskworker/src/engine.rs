@@ -17,6 +17,7 @@ mod files;
 mod meta;
 mod recover;
 mod report;
+mod room;
 mod seal;
 mod staged;
 
@@ -98,7 +99,7 @@ impl Engine {
     /// Removals are possible: also on a full disk, as they are the way out.
     fn check_removable(&self) -> FsResult<()> {
         match self.refusal() {
-            Some(error) if error.errno != Errno::ENOSPC => Err(error),
+            Some(error) if !room::is_full(error.errno) => Err(error),
             _ => Ok(()),
         }
     }
@@ -120,6 +121,14 @@ impl Engine {
     /// The event connection of a frontend has closed: unless it is back already, its session has ended.
     pub fn session_lost(&self, session: SessionId, queue: &Arc<EventQueue>) {
         if self.events.remove(session, queue) {
+            self.end_session(session);
+        }
+    }
+
+    /// Another connection of a frontend has closed. What it still had under way when the session ended may have opened
+    /// files after that: nobody else would close them.
+    pub fn connection_lost(&self, session: SessionId) {
+        if !self.events.has(session) {
             self.end_session(session);
         }
     }

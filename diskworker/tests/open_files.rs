@@ -76,3 +76,52 @@ fn opened_again_at_the_moment_it_was_sealed() {
     disk.wait_until_sealed();
     assert!(disk.engine().read(&[b"a"]).unwrap() == expected, "a write was lost");
 }
+
+#[test]
+fn a_create_whose_answer_was_lost_is_answered_also_when_its_file_was_sealed_since() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    let q = pb::Create { dir: Ino::ROOT.0, name: (&b"a"[..]).into(), mode: 0o644, uid: 1, gid: 2, ino: 1234 };
+    let (_, Opening::File { handle, file }) = engine.create(SESSION, false, &q).unwrap() else { panic!() };
+    drop(file);
+    engine.close(SESSION, handle).unwrap();
+    disk.wait_until_sealed();
+
+    let (answer, opening) = engine.create(SESSION, true, &q).unwrap();
+    let Opening::File { handle, file } = opening else { panic!() };
+    assert_eq!((answer.node.unwrap().ino, answer.dir.unwrap().ino), (1234, Ino::ROOT.0));
+    file.write_all_at(b"text", 0).unwrap();
+    drop(file);
+    engine.close(SESSION, handle).unwrap();
+    assert_eq!(engine.read(&[b"a"]).unwrap(), b"text");
+    // Somebody else's file of that name is none of ours.
+    let other = engine.create(SESSION, true, &pb::Create { ino: 1235, ..q }).err().unwrap();
+    assert_eq!(other.errno, nix::errno::Errno::EEXIST);
+}
+
+#[test]
+fn what_is_opened_after_the_end_of_its_session_is_closed_with_its_connection() {
+    let disk = Disk::new();
+    let socket_dir = tempfile::tempdir().unwrap();
+    let path = socket_dir.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let serving = {
+        let (engine, listener) = (disk.engine().clone(), listener.try_clone().unwrap());
+        let allowed = delugefs_diskworker::serve::AllowedUids::new(&[]);
+        std::thread::spawn(move || delugefs_diskworker::serve::local::serve(&engine, &listener, &allowed))
+    };
+    // No connection for events, as if it had just closed.
+    let mut client = delugefs_proto::local::client::Client::connect(&path, 99, false).unwrap();
+    let name = (&b"a"[..]).into();
+    let create = pb::Create { dir: Ino::ROOT.0, name, mode: 0o644, uid: 1, gid: 2, ino: 0 };
+    let create = delugefs_proto::local::client::op(pb::request::Op::Create(create));
+    let (reply, fd) = client.call(&create, None).unwrap();
+    assert_eq!(reply.errno, 0);
+    let file = File::from(fd.unwrap());
+    file.write_all_at(b"text", 0).unwrap();
+    drop((client, file));
+    disk.wait_until_sealed();
+    assert_eq!(disk.engine().read(&[b"a"]).unwrap(), b"text");
+    nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener), nix::sys::socket::Shutdown::Both).unwrap();
+    serving.join().unwrap();
+}

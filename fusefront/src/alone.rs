@@ -28,8 +28,9 @@ pub fn run(args: &Args, dir: &Path) -> anyhow::Result<Exit> {
     // Before any thread is there: all inherit it.
     signals.thread_block().context("blocking signals")?;
     let probe = |dir: &Path| if mounts::is_dead(dir) { mounts::Liveness::Dead } else { mounts::Liveness::Alive };
-    let dir = mounts::prepare(dir, probe, |dir| os::unmount_as_user(dir, true))?;
+    let dir = mounts::prepare(dir, probe)?;
     let server = Arc::new(Server::connect(args)?);
+    mounts::clear(&dir, probe, |dir| os::unmount_as_user(dir, true))?;
     let fuse = os::mount_as_user(&dir, &server.cluster)?;
     tracing::info!(dir = %dir.display(), "mounted for this user only");
     let session = server.attach(fuse)?;

@@ -1,5 +1,5 @@
-//! The process that stays root: it mounts, hands /dev/fuse to the serving process, and unmounts at the end, also when
-//! that one crashed. It serves nothing itself and opens nothing from the cluster.
+//! The process that stays root: it mounts, hands /dev/fuse to the serving process, and unmounts at the end. When that
+//! one crashed, the dead mount stays until the next start. It serves nothing itself and opens nothing from the cluster.
 //!
 //! ```text
 //!  launcher (root) ---- socket, the child's standard input ---- delugefs-fusefront --serve (--user)
@@ -59,8 +59,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
         ask.arg("--probe").arg(dir);
         mounts::probe(ask)
     };
-    let clear = |dir: &Path| os::unmount(dir, true).context("clearing away a dead mount");
-    let dir = mounts::prepare(cluster_dir, probe, clear)?;
+    let dir = mounts::prepare(cluster_dir, probe)?;
     let fuse = open_fuse()?;
 
     let (ours, theirs) = UnixStream::pair().context("making a socket")?;
@@ -68,6 +67,8 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     tracing::debug!(pid = child.id(), "serving process started");
     let Some(cluster) = expect(&ours, LINKED)? else { return Ok(exit_of(child.wait()?)) };
 
+    let clear = |dir: &Path| os::unmount(dir, true).context("clearing away a dead mount");
+    mounts::clear(&dir, probe, clear)?;
     os::mount(fuse.as_fd(), &dir, &cluster).map_err(|error| {
         UserError::new(Exit::NotPermitted, format!("cannot mount on {}: {error}", dir.display()))
             .hint("check that FUSE is available: `modprobe fuse`, or `kldload fusefs`")
@@ -78,6 +79,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     // The serving process has the only descriptor now: when it dies, the kernel gives up on its requests at once.
     drop(fuse);
     if expect(&ours, ATTACHED)?.is_none() {
+        mount.detach(); // it has never answered
         return mount.after(child.wait()?);
     }
     if let Some(mounted) = &mount.mounted
@@ -196,12 +198,14 @@ impl Mount {
         }
     }
 
-    /// The serving process has ended by itself: unmounted by somebody, or crashed.
+    /// The serving process has ended by itself: unmounted by somebody, or crashed. Then the dead mount stays, until the
+    /// next one takes its place: in the bare directory programs would go on without noticing.
     fn after(&self, status: ExitStatus) -> anyhow::Result<Exit> {
-        self.detach();
         let exit = exit_of(status);
         if exit != Exit::Ok {
-            bail!(UserError::new(exit, format!("the process that served {} ended", self.dir.display())));
+            let error = UserError::new(exit, format!("the process that served {} ended", self.dir.display()));
+            let hint = format!("start it again, or `umount -l {}`", self.dir.display());
+            bail!(error.hint(hint));
         }
         Ok(exit)
     }

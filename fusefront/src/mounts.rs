@@ -26,31 +26,45 @@ pub enum Liveness {
     Dead,
 }
 
-/// Make the directory ready to be mounted on; its absolute path.
-pub fn prepare(
+/// Look whether the directory can be mounted on; its absolute path. A dead mount of ours stays until [`clear`].
+pub fn prepare(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<PathBuf> {
+    let dir = resolve(dir)?;
+    match top(&dir)? {
+        Some(mounted) if mounted.kind == os::MOUNT_KIND => refuse_living(&dir, probe)?,
+        _ => check_empty(&dir)?,
+    }
+    Ok(dir)
+}
+
+/// Clear away what is dead, right before mounting: as long as a dead mount is there, programs get an error. In the bare
+/// directory they would write files that the mount then hides, or that keep it from coming back.
+pub fn clear(
     dir: &Path,
     probe: impl Fn(&Path) -> Liveness,
     clear: impl Fn(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<PathBuf> {
-    let dir = resolve(dir)?;
+) -> anyhow::Result<()> {
     for _ in 0..LAYERS_MAX {
-        match top(&dir)? {
-            Some(mounted) if mounted.kind == os::MOUNT_KIND => match probe(&dir) {
-                Liveness::Alive => {
-                    let message = format!("{} is already mounted", dir.display());
-                    let hint = format!("run `umount {}` first, or choose another directory", dir.display());
-                    return Err(UserError::new(Exit::InUse, message).hint(hint).into());
-                }
-                Liveness::Dead => {
-                    tracing::info!(dir = %dir.display(), "clearing away a dead mount");
-                    clear(&dir)?;
-                }
-            },
+        match top(dir)? {
+            Some(mounted) if mounted.kind == os::MOUNT_KIND => {
+                refuse_living(dir, &probe)?;
+                tracing::info!(dir = %dir.display(), "clearing away a dead mount");
+                clear(dir)?;
+            }
             _ => break,
         }
     }
-    check_empty(&dir)?;
-    Ok(dir)
+    check_empty(dir)
+}
+
+fn refuse_living(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<()> {
+    match probe(dir) {
+        Liveness::Dead => Ok(()),
+        Liveness::Alive => {
+            let message = format!("{} is already mounted", dir.display());
+            let hint = format!("run `umount {}` first, or choose another directory", dir.display());
+            Err(UserError::new(Exit::InUse, message).hint(hint).into())
+        }
+    }
 }
 
 /// What is mounted on the directory, uppermost.
@@ -121,7 +135,9 @@ mod tests {
     use super::*;
 
     fn prepare_plain(dir: &Path) -> anyhow::Result<PathBuf> {
-        prepare(dir, |_| panic!("there is no mount to ask"), |_| panic!("there is no mount to clear away"))
+        let dir = prepare(dir, |_| panic!("there is no mount to ask"))?;
+        clear(&dir, |_| panic!("there is no mount to ask"), |_| panic!("there is no mount to clear away"))?;
+        Ok(dir)
     }
 
     fn exit_of(error: &anyhow::Error) -> (Exit, bool) {

@@ -81,6 +81,10 @@ impl Hub {
         current
     }
 
+    pub fn has(&self, session: SessionId) -> bool {
+        self.sessions.lock().contains_key(&session)
+    }
+
     pub fn len(&self) -> usize {
         self.sessions.lock().len()
     }

@@ -41,10 +41,10 @@ impl Engine {
     pub fn create(&self, session: SessionId, retry: bool, q: &pb::Create) -> FsResult<(Answer, Opening)> {
         self.check_writable()?;
         let (dir, name, ino) = (Ino(q.dir), name(&q.name)?, proposed(q.ino));
-        let handle = self.new_handle();
-        if retry && let Some(done) = self.created_before(session, handle, dir, &name, ino)? {
+        if retry && let Some(done) = self.created_before(session, dir, &name, ino)? {
             return Ok(done);
         }
+        let handle = self.new_handle();
         // Before the lock: making a file is the slowest part, and its number is nobody else's.
         let file = self.store.stage_new(ino)?;
         let result = self.change(Some(session), |core| {
@@ -64,24 +64,21 @@ impl Engine {
         }
     }
 
+    /// The answer to a Create that was carried out before its first answer was lost. Its file may have been sealed since.
     fn created_before(
         &self,
         session: SessionId,
-        handle: u64,
         dir: Ino,
         name: &delugefs_proto::record::Name,
         ino: Ino,
     ) -> FsResult<Option<(Answer, Opening)>> {
-        let mut core = self.core();
-        let Ok(node) = core.ns.lookup(dir, name) else { return Ok(None) };
-        if node.ino != ino || core.staged.get(ino).is_none() {
-            return Ok(None);
+        match self.core().ns.lookup(dir, name) {
+            Ok(node) if node.ino == ino => {}
+            _ => return Ok(None),
         }
-        let Some(file) = self.store.open_staged(ino, true)? else { return Ok(None) };
-        core.staged.open(handle, session, ino);
-        let node = Some(core.attr(&self.store, &node));
-        let answer = Answer { node, dir: core.dir_attr(dir), seq: core.ns.seq(), ..Answer::default() };
-        Ok(Some((answer, Opening::File { handle, file })))
+        let open = pb::Open { ino: ino.0, dir: dir.0, write: true, truncate: false };
+        let (answer, opening) = self.open_write(session, &open)?;
+        Ok(Some((Answer { dir: self.core().dir_attr(dir), ..answer }, opening)))
     }
 
     pub(super) fn discard_staged(&self, ino: Ino) {
@@ -294,8 +291,7 @@ impl Engine {
 
     fn sync_data_of(&self, ino: Ino, dir: Ino, is_synced: bool) -> FsResult<()> {
         let mut core = self.core();
-        let staged = core.staged.get_mut(ino).map(|s| std::mem::replace(&mut s.name_synced, true));
-        if let Some(name_synced) = staged {
+        if let Some((entry, name_synced)) = core.staged.get(ino).map(|s| (s.entry, s.name_synced)) {
             let file = if is_synced { None } else { self.store.open_staged(ino, false)? };
             drop(core);
             if let Some(file) = file {
@@ -303,6 +299,10 @@ impl Engine {
             }
             if !name_synced {
                 self.store.sync_staging_dir()?;
+                // Only now: who finds it set does not wait for us.
+                if let Some(staged) = self.core().staged.same(ino, entry) {
+                    staged.name_synced = true;
+                }
             }
             return Ok(());
         }

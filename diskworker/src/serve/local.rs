@@ -115,7 +115,12 @@ impl<'a> Connection<'a> {
             );
             return frame::send(self.socket, &failure(FsError::new(Errno::EPROTONOSUPPORT, text), 0), None);
         }
-        if hello.events { self.push_events(&hello) } else { self.answer_requests(&hello) }
+        if hello.events {
+            return self.push_events(&hello);
+        }
+        let result = self.answer_requests(&hello);
+        self.engine.connection_lost(hello.session);
+        result
     }
 
     fn welcome(&self) -> Reply {

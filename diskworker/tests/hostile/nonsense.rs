@@ -139,7 +139,7 @@ impl Frontend {
             }),
             15 => Op::Open(pb::Open { ino: a, dir: b, write: f, truncate: f && f2 }),
             16 => Op::Close(pb::Close { handle: if f { handle } else { w } }),
-            17 => Op::Fsync(pb::Fsync { ino: a, handle: w2, data_only: f, dir: b }),
+            17 => Op::Fsync(pb::Fsync { ino: a, dir: b, handle: w2, data_only: f }),
             18 => Op::Adopt(pb::Adopt { ino: a, dir: b }),
             19 => Op::GetXattr(pb::GetXattr { ino: a, dir: b, name }),
             20 => Op::ListXattr(pb::ListXattr { ino: a, dir: b }),

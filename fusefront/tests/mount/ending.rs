@@ -55,13 +55,15 @@ fn is_detached_when_in_use() {
 }
 
 #[test]
-fn a_crash_leaves_no_dead_mount_and_loses_nothing() {
+fn a_crash_lets_nobody_write_below_the_mount_and_loses_nothing() {
     let mut mounted = Mounted::start();
     let file = std::fs::File::create(mounted.path("file")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"acknowledged", 0).unwrap();
     kill(serving_pid(&mounted), Signal::SIGKILL).unwrap();
     assert_eq!(mounted.wait(), Some(1));
-    assert!(!mounted.is_mounted());
+    // What came into the bare directory would be hidden by the next mount, or keep it away.
+    let refused = std::fs::write(mounted.path("file"), b"unseen").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(nix::libc::ENOTCONN));
     drop(file);
     let command = mounted.command();
     mounted.run(command);
