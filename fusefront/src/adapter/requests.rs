@@ -49,7 +49,6 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
         ] {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "the kernel does not have it");
