@@ -52,6 +52,9 @@ struct Placed {
     attr: Option<Attr>,
 }
 
+/// A name of a snapshot, and what [`crate::cache::Cache::attrs_of`] knows of it now.
+type Looked<'a> = (&'a [u8], Item, Option<Option<Attr>>);
+
 impl Page {
     /// The entries.
     pub fn iter(&self) -> impl Iterator<Item = DirEntry<'_>> {
@@ -218,7 +221,7 @@ impl Fs {
         }
     }
 
-    fn attrs_of<'a>(&self, dir: u64, snapped: &'a Snapped, most: usize) -> Vec<(&'a [u8], Item, Option<Option<Attr>>)> {
+    fn attrs_of<'a>(&self, dir: u64, snapped: &'a Snapped, most: usize) -> Vec<Looked<'a>> {
         let mut found = Vec::with_capacity(most);
         let rest = snapped.rest().take(most);
         self.cache.attrs_of(dir, &snapped.snapshot, rest, |name, item, known| found.push((name, item, known)));
