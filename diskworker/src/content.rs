@@ -79,6 +79,8 @@ pub struct Space {
     pub total: u64,
     /// What new contents may use, in bytes: what is free less the reserve.
     pub free: u64,
+    /// What is free, in bytes.
+    pub available: u64,
 }
 
 /// Where a content is found, relative to `data/`.
@@ -209,8 +211,8 @@ impl ContentStore {
         let vfs =
             fstatvfs(self.folder.root_fd()).map_err(|errno| fail(errno, "ask for the free space of", "the disk"))?;
         let bytes = |blocks: u64| blocks.saturating_mul(vfs.fragment_size() as u64);
-        let free = bytes(vfs.blocks_available() as u64).saturating_sub(self.reserve_bytes);
-        Ok(Space { total: bytes(vfs.blocks() as u64), free })
+        let available = bytes(vfs.blocks_available() as u64);
+        Ok(Space { total: bytes(vfs.blocks() as u64), free: available.saturating_sub(self.reserve_bytes), available })
     }
 
     /// Do something that takes room; when there is none, empty the trash and try once more.

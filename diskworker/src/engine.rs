@@ -17,6 +17,7 @@ mod files;
 mod meta;
 mod recover;
 mod report;
+mod room;
 mod seal;
 mod staged;
 
@@ -98,7 +99,7 @@ impl Engine {
     /// Removals are possible: also on a full disk, as they are the way out.
     fn check_removable(&self) -> FsResult<()> {
         match self.refusal() {
-            Some(error) if error.errno != Errno::ENOSPC => Err(error),
+            Some(error) if !room::is_full(error.errno) => Err(error),
             _ => Ok(()),
         }
     }
@@ -171,6 +172,14 @@ impl Core {
             }
         }
         attr
+    }
+
+    /// A proposed number is not that of a file being written.
+    fn check_unstaged(&self, ino: Ino) -> FsResult<()> {
+        match self.staged.get(ino) {
+            None => Ok(()),
+            Some(_) => Err(FsError::new(Errno::EEXIST, format!("the inode number {ino} is another node's"))),
+        }
     }
 
     fn dir_attr(&mut self, dir: Ino) -> Option<Attr> {

@@ -6,54 +6,54 @@
 //! cheap; it is shared by all who wait for it at the same time. A commit moves the log to a new segment
 //! ([`Journal::rotate`]) and drops the old ones when it is durable ([`Journal::retire`]).
 //!
-//! A record: length (4 bytes), CRC-32 of the rest (4), lsn (8), then the change. Lsns count on without gaps; a record
-//! that is cut, damaged or out of sequence ends the log. All numbers are little endian.
+//! **On a full disk** the log must go on: removals are written to it. So an emptied segment is kept to be used again, also
+//! over a restart, and where there is none the log stays in the segment it has. Then it holds records that a commit has
+//! taken over. Such records are recognised when they are replayed: the committed version vector covers their dots.
+//!
+//! Everything is opened relative to the folder's descriptor, and never through a symbolic link.
 
-use std::collections::BTreeMap;
+mod record;
+mod segment;
+mod state;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use delugefs_proto::codec;
 use delugefs_proto::ids::{ActorId, random_u64};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, renameat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
 
-use crate::catalog::{Changes, blob_id};
+use self::record::HEADER_BYTES;
+use self::segment::{SEGMENT_BYTES, SPARE, Segment};
+use crate::catalog::Changes;
+use crate::os;
 
-/// Room a segment is given in advance: what about ten thousand changes take.
-const SEGMENT_BYTES: u64 = 4 << 20;
-const HEADER_BYTES: usize = 16;
-/// Largest record, in bytes: an attribute value and an inline content with a lot of room. Anything larger is damage.
-const RECORD_MAX_BYTES: usize = 16 << 20;
+/// Lsns skipped at each start: they must not collide with records behind a damaged one.
+const LSN_JUMP: u64 = 1 << 20;
 
 /// The log of one disk. All methods take `&self`; appends are ordered by the caller's own lock.
 pub struct Journal {
-    dir: PathBuf,
+    dir: File,
     inner: Mutex<Inner>,
     synced: Mutex<u64>,
 }
 
 struct Inner {
     current: Segment,
-    /// Rotated away, not yet retired.
+    /// Rotated away, not yet retired. The oldest first.
     old: Vec<Segment>,
-    /// Emptied segment to be used again, so that its blocks need not be allocated anew.
-    spare: Option<PathBuf>,
+    /// There is an emptied segment to be used again, so that its blocks need not be allocated anew.
+    has_spare: bool,
     next_lsn: u64,
-}
-
-struct Segment {
-    path: PathBuf,
-    file: std::sync::Arc<File>,
-    first_lsn: u64,
-    end: u64,
 }
 
 /// What [`Journal::open`] found.
 pub struct Recovered {
-    /// Changes that no commit has taken over (or has, when a crash came in between: replaying them is harmless).
+    /// Changes that no commit has taken over, and perhaps some before them that one has.
     pub changes: Vec<Changes>,
     /// Who this disk is as a writer from now on.
     pub actor: ActorId,
@@ -66,45 +66,92 @@ pub struct Recovered {
     pub damage: Option<String>,
 }
 
-impl Journal {
-    /// Open the log of a disk, making it when the folder is empty.
-    pub fn open(dir: &Path) -> io::Result<(Self, Recovered)> {
-        let mut paths: Vec<(u64, PathBuf)> = Vec::new();
-        for entry in std::fs::read_dir(dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let lsn = name.to_str().and_then(|n| n.strip_prefix("log-")).and_then(|n| u64::from_str_radix(n, 16).ok());
-            match lsn {
-                Some(lsn) => paths.push((lsn, entry.path())),
-                None if name.to_str().is_some_and(|n| n.starts_with("tmp-")) => std::fs::remove_file(entry.path())?,
-                None => {}
-            }
+/// Why a log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file system refused.
+    #[error("cannot {0} the journal")]
+    Io(&'static str, #[source] io::Error),
+    /// A whole record that does not decode: what it says was acknowledged, and must not be dropped.
+    #[error(
+        "record {lsn} of the journal was written by a newer version of delugefs: upgrade delugefs; nothing was touched"
+    )]
+    Newer {
+        /// Its number.
+        lsn: u64,
+    },
+}
+
+impl JournalError {
+    /// The errno behind it.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Io(_, source) => os::errno(source),
+            Self::Newer { .. } => Errno::EIO,
         }
-        paths.sort();
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(os::errno(error), Errno::ENOSPC | Errno::EDQUOT)
+}
+
+impl Journal {
+    /// Open the log in a disk's journal folder, making it when the folder is empty.
+    ///
+    /// # Errors
+    /// Nothing was changed when a record is of a newer version or cannot be read. `ENOSPC` when there is no room for a
+    /// new segment.
+    pub fn open(dir: File) -> Result<(Self, Recovered), JournalError> {
+        let io = |doing: &'static str| move |errno: Errno| JournalError::Io(doing, errno.into());
+        let names = os::names(&dir, ".").map_err(io("list"))?;
+        let mut first_lsns: Vec<u64> = names.iter().filter_map(|name| segment::first_lsn(name)).collect();
+        first_lsns.sort_unstable();
         let mut changes = Vec::new();
         let mut damage = None;
-        let mut next_lsn = paths.first().map_or(1, |(lsn, _)| *lsn);
-        for (first, path) in &paths {
+        let mut next_lsn = first_lsns.first().map_or(1, |lsn| *lsn);
+        let mut old = Vec::with_capacity(first_lsns.len());
+        for first_lsn in first_lsns {
             // A segment begun after an unclean start jumps ahead (below); its writer knew all that could be read before.
-            next_lsn = next_lsn.max(*first);
-            if let Err(text) = replay(&std::fs::read(path)?, &mut next_lsn, &mut changes) {
-                damage = Some(format!("journal: {text} in {}", path.display()));
+            next_lsn = next_lsn.max(first_lsn);
+            let name = segment::name(first_lsn);
+            let file = os::open_file(&dir, &name, OFlag::O_RDWR).map_err(io("open"))?;
+            let mut end = 0;
+            if let Err(why) = record::replay(&file, &mut end, &mut next_lsn, &mut changes) {
+                match why {
+                    record::End::Damaged(text) => damage = Some(format!("journal: {text} in {name}")),
+                    record::End::Newer(lsn) => return Err(JournalError::Newer { lsn }),
+                    record::End::Io(error) => return Err(JournalError::Io("read", error)),
+                }
             }
+            old.push(Segment { first_lsn, file: Arc::new(file), end, failed: None });
         }
-        let (stored, clean, same_boot) = read_state(dir);
+        let (stored, clean, same_boot) = state::read(&dir);
+        // What a crash left unfinished goes. A spare segment stays: without old ones it is not certain that all its lsns
+        // are lower than those to come.
+        let has_spare = !old.is_empty() && names.iter().any(|name| name == SPARE);
+        for name in names.iter().filter(|name| name.starts_with("tmp-") && !(has_spare && *name == SPARE)) {
+            unlinkat(&dir, name.as_str(), UnlinkatFlags::NoRemoveDir).map_err(io("tidy"))?;
+        }
         // After anything but a clean stop this disk may have published what it no longer knows: it becomes somebody else.
         let actor = stored.filter(|_| clean && damage.is_none()).unwrap_or_else(|| ActorId(random_u64()));
-        write_state(dir, actor, false)?;
-        // Never write behind a possibly damaged end: always begin a new segment. Lsns jump so that they cannot collide
-        // with records behind the damage.
-        let next_lsn = next_lsn + (1 << 20);
-        let current = Segment::create(dir, next_lsn)?;
-        let old = paths
-            .into_iter()
-            .map(|(first_lsn, path)| Ok(Segment { file: File::open(&path)?.into(), path, first_lsn, end: 0 }))
-            .collect::<io::Result<_>>()?;
-        let inner = Inner { current, old, spare: None, next_lsn };
-        let journal = Self { dir: dir.into(), inner: inner.into(), synced: next_lsn.into() };
+        state::write(&dir, actor, false).map_err(|error| JournalError::Io("note the start in", error))?;
+        // Never write behind a possibly damaged end: begin a new segment.
+        let jumped = next_lsn.saturating_add(LSN_JUMP);
+        let begun = match has_spare {
+            true => Segment::reuse(&dir, jumped),
+            false => Segment::create(&dir, jumped),
+        };
+        let (current, next_lsn) = match begun {
+            Ok(segment) => (segment, jumped),
+            // Without room for that the end is not damaged, and the log goes on there.
+            Err(error) if is_full(&error) && damage.is_none() && !old.is_empty() => {
+                (old.remove(old.len() - 1), next_lsn)
+            }
+            Err(error) => return Err(JournalError::Io("begin a segment of", error)),
+        };
+        let inner = Inner { current, old, has_spare: false, next_lsn };
+        let journal = Self { dir, inner: inner.into(), synced: 0.into() };
         Ok((
             journal,
             Recovered { changes, actor, clean: clean && damage.is_none(), same_boot: clean || same_boot, damage },
@@ -115,7 +162,7 @@ impl Journal {
     /// the end of the machine. On an error nothing was appended.
     pub fn append(&self, change: &Changes) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        let mut record = encode(inner.next_lsn, change);
+        let mut record = record::encode(inner.next_lsn, change);
         let at = inner.current.end;
         inner.current.end += record.len() as u64;
         // Behind it an empty header, which the next record replaces: in a segment used again there is the middle of
@@ -130,54 +177,78 @@ impl Journal {
     }
 
     /// Make everything appended before the call durable.
+    ///
+    /// # Errors
+    /// That of the sync. It lasts until a commit has taken the records over: what the sync was about may be lost although
+    /// a later one succeeds.
     pub fn sync(&self) -> io::Result<()> {
         let want = self.inner.lock().next_lsn;
         let mut synced = self.synced.lock();
         if *synced >= want {
             return Ok(());
         }
-        let (files, upto) = {
+        let (segments, upto) = {
             let inner = self.inner.lock();
             // Old segments too: until retired they hold what is being committed.
-            let files: Vec<_> = inner.old.iter().chain([&inner.current]).map(|s| s.file.clone()).collect();
-            (files, inner.next_lsn)
+            let all = inner.old.iter().chain([&inner.current]);
+            let segments: Vec<_> = all.map(|s| (s.first_lsn, s.file.clone(), s.failed)).collect();
+            (segments, inner.next_lsn)
         };
-        for file in files {
-            file.sync_data()?;
+        for (first_lsn, file, failed) in segments {
+            let synced = failed.map_or_else(|| file.sync_data(), |errno| Err(errno.into()));
+            if let Err(error) = synced {
+                let mut inner = self.inner.lock();
+                let Inner { current, old, .. } = &mut *inner;
+                let failed = old.iter_mut().chain([current]).find(|segment| segment.first_lsn == first_lsn);
+                // Retired meanwhile: then a commit has it.
+                if let Some(segment) = failed {
+                    segment.failed = Some(os::errno(&error));
+                    return Err(error);
+                }
+            }
         }
         *synced = upto;
         Ok(())
     }
 
-    /// Begin a new segment; what was appended so far can be retired once it is committed.
+    /// Begin a new segment; what was appended so far can be retired once it is committed. Without room for one the log
+    /// goes on in the segment it has.
     pub fn rotate(&self) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let first_lsn = inner.next_lsn;
         if inner.current.first_lsn == first_lsn {
             return Ok(());
         }
-        let segment = match inner.spare.take() {
-            Some(spare) => Segment::reuse(&self.dir, &spare, first_lsn)?,
-            None => Segment::create(&self.dir, first_lsn)?,
+        let begun = match inner.has_spare {
+            true => Segment::reuse(&self.dir, first_lsn),
+            false => Segment::create(&self.dir, first_lsn),
         };
+        let segment = match begun {
+            Err(error) if is_full(&error) => return Ok(()),
+            begun => begun?,
+        };
+        inner.has_spare = false;
         let old = std::mem::replace(&mut inner.current, segment);
         inner.old.push(old);
         Ok(())
     }
 
-    /// Drop all segments before the current one: a commit has made what they hold durable.
+    /// Drop all segments before the current one: a commit has made what they hold durable. The oldest first, and none
+    /// behind one that cannot be dropped: replaying must never go back from a later record to an earlier one.
     pub fn retire(&self) -> io::Result<()> {
-        let old = std::mem::take(&mut self.inner.lock().old);
-        for segment in old {
-            let fits = segment.end <= SEGMENT_BYTES && segment.end > 0;
-            let spare = self.dir.join("tmp-spare");
-            if fits && self.inner.lock().spare.is_none() {
-                // The old records in it have lower lsns than any new one, so they cannot be taken for new ones.
-                std::fs::rename(&segment.path, &spare)?;
-                self.inner.lock().spare = Some(spare);
+        let mut inner = self.inner.lock();
+        while let Some(segment) = inner.old.first() {
+            let name = segment::name(segment.first_lsn);
+            // The old records in it have lower lsns than any new one, so they cannot be taken for new ones.
+            let is_fit =
+                !inner.has_spare && segment.failed.is_none() && segment.file.metadata()?.len() == SEGMENT_BYTES;
+            if is_fit {
+                renameat(&self.dir, name.as_str(), &self.dir, SPARE)?;
+                inner.has_spare = true;
             } else {
-                std::fs::remove_file(&segment.path)?;
+                unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
             }
+            inner.old.remove(0);
         }
         Ok(())
     }
@@ -189,144 +260,20 @@ impl Journal {
 
     /// Note that everything is committed and this disk stops cleanly.
     pub fn close(&self, actor: ActorId) -> io::Result<()> {
-        write_state(&self.dir, actor, true)
+        state::write(&self.dir, actor, true)
     }
-}
-
-impl Segment {
-    fn path(dir: &Path, first_lsn: u64) -> PathBuf {
-        dir.join(format!("log-{first_lsn:016x}"))
-    }
-
-    fn create(dir: &Path, first_lsn: u64) -> io::Result<Self> {
-        let tmp = dir.join(format!("tmp-{first_lsn:016x}"));
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&tmp)?;
-        // Real zeros, not a hole: an fdatasync then has no block to allocate and no size to record.
-        let zeros = vec![0; 1 << 20];
-        let mut at = 0;
-        while at < SEGMENT_BYTES {
-            file.write_all_at(&zeros, at)?;
-            at += zeros.len() as u64;
-        }
-        file.sync_all()?;
-        Self::place(dir, &tmp, file, first_lsn)
-    }
-
-    fn reuse(dir: &Path, spare: &Path, first_lsn: u64) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).open(spare)?;
-        Self::place(dir, spare, file, first_lsn)
-    }
-
-    fn place(dir: &Path, from: &Path, file: File, first_lsn: u64) -> io::Result<Self> {
-        let path = Self::path(dir, first_lsn);
-        std::fs::rename(from, &path)?;
-        File::open(dir)?.sync_all()?;
-        Ok(Self { path, file: file.into(), first_lsn, end: 0 })
-    }
-}
-
-fn encode(lsn: u64, change: &Changes) -> Vec<u8> {
-    let mut out = vec![0; HEADER_BYTES];
-    let block = |out: &mut Vec<u8>, bytes: &[u8]| {
-        out.extend((bytes.len() as u32).to_le_bytes());
-        out.extend(bytes);
-    };
-    out.extend((change.sets.len() as u32).to_le_bytes());
-    for (key, elements) in &change.sets {
-        block(&mut out, &codec::encode_key(key));
-        block(&mut out, &codec::encode_elements(elements));
-    }
-    for blob in change.blobs.values() {
-        block(&mut out, blob);
-    }
-    let len = (out.len() - HEADER_BYTES) as u32;
-    out[..4].copy_from_slice(&len.to_le_bytes());
-    out[8..16].copy_from_slice(&lsn.to_le_bytes());
-    let crc = crc32(&out[8..]);
-    out[4..8].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
-/// Append the records of a segment to `changes`. `Err` when it ends in a record that was begun but is not whole.
-fn replay(mut bytes: &[u8], next_lsn: &mut u64, changes: &mut Vec<Changes>) -> Result<(), String> {
-    loop {
-        let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Ok(()) };
-        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default());
-        let (len, crc) = (word(0) as usize, word(4));
-        let lsn = u64::from(word(8)) | u64::from(word(12)) << 32;
-        if len == 0 || lsn < *next_lsn {
-            return Ok(()); // zeros of the preallocation, or a record of the segment's earlier life
-        }
-        if lsn != *next_lsn || len > RECORD_MAX_BYTES {
-            return Err(format!("record {next_lsn} is damaged"));
-        }
-        let Some(body) = rest.get(..len) else { return Err(format!("record {lsn} is cut short")) };
-        let mut checked = flate2::Crc::new();
-        checked.update(&header[8..]);
-        checked.update(body);
-        if checked.sum() != crc {
-            return Err(format!("record {lsn} is damaged"));
-        }
-        changes.push(decode(body).ok_or_else(|| format!("record {lsn} does not decode"))?);
-        *next_lsn += 1;
-        bytes = &rest[len..];
-    }
-}
-
-fn decode(mut body: &[u8]) -> Option<Changes> {
-    fn block<'a>(body: &mut &'a [u8]) -> Option<&'a [u8]> {
-        let (len, rest) = body.split_first_chunk()?;
-        let (bytes, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-        *body = rest;
-        Some(bytes)
-    }
-    let (count, rest) = body.split_first_chunk()?;
-    body = rest;
-    let mut change = Changes { sets: BTreeMap::new(), blobs: BTreeMap::new() };
-    for _ in 0..u32::from_le_bytes(*count) {
-        let key = codec::decode_key(block(&mut body)?).ok()?;
-        let elements = codec::decode_elements(block(&mut body)?).ok()?;
-        change.sets.insert(key, elements);
-    }
-    while !body.is_empty() {
-        let blob = block(&mut body)?;
-        change.blobs.insert(blob_id(blob), Bytes::copy_from_slice(blob));
-    }
-    Some(change)
-}
-
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(bytes);
-    crc.sum()
-}
-
-/// `state`: one line, `<actor, 16 hex digits> clean|open <boot id>`.
-fn read_state(dir: &Path) -> (Option<ActorId>, bool, bool) {
-    let text = std::fs::read_to_string(dir.join("state")).unwrap_or_default();
-    let mut words = text.split_whitespace();
-    let actor = words.next().and_then(|w| u64::from_str_radix(w, 16).ok()).map(ActorId);
-    let clean = words.next() == Some("clean");
-    (actor, clean, words.next().is_some_and(|boot| Some(boot) == crate::os::boot_id().as_deref()))
-}
-
-fn write_state(dir: &Path, actor: ActorId, clean: bool) -> io::Result<()> {
-    let tmp = dir.join("tmp-state");
-    let word = if clean { "clean" } else { "open" };
-    let boot = crate::os::boot_id().unwrap_or_default();
-    let file = File::create(&tmp)?;
-    file.write_all_at(format!("{:016x} {word} {boot}\n", actor.0).as_bytes(), 0)?;
-    file.sync_all()?;
-    std::fs::rename(&tmp, dir.join("state"))?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
     use delugefs_proto::ids::Ino;
     use delugefs_proto::record::{Body, Dot, Element, Hlc, Key, Name};
 
     use super::*;
+    use crate::catalog::blob_id;
 
     fn change(n: u64) -> Changes {
         let body = Body::Dir { ino: Ino(n + 16) };
@@ -337,7 +284,7 @@ mod tests {
     }
 
     fn found(dir: &Path) -> (Journal, Recovered, Vec<u64>) {
-        let (journal, recovered) = Journal::open(dir).unwrap();
+        let (journal, recovered) = Journal::open(File::open(dir).unwrap()).unwrap();
         let numbers = recovered.changes.iter().map(|c| c.sets.values().next().unwrap()[0].hlc.0).collect();
         (journal, recovered, numbers)
     }
@@ -399,7 +346,7 @@ mod tests {
             let (journal, ..) = found(dir.path());
             (0..4).for_each(|n| journal.append(&change(n)).unwrap());
             let end = journal.len_bytes() as usize;
-            let path = journal.inner.lock().current.path.clone();
+            let path = dir.path().join(segment::name(journal.inner.lock().current.first_lsn));
             drop(journal);
             let file = File::options().write(true).open(&path).unwrap();
             file.write_all_at(b"\xff", (end - cut) as u64).unwrap();

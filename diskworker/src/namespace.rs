@@ -159,6 +159,11 @@ impl Namespace {
         self.pending.sets.len()
     }
 
+    /// What was changed since the last commit. While one is under way that is not all that is uncommitted.
+    pub fn pending_sets(&self) -> BTreeMap<Key, Vec<Element>> {
+        self.pending.sets.clone()
+    }
+
     /// Whether anything is not committed yet.
     pub fn is_dirty(&self) -> bool {
         !self.pending.sets.is_empty() || !self.committing.sets.is_empty()
@@ -200,6 +205,31 @@ impl Namespace {
         self.renewed.extend(txn.renewed.iter().map(|(ino, old)| (*ino, *old, txn.dot)));
         self.absorb(txn.change);
         Ok(())
+    }
+
+    /// Take a change of an earlier life, which is in the journal already, unless the committed state has it: a commit
+    /// that includes a change covers its dot, and every change leaves an element with its own.
+    pub fn replay(&mut self, change: Changes) -> FsResult<()> {
+        let mut dots = change.sets.values().flatten().map(|element| element.dot).peekable();
+        let committed = &self.catalog.state().ctx;
+        if dots.peek().is_some() && dots.all(|dot| committed.has_seen(dot)) {
+            return Ok(());
+        }
+        // As far as they do not exist yet, the change makes them.
+        for key in change.sets.keys() {
+            match key {
+                Key::Entry(dir, _) => drop(self.dir(*dir).map(Dir::len)?),
+                Key::Inode(ino) => drop(self.inode(*ino).map(<[Element]>::len)?),
+            }
+        }
+        self.absorb(change);
+        self.touched = Touched::default();
+        Ok(())
+    }
+
+    /// Whatever these dots were of is known here, also where it is not kept.
+    pub fn cover(&mut self, elements: &[Element]) {
+        elements.iter().for_each(|element| self.ctx.advance(element.dot));
     }
 
     /// Take a change that is in the journal into memory.
@@ -276,8 +306,11 @@ impl Namespace {
         [&self.pending, &*self.committing].iter().any(|c| c.sets.range(range.clone()).next().is_some())
     }
 
-    /// A directory, loaded if need be. Unknown numbers give an empty one without a header.
+    /// A directory, loaded if need be. Unknown numbers give an empty one without a header, impossible ones ENOENT.
     fn dir(&mut self, ino: Ino) -> FsResult<&Dir> {
+        if !ino.is_storable() {
+            return Err(Errno::ENOENT.into());
+        }
         self.tick += 1;
         if !self.dirs.contains_key(&ino) {
             let leaf = self.catalog.directory(ino).map_err(catalog_error)?;

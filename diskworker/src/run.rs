@@ -18,6 +18,7 @@ use crate::catalog::CatalogError;
 use crate::cli::Cli;
 use crate::engine::{self, Running, Settings};
 use crate::folder::DiskFolder;
+use crate::journal::JournalError;
 use crate::serve::{AllowedUids, grpc, local};
 use crate::swarm::Swarm;
 
@@ -36,7 +37,10 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     let running = Running::start(folder.clone(), settings).map_err(cannot_use)?;
     tracing::info!("recovered");
 
-    let swarm = Arc::new(Swarm::start(running.engine.store.clone())?);
+    let swarm = Arc::new(Swarm::start(running.engine.store.clone()).unwrap_or_else(|error| {
+        tracing::error!("no torrents until the next start: {error:#}");
+        Swarm::absent()
+    }));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let served = runtime.block_on(serve(cli, &folder, &running, swarm.clone()));
     runtime.shutdown_timeout(GRACE);
@@ -65,12 +69,12 @@ fn open_folder(cli: &Cli) -> anyhow::Result<DiskFolder> {
 
 /// What the exit code of a failed start is.
 fn cannot_use(error: anyhow::Error) -> anyhow::Error {
-    let exit = match error.downcast_ref::<CatalogError>() {
-        Some(CatalogError::Newer { .. }) => Exit::NewerFormat,
-        Some(CatalogError::NotACatalog(_)) => Exit::NoDisk,
+    let exit = match (error.downcast_ref::<CatalogError>(), error.downcast_ref::<JournalError>()) {
+        (Some(CatalogError::Newer { .. }), _) | (_, Some(JournalError::Newer { .. })) => Exit::NewerFormat,
+        (Some(CatalogError::NotACatalog(_)), _) => Exit::NoDisk,
         _ => Exit::BadDisk,
     };
-    error.context(UserError::new(exit, "this disk cannot be used"))
+    UserError::new(exit, "this disk cannot be used").because(error).into()
 }
 
 fn short(folder: &DiskFolder) -> &str {
@@ -91,10 +95,10 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
 
     let shutdown = CancellationToken::new();
     let sockets = (local_path.display().to_string(), grpc_path.display().to_string());
-    let service = grpc::WorkerService::new(running.engine.clone(), swarm, allowed, sockets.clone(), shutdown.clone());
     let grpc_listener = bind(&grpc_path)?;
     grpc_listener.set_nonblocking(true)?;
-    let incoming = tokio_stream::wrappers::UnixListenerStream::new(tokio::net::UnixListener::from_std(grpc_listener)?);
+    let incoming = grpc::admitted(tokio::net::UnixListener::from_std(grpc_listener)?, allowed.clone());
+    let service = grpc::WorkerService::new(running.engine.clone(), swarm, allowed, sockets.clone(), shutdown.clone());
     let service = WorkerServer::new(service).max_decoding_message_size(grpc::REQUEST_MAX_BYTES);
     let stop = shutdown.clone();
     let server = tokio::spawn(

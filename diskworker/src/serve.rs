@@ -4,22 +4,39 @@
 pub mod grpc;
 pub mod local;
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use nix::unistd::Uid;
+use parking_lot::Mutex;
+
+/// Strangers remembered as logged.
+const LOGGED_MAX: usize = 1000;
 
 /// Who may call: the user this process runs as, root, and whom the command line names.
 #[derive(Clone, Debug)]
-pub struct AllowedUids(Vec<u32>);
+pub struct AllowedUids {
+    uids: Vec<u32>,
+    logged: Arc<Mutex<HashSet<u32>>>,
+}
 
 impl AllowedUids {
     /// With these in addition.
     pub fn new(more: &[u32]) -> Self {
         let mut uids = vec![0, Uid::effective().as_raw()];
         uids.extend(more);
-        Self(uids)
+        Self { uids, logged: Arc::default() }
     }
 
-    /// Whether this user may call.
-    pub fn has(&self, uid: u32) -> bool {
-        self.0.contains(&uid)
+    /// Whether this user may call. The first refusal of each user is logged: anybody can come as often as he likes.
+    pub fn admits(&self, uid: u32) -> bool {
+        if self.uids.contains(&uid) {
+            return true;
+        }
+        let mut logged = self.logged.lock();
+        if logged.len() < LOGGED_MAX && logged.insert(uid) {
+            tracing::warn!("uid {uid} is refused; start the worker with --allow-uid {uid} to serve it");
+        }
+        false
     }
 }

@@ -73,7 +73,8 @@ pub struct ActiveTorrent {
 /// A running torrent session. Its methods may be awaited on any tokio runtime.
 pub struct Swarm {
     commands: mpsc::UnboundedSender<Command>,
-    addr: SocketAddr,
+    /// `None` without a session.
+    addr: Option<SocketAddr>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -116,7 +117,12 @@ impl Swarm {
         })?;
         let threads = Mutex::new(vec![first_thread, second_thread]);
         let addr = addr.recv_timeout(START_DEADLINE * 2).context("the torrent session did not start")??;
-        Ok(Self { commands, addr, threads })
+        Ok(Self { commands, addr: Some(addr), threads })
+    }
+
+    /// None at all: everything asked of it is `ESHUTDOWN`. For a disk whose session does not start.
+    pub fn absent() -> Self {
+        Self { commands: mpsc::unbounded_channel().0, addr: None, threads: Mutex::default() }
     }
 
     /// Offer a content this disk holds. Answers when it is live. Does nothing when it is live already; may drop the
@@ -155,9 +161,9 @@ impl Swarm {
         self.ask(|reply| Command::List { reply }).await
     }
 
-    /// The session's port on the loopback interface.
-    pub fn port(&self) -> u16 {
-        self.addr.port()
+    /// The session's port on the loopback interface, if there is a session.
+    pub fn port(&self) -> Option<u16> {
+        self.addr.map(|addr| addr.port())
     }
 
     /// Connect a live torrent with a peer, by a stream to the same call at the other end; both must name the same content
@@ -167,7 +173,8 @@ impl Swarm {
     /// `ENOENT` when the content is not live.
     pub async fn attach(&self, content: ContentId, stream: impl AsyncRead + AsyncWrite + Unpin) -> FsResult<()> {
         let info_hash = self.ask(|reply| Command::Ready { content, reply }).await??;
-        let local = splice::knock(self.addr, info_hash).await?;
+        let addr = self.addr.ok_or(Errno::ESHUTDOWN)?;
+        let local = splice::knock(addr, info_hash).await?;
         splice::carry(local, stream).await
     }
 

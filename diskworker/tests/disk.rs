@@ -42,7 +42,7 @@ impl Disk {
     /// Stop cleanly and start again.
     pub fn restart(&mut self) {
         self.running.take().unwrap().stop().unwrap();
-        self.running = Some(start(DiskFolder::open(&self.dir.path().join("d"), Some("test")).unwrap()));
+        self.running = Some(start(open(&self.dir.path().join("d"))));
     }
 
     /// Start from what the folder held at this moment, as after a crash of the process.
@@ -53,7 +53,7 @@ impl Disk {
         assert!(status.unwrap().success());
         self.running.take().unwrap().stop().unwrap();
         self.dir = image;
-        self.running = Some(start(DiskFolder::open(&self.dir.path().join("d"), Some("test")).unwrap()));
+        self.running = Some(start(open(&self.dir.path().join("d"))));
     }
 
     /// Give our state to another disk and take its state.
@@ -73,6 +73,19 @@ impl Drop for Disk {
             if !std::thread::panicking() {
                 stopped.unwrap();
             }
+        }
+    }
+}
+
+/// Open a disk's folder. A program that another test is just starting has a copy of the lock until it runs.
+pub fn open(root: &std::path::Path) -> DiskFolder {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match DiskFolder::open(root, Some("test")) {
+            Err(error) if error.to_string().contains("is in use by") && std::time::Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            opened => return opened.unwrap(),
         }
     }
 }

@@ -3,6 +3,15 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is how a test fails
 
 mod disk;
+#[cfg(target_os = "linux")]
+mod full;
+#[cfg(target_os = "linux")]
+mod hostile;
 mod model;
 mod open_files;
 mod reference;
+#[cfg(target_os = "linux")]
+mod small;
+mod user;
+#[cfg(target_os = "linux")]
+mod worker;

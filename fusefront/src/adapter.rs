@@ -28,7 +28,7 @@ use fuser::{
 };
 
 use crate::call::{Caller, Outcome, Patience, Stop};
-use crate::fs::{Change, DirEntry, Fs, Invalidation, Making, Opened, RenameHow, Time};
+use crate::fs::{Change, Fs, Invalidation, Making, Opened, Page, RenameHow, Time};
 use crate::os;
 use crate::pool::Pool;
 
@@ -114,7 +114,8 @@ fn carry_out(fs: &Fs, notifier: &Notifier, device: &File, what: &Invalidation) -
     match what {
         Invalidation::Name { dir, name } => notifier.inval_entry(INodeNo(*dir), OsStr::from_bytes(name)),
         Invalidation::Attr(ino) => notifier.inval_inode(INodeNo(*ino), -1, 0),
-        Invalidation::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
+        Invalidation::Content(ino) if fs.pages_are_current(*ino) => notifier.inval_inode(INodeNo(*ino), -1, 0),
+        Invalidation::Content(ino) | Invalidation::Dir(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
         Invalidation::All => {
             fs.invalidating_all();
             if let Err(error) = drop_all_names(device) {
@@ -196,6 +197,11 @@ impl Adapter {
             send(&fs, reply, result.map_err(errno));
         });
     }
+}
+
+/// The disk may be slow, too: what waits for it needs the same permission as what waits for the worker.
+fn may_block(caller: &Caller) -> Outcome<()> {
+    if caller.patience == Patience::Cached { Err(Stop::Later) } else { Ok(()) }
 }
 
 /// A panic in an operation must not take the thread with it: the caller gets EIO.
@@ -500,11 +506,8 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let read = move |fs: &Fs, caller: &Caller| {
+            may_block(caller)?;
             let file = fs.file(handle.0)?;
-            if caller.patience == Patience::Cached {
-                // The disk may be slow too.
-                return Err(Stop::Later);
-            }
             BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
@@ -571,7 +574,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.serve_slow(request, reply, move |fs, caller| fs.fsync(caller, handle.0, data_only), ok_or_error);
+        let sync = move |fs: &Fs, caller: &Caller| {
+            may_block(caller)?;
+            fs.fsync(caller, handle.0, data_only)
+        };
+        self.serve(request, reply, sync, ok_or_error);
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -581,48 +588,57 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let prepare = move |fs: &Fs, caller: &Caller| fs.prepare_dir(caller, handle.0, offset, false);
-        let send = move |fs: &Fs, mut reply: ReplyDirectory, result: Result<(), Errno>| {
-            let mut emit = |entry: DirEntry<'_>| {
-                let name = OsStr::from_bytes(entry.name);
-                reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name)
+        let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, false);
+        let send = move |fs: &Fs, mut reply: ReplyDirectory, result: Result<Page, Errno>| {
+            let page = match result {
+                Ok(page) => page,
+                Err(errno) => return reply.error(errno),
             };
-            match result.and_then(|()| fs.read_dir(handle.0, offset, false, &mut emit).map_err(errno)) {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(errno),
+            let mut taken = None;
+            for (count, entry) in (1..).zip(page.iter()) {
+                let name = OsStr::from_bytes(entry.name);
+                if reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name) {
+                    break;
+                }
+                taken = Some((count, entry));
             }
+            // Before the answer: the reader may go on at once, on another thread.
+            if let Some((count, last)) = taken {
+                fs.taken(handle.0, count, last);
+            }
+            reply.ok();
         };
-        self.serve(request, reply, prepare, send);
+        self.serve(request, reply, read, send);
     }
 
     fn readdirplus(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let prepare = move |fs: &Fs, caller: &Caller| fs.prepare_dir(caller, handle.0, offset, true);
-        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<(), Errno>| {
-            let mut emit = |entry: DirEntry<'_>| {
-                let name = OsStr::from_bytes(entry.name);
-                match entry.attr {
-                    Some(attr) => {
-                        let given = file_attr(&attr);
-                        let full = reply.add(given.ino, entry.offset, name, &TTL, &given, Generation(0));
-                        if !full {
-                            fs.remember(&attr);
-                        }
-                        full
-                    }
-                    // "." and "..": the kernel takes only number and kind.
-                    None => {
-                        let mode = u32::from(entry.kind) << 12;
-                        let given = file_attr(&Attr { ino: entry.ino, mode, ..Attr::default() });
-                        reply.add(given.ino, entry.offset, name, &Duration::ZERO, &given, Generation(0))
-                    }
-                }
+        let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, true);
+        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<Page, Errno>| {
+            let page = match result {
+                Ok(page) => page,
+                Err(errno) => return reply.error(errno),
             };
-            match result.and_then(|()| fs.read_dir(handle.0, offset, true, &mut emit).map_err(errno)) {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(errno),
+            let mut taken = None;
+            for (count, entry) in (1..).zip(page.iter()) {
+                // Of "." and ".." the kernel takes only number and kind.
+                let mode = u32::from(entry.kind) << 12;
+                let dot = Attr { ino: entry.ino, mode, ..Attr::default() };
+                let (attr, ttl) = entry.attr.map_or((dot, Duration::ZERO), |attr| (attr, TTL));
+                let name = OsStr::from_bytes(entry.name);
+                if reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &file_attr(&attr), Generation(0)) {
+                    break;
+                }
+                if let Some(attr) = &entry.attr {
+                    fs.remember(attr);
+                }
+                taken = Some((count, entry));
             }
+            if let Some((count, last)) = taken {
+                fs.taken(handle.0, count, last);
+            }
+            reply.ok();
         };
-        self.serve(request, reply, prepare, send);
+        self.serve(request, reply, read, send);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -631,7 +647,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.serve_slow(request, reply, move |fs, caller| fs.fsync_dir(caller, ino.0, data_only), ok_or_error);
+        self.serve(request, reply, move |fs, caller| fs.fsync_dir(caller, ino.0, data_only), ok_or_error);
     }
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {

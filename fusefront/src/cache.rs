@@ -88,7 +88,7 @@ pub enum Found {
     UnknownDir,
 }
 
-/// A listing on its way.
+/// A question on its way. To be ended by one of the functions that take it.
 #[derive(Debug)]
 pub struct Fetch {
     id: u64,
@@ -117,6 +117,16 @@ impl Cache {
     /// An empty cache for this many directory entries.
     pub fn new(capacity: usize) -> Self {
         Self { state: RwLock::default(), capacity }
+    }
+
+    /// A directory with more entries than this is read page by page and never held whole.
+    pub fn held_entries(&self) -> usize {
+        self.capacity / 4
+    }
+
+    /// A directory with more entries than this is not loaded for a lookup, but asked name by name.
+    pub fn looked_up_entries(&self) -> usize {
+        self.capacity / 8
     }
 
     /// Forget everything known up to this stamp, and follow its link.
@@ -204,7 +214,8 @@ impl Cache {
         }
     }
 
-    /// Start watching a directory for changes, before its first page is asked for.
+    /// Start watching an inode, before something is asked about it: a directory for changes of its names, another for
+    /// changes of its attributes.
     pub fn begin_fetch(&self, dir: u64) -> Fetch {
         let mut state = self.state.write();
         let id = state.begin_fetch(dir);
@@ -219,6 +230,31 @@ impl Cache {
         let kept = state.keep(fetch.dir, &watched, fetched);
         state.trim(self.capacity);
         kept
+    }
+
+    /// Whether nothing was seen to change in a watched directory, neither names nor inodes, since this counter.
+    pub fn is_quiet_since(&self, fetch: &Fetch, seq: u64) -> bool {
+        let state = self.state.read();
+        state.link == fetch.link && state.fetches.get(&fetch.id).is_some_and(|watched| watched.is_quiet_since(seq))
+    }
+
+    /// A name was found to be absent. Answers that say so tell no time, so this counts only if nothing was seen to
+    /// happen to the directory since before the question.
+    pub fn finish_absent(&self, fetch: &Fetch, link: u64, name: &[u8]) {
+        let mut state = self.state.write();
+        let watched = state.end_fetch(fetch.id);
+        if watched.is_some_and(|watched| watched.is_quiet()) && link == fetch.link && state.link == link {
+            state.take_name(fetch.dir, name);
+        }
+    }
+
+    /// The inode's extended attributes are known to be none; the same holds for this answer.
+    pub fn finish_no_xattrs(&self, fetch: &Fetch, link: u64) {
+        let mut state = self.state.write();
+        let watched = state.end_fetch(fetch.id);
+        if watched.is_some_and(|watched| watched.is_quiet()) && link == fetch.link && state.link == link {
+            state.set_no_xattrs(fetch.dir);
+        }
     }
 
     /// Stop watching; the fetch failed.

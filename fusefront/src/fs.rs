@@ -12,11 +12,11 @@ mod listing;
 mod lookup;
 mod names;
 mod open;
+mod paged;
 mod setattr;
 mod xattr;
 
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
@@ -24,13 +24,14 @@ use delugefs_proto::local_pb::{Attr, StatFsReply};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-pub use self::listing::DirEntry;
+pub use self::listing::{DirEntry, Page};
 pub use self::names::{Making, RenameHow};
 pub use self::open::Opened;
+pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
 use crate::cache::Cache;
-use crate::call::{Outcome, Stop};
-use crate::handles::{DirHandle, FileHandle, OpenInodes, Table};
+use crate::call::{Caller, Outcome, Stop};
+use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
 use crate::known::Known;
 use crate::worker::Worker;
 
@@ -59,11 +60,17 @@ pub enum Invalidation {
     },
     /// An inode's attributes.
     Attr(u64),
-    /// An inode's attributes and content.
-    Inode(u64),
+    /// An inode's attributes, and its content unless [`Fs::pages_are_current`].
+    Content(u64),
+    /// A directory's attributes, and a listing the kernel may have kept.
+    Dir(u64),
     /// Everything.
     All,
 }
+
+/// A point in the sequence of files handed over to the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment(u64);
 
 /// The file system. Shared by all threads.
 pub struct Fs {
@@ -72,7 +79,9 @@ pub struct Fs {
     cache: Cache,
     known: Known,
     open: OpenInodes,
-    /// Inodes that have a writer: spares the search in `open` where there are none.
+    /// Counts the files handed over to the worker: attributes read before may lack what was written.
+    handovers: AtomicU64,
+    /// Inodes that have a writer, or are being handed over to the worker: spares the search in `open` where there are none.
     writers: AtomicUsize,
     files: Table<FileHandle>,
     dirs: Table<DirHandle>,
@@ -89,6 +98,7 @@ impl Fs {
             cache: Cache::new(cache_entries),
             known: Known::default(),
             open: OpenInodes::default(),
+            handovers: AtomicU64::new(0),
             writers: AtomicUsize::new(0),
             files: Table::default(),
             dirs: Table::default(),
@@ -128,16 +138,38 @@ impl Fs {
         self.cache.dir_of(ino).filter(|dir| *dir != 0).or_else(|| self.known.dir_of(ino)).unwrap_or(0)
     }
 
-    /// Attributes with what is newer in the staging file, if the inode is being written here.
-    fn merged(&self, attr: Attr) -> Attr {
-        if self.writers.load(Ordering::Acquire) == 0 {
-            return attr;
+    /// To be noted before attributes are read that are then given to [`Self::merged`].
+    fn moment(&self) -> Moment {
+        Moment(self.handovers.load(Ordering::Acquire))
+    }
+
+    /// Attributes with what is newer in the staging file, if the inode is being written here. `None` if the file was
+    /// handed over to the worker since they were read, and newer ones are not known.
+    fn merged(&self, since: Moment, mut attr: Attr) -> Option<Attr> {
+        let mut since = since;
+        loop {
+            if self.writers.load(Ordering::Acquire) > 0
+                && let Some(inode) = self.open.get(attr.ino)
+            {
+                inode.told.store(true, Ordering::Release);
+                if let Some(writer) = &*inode.writer.read() {
+                    attr = with_stat(attr, writer);
+                }
+            }
+            let now = self.moment();
+            if now == since {
+                return Some(attr);
+            }
+            since = now;
+            attr = self.known.orphan_attr(attr.ino).or_else(|| self.cache.attr(attr.ino))?;
         }
-        let Some(inode) = self.open.get(attr.ino) else { return attr };
-        let writer = inode.writer.read();
-        match &*writer {
-            Some(writer) => with_stat(attr, &writer.file),
-            None => attr,
+    }
+
+    /// The same; asks the worker where newer ones are not known.
+    fn current(&self, caller: &Caller, since: Moment, attr: Attr) -> Outcome<Attr> {
+        match self.merged(since, attr) {
+            Some(attr) => Ok(attr),
+            None => self.getattr(caller, attr.ino),
         }
     }
 
@@ -159,15 +191,22 @@ impl Fs {
 }
 
 /// Size, blocks and times as the descriptor has them; an fstat that fails changes nothing.
-fn with_stat(mut attr: Attr, file: impl AsFd) -> Attr {
-    if let Ok(stat) = nix::sys::stat::fstat(file) {
+fn with_stat(mut attr: Attr, writer: &Writer) -> Attr {
+    if let Ok(stat) = nix::sys::stat::fstat(&writer.file) {
         attr.size = u64::try_from(stat.st_size).unwrap_or(0);
         attr.blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
         attr.mtime = stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec;
         // Of the status changes, writes are only known there, and chmod and link only here.
-        attr.ctime = attr.ctime.max(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec);
+        let ctime = ctime_of(&stat);
+        if ctime != writer.opened_ctime {
+            attr.ctime = attr.ctime.max(ctime);
+        }
     }
     attr
+}
+
+fn ctime_of(stat: &nix::sys::stat::FileStat) -> i64 {
+    stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec
 }
 
 /// The node an answer must have.

@@ -7,13 +7,14 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use delugefs_proto::local_pb::Attr;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
+use crate::fs::Paged;
 
 const SHARDS: usize = 16;
 
@@ -115,6 +116,8 @@ pub struct OpenInode {
     pub writer: RwLock<Option<Writer>>,
     /// Counts the versions of the content: a source of an older one must be opened anew.
     generation: AtomicU64,
+    /// Somebody was told the attributes of the staging file since the last write, and may have kept them.
+    pub told: AtomicBool,
     /// The attributes at the last opening: all that is left when the worker no longer knows the inode.
     pub last: Mutex<Attr>,
 }
@@ -127,6 +130,9 @@ pub struct Writer {
     pub ticket: Option<Ticket>,
     /// Handles that can write.
     pub users: AtomicU32,
+    /// The staging file's change time when it was opened, in nanoseconds since 1970: while it stays, nothing was
+    /// written, and the attributes' own change time counts.
+    pub opened_ctime: i64,
 }
 
 impl OpenInode {
@@ -171,6 +177,7 @@ impl OpenInodes {
                 ino: attr.ino,
                 writer: RwLock::new(None),
                 generation: AtomicU64::new(0),
+                told: AtomicBool::new(false),
                 last: Mutex::new(*attr),
             }),
         });
@@ -213,16 +220,30 @@ impl OpenInodes {
     }
 }
 
-/// An open directory: what it looked like when reading began.
+/// An open directory.
 pub struct DirHandle {
     /// Its number.
     pub ino: u64,
-    /// Taken when reading starts at the beginning, with the place reading has come to.
-    pub reading: Mutex<Option<Reading>>,
+    /// Where its reader is.
+    pub reading: Mutex<Reading>,
+    /// Entries to give it at once.
+    pub entries: AtomicUsize,
+}
+
+/// A reader of a directory.
+#[derive(Default)]
+pub enum Reading {
+    /// It has not begun.
+    #[default]
+    NotBegun,
+    /// It reads what the directory looked like when it began.
+    Snapped(Snapped),
+    /// It reads page by page.
+    Paged(Paged),
 }
 
 /// A place in a snapshot.
-pub struct Reading {
+pub struct Snapped {
     /// The names.
     pub snapshot: Snapshot,
     /// Offset of the next entry.

@@ -89,6 +89,11 @@ impl Known {
         }
     }
 
+    /// The version whose pages the kernel may have.
+    pub fn pages(&self, ino: u64) -> Option<Version> {
+        self.shard(ino).lock().get(&ino).map(|entry| entry.pages)
+    }
+
     /// The kernel will have pages of this version from now on. Whether those it has already are of the same one.
     pub fn opened(&self, ino: u64, version: Version) -> bool {
         match self.shard(ino).lock().get_mut(&ino) {

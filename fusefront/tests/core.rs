@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use delugefs_fusefront::cache::CAPACITY_ENTRIES;
 use delugefs_fusefront::call::Caller;
 use delugefs_fusefront::events::Events;
-use delugefs_fusefront::fs::{Change, Fs, Invalidation, Making, RenameHow};
+use delugefs_fusefront::fs::{Change, DirEntry, Fs, Invalidation, Making, RenameHow};
 use delugefs_fusefront::worker::Worker;
 use delugefs_proto::local_pb::{Attr, Changed, Event};
 use nix::errno::Errno;
@@ -64,7 +64,7 @@ impl Bench {
         buf
     }
 
-    fn read_file(&self, ino: u64) -> Vec<u8> {
+    pub fn read_file(&self, ino: u64) -> Vec<u8> {
         let opened = self.fs.open(&Caller::own(), ino, false, false).unwrap();
         let bytes = self.read_handle(opened.handle);
         self.fs.release(opened.handle);
@@ -80,18 +80,14 @@ impl Bench {
         let mut names = Vec::new();
         let mut offset = 0;
         loop {
-            self.fs.prepare_dir(&Caller::own(), handle, offset, false).unwrap();
             let before = offset;
-            self.fs
-                .read_dir(handle, offset, false, &mut |entry| {
-                    if entry.offset > before + 3 {
-                        return true;
-                    }
-                    names.push(String::from_utf8(entry.name.to_vec()).unwrap());
-                    offset = entry.offset;
-                    false
-                })
-                .unwrap();
+            // In small bites, so that it has to go on.
+            let page = self.fs.read_dir(&Caller::own(), handle, offset, false).unwrap();
+            for (count, entry) in (1..).zip(page.iter().take(3)) {
+                names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+                offset = entry.offset;
+                self.fs.taken(handle, count, entry);
+            }
             if offset == before {
                 break;
             }
@@ -235,15 +231,7 @@ fn renames_move_replace_and_exchange() {
     assert_eq!((bench.lookup(d1, "a"), bench.lookup(d2, "b").unwrap().ino), (None, b));
     rename((d1, "sub"), (d2, "sub"), RenameHow::default()).unwrap();
     let handle = bench.fs.opendir(sub);
-    bench.fs.prepare_dir(&caller, handle, 0, false).unwrap();
-    let mut up = 0;
-    bench
-        .fs
-        .read_dir(handle, 1, false, &mut |entry| {
-            up = entry.ino;
-            false
-        })
-        .unwrap();
+    let up = bench.fs.read_dir(&caller, handle, 0, false).unwrap().iter().nth(1).unwrap().ino;
     assert_eq!(up, d2, "the parent of a moved directory");
     assert_eq!(bench.fs.getattr(&caller, d1).unwrap().nlink, 2);
     assert_eq!(rename((1, "d2"), (sub, "x"), RenameHow::default()).unwrap_err().errno(), Errno::EINVAL);
@@ -270,9 +258,13 @@ fn events_reach_cache_kernel_and_open_readers() {
     assert_eq!(bench.names(dir), ["f", "new"]);
     assert_eq!(bench.lookup(dir, "f").unwrap().size, 13);
     assert_eq!(bench.read_handle(reader.handle), b"newer content");
-    let told: Vec<_> = bench.invalidations.try_iter().collect();
+    // The last thing an event does is to tell the kernel of its directory.
+    let mut told = Vec::new();
+    while told.last() != Some(&Invalidation::Dir(dir)) {
+        told.push(bench.invalidations.recv_timeout(Duration::from_secs(20)).unwrap());
+    }
     assert!(told.contains(&Invalidation::Name { dir, name: Box::from(&b"new"[..]) }), "{told:?}");
-    assert!(told.contains(&Invalidation::Inode(ino)), "{told:?}");
+    assert!(told.contains(&Invalidation::Content(ino)), "{told:?}");
     bench.worker.elsewhere(|tree| {
         tree.unlink(dir, b"f").unwrap();
         vec![changed(dir, &["f"], &[])]
@@ -287,7 +279,7 @@ fn events_reach_cache_kernel_and_open_readers() {
     let seq = bench.worker.shared.tree.lock().seq;
     bench.worker.push(&Event { seq: seq + 1, changed: vec![], all: true });
     bench.wait_for("everything was dropped", || bench.lookup(1, "late").is_some());
-    assert!(bench.invalidations.try_iter().any(|what| what == Invalidation::All));
+    bench.wait_for("the kernel is told", || bench.invalidations.try_iter().any(|what| what == Invalidation::All));
 }
 
 #[test]
@@ -313,7 +305,7 @@ fn survives_a_restart_of_the_worker() {
     bench.fs.release(opened.handle);
     assert_eq!(bench.worker.shared.tree.lock().content(attr.ino), b"before, during, after");
     assert_eq!(bench.names(1), ["new"]);
-    assert!(bench.invalidations.try_iter().any(|what| what == Invalidation::All));
+    bench.wait_for("the kernel is told", || bench.invalidations.try_iter().any(|what| what == Invalidation::All));
 }
 
 #[test]
@@ -343,19 +335,9 @@ fn a_reader_of_a_directory_is_not_disturbed() {
     }
     let handle = bench.fs.opendir(dir);
     let page = |offset, most| {
-        bench.fs.prepare_dir(&Caller::own(), handle, offset, true).unwrap();
-        let mut names = Vec::new();
-        bench
-            .fs
-            .read_dir(handle, offset, true, &mut |entry| {
-                let full = names.len() == most;
-                if !full {
-                    names.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset));
-                }
-                full
-            })
-            .unwrap();
-        names
+        let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
+        let name = |entry: DirEntry<'_>| (String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset);
+        page.iter().take(most).map(name).collect::<Vec<_>>()
     };
     let names = |page: Vec<(String, u64)>| page.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     assert_eq!(page(0, 3), [(".".to_owned(), 1), ("..".into(), 2), ("a".into(), 3)]);
@@ -399,4 +381,60 @@ fn limits_are_kept_by_the_frontend() {
     assert_eq!(bench.fs.readlink(&caller, link.ino).unwrap(), &b"to"[..]);
     let error = bench.fs.setattr(&caller, 1, &Change { size: Some(u64::MAX), ..Change::default() }).unwrap_err();
     assert_eq!(error.errno(), Errno::EFBIG);
+}
+
+#[test]
+fn a_directory_too_big_to_hold_is_read_page_by_page() {
+    let bench = Bench::with_capacity(400);
+    let dir = bench.mkdir(1, "big");
+    let name = |n: usize| format!("f{n:05}");
+    {
+        let mut tree = bench.worker.shared.tree.lock();
+        for n in 0..5000 {
+            tree.make(dir, name(n).as_bytes(), 0o100_644, (0, 0), 0).unwrap();
+        }
+    }
+    bench.worker.push(&Event { seq: 10_000, changed: vec![], all: true });
+    bench.wait_for("it is found", || bench.lookup(dir, "f00007").is_some());
+    let expected: Vec<String> = (0..5000).map(name).collect();
+    assert_eq!(bench.names(dir), expected);
+    assert!(bench.fs.cached_entries() <= 400);
+    // Lookups ask for one name each.
+    let listings = bench.worker.count("readdir");
+    assert_eq!((bench.lookup(dir, "f04999").is_some(), bench.lookup(dir, "g")), (true, None));
+    assert_eq!(bench.worker.count("readdir"), listings);
+    // With attributes, while others come and go, and with going back.
+    let handle = bench.fs.opendir(dir);
+    let page = |offset: u64, most: usize| {
+        let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
+        let name = |entry: DirEntry<'_>| String::from_utf8(entry.name.to_vec()).unwrap();
+        let told = |entry: DirEntry<'_>| (name(entry), entry.offset, entry.attr.map_or(0, |attr| attr.mode));
+        page.iter().take(most).map(told).collect::<Vec<_>>()
+    };
+    let mut at = page(0, 102).last().unwrap().1;
+    assert_eq!(at, 102);
+    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("f00100")).unwrap();
+    let ino = bench.lookup(dir, "f00101").unwrap().ino;
+    let change = Change { mode: Some(0o100_600), ..Change::default() };
+    bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+    let next = page(at, 2);
+    assert_eq!(next, [("f00101".to_owned(), 103, 0o100_600), ("f00102".into(), 104, 0o100_644)]);
+    let mut names = 102;
+    let mut deleted = 102;
+    loop {
+        let next = page(at, 300);
+        let Some((last, offset, _)) = next.last().cloned() else { break };
+        names += next.len();
+        at = offset;
+        // As `rm -r` does.
+        if deleted < 2000 && last > name(deleted + 50) {
+            for n in deleted + 1..deleted + 50 {
+                bench.fs.unlink(&Caller::own(), dir, &Bytes::from(name(n))).unwrap();
+            }
+            deleted += 50;
+        }
+    }
+    assert_eq!(names, 5001, "the dots and all but one");
+    assert_eq!(page(4000, 1)[0].0, name(3999));
+    bench.fs.releasedir(handle);
 }

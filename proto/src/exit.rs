@@ -79,12 +79,20 @@ pub struct UserError {
     pub message: String,
     /// What to do about it; printed on a line of its own.
     pub hint: Option<String>,
+    /// What it comes from, if that says more.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl UserError {
     /// Without a hint.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), hint: None }
+        Self { exit, message: message.into(), hint: None, source: None }
+    }
+
+    /// With its cause. (As a context of an `anyhow` error it would not be found in the chain by [`report`].)
+    pub fn because(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { source: Some(source.into()), ..self }
     }
 
     /// With what to type next.

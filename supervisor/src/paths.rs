@@ -22,6 +22,15 @@ pub fn typed(path: &Path) -> anyhow::Result<String> {
     text(resolve_here(path, &sys::delugefs_mounts()?)?)
 }
 
+/// Make a mountpoint that does not exist, if the folder it is in exists. Where that fails, the frontend says why it
+/// cannot mount there.
+pub fn make_mountpoint(dir: &str) {
+    // Does not look at what is there: making a directory over a dead mount is refused without asking it.
+    if std::fs::create_dir(dir).is_ok() {
+        eprintln!("made the folder {}", crate::escape::escape_bytes(dir.as_bytes()));
+    }
+}
+
 fn text(path: PathBuf) -> anyhow::Result<String> {
     path.into_os_string().into_string().map_err(|path| {
         let text = format!("{} is not UTF-8", crate::escape::escape_bytes(path.as_encoded_bytes()));

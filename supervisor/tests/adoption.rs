@@ -28,7 +28,7 @@ fn the_next_supervisor_finds_worker_and_mount() {
     }
     lab.manners("frontend", "mount");
     let first = lab.supervisor("sup", &["--no-mdns"]);
-    lab.says(&["run", "home", "a", "--create", "--mount", "nowhere"]);
+    lab.says(&["run", "home", "a", "--create", "--mount", "no/where"]);
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
     assert_eq!(lab.says(&["mount", "m"]).code, 0);
     let before = lab.status();

@@ -67,10 +67,10 @@ fn a_failure_carries_exit_code_and_hint_and_leaves_nothing_running() {
     let (code, text) = run(&["work", "a"]);
     assert_eq!(code, 12);
     insta::assert_snapshot!(text, @"delugefs: LAB/a belongs to cluster home");
-    let (code, text) = run(&["home", "a", "--mount", "nowhere"]);
+    let (code, text) = run(&["home", "a", "--mount", "no/where"]);
     assert_eq!(code, 15);
     insta::assert_snapshot!(text, @"
-    delugefs: LAB/nowhere is no folder
+    delugefs: LAB/no/where is no folder
     Hint: make the folder first
     ");
     let (code, text) = run(&["home", "a", "--mount", "m", "--user", "no such user"]);

@@ -61,7 +61,7 @@ impl Catalog {
         self.rewrite(&repo, &dir, have, &mut seen, &mut new)?;
         if let (None, Some(pack)) = (&base, new.first()) {
             // The first pack of a rewrite from nothing is complete.
-            packdir::replace_file(&self.dir.join(BASE), format!("{pack} {}\n", state.commit).as_bytes())?;
+            packdir::replace_file(&self.dir, &self.dir.join(BASE), format!("{pack} {}\n", state.commit).as_bytes())?;
         }
         {
             let _removal = self.removal.write();
@@ -72,6 +72,15 @@ impl Catalog {
         }
         self.handles.renew();
         Ok(())
+    }
+
+    /// Bytes that [`Catalog::consolidate`] may write before it removes any: the packs it would rewrite.
+    pub fn consolidation_bytes(&self) -> Result<u64, CatalogError> {
+        let dir = packdir::path(&self.dir);
+        let packs = packdir::list(&dir)?;
+        let base = self.base(&libgit2::open(&self.dir)?, &dir, &packs)?;
+        let rewritten = packs.iter().filter(|stem| base.as_ref().is_none_or(|base| base.pack != **stem));
+        rewritten.map(|stem| packdir::size_bytes(&dir, stem)).sum()
     }
 
     /// The base, if there is one and the packs beside it are small.

@@ -54,7 +54,7 @@ impl Catalog {
             if commit != theirs.commit {
                 objects.write_pack(&packdir::path(&self.dir), commit)?;
             }
-            self.publish(&handle, self.pins.pin(commit, tree, ctx))?
+            self.publish(self.pins.pin(commit, tree, ctx))?
         };
         Ok(Joined { state, changed })
     }

@@ -90,13 +90,16 @@ pub(super) fn install(pack: &Path, dir: &Path, index: &Index) -> Result<(), Cata
     written
 }
 
-/// Replace a small file durably, all or nothing.
-pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let temporary = temporary(dir);
-    write_synced(&temporary, bytes)?;
-    fs::rename(&temporary, path).map_err(CatalogError::io("rename", &temporary))?;
-    sync_dir(dir)
+/// Replace a small file durably, all or nothing; `through` a temporary file in this folder of the same file system.
+pub(super) fn replace_file(through: &Path, path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {
+    let temporary = temporary(through);
+    let replaced = write_synced(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(CatalogError::io("replace", path)));
+    if replaced.is_err() {
+        drop(fs::remove_file(&temporary));
+    }
+    replaced?;
+    sync_dir(path.parent().unwrap_or(through))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CatalogError> {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use delugefs_proto::codec::{Leaf, canonicalize};
 use delugefs_proto::ids::{BlobId, Ino};
 use delugefs_proto::record::{Element, Key, VersionVector};
-use git2::{ObjectType, Oid, Repository};
+use git2::{ObjectType, Oid};
 use parking_lot::{Mutex, RwLock};
 
 use super::changes::{Pins, blob_id, to_oid};
@@ -61,7 +61,7 @@ impl Catalog {
         let mut objects = Objects::new(&repo)?;
         let (commit, _) = layout::put_state(&mut objects, None, None, &VersionVector::default())?;
         objects.write_pack(&packdir::path(&unfinished), commit)?;
-        move_ref(&repo, commit)?;
+        move_ref(&unfinished, commit)?;
         drop(objects);
         drop(repo);
         sync_all(&unfinished)?;
@@ -174,12 +174,12 @@ impl Catalog {
             return Ok(State::clone(&state));
         }
         objects.write_pack(&packdir::path(&self.dir), commit)?;
-        self.publish(&handle, self.pins.pin(commit, tree, ctx.clone()))
+        self.publish(self.pins.pin(commit, tree, ctx.clone()))
     }
 
     /// Move the ref to a state whose objects are durable. The caller holds `writer`.
-    pub(super) fn publish(&self, repo: &Repository, state: State) -> Result<State, CatalogError> {
-        move_ref(repo, state.commit)?;
+    pub(super) fn publish(&self, state: State) -> Result<State, CatalogError> {
+        move_ref(&self.dir, state.commit)?;
         let shared = Arc::new(state.clone());
         *self.state.write() = shared.clone();
         let mut recent = self.recent.lock();
@@ -210,8 +210,10 @@ pub(super) fn read_state(objects: &Objects<'_>, commit: Oid, pins: &Pins) -> Res
     Ok(pins.pin(commit, tree, layout::context(objects, &root)?))
 }
 
-fn move_ref(repo: &Repository, commit: Oid) -> Result<(), CatalogError> {
-    repo.reference(STATE_REF, commit, true, "").map(drop).map_err(CatalogError::git("move the catalog's state"))
+/// As git does it, but for the errors: libgit2 does not say that the disk is full. The temporary file is not where
+/// libgit2 would take it for a ref.
+fn move_ref(dir: &Path, commit: Oid) -> Result<(), CatalogError> {
+    packdir::replace_file(dir, &dir.join(STATE_REF), format!("{commit}\n").as_bytes())
 }
 
 /// The changes with every set in canonical form, unless they all are.

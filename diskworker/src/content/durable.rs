@@ -43,6 +43,11 @@ impl Durable {
 }
 
 impl ContentStore {
+    /// It is not known whether this content is on stable storage: an earlier process put it into `data/` and ended.
+    pub fn doubt(&self, content: ContentId) {
+        self.durable.renamed(content);
+    }
+
     /// When this returns, everything that got its name in `data/` before the call is on stable storage. To be called before a
     /// catalog that refers to it is committed.
     ///

@@ -1,46 +1,68 @@
-//! A file that only takes up space, so that a full disk still has room for the commit that makes it say so.
+//! A file that only takes up space, so that a full disk still has room for the commits that removals need.
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::fstatat;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
 
+use crate::os;
+
 /// Room for the pack of the largest usual commit, several times over.
-const BALLAST_BYTES: usize = 8 << 20;
+const BALLAST_BYTES: u64 = 8 << 20;
+/// Room that must be left beside it before it is taken again: who has just made some is not to find it taken.
+const MARGIN_BYTES: u64 = 1 << 20;
+const NAME: &str = "ballast";
 
 pub(super) struct Ballast {
-    path: PathBuf,
+    journal_dir: File,
     lock: Mutex<()>,
 }
 
 impl Ballast {
-    pub fn new(journal_dir: &Path) -> Self {
-        Self { path: journal_dir.join("ballast"), lock: Mutex::new(()) }
+    pub fn new(journal_dir: File) -> Self {
+        Self { journal_dir, lock: Mutex::default() }
     }
 
-    /// Give the space up.
-    pub fn release(&self) {
+    /// Give the space up; whether there was any.
+    pub fn release(&self) -> bool {
         let _one = self.lock.lock();
-        if std::fs::remove_file(&self.path).is_ok() {
+        let gone = self.remove();
+        if gone {
             tracing::warn!("the disk is full: gave up the reserve of {} MiB", BALLAST_BYTES >> 20);
         }
+        gone
     }
 
-    /// Take the space, if it is not taken. Real bytes: a hole would keep nothing free.
-    pub fn fill(&self) {
+    /// Take the space, if it is not taken and there is more than that; whether it is taken now.
+    pub fn fill(&self, available_bytes: impl Fn() -> u64) -> bool {
         let _one = self.lock.lock();
-        if std::fs::metadata(&self.path).is_ok_and(|m| m.len() == BALLAST_BYTES as u64) {
-            return;
+        let stat = fstatat(&self.journal_dir, NAME, AtFlags::AT_SYMLINK_NOFOLLOW);
+        if stat.is_ok_and(|stat| os::is_regular(&stat) && stat.st_size as u64 == BALLAST_BYTES) {
+            return true;
         }
-        let write = || {
-            let mut file = File::create(&self.path)?;
-            let block = vec![0xd1; 1 << 20];
-            (0..BALLAST_BYTES / block.len()).try_for_each(|_| file.write_all(&block))
-        };
-        if write().is_err() {
-            // No space for it now; the cleaner tries again.
-            let _ = std::fs::remove_file(&self.path);
+        if available_bytes() < BALLAST_BYTES + MARGIN_BYTES {
+            return false;
         }
+        // What is there is a part of one, or nothing of ours.
+        self.remove();
+        let filled = self.write().is_ok();
+        if !filled {
+            self.remove();
+        }
+        filled
+    }
+
+    /// Real bytes: a hole would keep nothing free.
+    fn write(&self) -> std::io::Result<()> {
+        let mut file = os::open_file(&self.journal_dir, NAME, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
+        let block = vec![0xd1; 1 << 20];
+        (0..BALLAST_BYTES / block.len() as u64).try_for_each(|_| file.write_all(&block))
+    }
+
+    fn remove(&self) -> bool {
+        unlinkat(&self.journal_dir, NAME, UnlinkatFlags::NoRemoveDir).is_ok()
     }
 }

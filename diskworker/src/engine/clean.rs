@@ -8,58 +8,125 @@ use delugefs_proto::ids::ContentId;
 use delugefs_proto::record::{Body, Data, Element, Key};
 
 use super::Engine;
+use super::room::is_full;
 use crate::namespace::catalog_error;
 
 /// How often leftovers are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the store is compared with the catalog.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
+/// Collections after the last change on a full disk: what was finished since the one before is spared by each.
+const PRESSED_ROUNDS: u32 = 2;
+
+/// When the store is compared with the catalog next.
+struct Collecting {
+    last: Instant,
+    every: Duration,
+    /// Change counter at the last collection on a full disk, and collections since it moved.
+    seen_seq: u64,
+    rounds: u32,
+    took: Duration,
+}
 
 impl Engine {
     /// Body of the cleaning thread.
     pub(super) fn clean_loop(&self) {
-        let mut collected = Instant::now();
-        let mut collect_every = COLLECT_EVERY;
+        let now = Instant::now();
+        let mut collecting =
+            Collecting { last: now, every: COLLECT_EVERY, seen_seq: 0, rounds: 0, took: Duration::ZERO };
         while !self.is_stopping() {
             self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
             if self.is_stopping() {
                 return;
             }
-            for ino in self.core().staged.waiting() {
+            for ino in self.core().staged.waiting(Instant::now()) {
                 self.seals.push(ino);
             }
-            if collected.elapsed() >= collect_every.min(self.retention.max(TICK)) {
+            if self.is_collection_due(&mut collecting) {
                 let begin = Instant::now();
                 if let Err(error) = self.collect() {
                     tracing::warn!("cannot clean up the store: {error}");
                 }
-                collected = Instant::now();
+                collecting.last = Instant::now();
+                collecting.took = begin.elapsed();
                 // Never more than a hundredth of the time, however large the catalog is.
-                collect_every = COLLECT_EVERY.max(begin.elapsed() * 100);
+                collecting.every = COLLECT_EVERY.max(collecting.took * 100);
             }
-            if self.refusal().is_none() {
-                self.ballast.fill();
+            match self.refusal() {
+                None => drop(self.fill_ballast()),
+                // Somebody else may have made room, and then nothing of ours would notice.
+                Some(error) if is_full(error.errno) && self.fill_ballast() => drop(self.commit()),
+                Some(_) => {}
             }
         }
     }
 
-    /// Put contents nobody refers to into the trash, and empty what has been there long enough.
+    /// Now and then; on a full disk whenever something may have been removed, as what it takes up is needed.
+    fn is_collection_due(&self, collecting: &mut Collecting) -> bool {
+        let since = collecting.last.elapsed();
+        if since >= collecting.every.min(self.retention.max(TICK)) {
+            return true;
+        }
+        if !self.is_pressed() || since < collecting.took * 10 {
+            return false;
+        }
+        let seq = self.seq();
+        if seq != collecting.seen_seq {
+            (collecting.seen_seq, collecting.rounds) = (seq, 0);
+        }
+        collecting.rounds += 1;
+        collecting.rounds <= PRESSED_ROUNDS
+    }
+
+    /// Put contents nobody refers to into the trash, and empty what has been there long enough: all of it on a full disk.
     pub fn collect(&self) -> FsResult<()> {
-        // What is sealed from here on is spared by the store: its record may be younger than the state looked at.
-        self.commit()?;
-        let mut live: HashSet<ContentId> = HashSet::new();
-        let mut visit = |_: &Key, elements: &[Element]| {
-            live.extend(elements.iter().filter_map(|e| match &e.body {
-                Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
-                _ => None,
-            }));
-            Ok(())
-        };
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        let live = self.live_contents()?;
         let collected = self.store.collect(&live, self.retention, SystemTime::now())?;
-        if collected.moved + collected.deleted > 0 {
-            tracing::info!("{} contents to the trash, {} deleted from it", collected.moved, collected.deleted);
+        let purged = if self.is_pressed() { self.purge_trash() } else { 0 };
+        if collected.moved + collected.deleted + purged > 0 {
+            tracing::info!(
+                "{} contents to the trash, {} deleted from it, {purged} bytes purged",
+                collected.moved,
+                collected.deleted
+            );
         }
         Ok(())
     }
+
+    /// The contents that files have now. What is sealed from here on is spared by the store: its record may be younger
+    /// than the state looked at.
+    fn live_contents(&self) -> FsResult<HashSet<ContentId>> {
+        let committed = self.commit();
+        let _no_commit = self.commit_lock.lock();
+        let pending = self.core().ns.pending_sets();
+        let replaced = match committed {
+            Ok(()) => None,
+            // Without room for a commit what was removed since the last one still takes up the room it needs. So what the
+            // journal says counts, once that is as durable as a commit: then no crash brings back a record whose
+            // content is gone.
+            Err(error) if is_full(error.errno) => {
+                self.store.barrier()?;
+                self.journal.sync()?;
+                Some(&pending)
+            }
+            Err(error) => return Err(error),
+        };
+        let mut live: HashSet<ContentId> = HashSet::new();
+        let mut visit = |key: &Key, elements: &[Element]| {
+            if !replaced.is_some_and(|sets| sets.contains_key(key)) {
+                note(&mut live, elements);
+            }
+            Ok(())
+        };
+        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        pending.values().for_each(|elements| note(&mut live, elements));
+        Ok(live)
+    }
+}
+
+fn note(live: &mut HashSet<ContentId>, elements: &[Element]) {
+    live.extend(elements.iter().filter_map(|e| match &e.body {
+        Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
+        _ => None,
+    }));
 }

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
-use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::Engine;
@@ -64,28 +63,23 @@ impl Engine {
             if self.is_stopping() {
                 break; // the stop commits
             }
-            match self.commit() {
-                Ok(()) => {}
-                Err(error) => {
-                    self.refuse(error);
-                    self.commits.wait(RETRY);
-                }
+            if self.commit().is_err() {
+                self.commits.wait(RETRY);
             }
         }
     }
 
-    /// Commit everything that is pending. On success changes are possible again.
+    /// Commit everything that is pending. When that fails changes are refused until it succeeds.
     pub fn commit(&self) -> FsResult<()> {
         let _one = self.commit_lock.lock();
         self.commits.dirty.store(false, Ordering::Relaxed);
         let result = self.commit_pending();
         match &result {
-            Ok(()) => {
-                if let Some(error) = self.refusal.lock().take() {
-                    tracing::warn!("writable again (was: {error})");
-                }
+            Ok(()) => self.reopen(),
+            Err(error) => {
+                self.commits.dirty.store(true, Ordering::Relaxed);
+                self.refuse(error.clone());
             }
-            Err(_) => self.commits.dirty.store(true, Ordering::Relaxed),
         }
         result
     }
@@ -100,13 +94,7 @@ impl Engine {
             })?;
             Ok(())
         };
-        let result = match attempt() {
-            Err(error) if error.errno == Errno::ENOSPC => {
-                self.make_room();
-                attempt()
-            }
-            other => other,
-        };
+        let result = self.with_room(attempt);
         drop(changes);
         let mut core = self.core();
         match result {
@@ -114,11 +102,7 @@ impl Engine {
                 core.ns.committed();
                 drop(core);
                 self.journal.retire()?;
-                if self.core_catalog().packs() >= CONSOLIDATE_AT_PACKS
-                    && let Err(error) = self.core_catalog().consolidate()
-                {
-                    tracing::warn!("packs stay as they are: {error}");
-                }
+                self.consolidate();
                 Ok(())
             }
             Err(error) => {
@@ -128,11 +112,20 @@ impl Engine {
         }
     }
 
-    /// Room for a commit on a full disk: what is in the trash, and the ballast kept for this.
-    fn make_room(&self) {
-        if let Err(error) = self.store.purge_trash() {
-            tracing::warn!("cannot empty the trash: {error}");
+    /// Rewrite the packs when there are many of them, and room to write before the old ones go.
+    fn consolidate(&self) {
+        let catalog = self.core_catalog();
+        if catalog.packs() < CONSOLIDATE_AT_PACKS {
+            return;
         }
-        self.ballast.release();
+        let available = self.store.free_space().map_or(0, |space| space.available);
+        let done = match catalog.consolidation_bytes() {
+            Ok(bytes) if bytes > available => return,
+            Ok(_) => catalog.consolidate(),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!("packs stay as they are: {error}");
+        }
     }
 }

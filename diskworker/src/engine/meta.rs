@@ -119,6 +119,7 @@ impl Engine {
         let ino = proposed(q.ino);
         self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(q.mode, q.uid, q.gid) };
+            core.check_unstaged(ino)?;
             core.ns.make_file(&making, ino, data.clone())
         })
     }
@@ -128,6 +129,7 @@ impl Engine {
         let ino = proposed(q.ino);
         self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(0o777, q.uid, q.gid) };
+            core.check_unstaged(ino)?;
             core.ns.make_file(&making, ino, Data::Symlink(q.target.to_vec().into()))
         })
     }

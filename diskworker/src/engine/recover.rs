@@ -1,28 +1,30 @@
 //! Starting and stopping: from a folder to a disk at work, whatever the last life left behind.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use delugefs_proto::disk;
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{Ino, random_u64};
 use delugefs_proto::record::{Body, Data, Element, Key, Perm};
 use nix::errno::Errno;
 
 use super::ballast::Ballast;
+use super::room::is_full;
 use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
-use crate::catalog::{Catalog, Changes};
+use crate::catalog::Catalog;
 use crate::content::ContentStore;
 use crate::folder::DiskFolder;
 use crate::journal::{Journal, Recovered};
 use crate::namespace::Namespace;
-use crate::view;
+use crate::{os, view};
 
 /// Settings of one disk.
 #[derive(Clone, Copy, Debug)]
@@ -43,25 +45,24 @@ pub struct Running {
 impl Running {
     /// Bring a disk to work: replay the journal, commit it, put staged files into the table, start the threads.
     pub fn start(folder: Arc<DiskFolder>, settings: Settings) -> anyhow::Result<Self> {
-        let store = Arc::new(ContentStore::open(folder.clone(), settings.reserve_bytes)?);
-        let journal_dir = folder.path(disk::JOURNAL);
+        // First those that tell whether all of it is of a version we know: before anything is changed.
         let catalog = Arc::new(Catalog::open(&folder.path(disk::CATALOG)).context("opening the catalog")?);
-        let (journal, recovered) = Journal::open(&journal_dir).context("opening the journal")?;
+        let ballast = Ballast::new(journal_dir(&folder)?);
+        let (journal, recovered) = open_journal(&folder, &ballast)?;
         let journal = Arc::new(journal);
+        let store = Arc::new(ContentStore::open(folder.clone(), settings.reserve_bytes)?);
         if let Some(damage) = &recovered.damage {
             tracing::warn!("{damage}; what was acknowledged before it is complete");
         }
-        let homes = replay(&catalog, &store, &recovered)?;
-        journal.rotate()?;
-        journal.retire()?;
-
-        let mut ns = Namespace::new(catalog, journal.clone(), recovered.actor);
+        let actor = recovered.actor;
+        let mut ns = Namespace::new(catalog, journal.clone(), actor);
+        let homes = replay(&mut ns, &store, recovered)?;
         if ns.dir_node(Ino::ROOT).is_err() {
             let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
             ns.make_root(Perm { mode: 0o755, uid, gid })?;
         }
         let staged = find_staged(&mut ns, &store, homes)?;
-        let left = staged.waiting();
+        let left = staged.waiting(Instant::now());
         let engine = Arc::new(Engine {
             folder,
             store,
@@ -73,17 +74,19 @@ impl Running {
             commit_lock: Default::default(),
             seals: Default::default(),
             events: Default::default(),
-            ballast: Ballast::new(&journal_dir),
+            ballast,
             next_handle: AtomicU64::new(random_u64() >> 16 | 1),
             run: random_u64(),
-            actor: recovered.actor,
+            actor,
             stopping: AtomicBool::new(false),
             halt: Default::default(),
             halt_lock: Default::default(),
             retention: settings.retention,
         });
-        engine.commit()?;
-        engine.ballast.fill();
+        // Without room (or on a failing disk) it is served as it is, and the journal keeps what is not committed.
+        if engine.commit().is_ok() && !engine.fill_ballast() {
+            engine.refuse(FsError::new(Errno::ENOSPC, "the disk is full: delete something or add a disk"));
+        }
         if !left.is_empty() {
             tracing::info!("{} files were being written when this disk stopped: sealing them", left.len());
         }
@@ -104,7 +107,7 @@ impl Running {
     pub fn stop(self) -> FsResult<()> {
         let engine = self.engine;
         engine.events.close_all();
-        let waiting = engine.core().staged.waiting();
+        let waiting = engine.core().staged.waiting(Instant::now());
         waiting.into_iter().for_each(|ino| engine.seals.push(ino));
         engine.seals.close();
         engine.stopping.store(true, Ordering::Relaxed);
@@ -118,38 +121,59 @@ impl Running {
                 tracing::error!("a thread of the engine had panicked");
             }
         }
-        engine.commit()?;
-        engine.journal.close(engine.actor)?;
+        match engine.commit() {
+            Ok(()) => engine.journal.close(engine.actor)?,
+            // Nothing is lost: the next start replays the journal.
+            Err(error) if is_full(error.errno) => {
+                engine.store.barrier()?;
+                engine.journal.sync()?;
+                tracing::warn!("stopped with changes that are only in the journal: {error}");
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 }
 
-/// Commit what the journal has. Gives the directory of every file it mentions.
-fn replay(catalog: &Catalog, store: &ContentStore, recovered: &Recovered) -> anyhow::Result<HashMap<Ino, Ino>> {
+fn journal_dir(folder: &DiskFolder) -> anyhow::Result<File> {
+    os::open_dir(folder.root_fd(), disk::JOURNAL).context("opening the journal's folder")
+}
+
+/// The journal; on a full disk with the room of the ballast, if need be.
+fn open_journal(folder: &DiskFolder, ballast: &Ballast) -> anyhow::Result<(Journal, Recovered)> {
+    let opened = match Journal::open(journal_dir(folder)?) {
+        Err(error) if is_full(error.errno()) && ballast.release() => Journal::open(journal_dir(folder)?),
+        opened => opened,
+    };
+    opened.context("opening the journal")
+}
+
+/// Take what the journal has and no commit. Gives the directory of every file it mentions.
+fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> anyhow::Result<HashMap<Ino, Ino>> {
     let mut homes = HashMap::new();
-    let mut changes = Changes::default();
-    let mut ctx = catalog.state().ctx.clone();
-    for change in &recovered.changes {
-        for (key, elements) in &change.sets {
-            elements.iter().for_each(|element| ctx.advance(element.dot));
-            if !recovered.same_boot && !is_intact(store, elements) {
+    for mut change in recovered.changes {
+        change.sets.retain(|key, elements| {
+            let is_kept = recovered.same_boot || is_intact(store, elements);
+            if !is_kept {
                 tracing::error!(
                     "{key:?}: its content did not reach the disk before the machine went down; \
                     the version before it is kept"
                 );
-                continue;
-            }
-            if let Key::Entry(dir, _) = key {
+                ns.cover(elements);
+            } else if let Key::Entry(dir, _) = key {
                 homes.extend(elements.iter().filter_map(|e| e.body.ino()).map(|ino| (ino, *dir)));
             }
-            changes.sets.insert(key.clone(), elements.clone());
+            is_kept
+        });
+        for element in change.sets.values().flatten() {
+            if let Body::Content { data: Data::Stored { content, .. }, .. } = &element.body {
+                store.doubt(*content);
+            }
         }
-        changes.blobs.extend(change.blobs.clone());
+        ns.replay(change)?;
     }
-    if !changes.sets.is_empty() {
-        tracing::info!("journal: {} changes of {} entries replayed", recovered.changes.len(), changes.sets.len());
-        store.barrier()?;
-        catalog.commit(&changes, &ctx).context("committing the journal's changes")?;
+    if ns.is_dirty() {
+        tracing::info!("journal: changes of {} entries replayed", ns.pending_len());
     }
     Ok(homes)
 }
@@ -175,7 +199,10 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
             if let Key::Entry(dir, name) = key
                 && !name.is_header()
             {
-                homes.extend(view::view(elements).iter().map(|shown| (shown.ino, *dir)));
+                for shown in view::view(elements) {
+                    // What the journal says is newer.
+                    homes.entry(shown.ino).or_insert(*dir);
+                }
             }
             Ok(())
         };

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
-use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::Dot;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
+use super::room::is_full;
 use super::staged::Work;
 use super::{Core, Engine, SessionId};
 use crate::content::{Seal, Sealed, SealedSmall, Ticket};
@@ -100,13 +101,16 @@ impl Engine {
             let (entry, opened, baseline) = (staged.entry, staged.opened, staged.baseline_ctime_ns);
             Seen { session, ino, entry, opened, baseline }
         };
-        let result = self.seal_marked(&seen, size);
+        let result = self.with_room(|| self.seal_marked(&seen, size));
         let again = {
             let mut core = self.core();
             // Once it is sealed, somebody may have opened the file anew: that entry is not ours to touch.
             match core.staged.same(ino, seen.entry) {
                 Some(staged) => {
                     staged.work = Work::None;
+                    if result.is_err() {
+                        staged.failed();
+                    }
                     // Opened and closed again while it was hashed, or left to the thread.
                     staged.writers == 0 && (staged.opened != seen.opened || matches!(result, Ok(Done::TooLarge)))
                 }
@@ -119,10 +123,7 @@ impl Engine {
         }
         match result {
             Ok(_) => {}
-            Err(error) if error.errno == Errno::ENOSPC => {
-                tracing::warn!("file {ino} stays staged: {error}");
-                self.refuse(error);
-            }
+            Err(error) if is_full(error.errno) => self.refuse(error),
             Err(error) => tracing::error!("file {ino} stays staged: {error}"),
         }
     }
@@ -203,14 +204,5 @@ impl Engine {
             core.staged.remove(seen.ino);
             Ok(Done::Finished)
         })
-    }
-
-    /// From now on changes are refused with this error, until a commit succeeds.
-    pub(super) fn refuse(&self, error: FsError) {
-        let mut refusal = self.refusal.lock();
-        if refusal.is_none() {
-            tracing::error!("read-only: {error}");
-        }
-        *refusal = Some(error);
     }
 }

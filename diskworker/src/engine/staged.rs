@@ -1,11 +1,15 @@
 //! The table of staged files: which inodes have one, who writes them, and what is being done with them.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::Dot;
 
 use super::SessionId;
+
+/// Longest pause before a file that cannot be sealed is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// What somebody does with a staged file outside the lock, to come back to the table afterwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +41,10 @@ pub(super) struct Staged {
     pub work: Work,
     /// Grows when the file is opened for writing: a hash taken before is of no use.
     pub opened: u64,
+    /// Seals that failed, one after the other.
+    pub failures: u32,
+    /// Not to be sealed before: a disk that cannot read a large file need not try every second.
+    pub not_before: Option<Instant>,
     /// Its name in the folder has been made durable by an fsync.
     pub name_synced: bool,
 }
@@ -48,6 +56,15 @@ pub(super) struct Closed {
     pub dir: Ino,
     /// Nobody else has it open for writing.
     pub is_last: bool,
+}
+
+impl Staged {
+    /// Sealing it has failed: the next try is later than the last one was.
+    pub fn failed(&mut self) {
+        self.failures += 1;
+        let pause = Duration::from_secs(1 << self.failures.min(9)).min(RETRY_MAX);
+        self.not_before = Some(Instant::now() + pause);
+    }
 }
 
 /// See the module.
@@ -130,8 +147,15 @@ impl StagedTable {
         self.handles.iter().filter(|(_, (owner, _))| *owner == session).map(|(handle, _)| *handle).collect()
     }
 
-    /// Files nobody writes and nobody works on: what is left to be sealed.
-    pub fn waiting(&self) -> Vec<Ino> {
-        self.files.iter().filter(|(_, s)| s.writers == 0 && s.work == Work::None).map(|(ino, _)| *ino).collect()
+    /// Files nobody writes and nobody works on, and that are not to be left alone at this time: what is left to be sealed.
+    pub fn waiting(&self, now: Instant) -> Vec<Ino> {
+        let is_waiting =
+            |s: &Staged| s.writers == 0 && s.work == Work::None && s.not_before.is_none_or(|time| time <= now);
+        self.files.iter().filter(|(_, s)| is_waiting(s)).map(|(ino, _)| *ino).collect()
+    }
+
+    /// Whatever kept files from being sealed may be over.
+    pub fn retry_now(&mut self) {
+        self.files.values_mut().for_each(|staged| staged.not_before = None);
     }
 }

@@ -100,6 +100,9 @@ impl Namespace {
                 }
             }
         }
+        if !txn.change.sets.is_empty() && !txn.leaves_its_dot() {
+            self.touch_dir(&mut txn, ino)?;
+        }
         self.apply(txn)
     }
 

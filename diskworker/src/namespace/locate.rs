@@ -63,6 +63,9 @@ impl Namespace {
 
     /// Where the node with a number lies. `hint` is a directory that probably has it; 0 is none.
     pub fn locate(&mut self, ino: Ino, hint: Ino) -> FsResult<Located> {
+        if !ino.is_storable() {
+            return Err(Errno::ESTALE.into());
+        }
         if ino == Ino::ROOT || self.dirs.get(&ino).is_some_and(|dir| !dir.header().is_empty()) {
             return Ok(Located::Dir(ino));
         }
@@ -86,8 +89,8 @@ impl Namespace {
     }
 
     fn locate_in(&mut self, ino: Ino, dir: Ino) -> FsResult<Option<Located>> {
-        if dir.0 == 0 {
-            return Ok(None);
+        if !dir.is_storable() {
+            return Ok(None); // no hint, or none that can be right
         }
         let Some(name) = self.dir(dir)?.name_of(ino).cloned() else { return Ok(None) };
         let found = self.locate_name(dir, &name)?;

@@ -30,7 +30,7 @@ impl Namespace {
         self.apply(txn)
     }
 
-    /// A new file that is no directory. EEXIST when the name is taken.
+    /// A new file that is no directory. EEXIST when the name is taken, or the number by a node that is in use.
     pub fn make_file(&mut self, making: &Making<'_>, ino: Ino, data: Data) -> FsResult<Node> {
         if let Data::Symlink(target) = &data {
             match target.len() {
@@ -41,6 +41,9 @@ impl Namespace {
         }
         let mut txn = self.txn();
         let perm = self.prepare(&mut txn, making, false)?;
+        if self.is_in_use(ino, making.dir)? {
+            return Err(FsError::new(Errno::EEXIST, format!("the inode number {ino} is another node's")));
+        }
         let elements = vec![
             txn.element(Body::Content { ino, data }),
             txn.element(Body::Attrs { ino, perm, xattrs: Xattrs::new() }),
@@ -82,6 +85,14 @@ impl Namespace {
         }
         self.touch_dir(txn, making.dir)?;
         Ok(perm)
+    }
+
+    /// Whether a proposed number is another node's, as far as that can be told without searching everything. Numbers
+    /// are drawn from 2^62; only a frontend that does not draw proposes one twice.
+    fn is_in_use(&mut self, ino: Ino, dir: Ino) -> FsResult<bool> {
+        let is_dir = self.dirs.get(&ino).is_some_and(|dir| dir.len() > 0);
+        let has_names = self.inodes.get(&ino).is_some_and(|elements| !elements.is_empty());
+        Ok(is_dir || has_names || self.dir(dir)?.name_of(ino).is_some())
     }
 
     /// New mtime and ctime for a directory whose entries change.

@@ -60,6 +60,11 @@ impl Txn {
         self.change.sets.get(key)
     }
 
+    /// Whether it leaves an element of its own, by which a replay of the journal can tell that a commit has it.
+    pub fn leaves_its_dot(&self) -> bool {
+        self.change.sets.values().flatten().any(|element| element.dot == self.dot)
+    }
+
     /// Add an attachment.
     pub fn attach(&mut self, bytes: Bytes) -> BlobId {
         let id = blob_id(&bytes);

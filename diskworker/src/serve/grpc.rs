@@ -6,11 +6,26 @@ use bytes::Bytes;
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
 use delugefs_proto::worker_pb::{self as pb, worker_server::Worker};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::AllowedUids;
 use crate::engine::Engine;
 use crate::swarm::Swarm;
+
+/// The connections of those who may call. Others are hung up on here: a stranger who could hold on to connections would
+/// take the descriptors the disk needs.
+pub fn admitted(
+    listener: UnixListener,
+    allowed: AllowedUids,
+) -> impl tokio_stream::Stream<Item = std::io::Result<UnixStream>> {
+    UnixListenerStream::new(listener).filter(move |accepted| match accepted {
+        Ok(socket) => socket.peer_cred().is_ok_and(|peer| allowed.admits(peer.uid())),
+        Err(_) => true,
+    })
+}
 
 /// Largest request this service reads, in bytes: all of them are small.
 pub const REQUEST_MAX_BYTES: usize = 64 << 10;
@@ -46,7 +61,7 @@ impl WorkerService {
             .and_then(|info| info.peer_cred)
             .map(|cred| cred.uid());
         match uid {
-            Some(uid) if self.allowed.has(uid) => Ok(()),
+            Some(uid) if self.allowed.admits(uid) => Ok(()),
             Some(uid) => Err(Status::permission_denied(format!("uid {uid} is not served by this diskworker"))),
             None => Err(Status::unauthenticated("the system did not say who is calling")),
         }

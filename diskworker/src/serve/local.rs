@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
@@ -17,6 +18,8 @@ use crate::engine::{Answer, Engine, Opening, SessionId};
 
 /// Connections served at once, of all frontends together.
 const CONNECTIONS_MAX: usize = 256;
+/// How long a new connection may take to say what it is. Who says nothing would keep others out.
+const GREETING_WAIT: Duration = Duration::from_secs(5);
 
 /// Accept frontends until the listener is shut down.
 pub fn serve(engine: &Arc<Engine>, listener: &UnixListener, allowed: &AllowedUids) {
@@ -28,16 +31,13 @@ pub fn serve(engine: &Arc<Engine>, listener: &UnixListener, allowed: &AllowedUid
             Err(error) => {
                 // Out of descriptors, say: give those that are served the time to finish.
                 tracing::warn!("cannot accept a frontend: {error}");
-                std::thread::sleep(std::time::Duration::from_millis(100));
+                std::thread::sleep(Duration::from_millis(100));
                 continue;
             }
         };
         match crate::os::peer_uid(&socket) {
-            Ok(uid) if allowed.has(uid) => {}
+            Ok(uid) if allowed.admits(uid) => {}
             Ok(uid) => {
-                tracing::warn!(
-                    "refused a connection of uid {uid}; start the worker with --allow-uid {uid} to serve it"
-                );
                 refuse(&socket, FsError::new(Errno::EACCES, format!("uid {uid} is not served by this diskworker")));
                 continue;
             }
@@ -50,18 +50,33 @@ pub fn serve(engine: &Arc<Engine>, listener: &UnixListener, allowed: &AllowedUid
             refuse(&socket, FsError::new(Errno::EAGAIN, "too many connections to this diskworker"));
             continue;
         }
-        connections.fetch_add(1, Ordering::Relaxed);
-        let (engine, counter) = (engine.clone(), connections.clone());
+        let counted = Counted::new(&connections);
+        let engine = engine.clone();
         let spawned = std::thread::Builder::new().name("frontend".into()).spawn(move || {
+            let _counted = counted;
             if let Err(error) = Connection::new(&engine, &socket).run() {
                 tracing::warn!("connection of a frontend: {error}");
             }
-            counter.fetch_sub(1, Ordering::Relaxed);
         });
         if let Err(error) = spawned {
-            connections.fetch_sub(1, Ordering::Relaxed);
             tracing::warn!("cannot serve a frontend: {error}");
         }
+    }
+}
+
+/// One of the connections, however it ends.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(connections: &Arc<AtomicUsize>) -> Self {
+        connections.fetch_add(1, Ordering::Relaxed);
+        Self(connections.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -86,7 +101,9 @@ impl<'a> Connection<'a> {
     }
 
     fn run(&mut self) -> std::io::Result<()> {
+        self.socket.set_read_timeout(Some(GREETING_WAIT))?;
         let Some((first, _)) = self.receiver.receive::<Request>(self.socket)? else { return Ok(()) };
+        self.socket.set_read_timeout(None)?;
         let Some(request::Op::Hello(hello)) = first.op else {
             let error = FsError::new(Errno::EPROTO, "the first request must be Hello");
             return frame::send(self.socket, &failure(error, 0), None);

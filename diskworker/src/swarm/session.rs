@@ -48,8 +48,7 @@ impl Engine {
         let scratch = incoming.join(SCRATCH);
         // librqbit handles some paths as text only.
         scratch.to_str().context("the path of the disk folder must be UTF-8 for its torrents to work")?;
-        remove_scratch(&scratch)?;
-        std::fs::DirBuilder::new().mode(0o700).create(&scratch).context("cannot make the torrent session's folder")?;
+        empty(&scratch).with_context(|| format!("cannot make the torrent session's folder {}", scratch.display()))?;
         let peers = PeerConnectionOptions { read_write_timeout: Some(PEER_SILENCE), ..Default::default() };
         let options = SessionOptions {
             dht: None,
@@ -105,17 +104,28 @@ impl Engine {
     /// Stop everything; the runtimes are to be dropped next.
     pub fn stop(self) {
         self.session.cancellation_token().cancel();
-        if let Err(error) = remove_scratch(&self.scratch) {
-            tracing::warn!("{error:#}");
+        if let Err(error) = empty(&self.scratch) {
+            tracing::warn!("cannot empty {}: {error}", self.scratch.display());
         }
     }
 }
 
-fn remove_scratch(scratch: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_dir_all(scratch) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot empty {}", scratch.display()))
+/// Make a folder, or empty it. It is not made anew each time: on a full disk that would fail.
+fn empty(folder: &Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(folder) {
+        Ok(meta) if meta.is_dir() => {
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                match entry.file_type()?.is_dir() {
+                    true => std::fs::remove_dir_all(entry.path())?,
+                    false => std::fs::remove_file(entry.path())?,
+                }
+            }
+            return Ok(());
         }
-        _ => Ok(()),
+        Ok(_) => std::fs::remove_file(folder)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
+    std::fs::DirBuilder::new().mode(0o700).create(folder)
 }

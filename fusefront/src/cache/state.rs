@@ -12,6 +12,8 @@ use super::{Fetched, Found, InoMap, Item, List, Snapshot};
 
 /// A directory with more unknown names than this is fetched anew instead.
 const HOLES_MAX: usize = 256;
+/// Changed inodes noted for one question; with more, anything may have changed.
+const INOS_MAX: usize = 4096;
 /// Entries a directory weighs beside its names, so that a million empty directories are bounded too.
 const DIR_WEIGHT: usize = 2;
 
@@ -24,7 +26,7 @@ pub(super) struct State {
     pub(super) nodes: InoMap<Node>,
     /// Entries in all directories, with their weights.
     pub(super) entries: usize,
-    fetches: InoMap<Watched>,
+    pub(super) fetches: InoMap<Watched>,
     next_fetch: u64,
     clock: AtomicU64,
 }
@@ -67,14 +69,34 @@ pub(super) struct Node {
     pub(super) no_xattrs: bool,
 }
 
-/// What happened to a directory while its listing was on its way.
+/// What happened to an inode while an answer about it was on its way.
 #[derive(Default)]
 pub(super) struct Watched {
     dir: u64,
-    /// Counter of the newest change of its names.
+    /// Counter of the newest change of its names or own attributes.
     newest: u64,
     /// Inodes changed by others, with the counter.
     inos: Vec<(u64, u64)>,
+}
+
+impl Watched {
+    fn note(&mut self, ino: u64, seq: u64) {
+        if self.inos.len() < INOS_MAX {
+            self.inos.push((ino, seq));
+        } else {
+            self.newest = u64::MAX;
+        }
+    }
+
+    /// Nothing changed after this counter, neither its names nor any inode.
+    pub(super) fn is_quiet_since(&self, seq: u64) -> bool {
+        self.newest <= seq && self.inos.iter().all(|(_, at)| *at <= seq)
+    }
+
+    /// Nothing happened to it.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.newest == 0 && self.inos.iter().all(|(ino, _)| *ino != self.dir)
+    }
 }
 
 impl State {
@@ -131,7 +153,7 @@ impl State {
         }
     }
 
-    fn take_name(&mut self, dir: u64, name: &[u8]) {
+    pub(super) fn take_name(&mut self, dir: u64, name: &[u8]) {
         let Some(held) = self.dirs.get_mut(&dir) else { return };
         held.holes.remove(name);
         // Do not copy a shared list for a name that is not in it.
@@ -243,13 +265,19 @@ impl State {
         }
     }
 
+    pub(super) fn set_no_xattrs(&mut self, ino: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.fresh) {
+            node.no_xattrs = true;
+        }
+    }
+
     pub(super) fn event(&mut self, seq: u64, changed: &Changed) {
         self.newest_event = self.newest_event.max(seq);
         for fetch in self.fetches.values_mut() {
             if fetch.dir == changed.dir {
                 fetch.newest = fetch.newest.max(seq);
             }
-            fetch.inos.extend(changed.inos.iter().map(|ino| (*ino, seq)));
+            changed.inos.iter().for_each(|ino| fetch.note(*ino, seq));
         }
         if changed.dir != 0 {
             self.make_stale(changed.dir);
@@ -305,6 +333,9 @@ impl<'a> Patch<'a> {
     pub fn node(&mut self, attr: Option<Attr>) {
         let Some(attr) = attr else { return };
         self.state.put_node(attr, self.seq);
+        for fetch in self.state.fetches.values_mut() {
+            fetch.note(attr.ino, self.seq);
+        }
         if self.late {
             self.state.make_stale(attr.ino);
         }
@@ -328,14 +359,17 @@ impl<'a> Patch<'a> {
         }
     }
 
+    /// The node of this name may have changed, for the answer to the first sending is lost.
+    pub fn doubt(&mut self, dir: u64, name: &[u8]) {
+        let item = self.state.dirs.get(&dir).and_then(|held| held.list.get(name)).copied();
+        if let Some(item) = item {
+            self.state.make_stale(item.ino);
+        }
+    }
+
     /// The name is gone.
     pub fn unset(&mut self, dir: u64, name: &[u8]) {
         self.changes_dir(dir);
-        self.absent(dir, name);
-    }
-
-    /// The name was found to be absent; nothing was changed.
-    pub fn absent(&mut self, dir: u64, name: &[u8]) {
         match self.late {
             true => self.state.make_hole(dir, name),
             false => self.state.take_name(dir, name),
@@ -368,10 +402,11 @@ impl<'a> Patch<'a> {
         self.state.drop_dir(dir);
     }
 
-    /// The inode's extended attributes: known to be none, or not.
-    pub fn no_xattrs(&mut self, ino: u64, none: bool) {
+    /// The inode has extended attributes, as far as known.
+    pub fn has_xattrs(&mut self, ino: u64) {
+        self.changes_dir(ino);
         if let Some(node) = self.state.nodes.get_mut(&ino) {
-            node.no_xattrs = none && !self.late;
+            node.no_xattrs = false;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::local_pb::{Fsync, request};
@@ -51,6 +52,8 @@ impl Fs {
         }
         let writer = file.inode.writer.read();
         let Some(writer) = &*writer else { return Err(Errno::EBADF.into()) };
+        // The kernel drops the times it has when it writes.
+        file.inode.told.store(false, Ordering::Release);
         let mut done = 0;
         while done < data.len() {
             match writer.file.write_at(&data[done..], offset + done as u64) {

@@ -7,7 +7,9 @@ use delugefs_proto::local::client::{Client, op};
 use delugefs_proto::local_pb::{Adopt, Close, Event, reply, request};
 
 use super::{Fs, Invalidation};
+use crate::call::{Caller, Patience};
 use crate::handles::{OpenInode, Ticket};
+
 use crate::known::Version;
 use crate::worker::{NewLink, Stamp};
 
@@ -19,7 +21,6 @@ impl Fs {
         *self.statfs.lock() = None;
         for inode in self.open.all() {
             inode.content_changed();
-            self.known.written(inode.ino, Version::default());
             self.readopt(&inode, link, client);
         }
     }
@@ -27,6 +28,17 @@ impl Fs {
     /// Tell the kernel to drop what it may have missed the news of; after the link was published.
     pub fn link_was_lost(&self) {
         self.invalidate(Invalidation::All);
+    }
+
+    /// Whether the pages the kernel has of a file are of its current version: then a change was of something else, or
+    /// it was our own, told to us again. Asks the worker if need be; for the thread that carries out invalidations.
+    pub fn pages_are_current(&self, ino: u64) -> bool {
+        // It must not wait for a lost worker: handlers may wait for it.
+        let caller = Caller::new(0, 0, Patience::Brief);
+        match self.getattr(&caller, ino) {
+            Ok(attr) => self.known.pages(ino) == Some(Version::of(&attr)),
+            Err(_) => false,
+        }
     }
 
     fn readopt(&self, inode: &OpenInode, link: &NewLink, client: &mut Client) {
@@ -73,9 +85,6 @@ impl Fs {
             for inode in self.open.all() {
                 inode.content_changed();
             }
-            for ino in self.known.all() {
-                self.known.written(ino, Version::default());
-            }
             return self.invalidate(Invalidation::All);
         }
         let stamp = Stamp { link, seq: event.seq };
@@ -85,17 +94,15 @@ impl Fs {
                 if let Some(inode) = self.open.get(ino) {
                     inode.content_changed();
                 }
-                self.known.written(ino, Version::default());
                 if self.known.contains(ino) {
-                    self.invalidate(Invalidation::Inode(ino));
+                    self.invalidate(Invalidation::Content(ino));
                 }
             }
             if changed.dir != 0 {
                 for name in &changed.names {
                     self.invalidate(Invalidation::Name { dir: changed.dir, name: Box::from(&name[..]) });
                 }
-                // Not only the attributes: the kernel may have kept a listing.
-                self.invalidate(Invalidation::Inode(changed.dir));
+                self.invalidate(Invalidation::Dir(changed.dir));
             }
         }
     }

@@ -1,24 +1,29 @@
 //! Reading directories. A reader sees the names as they were when it began (or went back to) the beginning, so its
-//! offsets stay good while others create and remove. Offset 1 is behind ".", 2 behind "..", then one per name.
+//! offsets stay good while others create and remove. Offset 1 is behind ".", 2 behind "..", then one per name. A
+//! directory too big to hold is read page by page instead, see [`super::paged`].
 
-use std::ops::Bound;
+use std::ops::{Bound, Range};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use delugefs_proto::local_pb::Attr;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
+use super::paged::Paged;
 use super::{Fs, S_IFDIR};
 use crate::cache::{Item, Snapshot, kind_of};
 use crate::call::{Caller, Outcome};
-use crate::handles::{DirHandle, Reading};
+use crate::handles::{DirHandle, Reading, Snapped};
 
-/// Most names given in one answer with attributes: what fits into the largest buffer programs use.
-const PLUS_MAX: usize = 256;
+/// Entries in the first answer to a reader; later ones have what it took before.
+const FIRST_ENTRIES: usize = 128;
+/// Most entries in one answer.
+const ENTRIES_MAX: usize = 2048;
 /// Unknown names of a cached directory asked for one by one; above this it is loaded anew.
-const HOLES_MAX: usize = 16;
+const ONE_BY_ONE_MAX: usize = 16;
 
 /// One name of a directory.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DirEntry<'a> {
     /// Its inode.
     pub ino: u64,
@@ -32,120 +37,216 @@ pub struct DirEntry<'a> {
     pub attr: Option<Attr>,
 }
 
+/// Some entries in a row; without any, the directory ends there.
+#[derive(Debug, Default)]
+pub struct Page {
+    names: Vec<u8>,
+    entries: Vec<Placed>,
+}
+
+#[derive(Debug)]
+struct Placed {
+    item: Item,
+    offset: u64,
+    name: Range<usize>,
+    attr: Option<Attr>,
+}
+
+impl Page {
+    /// The entries.
+    pub fn iter(&self) -> impl Iterator<Item = DirEntry<'_>> {
+        self.entries.iter().map(|placed| DirEntry {
+            ino: placed.item.ino,
+            offset: placed.offset,
+            kind: placed.item.kind,
+            name: &self.names[placed.name.clone()],
+            attr: placed.attr,
+        })
+    }
+
+    fn push(&mut self, name: &[u8], item: Item, offset: u64, attr: Option<Attr>) {
+        let start = self.names.len();
+        self.names.extend(name);
+        self.entries.push(Placed { item, offset, name: start..self.names.len(), attr });
+    }
+}
+
 impl Fs {
     /// A handle for reading a directory.
     pub fn opendir(&self, ino: u64) -> u64 {
-        self.dirs.put(DirHandle { ino, reading: Mutex::new(None) })
+        let entries = AtomicUsize::new(FIRST_ENTRIES);
+        self.dirs.put(DirHandle { ino, reading: Mutex::new(Reading::NotBegun), entries })
     }
 
     /// The handle is not used any more.
     pub fn releasedir(&self, handle: u64) {
-        self.dirs.take(handle);
+        if let Some(handle) = self.dirs.take(handle)
+            && let Reading::Paged(paged) = &mut *handle.reading.lock()
+        {
+            self.close_page(paged);
+        }
     }
 
-    /// Make sure that reading from this offset needs no worker: first step of reading a page.
-    pub fn prepare_dir(&self, caller: &Caller, handle: u64, offset: u64, plus: bool) -> Outcome<()> {
+    /// The entries from an offset on. With `plus` only names that still are what they were when reading began, with
+    /// their attributes.
+    pub fn read_dir(&self, caller: &Caller, handle: u64, offset: u64, plus: bool) -> Outcome<Page> {
         let handle = self.dirs.get(handle).ok_or(Errno::EBADF)?;
-        if offset == 0 || handle.reading.lock().is_none() {
-            let snapshot = self.snapshot(caller, handle.ino)?;
-            *handle.reading.lock() = Some(Reading { snapshot, offset: 2, after: None });
-        }
-        if !plus {
-            return Ok(());
-        }
-        // Attributes that have to be asked for: of names somebody else touched, or that left the cache.
-        let mut missing = Vec::new();
-        if let Some(reading) = &mut *handle.reading.lock() {
-            reading.seek(offset);
-            self.cache.attrs_of(handle.ino, &reading.snapshot, reading.rest().take(PLUS_MAX), |name, _, known| {
-                if let Some(None) = known {
-                    missing.push(Box::<[u8]>::from(name));
-                }
-            });
-        }
-        for name in missing {
-            self.lookup_one(caller, handle.ino, &name)?;
-        }
-        Ok(())
+        // Taken out, so that no lock is held over a request; the kernel asks for one page at a time.
+        let mut reading = std::mem::take(&mut *handle.reading.lock());
+        let page = self.read_on(caller, &handle, &mut reading, offset, plus);
+        *handle.reading.lock() = reading;
+        page
     }
 
-    /// Give out names from this offset on, until `emit` says that it is full: second step, without the worker. With
-    /// `plus` only names that still are what they were, with their attributes.
-    pub fn read_dir(
+    /// The reader has taken so many of the entries it was given, this one the last: it will go on behind it.
+    pub fn taken(&self, handle: u64, count: usize, last: DirEntry<'_>) {
+        let Some(handle) = self.dirs.get(handle) else { return };
+        handle.entries.store((count + count / 4 + 8).min(ENTRIES_MAX), Ordering::Relaxed);
+        if let Reading::Snapped(snapped) = &mut *handle.reading.lock()
+            && last.offset > 2
+        {
+            (snapped.offset, snapped.after) = (last.offset, Some(last.name.into()));
+        }
+    }
+
+    fn read_on(
         &self,
-        handle: u64,
+        caller: &Caller,
+        handle: &DirHandle,
+        reading: &mut Reading,
         offset: u64,
         plus: bool,
-        emit: &mut dyn FnMut(DirEntry<'_>) -> bool,
-    ) -> Outcome<()> {
-        let handle = self.dirs.get(handle).ok_or(Errno::EBADF)?;
-        let mut reading = handle.reading.lock();
-        let Some(reading) = &mut *reading else { return Err(Errno::EBADF.into()) };
+    ) -> Outcome<Page> {
+        let (dir, most) = (handle.ino, handle.entries.load(Ordering::Relaxed));
+        if offset == 0
+            && let Reading::Paged(paged) = reading
+        {
+            self.close_page(paged);
+        }
+        if offset == 0 || matches!(reading, Reading::NotBegun) {
+            *reading = match self.snapshot(caller, dir)? {
+                Some(snapshot) => Reading::Snapped(Snapped { snapshot, offset: 2, after: None }),
+                None => Reading::Paged(Paged::default()),
+            };
+        }
+        if let Reading::Paged(paged) = reading {
+            self.turn_page(caller, dir, paged, offset, plus)?;
+        }
+        let mut page = Page::default();
+        let parent = match reading {
+            Reading::Snapped(snapped) => snapped.snapshot.parent,
+            Reading::Paged(paged) => paged.parent,
+            Reading::NotBegun => return Err(Errno::EBADF.into()),
+        };
         let kind = kind_of(S_IFDIR);
-        if offset == 0 && emit(DirEntry { ino: handle.ino, offset: 1, kind, name: b".", attr: None }) {
-            return Ok(());
+        if offset == 0 {
+            page.push(b".", Item { ino: dir, kind }, 1, None);
         }
-        let parent = reading.snapshot.parent;
-        if offset <= 1 && emit(DirEntry { ino: parent, offset: 2, kind, name: b"..", attr: None }) {
-            return Ok(());
+        if offset <= 1 {
+            page.push(b"..", Item { ino: parent, kind }, 2, None);
         }
-        reading.seek(offset);
-        let mut at = reading.offset;
-        let mut given: Option<(u64, &[u8])> = None;
-        if plus {
-            let mut page = Vec::with_capacity(PLUS_MAX);
-            let rest = reading.rest().take(PLUS_MAX);
-            self.cache
-                .attrs_of(handle.ino, &reading.snapshot, rest, |name, item, known| page.push((name, item, known)));
-            for (name, item, known) in page {
-                // Gone names are passed over; so are those whose attributes left the cache since the first step, for
-                // a wrong attribute in the kernel would be worse: plain lookups still find them.
-                if let Some(Some(attr)) = known {
-                    let attr = Some(self.merged(attr));
-                    if emit(DirEntry { ino: item.ino, offset: at + 1, kind: item.kind, name, attr }) {
-                        break;
+        match reading {
+            Reading::Snapped(snapped) => {
+                snapped.seek(offset);
+                match plus {
+                    true => self.give_with_attrs(caller, dir, snapped, most, &mut page)?,
+                    false => {
+                        for (offset, (name, item)) in (snapped.offset + 1..).zip(snapped.rest()).take(most) {
+                            page.push(name, item, offset, None);
+                        }
                     }
                 }
-                at += 1;
-                given = Some((at, name));
             }
-        } else {
-            for (name, item) in reading.rest() {
-                if emit(DirEntry { ino: item.ino, offset: at + 1, kind: item.kind, name, attr: None }) {
-                    break;
+            Reading::Paged(paged) => {
+                let from = offset.max(2);
+                for (offset, (name, item, attr)) in (from + 1..).zip(paged.rest(from)).take(most) {
+                    let attr = match plus {
+                        // What is open here changes without the directory's being touched.
+                        true if self.open.get(item.ino).is_some() => Some(self.getattr(caller, item.ino)?),
+                        true => Some(attr),
+                        false => None,
+                    };
+                    page.push(name, item, offset, attr);
                 }
-                at += 1;
-                given = Some((at, name));
             }
+            Reading::NotBegun => {}
         }
-        if let Some((offset, name)) = given.map(|(offset, name)| (offset, Box::from(name))) {
-            (reading.offset, reading.after) = (offset, Some(name));
-        }
-        Ok(())
+        Ok(page)
     }
 
-    /// All names of a directory, as they are now.
-    fn snapshot(&self, caller: &Caller, dir: u64) -> Outcome<Snapshot> {
+    /// Names with attributes, until there is at least one or the end.
+    fn give_with_attrs(
+        &self,
+        caller: &Caller,
+        dir: u64,
+        snapped: &mut Snapped,
+        most: usize,
+        page: &mut Page,
+    ) -> Outcome<()> {
+        let given_before = page.entries.len();
+        loop {
+            let mut since = self.moment();
+            let mut found = self.attrs_of(dir, snapped, most);
+            let missing = found.iter().filter(|(.., known)| matches!(known, Some(None))).count();
+            if missing > ONE_BY_ONE_MAX {
+                self.load(caller, dir, self.cache.held_entries())?;
+                since = self.moment();
+                found = self.attrs_of(dir, snapped, most);
+            }
+            let mut last = None;
+            for (offset, (name, item, known)) in (snapped.offset + 1..).zip(&found) {
+                let attr = match known {
+                    // Removed since reading began.
+                    None => None,
+                    Some(known) => match known.and_then(|attr| self.merged(since, attr)) {
+                        Some(attr) => Some(attr),
+                        None => self.lookup_one(caller, dir, name)?.filter(|attr| attr.ino == item.ino),
+                    },
+                };
+                if let Some(attr) = attr {
+                    page.push(name, *item, offset, Some(attr));
+                }
+                last = Some((offset, Box::<[u8]>::from(*name)));
+            }
+            // An answer without entries would mean the end.
+            match last {
+                Some((offset, name)) if page.entries.len() == given_before => {
+                    (snapped.offset, snapped.after) = (offset, Some(name));
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn attrs_of<'a>(&self, dir: u64, snapped: &'a Snapped, most: usize) -> Vec<(&'a [u8], Item, Option<Option<Attr>>)> {
+        let mut found = Vec::with_capacity(most);
+        let rest = snapped.rest().take(most);
+        self.cache.attrs_of(dir, &snapped.snapshot, rest, |name, item, known| found.push((name, item, known)));
+        found
+    }
+
+    /// All names of a directory, as they are now; `None` if it is too big to hold.
+    fn snapshot(&self, caller: &Caller, dir: u64) -> Outcome<Option<Snapshot>> {
         if let Some(snapshot) = self.cache.snapshot(dir) {
-            return Ok(snapshot);
+            return Ok(Some(snapshot));
         }
         if let Some(attr) = self.known.orphan_attr(dir) {
-            return Ok(Snapshot { list: Default::default(), parent: attr.dir });
+            return Ok(Some(Snapshot { list: Default::default(), parent: attr.dir }));
         }
         let holes = self.cache.holes(dir);
-        if (1..=HOLES_MAX).contains(&holes.len()) {
+        if (1..=ONE_BY_ONE_MAX).contains(&holes.len()) {
             for name in holes {
                 self.lookup_one(caller, dir, &name)?;
             }
             if let Some(snapshot) = self.cache.snapshot(dir) {
-                return Ok(snapshot);
+                return Ok(Some(snapshot));
             }
         }
-        Ok(self.load(caller, dir, usize::MAX)?.ok_or(Errno::EAGAIN)?)
+        self.load(caller, dir, self.cache.held_entries())
     }
 }
 
-impl Reading {
+impl Snapped {
     /// Go to an offset: for free where reading stopped, else by counting.
     fn seek(&mut self, offset: u64) {
         let offset = offset.max(2);

@@ -12,8 +12,6 @@ use crate::cache::{Fetched, Found, Item, List, Snapshot, kind_of};
 use crate::call::{Caller, Outcome, Stop};
 use crate::worker::Answer;
 
-/// A directory with more entries than this is not loaded for a lookup, but asked name by name.
-pub(super) const BIG_ENTRIES: usize = 50_000;
 /// How often a listing is fetched anew because the directory changed meanwhile.
 const FETCH_TRIES: usize = 3;
 /// How long an answer to statfs is given again.
@@ -23,17 +21,19 @@ impl Fs {
     /// The node a name belongs to; `None` if there is no such name.
     pub fn lookup(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<Option<Attr>> {
         check_name(name)?;
+        let since = self.moment();
         match self.cache.lookup(dir, name) {
-            Found::Node(attr) => return Ok(Some(self.merged(attr))),
+            Found::Node(attr) => return self.current(caller, since, attr).map(Some),
             Found::Absent => return Ok(None),
             Found::UnknownDir if self.known.orphan_attr(dir).is_some() => return Ok(None),
             Found::UnknownDir => {
-                self.load(caller, dir, BIG_ENTRIES)?;
+                self.load(caller, dir, self.cache.looked_up_entries())?;
             }
             Found::Stale(_) | Found::Unknown => {}
         }
+        let since = self.moment();
         match self.cache.lookup(dir, name) {
-            Found::Node(attr) => Ok(Some(self.merged(attr))),
+            Found::Node(attr) => self.current(caller, since, attr).map(Some),
             Found::Absent => Ok(None),
             _ => self.lookup_one(caller, dir, name),
         }
@@ -42,30 +42,39 @@ impl Fs {
     /// Ask the worker for one name.
     pub(super) fn lookup_one(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<Option<Attr>> {
         let op = request::Op::Lookup(Lookup { dir, name: Bytes::copy_from_slice(name) });
-        let answer = self.worker.ask(caller, op)?;
-        if answer.reply.errno == Errno::ENOENT as u32 {
-            self.cache.apply(answer.stamp(), |patch| patch.absent(dir, name));
-            return Ok(None);
-        }
-        let answer = answer.check()?;
+        let since = self.moment();
+        let watch = self.cache.begin_fetch(dir);
+        let answer = match self.worker.ask(caller, op) {
+            Ok(answer) if answer.reply.errno == Errno::ENOENT as u32 => {
+                self.cache.finish_absent(&watch, answer.link, name);
+                return Ok(None);
+            }
+            other => {
+                self.cache.drop_fetch(&watch);
+                other?.check()?
+            }
+        };
         let attr = required(answer.reply.node)?;
         self.cache.apply(answer.stamp(), |patch| patch.found(dir, name, attr));
-        Ok(Some(self.merged(attr)))
+        self.current(caller, since, attr).map(Some)
     }
 
     /// The inode's attributes.
     pub fn getattr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
-        if let Some(attr) = self.known.orphan_attr(ino) {
-            return Ok(self.merged(attr));
+        loop {
+            let since = self.moment();
+            let attr = match self.known.orphan_attr(ino).or_else(|| self.cache.attr(ino)) {
+                Some(attr) => attr,
+                None => match self.ask_attr(caller, ino) {
+                    Err(Stop::Failed(error)) if is_gone(error.errno) => self.bereave(ino).ok_or(Stop::Failed(error))?,
+                    other => other?,
+                },
+            };
+            // Once more if the file was handed over meanwhile, and the cache has no room for what it is now.
+            if let Some(attr) = self.merged(since, attr) {
+                return Ok(attr);
+            }
         }
-        let attr = match self.cache.attr(ino) {
-            Some(attr) => attr,
-            None => match self.ask_attr(caller, ino) {
-                Err(Stop::Failed(error)) if is_gone(error.errno) => self.bereave(ino).ok_or(Stop::Failed(error))?,
-                other => other?,
-            },
-        };
-        Ok(self.merged(attr))
     }
 
     fn ask_attr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {

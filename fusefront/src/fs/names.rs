@@ -95,9 +95,10 @@ impl Fs {
             return Err(Errno::EPERM.into());
         }
         let op = request::Op::Link(Link { ino, ino_dir: self.dir_of(ino), dir, name: name.clone() });
+        let since = self.moment();
         let answer = self.worker.change(caller, op)?;
         let attr = self.made(&answer, dir, name)?;
-        Ok(self.merged(attr))
+        self.current(caller, since, attr)
     }
 
     /// Remove a name of something other than a directory.
@@ -108,6 +109,9 @@ impl Fs {
         self.lost_name(answer.reply.node);
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.dir);
+            if answer.reply.node.is_none() {
+                patch.doubt(dir, name);
+            }
             patch.unset(dir, name);
             stays_or_goes(patch, answer.reply.node);
         });
@@ -144,11 +148,12 @@ impl Fs {
     ) -> Outcome<()> {
         check_name(name)?;
         check_name(name2)?;
-        let expect_ino = match self.cache.lookup(dir, name) {
-            Found::Stale(ino) => ino,
-            // Nearly always in the cache, since the kernel has just looked it up.
-            _ => self.lookup(caller, dir, name)?.ok_or(Errno::ENOENT)?.ino,
-        };
+        // Both are nearly always in the cache, since the kernel has just looked them up.
+        let expect_ino = self.lookup(caller, dir, name)?.ok_or(Errno::ENOENT)?.ino;
+        if !how.no_replace && self.lookup(caller, dir2, name2)?.is_some_and(|there| there.ino == expect_ino) {
+            // Two names of one inode: POSIX wants nothing to happen.
+            return Ok(());
+        }
         let op = request::Op::Rename(Rename {
             dir,
             name: name.clone(),
@@ -160,9 +165,7 @@ impl Fs {
         });
         let answer = self.worker.change(caller, op)?;
         let (node, moved) = (answer.reply.node, answer.reply.moved);
-        // Two names of one inode: POSIX wants nothing to happen.
-        let nothing = matches!((node, moved), (Some(node), Some(moved)) if node.ino == moved.ino);
-        if !how.exchange && !nothing {
+        if !how.exchange {
             self.lost_name(node);
         }
         for attr in [moved, node].into_iter().flatten() {
@@ -175,15 +178,16 @@ impl Fs {
                 patch.forget_dir(dir);
                 return patch.forget_dir(dir2);
             };
-            if nothing {
-                return patch.node(Some(moved));
-            }
+
             match (how.exchange, node) {
                 (true, Some(node)) => {
                     patch.set(dir, name, node);
                     patch.moved(node.ino, dir);
                 }
                 _ => {
+                    if node.is_none() {
+                        patch.doubt(dir2, name2);
+                    }
                     patch.unset(dir, name);
                     stays_or_goes(patch, node);
                 }
@@ -198,7 +202,8 @@ impl Fs {
     fn lost_name(&self, node: Option<Attr>) {
         if let Some(node) = node {
             match node.nlink {
-                0 => self.known.orphan(self.merged(node)),
+                // What is written to it from now on is looked at when it is asked for.
+                0 => self.known.orphan(node),
                 _ => self.known.moved(&node),
             }
         }

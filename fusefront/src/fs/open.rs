@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use parking_lot::RwLock;
 
 use super::lookup::check_name;
-use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, with_stat};
+use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, ctime_of, is_gone, required, with_stat};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Source, Ticket, Writer};
 use crate::known::Version;
@@ -116,7 +116,8 @@ impl Fs {
                     spare = Some(file);
                 }
                 None => {
-                    *writer = Some(Writer { file, ticket, users: AtomicU32::new(1) });
+                    let opened_ctime = nix::sys::stat::fstat(&file).map_or(0, |stat| ctime_of(&stat));
+                    *writer = Some(Writer { file, ticket, users: AtomicU32::new(1), opened_ctime });
                     self.writers.fetch_add(1, Ordering::AcqRel);
                 }
             }
@@ -195,45 +196,51 @@ impl Fs {
 
     /// One writer less; the last one hands the file over to the worker.
     fn leave_writers(&self, inode: &OpenInode) {
-        let is_last =
-            |writer: &Option<Writer>| writer.as_ref().is_some_and(|writer| writer.users.load(Ordering::Acquire) == 0);
         match &*inode.writer.read() {
             Some(writer) if writer.users.fetch_sub(1, Ordering::AcqRel) == 1 => {}
             _ => return,
         }
         // A worker that is away must first be given the descriptor back, or it would not know that we are done.
         if self.worker.wait_for_link(RECONNECT_WAIT).is_none() {
-            tracing::warn!(ino = %format_args!("{:016x}", inode.ino), "closed without a diskworker; it will seal the file when it starts");
+            let ino = format_args!("{:016x}", inode.ino);
+            tracing::warn!(%ino, "closed without a diskworker; it will seal the file when it starts");
         }
-        let (ticket, before) = {
-            let mut writer = inode.writer.write();
-            if !is_last(&writer) {
-                return;
-            }
-            let Some(taken) = writer.take() else { return };
+        if let Some((ticket, before)) = self.take_writer(inode) {
+            self.hand_over(inode, ticket, before);
+            // Only now: until then `merged` must notice who is told something that the worker may correct.
             self.writers.fetch_sub(1, Ordering::AcqRel);
-            let mut before = None;
-            self.cache.amend(inode.ino, |attr| {
-                *attr = with_stat(*attr, &taken.file);
-                before = Some(*attr);
-            });
-            self.known.amend_orphan(inode.ino, |attr| *attr = with_stat(*attr, &taken.file));
-            inode.content_changed();
-            (taken.ticket, before)
-        };
+        }
+    }
+
+    /// Close the descriptor, unless somebody has begun to use it meanwhile. The attributes it left behind in the cache.
+    fn take_writer(&self, inode: &OpenInode) -> Option<(Option<Ticket>, Option<Attr>)> {
+        let mut writer = inode.writer.write();
+        let taken = writer.take_if(|writer| writer.users.load(Ordering::Acquire) == 0)?;
+        let mut before = None;
+        self.cache.amend(inode.ino, |attr| {
+            *attr = with_stat(*attr, &taken);
+            before = Some(*attr);
+        });
+        self.known.amend_orphan(inode.ino, |attr| *attr = with_stat(*attr, &taken));
+        inode.content_changed();
+        // While the slot is still locked: who finds it empty sees the count.
+        self.handovers.fetch_add(1, Ordering::AcqRel);
+        Some((taken.ticket, before))
+    }
+
+    /// Tell the worker that a written file is complete, and take in what it says of it.
+    fn hand_over(&self, inode: &OpenInode, ticket: Option<Ticket>, before: Option<Attr>) {
         let Some((link, reply)) = self.close_ticket(ticket) else { return };
         if reply.errno != 0 {
-            tracing::error!(
-                ino = %format_args!("{:016x}", inode.ino), errno = reply.errno,
-                "the diskworker could not seal a written file: {}", reply.message
-            );
+            let (ino, errno) = (format_args!("{:016x}", inode.ino), reply.errno);
+            tracing::error!(%ino, errno, "the diskworker could not seal a written file: {}", reply.message);
             return;
         }
         if let Some(node) = reply.node.filter(|node| node.nlink > 0) {
             self.cache.apply(Stamp { link, seq: reply.seq }, |patch| patch.node(Some(node)));
             self.known.written(inode.ino, Version::of(&node));
             let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
-            if before.is_none_or(|before| seen(&before) != seen(&node)) {
+            if inode.told.load(Ordering::Acquire) && before.is_none_or(|before| seen(&before) != seen(&node)) {
                 self.invalidate(Invalidation::Attr(inode.ino));
             }
         }

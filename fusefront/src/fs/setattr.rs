@@ -76,6 +76,7 @@ impl Fs {
     }
 
     fn ask_setattr(&self, caller: &Caller, ino: u64, change: &Change) -> Outcome<Attr> {
+        let since = self.moment();
         let before = self.cache.attr(ino);
         let kind = before.map_or(0, |attr| attr.mode & S_IFMT);
         let (mtime, mtime_now) = split(change.mtime);
@@ -107,7 +108,7 @@ impl Fs {
         } else if let Some(before) = before {
             self.known.same_content(ino, Version::of(&before), Version::of(&node));
         }
-        Ok(self.merged(node))
+        self.current(caller, since, node)
     }
 
     /// The same for an inode without a name.
@@ -138,7 +139,7 @@ impl Fs {
             attr.atime = change.atime.map_or(attr.atime, at);
             attr.ctime = now;
             if let Some(writer) = writer {
-                *attr = with_stat(*attr, &writer.file);
+                *attr = with_stat(*attr, writer);
             }
         });
         Ok(attr.ok_or(Errno::ESTALE)?)

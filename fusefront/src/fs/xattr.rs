@@ -26,12 +26,17 @@ impl Fs {
         if self.cache.has_no_xattrs(ino) || self.known.orphan_attr(ino).is_some() {
             return Ok(Bytes::new());
         }
-        let answer =
-            self.worker.ask(caller, request::Op::ListXattr(ListXattr { ino, dir: self.dir_of(ino) }))?.check()?;
-        let stamp = answer.stamp();
-        let names = data(answer.reply.body)?;
-        self.cache.apply(stamp, |patch| patch.no_xattrs(ino, names.is_empty()));
-        Ok(names)
+        let watch = self.cache.begin_fetch(ino);
+        let answer = self.worker.ask(caller, request::Op::ListXattr(ListXattr { ino, dir: self.dir_of(ino) }));
+        let names = answer.and_then(|answer| {
+            let answer = answer.check()?;
+            Ok((answer.link, data(answer.reply.body)?))
+        });
+        match &names {
+            Ok((link, names)) if names.is_empty() => self.cache.finish_no_xattrs(&watch, *link),
+            _ => self.cache.drop_fetch(&watch),
+        }
+        Ok(names?.1)
     }
 
     /// Set an attribute; `create`: there must be none of this name, `replace`: there must be one.
@@ -52,7 +57,7 @@ impl Fs {
         let answer = self.worker.change(caller, op)?;
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.node);
-            patch.no_xattrs(ino, false);
+            patch.has_xattrs(ino);
         });
         Ok(())
     }

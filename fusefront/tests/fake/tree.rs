@@ -28,6 +28,8 @@ pub struct Node {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub content: Content,
     pub staged: bool,
+    /// Change time of the staged file when it was made as a copy.
+    pub baseline: Option<i64>,
 }
 
 #[derive(Clone)]
@@ -43,6 +45,10 @@ impl Default for Content {
 }
 
 pub const INLINE_MAX: u64 = 4096;
+
+fn ctime_of(meta: &std::fs::Metadata) -> i64 {
+    meta.ctime() * 1_000_000_000 + meta.ctime_nsec()
+}
 
 pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64
@@ -76,7 +82,10 @@ impl Tree {
             attr.size = meta.size();
             attr.blocks = meta.blocks();
             attr.mtime = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
-            attr.ctime = attr.ctime.max(meta.ctime() * 1_000_000_000 + meta.ctime_nsec());
+            let ctime = ctime_of(&meta);
+            if node.baseline != Some(ctime) {
+                attr.ctime = attr.ctime.max(ctime);
+            }
         }
         Ok(attr)
     }
@@ -189,12 +198,14 @@ impl Tree {
             other => Some(other?),
         };
         let is_dir = |tree: &Self, ino: u64| tree.nodes[&ino].entries.is_some();
-        let mut above = dir2;
-        while above != 1 {
-            if above == moved.ino {
-                return Err(Errno::EINVAL);
+        let is_below = |tree: &Self, mut at: u64, ino: u64| {
+            while at != 1 && at != ino {
+                at = tree.nodes[&at].parent;
             }
-            above = self.nodes[&above].parent;
+            at == ino
+        };
+        if is_below(self, dir2, moved.ino) {
+            return Err(Errno::EINVAL);
         }
         if let Some(there) = there {
             if no_replace {
@@ -204,6 +215,9 @@ impl Tree {
                 return Ok((moved, Some(there)));
             }
             if exchange {
+                if is_below(self, dir, there.ino) {
+                    return Err(Errno::EINVAL);
+                }
                 let (a, b) = (self.remove(dir, name), self.remove(dir2, name2));
                 self.insert(dir, name, b);
                 self.insert(dir2, name2, a);
@@ -273,6 +287,7 @@ impl Tree {
             let mtime = node.attr.mtime;
             let spec = TimeSpec::new(mtime.div_euclid(1_000_000_000), mtime.rem_euclid(1_000_000_000));
             nix::sys::stat::futimens(&file, &TimeSpec::UTIME_OMIT, &spec).unwrap();
+            node.baseline = Some(ctime_of(&file.metadata().unwrap()));
             return Ok(file);
         }
         Ok(OpenOptions::new().read(true).write(true).open(&path).unwrap())
@@ -311,9 +326,15 @@ impl Tree {
     /// Whether nobody has the staging file open any more; then it is sealed.
     pub fn seal_if_free(&mut self, ino: u64) -> bool {
         let path = self.staging(ino);
-        let Ok(file) = File::open(&path) else { return true };
-        if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err() {
-            return false;
+        let Ok(mut file) = File::open(&path) else { return true };
+        // Another test of this process may be between fork and exec, with copies of all descriptors.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(500);
+        while let Err((back, _)) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            if std::time::Instant::now() > deadline {
+                return false;
+            }
+            file = back;
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         self.seal(ino);
         true
@@ -330,7 +351,7 @@ impl Tree {
         let node = self.nodes.get_mut(&ino).unwrap();
         node.attr = attr;
         node.attr.blocks = attr.size.div_ceil(512);
-        node.staged = false;
+        (node.staged, node.baseline) = (false, None);
         if attr.size <= INLINE_MAX {
             node.content = Content::Inline(bytes);
             std::fs::remove_file(&path).unwrap();

@@ -50,3 +50,39 @@ fn a_restarted_worker_may_know_better() {
     drop(file);
     assert_eq!(std::fs::read(mounted.path("open")).unwrap(), b"written without a worker");
 }
+
+#[test]
+fn what_is_in_memory_is_answered_while_changes_wait_for_the_worker() {
+    let mut mounted = Mounted::start();
+    std::fs::create_dir(mounted.path("d")).unwrap();
+    for n in 0..10 {
+        std::fs::write(mounted.path(&format!("d/f{n}")), format!("{n}")).unwrap();
+    }
+    let reader = std::fs::File::open(mounted.path("d/f0")).unwrap();
+    let writer = std::fs::File::create(mounted.path("d/written")).unwrap();
+    assert_eq!(std::fs::read_dir(mounted.path("d")).unwrap().count(), 11);
+    mounted.worker.crash();
+    let waiting: Vec<_> = (0..20)
+        .map(|n| {
+            let dir = mounted.path(&format!("new{n}"));
+            std::thread::spawn(move || std::fs::create_dir(dir))
+        })
+        .collect();
+    // More than there are threads for: none of them may be in the way of these.
+    for _ in 0..50 {
+        let meta = std::fs::symlink_metadata(mounted.path("d/f3")).unwrap();
+        assert_eq!(meta.len(), 1);
+        assert_eq!(std::fs::read_dir(mounted.path("d")).unwrap().count(), 11);
+        assert!(!mounted.path("d/none").exists());
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_at(&reader, &mut byte, 0).unwrap();
+        std::os::unix::fs::FileExt::write_at(&writer, b"x", 3).unwrap();
+        assert_eq!(writer.metadata().unwrap().len(), 4);
+    }
+    assert!(waiting.iter().all(|thread| !thread.is_finished()));
+    mounted.worker.resume();
+    for thread in waiting {
+        thread.join().unwrap().unwrap();
+    }
+    assert_eq!(std::fs::read_dir(&mounted.dir).unwrap().count(), 21);
+}

@@ -44,7 +44,14 @@ impl Client {
         request: &Request,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<(Reply, Option<OwnedFd>), Disconnected> {
-        frame::send(&self.socket, request, fd)?;
+        match frame::send(&self.socket, request, fd) {
+            // Who hangs up on us may have said why before we spoke.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                let said = self.receiver.receive(&self.socket).ok().flatten();
+                return said.ok_or(Disconnected(error));
+            }
+            sent => sent?,
+        }
         match self.receiver.receive(&self.socket)? {
             Some(answer) => Ok(answer),
             None => Err(Disconnected(io::ErrorKind::UnexpectedEof.into())),

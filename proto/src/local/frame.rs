@@ -25,6 +25,9 @@ const HEADER_BYTES: usize = 4;
 const HAS_FD: u32 = 1 << 31;
 /// Descriptors received ahead of their frames: one read can bring one, and the peer waits for answers.
 const FDS_AHEAD_MAX: usize = 2;
+/// Descriptors one message can carry: Linux's SCM_MAX_FD. There is room for all of them, for those that did not fit would
+/// be open in this process and known to nobody.
+const FDS_MAX: usize = 253;
 /// First read of a frame: takes most frames whole, in one system call.
 const FIRST_READ_BYTES: usize = 16 << 10;
 
@@ -61,6 +64,7 @@ pub struct Receiver {
     buf: Vec<u8>,
     start: usize,
     fds: VecDeque<OwnedFd>,
+    control: Vec<u8>,
 }
 
 impl Receiver {
@@ -117,11 +121,13 @@ impl Receiver {
     }
 
     fn fill_at(&mut self, socket: &UnixStream, old: usize) -> io::Result<usize> {
+        if self.control.capacity() == 0 {
+            self.control = nix::cmsg_space!([RawFd; FDS_MAX]);
+        }
         loop {
-            let mut space = nix::cmsg_space!([RawFd; 2]);
             let mut iov = [IoSliceMut::new(&mut self.buf[old..])];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let message = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags) {
+            let message = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut self.control), flags) {
                 Err(nix::errno::Errno::EINTR) => continue,
                 other => other?,
             };
@@ -131,7 +137,7 @@ impl Receiver {
                     self.fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
                 }
             }
-            if message.flags.contains(MsgFlags::MSG_CTRUNC) || self.fds.len() > FDS_AHEAD_MAX {
+            if self.fds.len() > FDS_AHEAD_MAX {
                 return Err(io::Error::new(ErrorKind::InvalidData, "more descriptors than frames for them"));
             }
             return Ok(message.bytes);

@@ -241,6 +241,7 @@ async fn add(control: &mut Control, wish: &Wish, started: &mut Started) -> Resul
     answer(control.add_disk(wish.disk.clone()).await).inspect_err(|error| started.disk = !refused(error))?;
     if let Some(mount) = &wish.mount {
         started.mount = true;
+        paths::make_mountpoint(&mount.dir);
         answer(control.add_mount(mount.clone()).await).inspect_err(|error| started.mount = !refused(error))?;
     }
     Ok(())

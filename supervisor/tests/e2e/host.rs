@@ -126,7 +126,7 @@ impl Host {
     /// The processes, as the status has them.
     pub fn pids(&self) -> Pids {
         let status = self.status();
-        let frontends = status["mounts"].as_array().into_iter().flatten().filter_map(|mount| pid_of(mount)).collect();
+        let frontends = status["mounts"].as_array().into_iter().flatten().filter_map(pid_of).collect();
         Pids { supervisor: pid_of(&status), worker: pid_of(&status["disks"][0]), frontends }
     }
 

@@ -1,0 +1,54 @@
+//! `state`, one line: `<actor, 16 hex digits> clean|open <boot id>`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use delugefs_proto::ids::ActorId;
+use nix::fcntl::{OFlag, renameat};
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+
+use crate::os;
+
+const STATE: &str = "state";
+const TEMPORARY: &str = "tmp-state";
+
+/// The actor, whether the last stop was clean, whether the machine still runs since. Nothing of it where it is not
+/// readable: that is the careful answer.
+pub(super) fn read(dir: &File) -> (Option<ActorId>, bool, bool) {
+    let mut text = String::new();
+    let read = os::open_file(dir, STATE, OFlag::O_RDONLY).map(|file| file.take(256).read_to_string(&mut text));
+    if !matches!(read, Ok(Ok(_))) {
+        text.clear();
+    }
+    let mut words = text.split_whitespace();
+    let actor = words.next().and_then(|w| u64::from_str_radix(w, 16).ok()).map(ActorId);
+    let clean = words.next() == Some("clean");
+    (actor, clean, words.next().is_some_and(|boot| Some(boot) == os::boot_id().as_deref()))
+}
+
+pub(super) fn write(dir: &File, actor: ActorId, clean: bool) -> io::Result<()> {
+    let word = if clean { "clean" } else { "open" };
+    let boot = os::boot_id().unwrap_or_default();
+    let line = format!("{:016x} {word} {boot}\n", actor.0);
+    match replace(dir, line.as_bytes()) {
+        // Then into the block it has, which is one sector's write. A mixture of both lines would do no harm either: an
+        // actor is written here before it is used.
+        Err(error) if super::is_full(&error) => {
+            let _ = unlinkat(dir, TEMPORARY, UnlinkatFlags::NoRemoveDir);
+            let Ok(file) = os::open_file(dir, STATE, OFlag::O_RDWR) else { return Err(error) };
+            file.write_all_at(line.as_bytes(), 0)?;
+            file.set_len(line.len() as u64)?;
+            file.sync_all()
+        }
+        replaced => replaced,
+    }
+}
+
+fn replace(dir: &File, line: &[u8]) -> io::Result<()> {
+    let file = os::open_file(dir, TEMPORARY, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC)?;
+    file.write_all_at(line, 0)?;
+    file.sync_all()?;
+    renameat(dir, TEMPORARY, dir, STATE)?;
+    Ok(fsync(dir)?)
+}
