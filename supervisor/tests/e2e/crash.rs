@@ -83,6 +83,7 @@ fn strike(host: &mut Host, victim: Victim) -> Vec<u32> {
             for pid in [supervisor, frontend, worker].into_iter().chain(server) {
                 signal(pid, Signal::SIGKILL);
             }
+            host.wait_until_gone(&[supervisor, frontend, worker]);
             host.start();
         }
     }
