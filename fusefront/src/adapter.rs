@@ -31,6 +31,7 @@ use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Change, Fs, Invalidation, Making, Opened, Page, RenameHow, Time};
 use crate::os;
 use crate::pool::Pool;
+use crate::trouble;
 
 /// How long the kernel may answer from what it was told: until we say otherwise, for we are told of every change.
 const TTL: Duration = Duration::from_secs(3600);
@@ -213,6 +214,10 @@ fn guarded<T>(operation: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
 }
 
 fn errno(stop: Stop) -> Errno {
+    match &stop {
+        Stop::Failed(error) => trouble::log(error),
+        Stop::Later => {}
+    }
     tracing::trace!(?stop, "failed");
     Errno::from_i32(stop.errno() as i32)
 }
