@@ -15,20 +15,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use delugefs_proto::errno::FsError;
 use fuser::{Config, Errno, INodeNo, Notifier, Request, Session, SessionACL};
-use parking_lot::Mutex;
 
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
 use crate::os;
 use crate::pool::Pool;
-
-/// Pause between two warnings of I/O errors.
-const WARN_PAUSE: Duration = Duration::from_secs(1);
+use crate::trouble;
 
 /// The kernel's side of a file system.
 pub struct Adapter {
@@ -192,18 +187,9 @@ fn guarded<T>(operation: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
 
 fn errno(stop: Stop) -> Errno {
     match &stop {
-        Stop::Failed(error) if error.errno == nix::errno::Errno::EIO => warn_of(error),
-        stop => tracing::trace!(?stop, "failed"),
+        Stop::Failed(error) => trouble::log(error),
+        Stop::Later => {}
     }
+    tracing::trace!(?stop, "failed");
     Errno::from_i32(stop.errno() as i32)
-}
-
-/// An I/O error is more than its caller can tell: say why, but not for each of thousands.
-fn warn_of(error: &FsError) {
-    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut last = LAST.lock();
-    if last.is_none_or(|at| at.elapsed() >= WARN_PAUSE) {
-        *last = Some(Instant::now());
-        tracing::warn!(%error, "input/output error");
-    }
 }

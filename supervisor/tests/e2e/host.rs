@@ -138,6 +138,11 @@ impl Host {
         }
     }
 
+    /// Wait for the end of processes that were killed.
+    pub fn wait_until_gone(&self, pids: &[u32]) {
+        wait_for("killed processes to end", || self.logs(), || !pids.iter().any(|pid| is_ours(*pid)));
+    }
+
     /// Wait until disk and mounts are up, none of them in a process of `dead`, and the mount answers.
     pub fn wait_until_up(&self, dead: &[u32]) {
         let up = |status: &Value| {

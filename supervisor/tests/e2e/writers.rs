@@ -200,7 +200,11 @@ impl Writer {
                 Err(reason) => reasons.push(reason),
             }
         }
-        self.fail(reasons.join("; or "));
+        let again = match tree::read(&self.path("")) {
+            Ok(tree) => self.shelf.matches(&tree).map_or_else(|what| what, |_| "all is well".into()),
+            Err(error) => error.to_string(),
+        };
+        self.fail(format!("{}; a moment later: {again}", reasons.join("; or ")));
         false
     }
 
