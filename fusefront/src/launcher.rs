@@ -9,9 +9,9 @@
 //!    only when a normal unmount is refused            STOP ->
 //! ```
 //! The end of the socket means that the other one is gone: a child without its launcher exits, for nobody would
-//! unmount what it serves. (The socket would also be the way to FUSE passthrough, whose
-//! descriptors only root may register. It is not used: the kernel lets an inode be passed through or cached, not both, so
-//! a passed-through reader would make every open for writing fail with ETXTBSY.)
+//! unmount what it serves. (The socket would also be the way to FUSE passthrough, whose descriptors only root may
+//! register. It is not used: the kernel lets an inode be passed through or cached, not both (its fs/fuse/iomode.c), so a
+//! passed-through reader would make every open for writing fail with EIO.)
 
 use std::fs::File;
 use std::io::Write;
