@@ -22,8 +22,13 @@ pub struct Disk {
 impl Disk {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let folder = DiskFolder::create_with(&dir.path().join("d"), "test", Some(ClusterId([1; 16])), make_catalog);
-        Self { running: Some(start(folder.unwrap())), dir }
+        let root = dir.path().join("d");
+        let folder = match DiskFolder::create_with(&root, "test", Some(ClusterId([1; 16])), make_catalog) {
+            // Made, and then locked again: see `open`.
+            Err(error) if error.to_string().contains("is in use by") => open(&root),
+            made => made.unwrap(),
+        };
+        Self { running: Some(start(folder)), dir }
     }
 
     pub fn engine(&self) -> &Arc<Engine> {

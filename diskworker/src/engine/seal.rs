@@ -98,6 +98,7 @@ impl Engine {
                 return;
             }
             staged.work = Work::Sealing;
+            let session = session.or(staged.session);
             let (entry, opened, baseline) = (staged.entry, staged.opened, staged.baseline_ctime_ns);
             Seen { session, ino, entry, opened, baseline }
         };

@@ -33,6 +33,8 @@ pub(super) struct Staged {
     pub dir: Ino,
     /// Open write handles.
     pub writers: usize,
+    /// The session that opened it last. It knows what it wrote: the seal is no news to it.
+    pub session: Option<SessionId>,
     /// The versions of the content its writers started from; `None` when that is not known any more, after a restart.
     pub base: Option<Vec<Dot>>,
     /// Change time of the staged file when it was made as a copy: while it has not moved, nothing was written.
@@ -121,6 +123,7 @@ impl StagedTable {
     pub fn open(&mut self, handle: u64, session: SessionId, ino: Ino) {
         if let Some(staged) = self.files.get_mut(&ino) {
             staged.writers += 1;
+            staged.session = Some(session);
             staged.opened += 1;
             self.handles.insert(handle, (session, ino));
         }
