@@ -6,7 +6,7 @@
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -86,6 +86,17 @@ pub fn mount_table() -> io::Result<Vec<Mounted>> {
         device: String::from_utf8_lossy(&text(&mount.f_mntfromname)).into_owned(),
     };
     Ok(mounts.iter().map(mounted).collect())
+}
+
+/// Make the kernel give up on everything that waits for an answer of whoever serves a mount of ours: a forced unmount
+/// does that here.
+pub fn abort(mounted: &Mounted) -> io::Result<()> {
+    Ok(unmount(&mounted.dir, true)?)
+}
+
+/// There is no such thing here: descriptors belong to the process.
+pub fn own_descriptors(_keep: &[RawFd]) -> io::Result<()> {
+    Ok(())
 }
 
 /// The kernel decides how far to read ahead.
