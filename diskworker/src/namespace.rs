@@ -321,7 +321,9 @@ impl Namespace {
         self.tick += 1;
         if !self.dirs.contains_key(&ino) {
             let leaf = self.catalog.directory(ino).map_err(catalog_error)?;
-            let dir = Dir::new(leaf);
+            let mut dir = Dir::new(leaf);
+            // Else it would be the oldest, and the first to go when the cache is full.
+            dir.used = self.tick;
             self.cached_entries += dir.cost();
             self.dirs.insert(ino, dir);
             self.shrink();

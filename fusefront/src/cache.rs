@@ -73,6 +73,17 @@ pub struct Snapshot {
     pub parent: u64,
 }
 
+/// What has become of a name in a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Standing {
+    /// It is gone, or belongs to another inode.
+    Gone,
+    /// It must be asked for.
+    Unknown,
+    /// It still names the same inode, with these attributes.
+    Known(Attr),
+}
+
 /// What the cache knows about a name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Found {
@@ -170,31 +181,23 @@ impl Cache {
         state.dirs.get(&dir).map(|dir| dir.holes.iter().cloned().collect()).unwrap_or_default()
     }
 
-    /// For names taken from a snapshot of a directory: the attributes of those that are still there, as far as known.
-    /// `None` in the answer: gone; `Some(None)`: there, but to be asked for.
-    pub fn attrs_of<'a>(
+    /// For names taken from a snapshot of a directory: what they are now.
+    pub fn standings<'a>(
         &self,
         dir: u64,
         snapshot: &Snapshot,
         items: impl Iterator<Item = (&'a [u8], Item)>,
-        mut each: impl FnMut(&'a [u8], Item, Option<Option<Attr>>),
+        mut each: impl FnMut(&'a [u8], Item, Standing),
     ) {
         let state = self.state.read();
         let now = state.dirs.get(&dir);
-        let unchanged = now.is_some_and(|dir| dir.complete && Arc::ptr_eq(&dir.list, &snapshot.list));
+        let is_unchanged = now.is_some_and(|dir| dir.complete && Arc::ptr_eq(&dir.list, &snapshot.list));
         for (name, item) in items {
-            let there = match now {
-                _ if unchanged => true,
-                // Without a complete list nothing is known to be gone.
-                None => true,
-                Some(dir) => {
-                    dir.list.get(name).is_some_and(|now| now.ino == item.ino)
-                        || (!dir.complete || dir.holes.contains(name))
-                }
-            };
-            let certain = unchanged || now.is_some_and(|dir| dir.list.get(name).is_some_and(|now| now.ino == item.ino));
-            let attr = state.nodes.get(&item.ino).filter(|node| node.fresh && certain).map(|node| node.attr);
-            each(name, item, there.then_some(attr));
+            let is_there = is_unchanged || now.is_some_and(|dir| dir.list.get(name).is_some_and(|n| n.ino == item.ino));
+            // Only a complete list says that a name is gone.
+            let is_gone = !is_there && now.is_some_and(|dir| dir.complete && !dir.holes.contains(name));
+            let attr = state.nodes.get(&item.ino).filter(|node| node.fresh && is_there).map(|node| node.attr);
+            each(name, item, if is_gone { Standing::Gone } else { attr.map_or(Standing::Unknown, Standing::Known) });
         }
     }
 

@@ -88,6 +88,8 @@ pub struct Fs {
     statfs: Mutex<Option<(Instant, StatFsReply)>>,
     invalidations: Sender<Invalidation>,
     flooded: AtomicBool,
+    /// Everything is being closed.
+    ending: AtomicBool,
 }
 
 impl Fs {
@@ -105,6 +107,7 @@ impl Fs {
             statfs: Mutex::new(None),
             invalidations,
             flooded: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
         }
     }
 

@@ -9,7 +9,9 @@
 //!    only when a normal unmount is refused            STOP ->
 //! ```
 //! The end of the socket means that the other one is gone: a child without its launcher exits, for nobody would
-//! unmount what it serves. A later use of the socket: registering descriptors for FUSE passthrough, which needs root.
+//! unmount what it serves. (The socket would also be the way to FUSE passthrough, whose descriptors only root may
+//! register. It is not used: the kernel lets an inode be passed through or cached, not both (its fs/fuse/iomode.c), so a
+//! passed-through reader would make every open for writing fail with EIO.)
 
 use std::fs::File;
 use std::io::Write;
@@ -41,6 +43,8 @@ const READ_AHEAD_KIB: u32 = 1024;
 /// How long a busy mount is waited for before it is detached.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(2);
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the child is looked at.
+const DYING_POLL: Duration = Duration::from_millis(250);
 /// How long the child may take to hand everything over to the worker.
 const CHILD_WAIT: Duration = Duration::from_secs(40);
 
@@ -55,7 +59,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     let probe = |dir: &Path| {
         let mut ask = this_program();
         ask.arg("--probe").arg(dir);
-        mounts::probe(ask)
+        mounts::probe(ask, || os::is_served(dir))
     };
     let dir = mounts::prepare(cluster_dir, probe)?;
     let fuse = open_fuse()?;
@@ -65,7 +69,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     tracing::debug!(pid = child.id(), "serving process started");
     let Some(cluster) = expect(&ours, LINKED)? else { return Ok(exit_of(child.wait()?)) };
 
-    let clear = |dir: &Path| os::unmount(dir, true).context("clearing away a dead mount");
+    let clear = |dir: &Path| os::abort(dir).context("clearing away a dead mount");
     mounts::clear(&dir, probe, clear)?;
     os::mount(fuse.as_fd(), &dir, &cluster).map_err(|error| {
         UserError::new(Exit::NotPermitted, format!("cannot mount on {}: {error}", dir.display()))
@@ -88,24 +92,32 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     println!("ready");
     std::io::stdout().flush().context("saying ready")?;
 
-    match wait(signals, &ours)? {
+    match wait(signals, &ours, child.id())? {
         Happened::Signal(signal) => {
             tracing::info!(%signal, "unmounting");
             stop(&mount, &ours, &mut child)
         }
         Happened::ChildGone => mount.after(child.wait()?),
+        Happened::ChildDying => {
+            tracing::error!("the serving process was killed inside the kernel: giving up what waits for it");
+            mount.abort();
+            mount.after(child.wait()?)
+        }
     }
 }
 
 enum Happened {
     Signal(Signal),
     ChildGone,
+    /// Killed, but a thread of it waits in the kernel for somebody who waits for it: it keeps its descriptors, the socket
+    /// among them, until the connection is aborted.
+    ChildDying,
 }
 
-/// The first thing that happens: a signal, or the end of the child's socket. (Not SIGCHLD: FreeBSD throws it away
-/// where nobody handles it, also when it is waited for.)
-fn wait(signals: SigSet, socket: &UnixStream) -> anyhow::Result<Happened> {
-    let (sender, happened) = crossbeam_channel::bounded(2);
+/// The first thing that happens: a signal, the end of the child's socket, or its death without that. (Not SIGCHLD:
+/// FreeBSD throws it away where nobody handles it, also when it is waited for.)
+fn wait(signals: SigSet, socket: &UnixStream, child: u32) -> anyhow::Result<Happened> {
+    let (sender, happened) = crossbeam_channel::bounded(3);
     let socket = socket.try_clone()?;
     let on_signal = sender.clone();
     let named = |name: &str| std::thread::Builder::new().name(name.into());
@@ -113,6 +125,16 @@ fn wait(signals: SigSet, socket: &UnixStream) -> anyhow::Result<Happened> {
     named("signals").spawn(move || match signals.wait() {
         Ok(signal) => drop(on_signal.send(Happened::Signal(signal))),
         Err(error) => tracing::error!(%error, "cannot wait for signals"),
+    })?;
+    let on_dying = sender.clone();
+    named("dying").spawn(move || {
+        let mut seen = 0;
+        // Twice: a process that ends in order is in that state for a moment, too.
+        while seen < 2 {
+            std::thread::sleep(DYING_POLL);
+            seen = if os::is_dying(child) { seen + 1 } else { 0 };
+        }
+        drop(on_dying.send(Happened::ChildDying));
     })?;
     named("child").spawn(move || {
         while let Ok(Some(_)) = fdpass::receive(&socket) {}
@@ -193,6 +215,14 @@ impl Mount {
             && let Err(error) = os::unmount(&self.dir, true)
         {
             tracing::error!(%error, dir = %self.dir.display(), "cannot unmount; run `umount -l` on it");
+        }
+    }
+
+    fn abort(&self) {
+        if self.is_there()
+            && let Err(error) = os::abort(&self.dir)
+        {
+            tracing::error!(%error, dir = %self.dir.display(), "cannot abort; run `umount -f` on it");
         }
     }
 

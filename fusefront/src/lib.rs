@@ -24,4 +24,5 @@ pub mod pool;
 pub mod privileges;
 pub mod run;
 pub mod serve;
+pub mod trouble;
 pub mod worker;

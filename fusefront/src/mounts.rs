@@ -20,7 +20,7 @@ const PROBE_POLL: Duration = Duration::from_millis(10);
 /// How a mount answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
-    /// It does, or it is stuck.
+    /// It does, or it is slow, and a living process serves it.
     Alive,
     /// Nobody serves it any more.
     Dead,
@@ -101,8 +101,9 @@ fn check_empty(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// Ask a mount whether it is alive, from a process of its own: one that has asked a stuck mount cannot even be killed.
-/// `ask` is that process: it exits with 0 if the mount is dead.
-pub fn probe(mut ask: Command) -> Liveness {
+/// `ask` is that process: it exits with 0 if the mount is dead. One that gives no answer is dead too when `is_served`
+/// knows of no living process behind it.
+pub fn probe(mut ask: Command, is_served: impl Fn() -> bool) -> Liveness {
     let asked = ask.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let Ok(mut child) = asked.inspect_err(|error| tracing::warn!(%error, "cannot ask an old mount")) else {
         return Liveness::Alive;
@@ -114,7 +115,7 @@ pub fn probe(mut ask: Command) -> Liveness {
             Ok(None) if Instant::now() < deadline => std::thread::sleep(PROBE_POLL),
             Ok(None) => {
                 let _it_may_be_stuck_for_good = child.kill();
-                return Liveness::Alive;
+                return if is_served() { Liveness::Alive } else { Liveness::Dead };
             }
             _ => return Liveness::Alive,
         }
@@ -160,9 +161,10 @@ mod tests {
 
     #[test]
     fn a_silent_process_means_alive() {
-        assert_eq!(probe(Command::new("true")), Liveness::Dead);
-        assert_eq!(probe(Command::new("false")), Liveness::Alive);
-        assert_eq!(probe(Command::new("/nonexistent")), Liveness::Alive);
+        let probe = |program: &str| probe(Command::new(program), || true);
+        assert_eq!(probe("true"), Liveness::Dead);
+        assert_eq!(probe("false"), Liveness::Alive);
+        assert_eq!(probe("/nonexistent"), Liveness::Alive);
         assert!(!is_dead(Path::new("/")));
     }
 }

@@ -1,14 +1,18 @@
 //! The serving half: linked to the worker first, then attached to the kernel, then served until the mount is gone.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use crossbeam_channel::Receiver;
+use delugefs_proto::errno::FsError;
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::Ino;
 use fuser::Session;
+use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use crate::adapter::{self, Adapter};
@@ -37,10 +41,7 @@ impl Server {
         let socket = args.worker.as_deref().context("no socket given")?;
         let (sender, invalidations) = crossbeam_channel::unbounded();
         let fs = Arc::new(Fs::new(Worker::new(socket), args.cache_entries, sender));
-        let (events, welcome) = Events::start(fs.clone()).map_err(|error| {
-            UserError::new(Exit::NoDisk, format!("no diskworker answers at {}: {error}", socket.display()))
-                .hint("start it with `delugefs run` or delugefs-diskworker, and look at `delugefs disks`")
-        })?;
+        let (events, welcome) = Events::start(fs.clone()).map_err(|error| refused(socket, &error))?;
         let server = Self {
             fs,
             pool: Arc::default(),
@@ -76,5 +77,20 @@ impl Server {
         self.fs.release_all();
         events.stop();
         tracing::info!("finished");
+    }
+}
+
+/// Why the worker cannot be used, for the user.
+fn refused(socket: &Path, error: &io::Error) -> UserError {
+    let said = error.get_ref().and_then(|inner| inner.downcast_ref::<FsError>());
+    match said.map(|error| error.errno) {
+        Some(Errno::EACCES) => {
+            let uid = nix::unistd::geteuid();
+            UserError::new(Exit::NotPermitted, format!("the diskworker at {} refuses: {error}", socket.display()))
+                .hint(format!("start it with --allow-uid {uid}"))
+        }
+        Some(_) => UserError::new(Exit::Failure, format!("the diskworker at {} refuses: {error}", socket.display())),
+        None => UserError::new(Exit::NoDisk, format!("no diskworker answers at {}: {error}", socket.display()))
+            .hint("start it with `delugefs run` or delugefs-diskworker, and look at `delugefs disks`"),
     }
 }

@@ -133,7 +133,7 @@ fn command_of(pid: i32) -> Option<Vec<u8>> {
 pub fn detach(dir: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        match nix::mount::umount2(dir, nix::mount::MntFlags::MNT_DETACH) {
+        match nix::mount::umount2(dir, nix::mount::MntFlags::MNT_FORCE | nix::mount::MntFlags::MNT_DETACH) {
             Ok(()) => return Ok(()),
             Err(nix::errno::Errno::EPERM) => {} // not root: the helper of fuse may
             Err(error) => return Err(error.into()),

@@ -6,6 +6,7 @@ mod adoption;
 mod commands;
 mod discovery;
 mod e2e;
+mod faults;
 mod help;
 mod lab;
 mod run;

@@ -55,10 +55,34 @@ impl Catalog {
         if old.len() < 2 {
             return Ok(());
         }
+        self.rewrite_packs(&repo, &dir, base, old)
+    }
+
+    /// Keep nothing but the committed state, what somebody holds and what other refs reach, in one pack: for a disk that
+    /// needs the room. The states before this one are forgotten.
+    ///
+    /// # Errors
+    /// As [`Catalog::consolidate`]; so also when there is no room for the new pack beside the old ones.
+    pub fn compact(&self) -> Result<(), CatalogError> {
+        let _one = self.consolidation.lock();
+        self.forget_earlier_states();
+        let dir = packdir::path(&self.dir);
+        let old = packdir::list(&dir)?;
+        self.rewrite_packs(&libgit2::open(&self.dir)?, &dir, None, old)
+    }
+
+    /// Rewrite what is not in the base into a new pack, and remove the old ones.
+    fn rewrite_packs(
+        &self,
+        repo: &Repository,
+        dir: &Path,
+        base: Option<Base>,
+        mut old: Vec<String>,
+    ) -> Result<(), CatalogError> {
         let state = self.current();
         let (mut new, mut seen) = (Vec::new(), HashSet::new());
         let have = base.as_ref().map(|base| base.tree);
-        self.rewrite(&repo, &dir, have, &mut seen, &mut new)?;
+        self.rewrite(repo, dir, have, &mut seen, &mut new)?;
         if let (None, Some(pack)) = (&base, new.first()) {
             // The first pack of a rewrite from nothing is complete.
             packdir::replace_file(&self.dir, &self.dir.join(BASE), format!("{pack} {}\n", state.commit).as_bytes())?;
@@ -66,9 +90,9 @@ impl Catalog {
         {
             let _removal = self.removal.write();
             let _writer = self.writer.lock();
-            self.rewrite(&repo, &dir, have, &mut seen, &mut new)?;
+            self.rewrite(repo, dir, have, &mut seen, &mut new)?;
             old.retain(|stem| !new.contains(stem));
-            packdir::remove(&dir, &old)?;
+            packdir::remove(dir, &old)?;
         }
         self.handles.renew();
         Ok(())

@@ -190,6 +190,13 @@ impl Catalog {
         Ok(state)
     }
 
+    /// Peers who have one of the states before the current one are sent everything.
+    pub(super) fn forget_earlier_states(&self) {
+        let mut recent = self.recent.lock();
+        let current = self.current();
+        recent.retain(|state| state.commit == current.commit);
+    }
+
     /// Number of packs. Every commit adds one; [`Catalog::consolidate`] is due at
     /// [`CONSOLIDATE_AT_PACKS`](super::CONSOLIDATE_AT_PACKS).
     pub fn packs(&self) -> usize {

@@ -78,11 +78,19 @@ impl Engine {
         collecting.rounds <= PRESSED_ROUNDS
     }
 
-    /// Put contents nobody refers to into the trash, and empty what has been there long enough: all of it on a full disk.
+    /// Put contents nobody refers to into the trash, and empty what has been there long enough. On a full disk all of it
+    /// goes, and what the catalog has of earlier states.
     pub fn collect(&self) -> FsResult<()> {
         let live = self.live_contents()?;
         let collected = self.store.collect(&live, self.retention, SystemTime::now())?;
         let purged = if self.is_pressed() { self.purge_trash() } else { 0 };
+        if self.refusal().is_some_and(|error| is_full(error.errno)) {
+            // Names removed are still in the packs.
+            let _no_commit = self.commit_lock.lock();
+            if let Err(error) = self.core_catalog().compact() {
+                tracing::debug!("packs stay as they are: {error}");
+            }
+        }
         if collected.moved + collected.deleted + purged > 0 {
             tracing::info!(
                 "{} contents to the trash, {} deleted from it, {purged} bytes purged",

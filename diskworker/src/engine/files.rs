@@ -109,7 +109,8 @@ impl Engine {
                 Data::Inline { blob, .. } => Opening::Inline(core.ns.attachment(blob)?),
                 Data::Stored { content, size, .. } => {
                     drop(core);
-                    Opening::File { handle: 0, file: self.store.open_content(content, size)? }
+                    let file = self.store.open_content(content, size).map_err(|error| missing(node.ino, error))?;
+                    Opening::File { handle: 0, file }
                 }
                 _ => Opening::Inline(Bytes::new()),
             },
@@ -190,7 +191,8 @@ impl Engine {
         let file = match (data, inline) {
             (_, Some(bytes)) => self.store.stage_bytes(ino, &bytes, Some(mtime_ns))?,
             (Data::Stored { content, size, .. }, None) if !truncate => {
-                self.store.stage_copy(ino, *content, *size, *size, Some(mtime_ns))?
+                let copied = self.store.stage_copy(ino, *content, *size, *size, Some(mtime_ns));
+                copied.map_err(|error| missing(ino, error))?
             }
             _ if truncate => return Ok((self.store.stage_new(ino)?, None)),
             _ => self.store.stage_bytes(ino, &[], Some(mtime_ns))?,
@@ -337,5 +339,15 @@ impl Engine {
             answer.node = Some(core.attr(&self.store, &node));
         }
         Ok((answer, handle))
+    }
+}
+
+/// A content that is not on this disk is no missing name: whoever opens the file must not be told that it does not exist.
+fn missing(ino: Ino, error: FsError) -> FsError {
+    match error.errno {
+        Errno::ENOENT => {
+            FsError::new(Errno::EIO, format!("the content of file {ino} is missing on this disk: {error}"))
+        }
+        _ => error,
     }
 }

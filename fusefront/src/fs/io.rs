@@ -4,12 +4,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
+use delugefs_proto::errno::FsError;
 use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::local_pb::{Fsync, request};
 use nix::errno::Errno;
 
 use super::Fs;
-use crate::call::{Caller, Outcome};
+use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{Content, FileHandle};
 use crate::os;
 
@@ -22,14 +23,16 @@ impl Fs {
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, file)?;
             if let Some(writer) = &*file.inode.writer.read() {
-                return Ok(read_full(&writer.file, offset, buf)?);
+                return read_full(&writer.file, offset, buf).map_err(|error| failed("read", file, error));
             }
             let source = file.source.read();
             if source.generation != file.inode.generation() {
                 continue;
             }
             match &source.content {
-                Content::File(file) => return Ok(read_full(file, offset, buf)?),
+                Content::File(content) => {
+                    return read_full(content, offset, buf).map_err(|error| failed("read", file, error));
+                }
                 Content::Inline(bytes) => {
                     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                     let n = buf.len().min(bytes.len() - start);
@@ -61,7 +64,7 @@ impl Fs {
                 Ok(n) => done += n,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) if done > 0 => break,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(failed("write", file, error)),
             }
         }
         Ok(done)
@@ -72,10 +75,8 @@ impl Fs {
         let file = self.file(handle)?;
         let mut worker_handle = 0;
         if let Some(writer) = &*file.inode.writer.read() {
-            match data_only {
-                true => writer.file.sync_data()?,
-                false => writer.file.sync_all()?,
-            }
+            let synced = if data_only { writer.file.sync_data() } else { writer.file.sync_all() };
+            synced.map_err(|error| failed("sync", &file, error))?;
             let current = self.worker.link();
             worker_handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
         }
@@ -164,6 +165,15 @@ impl Fs {
             Content::None => Err(Errno::EIO.into()),
         }
     }
+}
+
+/// An error of the disk, with a sentence where a person should know of it.
+fn failed(doing: &str, file: &FileHandle, error: std::io::Error) -> Stop {
+    let mut error = FsError::from(error);
+    if error.errno == Errno::EIO {
+        error.message = format!("cannot {doing} file {:016x}: the disk may be failing; look at dmesg", file.inode.ino);
+    }
+    Stop::Failed(error)
 }
 
 fn read_full(file: &File, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {

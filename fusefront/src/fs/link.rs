@@ -18,7 +18,6 @@ impl Fs {
     /// worker must be given back what is open for writing. `client` is a connection of the link.
     pub fn link_up(&self, link: &NewLink, client: &mut Client) {
         self.cache.reset(Stamp { link: link.number, seq: 0 });
-        *self.statfs.lock() = None;
         for inode in self.open.all() {
             inode.content_changed();
             self.readopt(&inode, link, client);

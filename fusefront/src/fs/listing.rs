@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::paged::Paged;
 use super::{Fs, S_IFDIR};
-use crate::cache::{Item, Snapshot, kind_of};
+use crate::cache::{Item, Snapshot, Standing, kind_of};
 use crate::call::{Caller, Outcome};
 use crate::handles::{DirHandle, Reading, Snapped};
 
@@ -186,22 +186,24 @@ impl Fs {
         let given_before = page.entries.len();
         loop {
             let mut since = self.moment();
-            let mut found = self.attrs_of(dir, snapped, most);
-            let missing = found.iter().filter(|(.., known)| matches!(known, Some(None))).count();
+            let mut found = self.standings(dir, snapped, most);
+            let missing = found.iter().filter(|(.., standing)| *standing == Standing::Unknown).count();
             if missing > ONE_BY_ONE_MAX {
                 self.load(caller, dir, self.cache.held_entries())?;
                 since = self.moment();
-                found = self.attrs_of(dir, snapped, most);
+                found = self.standings(dir, snapped, most);
             }
             let mut last = None;
-            for (offset, (name, item, known)) in (snapped.offset + 1..).zip(&found) {
+            for (offset, (name, item, standing)) in (snapped.offset + 1..).zip(&found) {
+                let known = match standing {
+                    Standing::Known(attr) => self.merged(since, *attr),
+                    Standing::Gone | Standing::Unknown => None,
+                };
                 let attr = match known {
-                    // Removed since reading began.
-                    None => None,
-                    Some(known) => match known.and_then(|attr| self.merged(since, attr)) {
-                        Some(attr) => Some(attr),
-                        None => self.lookup_one(caller, dir, name)?.filter(|attr| attr.ino == item.ino),
-                    },
+                    None if *standing != Standing::Gone => {
+                        self.lookup_one(caller, dir, name)?.filter(|attr| attr.ino == item.ino)
+                    }
+                    known => known,
                 };
                 if let Some(attr) = attr {
                     page.push(name, *item, offset, Some(attr));
@@ -218,10 +220,10 @@ impl Fs {
         }
     }
 
-    fn attrs_of<'a>(&self, dir: u64, snapped: &'a Snapped, most: usize) -> Vec<(&'a [u8], Item, Option<Option<Attr>>)> {
+    fn standings<'a>(&self, dir: u64, snapped: &'a Snapped, most: usize) -> Vec<(&'a [u8], Item, Standing)> {
         let mut found = Vec::with_capacity(most);
         let rest = snapped.rest().take(most);
-        self.cache.attrs_of(dir, &snapped.snapshot, rest, |name, item, known| found.push((name, item, known)));
+        self.cache.standings(dir, &snapped.snapshot, rest, |name, item, standing| found.push((name, item, standing)));
         found
     }
 

@@ -161,12 +161,13 @@ impl Fs {
         }
     }
 
-    /// Sizes of the file system, at most a second old.
+    /// Sizes of the file system: at most a second old, or the last ones known while the worker is away.
     pub fn statfs(&self, caller: &Caller) -> Outcome<StatFsReply> {
-        if let Some((at, reply)) = &*self.statfs.lock()
-            && at.elapsed() < STATFS_AGE
+        let last = *self.statfs.lock();
+        if let Some((at, reply)) = last
+            && (at.elapsed() < STATFS_AGE || self.worker.link().is_none())
         {
-            return Ok(*reply);
+            return Ok(reply);
         }
         match self.worker.ask(caller, request::Op::StatFs(StatFs {}))?.check()?.reply.body {
             Some(reply::Body::StatFs(reply)) => {

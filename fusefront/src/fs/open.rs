@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use delugefs_proto::local_pb::{Attr, Close, Create, Open, SetAttr, reply, request};
@@ -187,8 +188,10 @@ impl Fs {
         self.open.release(file.inode.ino);
     }
 
-    /// Close all handles: the kernel is gone, and some of its closing may have been lost on the way.
+    /// Close all handles: the kernel is gone, and some of its closing may have been lost on the way. A worker that is
+    /// away is not waited for; it looks after what is left when it comes back.
     pub fn release_all(&self) {
+        self.ending.store(true, Ordering::Release);
         for handle in self.files.numbers() {
             self.release(handle);
         }
@@ -201,7 +204,8 @@ impl Fs {
             _ => return,
         }
         // A worker that is away must first be given the descriptor back, or it would not know that we are done.
-        if self.worker.wait_for_link(RECONNECT_WAIT).is_none() {
+        let wait = if self.ending.load(Ordering::Acquire) { Duration::ZERO } else { RECONNECT_WAIT };
+        if self.worker.wait_for_link(wait).is_none() {
             let ino = format_args!("{:016x}", inode.ino);
             tracing::warn!(%ino, "closed without a diskworker; it will seal the file when it starts");
         }

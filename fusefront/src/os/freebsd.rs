@@ -65,6 +65,22 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<(), Errno> {
     nix::mount::unmount(dir, if lazy { MntFlags::MNT_FORCE } else { MntFlags::empty() })
 }
 
+/// Give up every request that waits for an answer on this mount, and unmount it: for one whose server is gone.
+pub fn abort(dir: &Path) -> Result<(), Errno> {
+    unmount(dir, true)
+}
+
+/// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
+/// The sleeps of such a thread end with the process here.
+pub fn is_dying(_pid: u32) -> bool {
+    false
+}
+
+/// Whether a living process may serve a mount on this directory. Not told apart here: a silent mount is left alone.
+pub fn is_served(_dir: &Path) -> bool {
+    true
+}
+
 /// The mount table, oldest first.
 pub fn mount_table() -> io::Result<Vec<Mounted>> {
     // SAFETY: a null buffer asks for the number of mounts only.

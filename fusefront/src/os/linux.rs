@@ -55,6 +55,31 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<(), Errno> {
     nix::mount::umount2(dir, flags | MntFlags::UMOUNT_NOFOLLOW)
 }
 
+/// Give up every request that waits for an answer on this mount, and detach it: for one whose server is gone. Without
+/// that, a server killed while it waited inside the kernel for a program that waits for the server would keep both,
+/// the connection and itself, for ever.
+pub fn abort(dir: &Path) -> Result<(), Errno> {
+    nix::mount::umount2(dir, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+}
+
+/// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
+pub fn is_dying(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Whether a living process serves a mount on this directory. A dying one has no command line any more.
+pub fn is_served(dir: &Path) -> bool {
+    let serves = |entry: std::fs::DirEntry| {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = command.split(|byte| *byte == 0);
+        words.next().is_some_and(|program| program.ends_with(b"delugefs-fusefront"))
+            && words.any(|word| word == b"--serve")
+            && command.split(|byte| *byte == 0).any(|word| word == dir.as_os_str().as_encoded_bytes())
+    };
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().any(serves)
+}
+
 /// The mount table, oldest first.
 pub fn mount_table() -> io::Result<Vec<Mounted>> {
     Ok(parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?))

@@ -61,6 +61,8 @@ fn what_is_in_memory_is_answered_while_changes_wait_for_the_worker() {
     let reader = std::fs::File::open(mounted.path("d/f0")).unwrap();
     let writer = std::fs::File::create(mounted.path("d/written")).unwrap();
     assert_eq!(std::fs::read_dir(mounted.path("d")).unwrap().count(), 11);
+    let sizes = nix::sys::statvfs::statvfs(&mounted.dir).unwrap();
+    assert_eq!((sizes.blocks(), sizes.blocks_free(), sizes.name_max()), (1000, 600, 255));
     mounted.worker.crash();
     let waiting: Vec<_> = (0..20)
         .map(|n| {
@@ -74,6 +76,7 @@ fn what_is_in_memory_is_answered_while_changes_wait_for_the_worker() {
         assert_eq!(meta.len(), 1);
         assert_eq!(std::fs::read_dir(mounted.path("d")).unwrap().count(), 11);
         assert!(!mounted.path("d/none").exists());
+        assert_eq!(nix::sys::statvfs::statvfs(&mounted.dir).map(|all| all.blocks()), Ok(1000));
         let mut byte = [0];
         std::os::unix::fs::FileExt::read_at(&reader, &mut byte, 0).unwrap();
         std::os::unix::fs::FileExt::write_at(&writer, b"x", 3).unwrap();

@@ -1,0 +1,155 @@
+//! Between the kernel's types and ours: attributes, times, flags, and the answers that several requests share.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use delugefs_proto::local_pb::Attr;
+use fuser::{
+    Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
+    TimeOrNow,
+};
+
+use crate::fs::{Fs, Opened, Time};
+
+/// How long the kernel may answer from what it was told: until we say otherwise, for we are told of every change.
+pub(super) const TTL: Duration = Duration::from_secs(3600);
+/// What programs take as the best size of a read or write, in bytes: each is a request to us.
+const BLOCK_BYTES: u32 = 64 << 10;
+
+pub(super) fn bytes(name: &OsStr) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}
+
+pub(super) fn ok_or_error(_: &Fs, reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn entry_or_error(fs: &Fs, reply: ReplyEntry, result: Result<Attr, Errno>) {
+    match result {
+        Ok(attr) => {
+            fs.remember(&attr);
+            reply.entry(&TTL, &file_attr(&attr), Generation(0));
+        }
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn attr_or_error(_: &Fs, reply: ReplyAttr, result: Result<Attr, Errno>) {
+    match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn xattr_or_error(size: u32) -> impl FnOnce(&Fs, ReplyXattr, Result<Bytes, Errno>) {
+    move |_, reply, result| match result {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+pub(super) fn file_type(kind: u8) -> FileType {
+    match kind {
+        0o01 => FileType::NamedPipe,
+        0o02 => FileType::CharDevice,
+        0o04 => FileType::Directory,
+        0o06 => FileType::BlockDevice,
+        0o12 => FileType::Symlink,
+        0o14 => FileType::Socket,
+        _ => FileType::RegularFile,
+    }
+}
+
+pub(super) fn system_time(ns: i64) -> SystemTime {
+    let distance = Duration::from_nanos(ns.unsigned_abs());
+    if ns < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(crate::cache::kind_of(attr.mode)),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        // Both ends use the system's own encoding, whose low 32 bits FUSE carries.
+        rdev: attr.rdev as u32,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+/// Nanoseconds since 1970 of a time to set.
+pub(super) fn time(time: TimeOrNow) -> Time {
+    match time {
+        TimeOrNow::Now => Time::Now,
+        TimeOrNow::SpecificTime(time) => Time::At(match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+            // fuser 0.18 takes the nanoseconds off a negative number of seconds, where they are to be added.
+            Err(before) => {
+                let (seconds, ns) = (before.duration().as_secs(), before.duration().subsec_nanos());
+                let ns = i128::from(ns) - i128::from(seconds) * 1_000_000_000;
+                i64::try_from(ns).unwrap_or(i64::MIN)
+            }
+        }),
+    }
+}
+
+pub(super) fn fopen_flags(opened: &Opened) -> FopenFlags {
+    // Closing needs no request before RELEASE.
+    let keep = if opened.keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+    keep | FopenFlags::FOPEN_NOFLUSH
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_survive_both_ways() {
+        for ns in [0, 1, -1, 1_234_567_890_123_456_789, -1_200_000_000, i64::MIN] {
+            let shown = system_time(ns);
+            // As fuser 0.18 hands a time to set from the kernel, whose nanoseconds count upwards.
+            let (seconds, rest) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000) as u32);
+            let handed = match u64::try_from(seconds) {
+                Ok(seconds) => UNIX_EPOCH + Duration::new(seconds, rest),
+                Err(_) => UNIX_EPOCH - Duration::new(seconds.unsigned_abs(), rest),
+            };
+            assert_eq!(time(TimeOrNow::SpecificTime(handed)), Time::At(ns), "{ns}");
+            let distance = Duration::from_nanos(ns.unsigned_abs());
+            assert_eq!(if ns < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }, shown);
+        }
+    }
+
+    #[test]
+    fn every_kind_has_its_type() {
+        let kinds = [
+            (0o010_000, FileType::NamedPipe),
+            (0o020_000, FileType::CharDevice),
+            (0o040_000, FileType::Directory),
+            (0o060_000, FileType::BlockDevice),
+            (0o100_000, FileType::RegularFile),
+            (0o120_000, FileType::Symlink),
+            (0o140_000, FileType::Socket),
+        ];
+        for (mode, kind) in kinds {
+            let attr = Attr { ino: 7, mode: mode | 0o4755, rdev: 0x1_2345, ..Attr::default() };
+            let given = file_attr(&attr);
+            assert_eq!((given.kind, given.perm, given.rdev), (kind, 0o4755, 0x1_2345));
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! What each request of the kernel becomes.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use delugefs_proto::local_pb::{Attr, StatFsReply};
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert::{
+    TTL, attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, ok_or_error, time, xattr_or_error,
+};
+use super::{Adapter, errno, guarded, may_block};
+use crate::call::{Caller, Patience, Stop};
+use crate::fs::{Change, Fs, Making, Opened, Page, RenameHow};
+
+/// Largest write request, and largest read, in bytes.
+const IO_MAX_BYTES: u32 = 1 << 20;
+/// Requests the kernel may have under way that nobody waits for, such as read-ahead. The default of 16 starves them.
+const BACKGROUND_MAX: u16 = 128;
+/// A file up to this size is handed over to the worker at once when closed; a larger one on a pool thread, because the
+/// worker reads it.
+const CLOSE_NOW_BYTES: u64 = 128 << 10;
+/// Writing to an existing content up to this size is prepared at once; the worker copies a larger one first.
+const OPEN_NOW_BYTES: u64 = 128 << 10;
+/// RENAME_WHITEOUT and whatever comes after it.
+const RENAME_KNOWN: u32 = 3;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // One by one: a refused one must not take the others with it.
+        for capability in [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+        ] {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "the kernel does not have it");
+            }
+        }
+        let limits = [
+            config.set_max_write(IO_MAX_BYTES).err(),
+            config.set_max_background(BACKGROUND_MAX).err().map(u32::from),
+            // The largest the kernel allows is named when it refuses.
+            config.set_max_readahead(IO_MAX_BYTES).err().and_then(|most| config.set_max_readahead(most).err()),
+        ];
+        tracing::debug!(abi = %config.kernel_abi(), ?limits, "greeted by the kernel");
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        // Most are answered from memory: without copying the name.
+        let memory = Caller::new(0, 0, Patience::Cached);
+        let send = |fs: &Fs, reply: ReplyEntry, result: Result<Option<Attr>, Errno>| match result {
+            Ok(Some(attr)) => entry_or_error(fs, reply, Ok(attr)),
+            // Number 0: the kernel may remember that there is none.
+            Ok(None) => reply.entry(&TTL, &file_attr(&Attr::default()), Generation(0)),
+            Err(errno) => reply.error(errno),
+        };
+        match guarded(|| self.shared.fs.lookup(&memory, parent.0, name.as_bytes())) {
+            Err(Stop::Later) => {
+                let name = bytes(name);
+                self.serve(request, reply, move |fs, caller| fs.lookup(caller, parent.0, &name), send);
+            }
+            result => send(&self.shared.fs, reply, result.map_err(errno)),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.shared.fs.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(request, reply, move |fs, caller| fs.getattr(caller, ino.0), attr_or_error);
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
+        self.serve(request, reply, move |fs, caller| fs.setattr(caller, ino.0, &change), attr_or_error);
+    }
+
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let send = |_: &Fs, reply: ReplyData, result: Result<Bytes, Errno>| match result {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        };
+        self.serve(request, reply, move |fs, caller| fs.readlink(caller, ino.0), send);
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (name, making) = (bytes(name), Making::Node { mode, rdev: u64::from(rdev) });
+        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (name, making) = (bytes(name), Making::Dir { mode });
+        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, making) = (bytes(name), Making::Symlink(bytes(target.as_os_str())));
+        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+    }
+
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = bytes(name);
+        self.serve(request, reply, move |fs, caller| fs.link(caller, ino.0, parent.0, &name), entry_or_error);
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = bytes(name);
+        self.serve(request, reply, move |fs, caller| fs.unlink(caller, parent.0, &name), ok_or_error);
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = bytes(name);
+        self.serve(request, reply, move |fs, caller| fs.rmdir(caller, parent.0, &name), ok_or_error);
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        // As renameat2(2) has them: 1 not over an existing name, 2 exchange.
+        let flags = flags.bits();
+        let how = RenameHow { no_replace: flags & 1 != 0, exchange: flags & 2 != 0 };
+        if flags & !RENAME_KNOWN != 0 || how.no_replace && how.exchange {
+            return reply.error(Errno::EINVAL);
+        }
+        let (name, new_name) = (bytes(name), bytes(new_name));
+        let rename =
+            move |fs: &Fs, caller: &Caller| fs.rename(caller, (parent.0, &name), (new_parent.0, &new_name), how);
+        self.serve(request, reply, rename, ok_or_error);
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let truncate = flags.0 & libc::O_TRUNC != 0;
+        let write = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || truncate;
+        let open = move |fs: &Fs, caller: &Caller| fs.open(caller, ino.0, write, truncate);
+        let send = |_: &Fs, reply: ReplyOpen, result: Result<Opened, Errno>| match result {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), fopen_flags(&opened)),
+            Err(errno) => reply.error(errno),
+        };
+        match write && !truncate && self.shared.fs.opening_bytes(ino.0) > OPEN_NOW_BYTES {
+            true => self.serve_slow(request, reply, open, send),
+            false => self.serve(request, reply, open, send),
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let name = bytes(name);
+        let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode);
+        let send = |fs: &Fs, reply: ReplyCreate, result: Result<(Attr, Opened), Errno>| match result {
+            Ok((attr, opened)) => {
+                fs.remember(&attr);
+                let (attr, flags) = (file_attr(&attr), fopen_flags(&opened));
+                reply.created(&TTL, &attr, Generation(0), FileHandle(opened.handle), flags);
+            }
+            Err(errno) => reply.error(errno),
+        };
+        self.serve(request, reply, create, send);
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let read = move |fs: &Fs, caller: &Caller| {
+            may_block(caller)?;
+            let file = fs.file(handle.0)?;
+            BUFFER.with_borrow_mut(|buffer| {
+                let size = size as usize;
+                if buffer.len() < size {
+                    buffer.resize(size, 0);
+                }
+                fs.read(caller, &file, offset, &mut buffer[..size])
+            })
+        };
+        // On the thread that has read: its buffer holds the bytes.
+        let send = |_: &Fs, reply: ReplyData, result: Result<usize, Errno>| match result {
+            Ok(n) => BUFFER.with_borrow(|buffer| reply.data(&buffer[..n])),
+            Err(errno) => reply.error(errno),
+        };
+        self.serve(request, reply, read, send);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        // Always here: the bytes are in this thread's buffer, and go to the page cache.
+        let fs = &self.shared.fs;
+        match guarded(|| fs.write(&*fs.file(handle.0)?, offset, data)) {
+            Ok(n) => reply.written(n as u32),
+            Err(stop) => reply.error(errno(stop)),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Nothing to do at close(2); the kernel does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+        let fs = &self.shared.fs;
+        let permit = self.shared.permit();
+        if permit.is_some() && fs.can_close_now() && fs.closing_bytes(handle.0) <= CLOSE_NOW_BYTES {
+            let _reported = guarded(|| {
+                fs.release(handle.0);
+                Ok(())
+            });
+        } else {
+            let fs = fs.clone();
+            self.pool.run(move || fs.release(handle.0));
+        }
+    }
+
+    fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let sync = move |fs: &Fs, caller: &Caller| {
+            may_block(caller)?;
+            fs.fsync(caller, handle.0, data_only)
+        };
+        self.serve(request, reply, sync, ok_or_error);
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // The kernel may keep a listing: its own changes and our invalidations drop it.
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(self.shared.fs.opendir(ino.0)), flags);
+    }
+
+    fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, false);
+        let send = move |fs: &Fs, mut reply: ReplyDirectory, result: Result<Page, Errno>| {
+            let page = match result {
+                Ok(page) => page,
+                Err(errno) => return reply.error(errno),
+            };
+            let mut taken = None;
+            for (count, entry) in (1..).zip(page.iter()) {
+                let name = OsStr::from_bytes(entry.name);
+                if reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name) {
+                    break;
+                }
+                taken = Some((count, entry));
+            }
+            // Before the answer: the reader may go on at once, on another thread.
+            if let Some((count, last)) = taken {
+                fs.taken(handle.0, count, last);
+            }
+            reply.ok();
+        };
+        self.serve(request, reply, read, send);
+    }
+
+    fn readdirplus(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, true);
+        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<Page, Errno>| {
+            let page = match result {
+                Ok(page) => page,
+                Err(errno) => return reply.error(errno),
+            };
+            let mut taken = None;
+            for (count, entry) in (1..).zip(page.iter()) {
+                // Of "." and ".." the kernel takes only number and kind.
+                let mode = u32::from(entry.kind) << 12;
+                let dot = Attr { ino: entry.ino, mode, ..Attr::default() };
+                let (attr, ttl) = entry.attr.map_or((dot, Duration::ZERO), |attr| (attr, TTL));
+                let name = OsStr::from_bytes(entry.name);
+                if reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &file_attr(&attr), Generation(0)) {
+                    break;
+                }
+                if let Some(attr) = &entry.attr {
+                    fs.remember(attr);
+                }
+                taken = Some((count, entry));
+            }
+            if let Some((count, last)) = taken {
+                fs.taken(handle.0, count, last);
+            }
+            reply.ok();
+        };
+        self.serve(request, reply, read, send);
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.shared.fs.releasedir(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        self.serve(request, reply, move |fs, caller| fs.fsync_dir(caller, ino.0, data_only), ok_or_error);
+    }
+
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let send = |_: &Fs, reply: ReplyStatfs, result: Result<StatFsReply, Errno>| match result {
+            Ok(fs) => {
+                let block = u32::try_from(fs.block_bytes).unwrap_or(4096);
+                let (all, free, available) = (fs.blocks, fs.blocks_free, fs.blocks_available);
+                let name_max = delugefs_proto::limits::NAME_MAX_BYTES as u32;
+                reply.statfs(all, free, available, fs.files, fs.files_free, block, name_max, block);
+            }
+            Err(errno) => reply.error(errno),
+        };
+        self.serve(request, reply, |fs, caller| fs.statfs(caller), send);
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        // XATTR_CREATE and XATTR_REPLACE of Linux; FreeBSD has no such flags.
+        let how = (flags & 1 != 0, flags & 2 != 0);
+        let (name, value) = (bytes(name), Bytes::copy_from_slice(value));
+        self.serve(request, reply, move |fs, caller| fs.setxattr(caller, ino.0, &name, &value, how), ok_or_error);
+    }
+
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let memory = Caller::new(0, 0, Patience::Cached);
+        match guarded(|| self.shared.fs.getxattr(&memory, ino.0, name.as_bytes())) {
+            Err(Stop::Later) => {
+                let name = bytes(name);
+                let get = move |fs: &Fs, caller: &Caller| fs.getxattr(caller, ino.0, &name);
+                self.serve(request, reply, get, xattr_or_error(size));
+            }
+            result => xattr_or_error(size)(&self.shared.fs, reply, result.map_err(errno)),
+        }
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve(request, reply, move |fs, caller| fs.listxattr(caller, ino.0), xattr_or_error(size));
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = bytes(name);
+        self.serve(request, reply, move |fs, caller| fs.removexattr(caller, ino.0, &name), ok_or_error);
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        // The kernel decides by the attributes (default_permissions), and does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.serve_slow(request, reply, move |fs, _| fs.fallocate(handle.0, offset, length, mode), ok_or_error);
+    }
+
+    fn lseek(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let send = |_: &Fs, reply: ReplyLseek, result: Result<i64, Errno>| match result {
+            Ok(offset) => reply.offset(offset),
+            Err(errno) => reply.error(errno),
+        };
+        self.serve(request, reply, move |fs, caller| fs.lseek(caller, handle.0, offset, whence), send);
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The answer has 32 bits; the program goes on behind what was copied.
+        let length = length.min(1 << 30);
+        let copy =
+            move |fs: &Fs, caller: &Caller| fs.copy_range(caller, (from.0, from_offset), (to.0, to_offset), length);
+        let send = |_: &Fs, reply: ReplyWrite, result: Result<usize, Errno>| match result {
+            Ok(n) => reply.written(n as u32),
+            Err(errno) => reply.error(errno),
+        };
+        self.serve_slow(request, reply, copy, send);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}
