@@ -6,7 +6,7 @@
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -70,6 +70,11 @@ pub fn abort(dir: &Path) -> Result<(), Errno> {
     unmount(dir, true)
 }
 
+/// The same: a dead mount cannot be left standing here.
+pub fn give_up(mounted: &Mounted) -> io::Result<()> {
+    Ok(abort(&mounted.dir)?)
+}
+
 /// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
 /// The sleeps of such a thread end with the process here.
 pub fn is_dying(_pid: u32) -> bool {
@@ -102,17 +107,6 @@ pub fn mount_table() -> io::Result<Vec<Mounted>> {
         device: String::from_utf8_lossy(&text(&mount.f_mntfromname)).into_owned(),
     };
     Ok(mounts.iter().map(mounted).collect())
-}
-
-/// Make the kernel give up on everything that waits for an answer of whoever serves a mount of ours: a forced unmount
-/// does that here.
-pub fn abort(mounted: &Mounted) -> io::Result<()> {
-    Ok(unmount(&mounted.dir, true)?)
-}
-
-/// There is no such thing here: descriptors belong to the process.
-pub fn own_descriptors(_keep: &[RawFd]) -> io::Result<()> {
-    Ok(())
 }
 
 /// The kernel decides how far to read ahead.

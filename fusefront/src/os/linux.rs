@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
@@ -62,6 +62,18 @@ pub fn abort(dir: &Path) -> Result<(), Errno> {
     nix::mount::umount2(dir, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
 }
 
+/// The same, but the dead mount stays where it is, if the control file system of FUSE is there. Only while the server is
+/// dying: it keeps the device number, which would be given out again.
+pub fn give_up(mounted: &Mounted) -> io::Result<()> {
+    let minor = mounted.device.rsplit(':').next().unwrap_or_default();
+    match std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
+        Err(_) if mount_table()?.iter().rfind(|other| other.dir == mounted.dir) == Some(mounted) => {
+            Ok(abort(&mounted.dir)?)
+        }
+        done => done,
+    }
+}
+
 /// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
 pub fn is_dying(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -114,33 +126,6 @@ fn unescape(field: &[u8]) -> Vec<u8> {
         }
     }
     out
-}
-
-/// Make the kernel give up on everything that waits for an answer of whoever serves a mount of ours. For root, and for
-/// the user who mounted it; where the control file system is not mounted only root can, and an idle mount may go with it.
-pub fn abort(mounted: &Mounted) -> io::Result<()> {
-    let minor = mounted.device.rsplit(':').next().unwrap_or_default();
-    match std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        done => return done,
-    }
-    match nix::mount::umount2(&mounted.dir, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(Errno::EBUSY) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// From now on the calling thread has a descriptor table of its own, with only these in it. What the process's other
-/// threads have open is then closed when they end, even if this one never returns from the kernel.
-pub fn own_descriptors(keep: &[RawFd]) -> io::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)?;
-    let number = |entry: io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok();
-    // All listed before the first is closed; one of them is the list's own.
-    let all: Vec<RawFd> = std::fs::read_dir("/proc/thread-self/fd")?.filter_map(number).collect();
-    for fd in all.into_iter().filter(|fd| !keep.contains(fd)) {
-        let _the_list_has_closed_itself = nix::unistd::close(fd);
-    }
-    Ok(())
 }
 
 /// Read ahead this much, in KiB. Only after the mount has answered its first request, which sets it back. For root.
