@@ -84,7 +84,7 @@ impl Touched {
     /// In the form of an event.
     pub fn into_changed(self) -> Vec<local_pb::Changed> {
         let raw = |(dir, (names, inos)): (Ino, (Vec<Name>, Vec<Ino>))| local_pb::Changed {
-            dir: dir.0,
+            dir: if names.is_empty() { 0 } else { dir.0 },
             names: names.into_iter().map(|n| n.as_bytes().to_vec().into()).collect(),
             inos: inos.into_iter().map(|i| i.0).collect(),
         };
@@ -263,14 +263,21 @@ impl Namespace {
         match key {
             Key::Entry(dir, name) if name.is_header() => self.touched.node(*dir, *dir),
             Key::Entry(dir, name) => {
-                let old = self.dirs.get(dir).map(|d| d.inos(name)).unwrap_or_default();
+                let old = self.dirs.get(dir).map(|d| dir::shown(name, d.get(name)));
+                let now = dir::shown(name, new);
                 let new = new.iter().filter_map(|e| e.body.ino());
                 let (names, inos) = self.touched.0.entry(*dir).or_default();
-                names.push(name.clone());
-                inos.extend(old);
+                inos.extend(old.iter().flatten().map(|(_, ino)| *ino));
                 inos.extend(new);
                 inos.sort_unstable();
                 inos.dedup();
+                match old {
+                    // Names that are what they were need not be looked up again, as after every seal of a written file.
+                    Some(old) => names.extend(old.symmetric_difference(&now).map(|(name, _)| name.clone())),
+                    None => names.extend(now.into_iter().map(|(name, _)| name).chain([name.clone()])),
+                }
+                names.sort_unstable();
+                names.dedup();
             }
             Key::Inode(ino) => self.touched.node(Ino(0), *ino),
         }

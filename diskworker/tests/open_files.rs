@@ -125,3 +125,17 @@ fn what_is_opened_after_the_end_of_its_session_is_closed_with_its_connection() {
     nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener), nix::sys::socket::Shutdown::Both).unwrap();
     serving.join().unwrap();
 }
+
+#[test]
+fn a_seal_tells_of_new_content_and_of_no_new_name() {
+    let disk = Disk::new();
+    let events = disk.engine().begin_session(8);
+    Posix::create(&**disk.engine(), &[b"a"], 0o644, &[1; 20_000]).unwrap();
+    disk.wait_until_sealed();
+    let ino = disk.engine().resolve(&[b"a"]).unwrap().ino;
+    let changed: Vec<_> = (0..2).flat_map(|_| events.next().unwrap().changed).collect();
+    let names: Vec<_> = changed.iter().flat_map(|changed| &changed.names).collect();
+    assert_eq!(names, [&b"a"[..]], "{changed:?}");
+    let sealed = changed.last().unwrap();
+    assert_eq!((sealed.dir, &sealed.inos[..]), (0, &[ino][..]));
+}

@@ -99,8 +99,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
         }
         Happened::ChildGone => mount.after(child.wait()?),
         Happened::ChildDying => {
-            tracing::error!("the serving process was killed inside the kernel: giving up what waits for it");
-            mount.abort();
+            mount.give_up();
             mount.after(child.wait()?)
         }
     }
@@ -218,11 +217,13 @@ impl Mount {
         }
     }
 
-    fn abort(&self) {
-        if self.is_there()
-            && let Err(error) = os::abort(&self.dir)
+    /// For a serving process that is dying and cannot.
+    fn give_up(&self) {
+        tracing::error!("the serving process was killed inside the kernel: giving up what waits for it");
+        if let Some(mounted) = &self.mounted
+            && let Err(error) = os::give_up(mounted)
         {
-            tracing::error!(%error, dir = %self.dir.display(), "cannot abort; run `umount -f` on it");
+            tracing::error!(%error, dir = %self.dir.display(), "cannot give it up; run `umount -f` on it");
         }
     }
 
@@ -256,17 +257,27 @@ fn stop(mount: &Mount, socket: &UnixStream, child: &mut Child) -> anyhow::Result
         }
     }
     let deadline = Instant::now() + CHILD_WAIT;
-    loop {
+    let (mut dying_since, mut killed) = (None, false);
+    let status = loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(exit_of(status));
+            break status;
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline && !killed {
             child.kill().context("ending the serving process")?;
-            child.wait()?;
-            bail!("the serving process did not finish in time; the diskworker will seal what it left open");
+            killed = true;
+        }
+        if os::is_dying(child.id()) {
+            let since = *dying_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= DYING_POLL {
+                mount.give_up(); // again and again, should it not help the first time
+            }
         }
         std::thread::sleep(UNMOUNT_PAUSE);
+    };
+    if killed {
+        bail!("the serving process did not finish in time; the diskworker will seal what it left open");
     }
+    Ok(exit_of(status))
 }
 
 /// The serving process: the launcher's socket is its standard input.

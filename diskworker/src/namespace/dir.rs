@@ -1,6 +1,6 @@
 //! A decoded directory: its sets, and what is derived from them for quick answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use delugefs_proto::codec::Leaf;
 use delugefs_proto::ids::Ino;
@@ -92,11 +92,6 @@ impl Dir {
         })
     }
 
-    /// The numbers of the nodes under a name.
-    pub(super) fn inos(&self, name: &Name) -> Vec<Ino> {
-        view::view(self.get(name)).iter().map(|shown| shown.ino).collect()
-    }
-
     /// Set what lies under a name.
     pub(super) fn put(&mut self, name: Name, elements: Vec<Element>) {
         if let Some(old) = self.leaf.remove(&name) {
@@ -133,6 +128,11 @@ impl Dir {
             self.by_ino.insert(shown.ino, full);
         }
     }
+}
+
+/// What the elements under a name show: full names, and the nodes they belong to.
+pub(super) fn shown(base: &Name, elements: &[Element]) -> BTreeSet<(Name, Ino)> {
+    view::view(elements).iter().map(|shown| (shown_name(base, shown), shown.ino)).collect()
 }
 
 fn shown_name(name: &Name, shown: &Shown<'_>) -> Name {

@@ -70,6 +70,11 @@ pub fn abort(dir: &Path) -> Result<(), Errno> {
     unmount(dir, true)
 }
 
+/// The same: a dead mount cannot be left standing here.
+pub fn give_up(mounted: &Mounted) -> io::Result<()> {
+    Ok(abort(&mounted.dir)?)
+}
+
 /// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
 /// The sleeps of such a thread end with the process here.
 pub fn is_dying(_pid: u32) -> bool {

@@ -62,6 +62,18 @@ pub fn abort(dir: &Path) -> Result<(), Errno> {
     nix::mount::umount2(dir, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
 }
 
+/// The same, but the dead mount stays where it is, if the control file system of FUSE is there. Only while the server is
+/// dying: it keeps the device number, which would be given out again.
+pub fn give_up(mounted: &Mounted) -> io::Result<()> {
+    let minor = mounted.device.rsplit(':').next().unwrap_or_default();
+    match std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
+        Err(_) if mount_table()?.iter().rfind(|other| other.dir == mounted.dir) == Some(mounted) => {
+            Ok(abort(&mounted.dir)?)
+        }
+        done => done,
+    }
+}
+
 /// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
 pub fn is_dying(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
