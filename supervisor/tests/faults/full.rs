@@ -184,47 +184,6 @@ fn an_open_file_gets_the_rest_and_the_removal_of_it_frees_it() {
     });
 }
 
-#[test]
-fn names_until_it_is_full_and_rm_r() {
-    with_lab(28, &["--reserve-bytes", "0"], |lab| {
-        fs::write(lab.at("kept"), noise(100_000, 1)).unwrap();
-        let mut dirs = Vec::new();
-        let mut made = 0u32;
-        let error = 'full: loop {
-            let dir = lab.at(&format!("{:03}", dirs.len()));
-            if let Err(error) = fs::create_dir(&dir) {
-                break error;
-            }
-            dirs.push(dir.clone());
-            for n in 0..500 {
-                // Long and not to be compressed: it is to be over in a while.
-                let name: String = noise(120, u64::from(made)).iter().map(|b| format!("{b:02x}")).collect();
-                match File::create(dir.join(&name)) {
-                    Ok(_) => made += 1,
-                    Err(error) => break 'full error,
-                }
-                assert!(made < 100_000, "{n}");
-            }
-        };
-        assert_eq!(errno(&error), ENOSPC, "{error}");
-        println!("{made} files");
-        let count = |lab: &Lab| -> usize {
-            let inside = |dir: fs::DirEntry| fs::read_dir(dir.path()).map_or(0, |entries| entries.count());
-            fs::read_dir(lab.path("m")).unwrap().map(|entry| inside(entry.unwrap())).sum()
-        };
-        assert_eq!(count(lab), made as usize);
-        lab.restart();
-        assert_eq!(count(lab), made as usize, "after a restart");
-        for dir in dirs.iter().rev() {
-            fs::remove_dir_all(dir).unwrap();
-        }
-        lab.wait_until("it is writable", || fs::create_dir(lab.at("again")).is_ok());
-        assert_eq!(count(lab), 0);
-        assert_eq!(fs::read(lab.at("kept")).unwrap(), noise(100_000, 1));
-        lab.assert_sound();
-    });
-}
-
 /// The worker dies on a full disk while files are open; the frontend gives them back to the next one.
 #[test]
 fn a_crash_on_a_full_disk() {
