@@ -139,3 +139,26 @@ fn a_seal_tells_of_new_content_and_of_no_new_name() {
     let sealed = changed.last().unwrap();
     assert_eq!((sealed.dir, &sealed.inos[..]), (0, &[ino][..]));
 }
+
+#[test]
+fn a_time_set_while_the_file_is_sealed_stays() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    Posix::create(&**engine, &[b"a"], 0o644, &[0; 100]).unwrap();
+    for n in 0..80 {
+        let (ino, handle, file) = open(&disk, &[b"a"]);
+        file.write_all_at(&[n as u8; 100], 0).unwrap();
+        drop(file);
+        let mut mtime = 0;
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| engine.close(SESSION, handle).unwrap());
+            while mtime == 0 || !closing.is_finished() {
+                mtime += 1;
+                let q = pb::SetAttr { ino, dir: Ino::ROOT.0, mtime: Some(mtime), ..Default::default() };
+                engine.set_attr(SESSION, &q).unwrap();
+            }
+        });
+        disk.wait_until_sealed();
+        assert_eq!(engine.resolve(&[b"a"]).unwrap().mtime, mtime, "round {n}");
+    }
+}

@@ -267,8 +267,9 @@ impl Engine {
             };
             let node = core.ns.edit(at, &edit)?;
             if let Some(mtime_ns) = edit.mtime_ns
-                && core.staged.get(node.ino).is_some()
+                && let Some(staged) = core.staged.get_mut(node.ino)
             {
+                staged.opened += 1; // a seal under way would record the time it has seen
                 self.store.set_staged_mtime(node.ino, mtime_ns)?;
             }
             Ok(self.answer(core, Some(&node), None))

@@ -41,7 +41,7 @@ pub(super) struct Staged {
     pub baseline_ctime_ns: Option<i64>,
     /// What is being done with it outside the lock.
     pub work: Work,
-    /// Grows when the file is opened for writing: a hash taken before is of no use.
+    /// Grows when the file is opened for writing, or its time is set: what a seal has seen before is of no use.
     pub opened: u64,
     /// Seals that failed, one after the other.
     pub failures: u32,
