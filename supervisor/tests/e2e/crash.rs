@@ -29,17 +29,17 @@ enum Victim {
 
 #[test]
 fn nothing_is_lost_when_the_worker_dies() {
-    storm(&[Victim::Worker], 5);
+    storm(&[Victim::Worker], 3);
 }
 
 #[test]
 fn nothing_is_lost_when_the_frontend_dies() {
-    storm(&[Victim::Frontend, Victim::Server], 6);
+    storm(&[Victim::Frontend, Victim::Server], 3);
 }
 
 #[test]
 fn nothing_is_lost_whoever_dies() {
-    storm(&[Victim::Worker, Victim::Supervisor, Victim::Frontend, Victim::Server, Victim::All], 20);
+    storm(&[Victim::Worker, Victim::Supervisor, Victim::Frontend, Victim::Server, Victim::All], 4);
 }
 
 fn storm(victims: &[Victim], rounds: u64) {
