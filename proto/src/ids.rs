@@ -104,9 +104,30 @@ hash_id!(
     DiskId, 32
 );
 hash_id!(
-    /// Drawn at random when a cluster is created.
+    /// Ed25519 public key of a host: its identity, whatever its name and addresses.
+    HostId, 32
+);
+hash_id!(
+    /// Ed25519 public key of whoever is at the other end: a host or a disk.
+    NodeId, 32
+);
+hash_id!(
+    /// Begins the SHA-256 of the cluster's genesis, so that the founder can prove it (see `members`). A disk made by hand
+    /// without one draws it at random, and never meets another.
     ClusterId, 16
 );
+
+impl From<DiskId> for NodeId {
+    fn from(id: DiskId) -> Self {
+        Self(id.0)
+    }
+}
+
+impl From<HostId> for NodeId {
+    fn from(id: HostId) -> Self {
+        Self(id.0)
+    }
+}
 
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {

@@ -11,11 +11,17 @@ pub mod config;
 pub mod disk;
 pub mod errno;
 pub mod exit;
+#[cfg(feature = "identity")]
+pub mod identity;
 pub mod ids;
 pub mod limits;
 pub mod local;
+#[cfg(feature = "identity")]
+pub mod members;
 pub mod record;
 pub mod rundir;
+#[cfg(feature = "identity")]
+pub mod token;
 
 pub use pb::control::v1 as control_pb;
 pub use pb::local::v1 as local_pb;

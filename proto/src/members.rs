@@ -1,0 +1,361 @@
+//! Who may take part in a cluster: a grow-only set of signed records ([`record`]), of which everybody works out the same
+//! members ([`validity`]). Two sets are joined by union, so it does not matter who told whom first. Nobody is asked, and
+//! no clock decides. Knows nothing of the network, nor where the set is kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::identity::Identity;
+use crate::ids::{ClusterId, DiskId, HostId, NodeId};
+
+mod record;
+mod validity;
+
+use record::Record;
+pub use record::{NONCE_BYTES, Role, Statement, clean_label, cluster_id, is_label};
+pub use validity::Member;
+
+/// Most geneses and admissions in a set. What one host could make everybody keep and verify for ever is bounded.
+pub const ADMISSIONS_MAX: usize = 3072;
+/// Most revocations in a set: room of their own, so that nobody's flood of admissions keeps his revocation out.
+pub const REVOCATIONS_MAX: usize = 1024;
+/// Most members that one revocation keeps.
+pub const KEEPS_MAX: usize = 1000;
+/// Largest set, in bytes.
+pub const SET_MAX_BYTES: usize = 1 << 20;
+/// Largest proof that one key belongs to a member, in bytes: what a stranger may show.
+pub const PROOF_MAX_BYTES: usize = 16 << 10;
+/// Longest name in a record.
+const NAME_MAX_BYTES: usize = 64;
+
+/// Why records are refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembersError {
+    /// Bytes that are no records.
+    #[error("membership: {0}")]
+    Malformed(&'static str),
+    /// From the future.
+    #[error("membership record version {0} is unknown to this version of delugefs: upgrade it")]
+    Version(u8),
+    /// Of another cluster.
+    #[error("membership record of another cluster")]
+    ForeignCluster,
+    /// The signature does not fit.
+    #[error("membership record with a wrong signature")]
+    Forged,
+    /// Nothing can be verified without it.
+    #[error("membership without a genesis: the cluster's beginning is missing")]
+    NoGenesis,
+    /// Only hosts of the cluster may.
+    #[error("host {0} is no member, so it cannot admit or revoke")]
+    NotAMember(HostId),
+    /// Once revoked, always revoked.
+    #[error("the key {0} was revoked, which is for ever; a new key is needed")]
+    Revoked(NodeId),
+    /// Nobody to revoke.
+    #[error("nobody with the key {0} was ever admitted")]
+    Unknown(NodeId),
+    /// See the limits of this module.
+    #[error("the cluster has as many membership records as it can have")]
+    Full,
+}
+
+/// What joining another set did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// Records came in.
+    pub changed: bool,
+    /// Records that were left out: the set is full.
+    pub left_out: usize,
+}
+
+/// The membership of one cluster.
+#[derive(Clone, Debug)]
+pub struct Members {
+    cluster: ClusterId,
+    /// By their bytes: the order of the encoding.
+    records: BTreeMap<Box<[u8]>, Record>,
+    view: validity::View,
+}
+
+impl PartialEq for Members {
+    fn eq(&self, other: &Self) -> bool {
+        self.cluster == other.cluster && self.records.keys().eq(other.records.keys())
+    }
+}
+
+impl Members {
+    /// Begin a cluster, with its founder as the first host.
+    ///
+    /// # Errors
+    /// When a name is unfit.
+    pub fn found(
+        founder: &Identity,
+        nonce: [u8; NONCE_BYTES],
+        name: &str,
+        label: &str,
+        at_s: u64,
+    ) -> Result<Self, MembersError> {
+        if !is_label(name) {
+            return Err(MembersError::Malformed("unfit name of a cluster"));
+        }
+        let by = founder.host_id();
+        let cluster = cluster_id(by, &nonce);
+        let mut this = Self { cluster, records: BTreeMap::new(), view: Default::default() };
+        this.insert(Record::sign(cluster, Statement::Genesis { founder: by, nonce, name: name.to_owned() }, founder));
+        this.sign_admission(Role::Host, by.into(), label, at_s, founder)?;
+        Ok(this)
+    }
+
+    /// Read the set of a cluster and check everything in it.
+    ///
+    /// # Errors
+    /// When anything is wrong with it.
+    pub fn decode(cluster: ClusterId, bytes: &[u8]) -> Result<Self, MembersError> {
+        let mut this = Self { cluster, records: BTreeMap::new(), view: Default::default() };
+        match this.absorb(bytes)? {
+            _ if this.view.founder.is_none() => Err(MembersError::NoGenesis),
+            Joined { left_out: 1.., .. } => Err(MembersError::Full),
+            _ => Ok(this),
+        }
+    }
+
+    /// The set in its one encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self.records.values())
+    }
+
+    /// Join another set of this cluster. Only the records that are new are verified. A record whose signer no record
+    /// makes a host says nothing and is not kept: whoever sends it again sends its support too.
+    ///
+    /// # Errors
+    /// When the bytes hold anything but well-formed, well-signed records of this cluster; nothing was taken then.
+    pub fn absorb(&mut self, set: &[u8]) -> Result<Joined, MembersError> {
+        if set.len() > SET_MAX_BYTES {
+            return Err(MembersError::Full);
+        }
+        let mut new = Vec::new();
+        for bytes in split(set)? {
+            if !self.records.contains_key(bytes) {
+                new.push(Record::decode(self.cluster, bytes)?);
+            }
+        }
+        let supported = |records: &[&Record]| -> BTreeSet<HostId> {
+            validity::ever_hosts(self.records.values().chain(records.iter().copied()))
+        };
+        let all: Vec<&Record> = new.iter().collect();
+        let hosts = supported(&all);
+        let mut wanted: Vec<&Record> = all.into_iter().filter(|r| hosts.contains(&r.statement().author())).collect();
+        let before = wanted.len();
+        self.cut_to_limits(&mut wanted);
+        let left_out = before - wanted.len();
+        if left_out > 0 {
+            // What was left out may have been another's support.
+            let hosts = supported(&wanted);
+            wanted.retain(|record| hosts.contains(&record.statement().author()));
+        }
+        let wanted: Vec<Record> = wanted.into_iter().cloned().collect();
+        let changed = !wanted.is_empty();
+        self.records.extend(wanted.into_iter().map(|record| (record.bytes().into(), record)));
+        if changed {
+            self.view = validity::view(self.records.values());
+        }
+        Ok(Joined { changed, left_out })
+    }
+
+    /// Drop what does not fit beside the records that are here; revocations come first.
+    fn cut_to_limits(&self, wanted: &mut Vec<&Record>) {
+        wanted.sort_by_key(|record| !is_revocation(record));
+        let mut revocations = self.records.values().filter(|record| is_revocation(record)).count();
+        let mut admissions = self.records.len() - revocations;
+        let mut bytes = 1 + self.records.keys().map(|bytes| 4 + bytes.len()).sum::<usize>();
+        wanted.retain(|record| {
+            let (count, max) = match is_revocation(record) {
+                true => (&mut revocations, REVOCATIONS_MAX),
+                false => (&mut admissions, ADMISSIONS_MAX),
+            };
+            let fits = *count < max && bytes + 4 + record.bytes().len() <= SET_MAX_BYTES;
+            if fits {
+                *count += 1;
+                bytes += 4 + record.bytes().len();
+            }
+            fits
+        });
+    }
+
+    /// Admit a host or a disk. Nothing happens when this host admitted it before as the same.
+    ///
+    /// # Errors
+    /// When `by` is no host of this cluster, the subject was revoked, the label is unfit, or the set is full.
+    pub fn admit(
+        &mut self,
+        role: Role,
+        subject: NodeId,
+        label: &str,
+        at_s: u64,
+        by: &Identity,
+    ) -> Result<(), MembersError> {
+        let host = by.host_id();
+        if !self.is_host(host) {
+            return Err(MembersError::NotAMember(host));
+        }
+        if self.is_revoked(subject) {
+            return Err(MembersError::Revoked(subject));
+        }
+        let known = match role {
+            Role::Host => self.view.hosts.get(&HostId(subject.0)),
+            Role::Disk => self.view.disks.get(&DiskId(subject.0)),
+        };
+        if known.is_some_and(|member| member.by == host && member.label == label) {
+            return Ok(());
+        }
+        self.sign_admission(role, subject, label, at_s, by)
+    }
+
+    fn sign_admission(
+        &mut self,
+        role: Role,
+        subject: NodeId,
+        label: &str,
+        at_s: u64,
+        by: &Identity,
+    ) -> Result<(), MembersError> {
+        if !is_label(label) {
+            return Err(MembersError::Malformed("unfit name of a host"));
+        }
+        let statement = Statement::Admission { role, subject, by: by.host_id(), at_s, label: label.to_owned() };
+        self.add(Record::sign(self.cluster, statement, by))
+    }
+
+    /// Revoke a host or a disk, for ever. The hosts that a revoked host admitted stay; its disks do not.
+    ///
+    /// # Errors
+    /// When `by` is no host of this cluster, nobody knows the target, or the set is full.
+    pub fn revoke(&mut self, target: NodeId, at_s: u64, by: &Identity) -> Result<(), MembersError> {
+        if !self.is_host(by.host_id()) {
+            return Err(MembersError::NotAMember(by.host_id()));
+        }
+        if self.is_revoked(target) {
+            return Ok(());
+        }
+        let mut known = false;
+        let mut keeps = BTreeSet::new();
+        for record in self.records.values() {
+            let Statement::Admission { subject, by, .. } = record.statement() else { continue };
+            known |= *subject == target;
+            if NodeId::from(*by) == target && *subject != target && self.is_host(HostId(subject.0)) {
+                keeps.insert(*subject);
+            }
+        }
+        if !known {
+            return Err(MembersError::Unknown(target));
+        }
+        if keeps.len() > KEEPS_MAX {
+            return Err(MembersError::Full);
+        }
+        let keeps = keeps.into_iter().collect();
+        let statement = Statement::Revocation { target, by: by.host_id(), at_s, keeps };
+        self.add(Record::sign(self.cluster, statement, by))
+    }
+
+    /// A record of our own.
+    fn add(&mut self, record: Record) -> Result<(), MembersError> {
+        let mut one = vec![&record];
+        self.cut_to_limits(&mut one);
+        if one.is_empty() {
+            return Err(MembersError::Full);
+        }
+        self.insert(record);
+        Ok(())
+    }
+
+    fn insert(&mut self, record: Record) {
+        self.records.insert(record.bytes().into(), record);
+        self.view = validity::view(self.records.values());
+    }
+
+    /// The fewest records that show that this key belongs to a member, as a set; `None` when it does not.
+    pub fn proof(&self, id: NodeId) -> Option<Vec<u8>> {
+        let mut chain = validity::proof(self.records.values(), &self.view, id)?;
+        chain.sort_by_key(|record| record.bytes());
+        Some(encode(chain.into_iter()))
+    }
+
+    /// Whose membership this is.
+    pub fn cluster_id(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// The cluster's name, for people.
+    pub fn cluster_name(&self) -> &str {
+        &self.view.name
+    }
+
+    /// Whether this disk may take part.
+    pub fn is_disk(&self, id: DiskId) -> bool {
+        self.view.disks.contains_key(&id)
+    }
+
+    /// Whether this host may take part, admit and revoke.
+    pub fn is_host(&self, id: HostId) -> bool {
+        self.view.hosts.contains_key(&id)
+    }
+
+    /// Whether this key was revoked.
+    pub fn is_revoked(&self, id: NodeId) -> bool {
+        self.view.revoked.contains_key(&id)
+    }
+
+    /// The disks that may take part.
+    pub fn disks(&self) -> &BTreeMap<DiskId, Member> {
+        &self.view.disks
+    }
+
+    /// The hosts that may take part.
+    pub fn hosts(&self) -> &BTreeMap<HostId, Member> {
+        &self.view.hosts
+    }
+
+    /// The revoked keys, and who revoked them.
+    pub fn revoked(&self) -> &BTreeMap<NodeId, HostId> {
+        &self.view.revoked
+    }
+
+    /// What the records say, in the order of the encoding.
+    pub fn statements(&self) -> impl Iterator<Item = &Statement> {
+        self.records.values().map(Record::statement)
+    }
+}
+
+fn is_revocation(record: &Record) -> bool {
+    matches!(record.statement(), Statement::Revocation { .. })
+}
+
+fn encode<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<u8> {
+    let mut out = vec![record::VERSION];
+    for record in records {
+        out.extend((record.bytes().len() as u32).to_le_bytes());
+        out.extend(record.bytes());
+    }
+    out
+}
+
+/// The records in a set: each once, ascending.
+fn split(set: &[u8]) -> Result<Vec<&[u8]>, MembersError> {
+    let short = MembersError::Malformed("set is cut short");
+    let (&version, mut rest) = set.split_first().ok_or(short.clone())?;
+    if version != record::VERSION {
+        return Err(MembersError::Version(version));
+    }
+    let mut records = Vec::new();
+    while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let (bytes, tail) = tail.split_at_checked(length).ok_or(short.clone())?;
+        records.push(bytes);
+        rest = tail;
+    }
+    match rest {
+        [] if records.is_sorted_by(|a, b| a < b) => Ok(records),
+        [] => Err(MembersError::Malformed("set is not in canonical form")),
+        _ => Err(short),
+    }
+}

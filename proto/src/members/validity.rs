@@ -1,0 +1,162 @@
+//! Which members a set of records makes: a pure function of the set, so that hosts with equal sets agree.
+//!
+//! Two steps, because a revocation must win in whatever order the records came in, and because who may revoke must not
+//! depend on who has been revoked (else two hosts that revoke each other would each void the other's word):
+//! 1. *Ever admitted*: hosts with a chain of admissions up to the founder, revocations ignored. It only grows. Their
+//!    records are *supported*; others say nothing and are not kept.
+//! 2. *Valid*: never revoked, and a chain of admissions up to the founder in which every link by a revoked host is in the
+//!    `keeps` of each revocation of that host. A thief can add neither members (they are not in `keeps`) nor himself.
+//!    What a stolen host key can do is revoke others: that costs work, not data.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::ids::{DiskId, HostId, NodeId};
+
+use super::record::{Record, Role, Statement};
+
+/// A member as people see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Name of its host.
+    pub label: String,
+    /// Who admitted it.
+    pub by: HostId,
+    /// When, by that one's clock, in seconds since 1970.
+    pub at_s: u64,
+}
+
+/// The members that a set of records makes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct View {
+    pub name: String,
+    pub founder: Option<HostId>,
+    pub hosts: BTreeMap<HostId, Member>,
+    pub disks: BTreeMap<DiskId, Member>,
+    /// Revoked keys, and who revoked them (the first by key, where several did).
+    pub revoked: BTreeMap<NodeId, HostId>,
+}
+
+/// Hosts that were ever admitted.
+pub(super) fn ever_hosts<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> BTreeSet<HostId> {
+    closure(records, |_, _| true).into_keys().collect()
+}
+
+/// The admission that links a host to the founder by the shortest way; the founder itself needs none.
+type Links<'a> = BTreeMap<HostId, Option<&'a Record>>;
+
+/// Hosts that the founder, and hosts found so far, admit in a way that `counts`.
+fn closure<'a>(
+    records: impl Iterator<Item = &'a Record> + Clone,
+    counts: impl Fn(HostId, NodeId) -> bool,
+) -> Links<'a> {
+    let mut admits: BTreeMap<HostId, Vec<(HostId, &Record)>> = BTreeMap::new();
+    let mut found = Links::new();
+    let mut open = VecDeque::new();
+    for record in records {
+        match record.statement() {
+            Statement::Genesis { founder, .. } if found.insert(*founder, None).is_none() => open.push_back(*founder),
+            Statement::Admission { role: Role::Host, subject, by, .. } if counts(*by, *subject) => {
+                admits.entry(*by).or_default().push((HostId(subject.0), record));
+            }
+            _ => {}
+        }
+    }
+    while let Some(by) = open.pop_front() {
+        for (subject, record) in admits.remove(&by).into_iter().flatten() {
+            if let Entry::Vacant(entry) = found.entry(subject) {
+                entry.insert(Some(record));
+                open.push_back(subject);
+            }
+        }
+    }
+    found
+}
+
+/// The fewest records that prove that this key is a member's, if it is: the genesis and a chain of admissions.
+pub(super) fn proof<'a>(
+    records: impl Iterator<Item = &'a Record> + Clone,
+    view: &View,
+    id: NodeId,
+) -> Option<Vec<&'a Record>> {
+    let keeps = keeps(records.clone());
+    let counts = |by: HostId, subject: NodeId| is_kept(&keeps, by, subject);
+    let links = closure(records.clone(), counts);
+    let mut chain: Vec<&Record> =
+        records.clone().find(|r| matches!(r.statement(), Statement::Genesis { .. })).into_iter().collect();
+    let last = records.into_iter().find(|record| match record.statement() {
+        Statement::Admission { subject, by, .. } => *subject == id && links.contains_key(by) && counts(*by, id),
+        _ => false,
+    });
+    let mut next = last.filter(|_| !view.revoked.contains_key(&id));
+    next?;
+    while let Some(record) = next {
+        chain.push(record);
+        next = links.get(&record.statement().author()).copied().flatten();
+    }
+    Some(chain)
+}
+
+/// For each revoked key whom all of its revocations keep.
+type Keeps = BTreeMap<NodeId, BTreeSet<NodeId>>;
+
+fn keeps<'a>(records: impl Iterator<Item = &'a Record>) -> Keeps {
+    let mut keeps = Keeps::new();
+    for record in records {
+        if let Statement::Revocation { target, keeps: kept, .. } = record.statement() {
+            let kept: BTreeSet<NodeId> = kept.iter().copied().collect();
+            keeps.entry(*target).and_modify(|all| all.retain(|id| kept.contains(id))).or_insert(kept);
+        }
+    }
+    keeps
+}
+
+fn is_kept(keeps: &Keeps, by: HostId, subject: NodeId) -> bool {
+    keeps.get(&by.into()).is_none_or(|kept| kept.contains(&subject))
+}
+
+/// The members. Every record is taken to be supported.
+pub(super) fn view<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> View {
+    let mut view = View::default();
+    for record in records.clone() {
+        match record.statement() {
+            // In order of bytes: the first, should a founder have signed two names.
+            Statement::Genesis { founder, name, .. } if view.founder.is_none() => {
+                view.founder = Some(*founder);
+                view.name.clone_from(name);
+            }
+            Statement::Revocation { target, by, .. } => {
+                view.revoked.entry(*target).and_modify(|first| *first = (*first).min(*by)).or_insert(*by);
+            }
+            _ => {}
+        }
+    }
+    let keeps = keeps(records.clone());
+    let counts = |by: HostId, subject: NodeId| is_kept(&keeps, by, subject);
+    // A revoked host still links those that it admitted and that are kept.
+    let linked = closure(records.clone(), counts);
+    for record in records {
+        let Statement::Admission { role, subject, by, at_s, label } = record.statement() else { continue };
+        if !linked.contains_key(by) || !counts(*by, *subject) || view.revoked.contains_key(subject) {
+            continue;
+        }
+        let member = Member { label: label.clone(), by: *by, at_s: *at_s };
+        // The latest, where several admitted it: a disk that moved has the name of its new host.
+        let newer = |old: &Member| (old.at_s, &old.label, old.by) < (member.at_s, &member.label, member.by);
+        match role {
+            Role::Host => {
+                let id = HostId(subject.0);
+                if view.hosts.get(&id).is_none_or(newer) {
+                    view.hosts.insert(id, member);
+                }
+            }
+            Role::Disk => {
+                let id = DiskId(subject.0);
+                if view.disks.get(&id).is_none_or(newer) {
+                    view.disks.insert(id, member);
+                }
+            }
+        }
+    }
+    view
+}
