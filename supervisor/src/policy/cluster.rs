@@ -38,7 +38,7 @@ impl Node {
         self.counts && self.presence.is_here()
     }
 
-    pub fn cost(&self, content_key: u64) -> u128 {
+    pub fn cost(&self, content_key: u64) -> u64 {
         weight::cost(content_key, self.key, self.inverse_weight)
     }
 }
@@ -52,6 +52,10 @@ pub struct Cluster<'a> {
     /// Hosts and sites, by number, with a disk that may take something.
     open_hosts: Vec<bool>,
     open_sites: Vec<bool>,
+    /// The nodes that may take something.
+    pub(super) targets: Vec<usize>,
+    /// When the last of them became what it is now.
+    pub(super) settled_s: u64,
     /// Whether any local disk is to be emptied, and any may take something.
     pub(super) drains: bool,
     pub(super) takes: bool,
@@ -99,7 +103,10 @@ impl<'a> Cluster<'a> {
         let open_sites = (0..sites.len()).map(|site| nodes.iter().any(|n| n.target && n.site == site)).collect();
         let drains = nodes.iter().any(|node| node.local && node.draining);
         let takes = nodes.iter().any(|node| node.local && node.target);
-        Self { settings, desk, nodes, open_hosts, open_sites, drains, takes }
+        let targets: Vec<usize> = (0..nodes.len()).filter(|at| nodes[*at].target).collect();
+        let settled_s =
+            targets.iter().map(|at| nodes[*at].presence.since_s().max(nodes[*at].changed_s)).max().unwrap_or(0);
+        Self { settings, desk, nodes, targets, settled_s, open_hosts, open_sites, drains, takes }
     }
 
     pub(super) fn find(&self, id: DiskId) -> Option<usize> {
@@ -126,6 +133,10 @@ fn position<T: PartialEq>(list: &mut Vec<T>, item: T) -> usize {
     })
 }
 
+/// Bits of [`Spread::crowding`]; a used host weighs more than a used site.
+pub(super) const HOST_USED: u8 = 2;
+pub(super) const SITE_USED: u8 = 1;
+
 /// Hosts and sites that have a copy, while copies are chosen one after the other.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Spread {
@@ -146,14 +157,20 @@ impl Spread {
     }
 
     /// How bad a place is for one more copy: another host first, then another site.
-    pub fn crowding(&self, node: &Node) -> (bool, bool) {
-        (self.hosts.contains(&node.host), self.sites.contains(&node.site))
+    #[inline]
+    pub fn crowding(&self, node: &Node) -> u8 {
+        let host_used = if self.hosts.contains(&node.host) { HOST_USED } else { 0 };
+        let site_used = if self.sites.contains(&node.site) { SITE_USED } else { 0 };
+        host_used | site_used
     }
 
     /// Whether a copy there makes `wanted` copies lie on more hosts, or on as many in more sites.
     pub fn improved_by(&self, node: &Node, wanted: usize) -> bool {
-        let (host_used, site_used) = self.crowding(node);
-        !host_used && (self.hosts.len() < wanted || (!site_used && self.sites.len() < wanted))
+        match self.crowding(node) {
+            0 => self.sites.len() < wanted,
+            SITE_USED => self.hosts.len() < wanted,
+            _ => false,
+        }
     }
 
     /// Whether some disk of the cluster may be able to improve it.

@@ -2,13 +2,13 @@
 
 use delugefs_proto::ids::ContentId;
 
-use super::cluster::{Cluster, Node, Spread};
+use super::cluster::{Cluster, HOST_USED, Node, SITE_USED, Spread};
 use super::release::{Release, release_node};
 use super::view::{Content, Presence};
 use super::{Decision, Reason, weight};
 
 /// Whatever a host says about its queue, it is passed over after that, in seconds.
-const BACKLOG_MAX_S: u64 = 6 * 3600;
+const BACKLOG_MAX_S: u64 = 24 * 3600;
 
 /// A decision, and what tells how urgent it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,6 +17,8 @@ pub struct Wish {
     pub decision: Decision,
     /// Copies that can be read now, on whatever disks.
     pub readable: u32,
+    /// How many times others were passed over: those whose turn it is by rank come before those who step in.
+    pub steps: u64,
     /// Since when there is a reason for it.
     pub since_s: u64,
 }
@@ -121,7 +123,7 @@ pub fn decide_content(cluster: &Cluster<'_>, content: &Content, now_s: u64) -> V
                 Release::Yes { relying_on } => Decision::Trim { disk, content: id, relying_on },
             };
             let since_s = content.changed_s.max(node.changed_s);
-            verdict.wishes.push(Wish { decision, readable: tally.readable, since_s });
+            verdict.wishes.push(Wish { decision, readable: tally.readable, steps: 0, since_s });
         }
     }
     verdict
@@ -148,6 +150,17 @@ fn mirror(cluster: &Cluster<'_>, content: &Content, tally: &mut Tally, now_s: u6
     Search::new(cluster, content, tally, spread, now_s).run(verdict);
 }
 
+/// A disk that could take the content.
+struct Candidate {
+    /// How crowded its place is in the two highest bits, then its cost.
+    rank: u64,
+    at: usize,
+    host: usize,
+    site: usize,
+}
+
+const CROWDING_SHIFT: u32 = 62;
+
 /// The order of the candidates for further copies, and when each one's turn is.
 struct Search<'a> {
     cluster: &'a Cluster<'a>,
@@ -157,8 +170,9 @@ struct Search<'a> {
     spread: Spread,
     /// Copies that are missing; 0 when there are enough, but badly spread.
     missing: usize,
-    /// Candidates with their cost.
-    pool: Vec<(usize, u128)>,
+    pool: Vec<Candidate>,
+    /// Candidates in this host.
+    locals: usize,
 }
 
 impl<'a> Search<'a> {
@@ -166,76 +180,107 @@ impl<'a> Search<'a> {
         let wanted = content.wanted as usize;
         let missing = wanted.saturating_sub(tally.expected.len());
         let key = weight::key(&content.id.0);
-        let fits = |at: usize, node: &Node| {
-            node.target
-                && node.room_bytes >= content.size_bytes
-                && (missing > 0 || spread.improved_by(node, wanted))
-                && !tally.holders.contains(&at)
-                && !tally.expected.contains(&at)
-                && !(node.local && cluster.desk.refused_until_s(node.id, content.id, now_s).is_some())
-        };
-        let nodes = cluster.nodes.iter().enumerate();
-        let mut pool: Vec<_> = nodes.filter(|(at, node)| fits(*at, node)).map(|(at, _)| (at, 0)).collect();
-        // Logarithms only when it may concern this host.
-        if pool.iter().any(|(at, _)| cluster.nodes[*at].local) {
-            pool.iter_mut().for_each(|(at, cost)| *cost = cluster.nodes[*at].cost(key));
-        } else {
-            pool.clear();
+        let mut pool = Vec::with_capacity(cluster.targets.len());
+        let mut locals = 0;
+        for at in &cluster.targets {
+            let node = &cluster.nodes[*at];
+            if node.room_bytes < content.size_bytes || (missing == 0 && !spread.improved_by(node, wanted)) {
+                continue;
+            }
+            let crowding = spread.crowding(node);
+            // A target that holds it, or fetches it, is among the expected ones, and its host is in use.
+            if crowding & HOST_USED != 0 && tally.expected.contains(at) {
+                continue;
+            }
+            if node.local {
+                if cluster.desk.refused_until_s(node.id, content.id, now_s).is_some() {
+                    continue;
+                }
+                locals += 1;
+            }
+            let rank = u64::from(crowding) << CROWDING_SHIFT | node.cost(key) >> 2;
+            pool.push(Candidate { rank, at: *at, host: node.host, site: node.site });
         }
-        Self { cluster, content, tally, now_s, spread, missing, pool }
+        Self { cluster, content, tally, now_s, spread, missing, pool, locals }
     }
 
     fn run(mut self, verdict: &mut Verdict) {
         let settings = self.cluster.settings;
         let wanted = self.content.wanted as usize;
-        let mut locals = self.pool.iter().filter(|(at, _)| self.cluster.nodes[*at].local).count();
         let step_s = settings.takeover_s + self.content.size_bytes / settings.takeover_bytes_per_s.max(1);
         let spreading = self.missing == 0;
-        let mut since_s = self.content.changed_s.max(self.tally.opened_s);
-        if spreading {
-            // Those who are here long enough, first; a visitor does not set off a move.
-            since_s = since_s.saturating_add(settings.spread_delay_s);
-        }
+        // Those who have been here long enough come first; a visitor does not set off a move.
+        let delay_s = if spreading { settings.spread_delay_s } else { 0 };
+        let since_s = self.content.changed_s.max(self.tally.opened_s).saturating_add(delay_s);
         let (mut turn, mut steps, mut ahead_s, mut backlog_s) = (0, 0, 0, 0);
-        while locals > 0
-            && let Some(node) = self.next()
-        {
-            let settled_s = node.presence.since_s().max(node.changed_s);
-            let first = if spreading { self.spread.improved_by(node, wanted) } else { turn < self.missing };
-            let due_s = if first {
-                if spreading { since_s.max(settled_s.saturating_add(settings.spread_delay_s)) } else { since_s }
-            } else {
-                // Those before had their chance since the need arose and they could act: time enough for their queue.
-                steps += 1;
+        while self.locals > 0 {
+            // Whose turn comes after the missing ones steps in when those before had their chance since the need arose
+            // and they could act, and time enough for their queue.
+            let step_in_s = |steps: u64, ahead_s: u64, backlog_s: u64| {
                 since_s.max(ahead_s).saturating_add(step_s.saturating_mul(steps)).saturating_add(backlog_s)
             };
+            if !spreading && turn >= self.missing {
+                let due_s = step_in_s(steps + 1, ahead_s, backlog_s);
+                if due_s > self.now_s {
+                    return verdict.look_at(due_s);
+                }
+                if step_in_s(steps + self.pool.len() as u64, self.cluster.settled_s, BACKLOG_MAX_S) <= self.now_s {
+                    return self.all(steps + 1, since_s, verdict);
+                }
+            }
+            let Some(node) = self.next() else { return };
+            let settled_s = node.presence.since_s().max(node.changed_s);
+            let first = if spreading { self.spread.improved_by(node, wanted) } else { turn < self.missing };
+            let due_s = if !first {
+                steps += 1;
+                step_in_s(steps, ahead_s, backlog_s)
+            } else if spreading {
+                since_s.max(settled_s.saturating_add(delay_s))
+            } else {
+                since_s
+            };
             if due_s > self.now_s {
-                verdict.look_at(due_s);
-                return;
+                return verdict.look_at(due_s);
             }
             if node.local {
-                locals -= 1;
-                let decision = Decision::Mirror {
-                    disk: node.id,
-                    content: self.content.id,
-                    size_bytes: self.content.size_bytes,
-                    reason: self.reason(),
-                };
-                verdict.wishes.push(Wish { decision, readable: self.tally.readable, since_s });
+                self.locals -= 1;
+                verdict.wishes.push(self.wish(node, steps, since_s));
             }
             turn += 1;
             ahead_s = ahead_s.max(settled_s);
             backlog_s = backlog_s.max(node.backlog_s.min(BACKLOG_MAX_S));
-            self.spread.add(node);
+            self.take(node);
         }
     }
 
-    /// Takes the best of the remaining candidates.
+    /// Everybody's turn has come: the order does not matter any more.
+    fn all(&self, steps: u64, since_s: u64, verdict: &mut Verdict) {
+        let nodes = self.pool.iter().map(|candidate| &self.cluster.nodes[candidate.at]);
+        verdict.wishes.extend(nodes.filter(|node| node.local).map(|node| self.wish(node, steps, since_s)));
+    }
+
+    fn wish(&self, node: &Node, steps: u64, since_s: u64) -> Wish {
+        let (content, size_bytes) = (self.content.id, self.content.size_bytes);
+        let decision = Decision::Mirror { disk: node.id, content, size_bytes, reason: self.reason() };
+        Wish { decision, readable: self.tally.readable, steps, since_s }
+    }
+
+    /// Takes the best of the remaining candidates. Nodes are sorted by id, so a tie is broken alike everywhere.
     fn next(&mut self) -> Option<&'a Node> {
-        let nodes = &self.cluster.nodes;
-        let rank = |(at, cost): &(usize, u128)| (self.spread.crowding(&nodes[*at]), *cost, nodes[*at].id);
-        let best = (0..self.pool.len()).min_by_key(|i| rank(&self.pool[*i]))?;
-        Some(&nodes[self.pool.swap_remove(best).0])
+        let better = |a: &Candidate, b: &Candidate| a.rank < b.rank || (a.rank == b.rank && a.at < b.at);
+        let pool = &self.pool;
+        let best = (0..pool.len()).reduce(|best, i| if better(&pool[i], &pool[best]) { i } else { best })?;
+        Some(&self.cluster.nodes[self.pool.swap_remove(best).at])
+    }
+
+    /// Goes on as if that disk had the content.
+    fn take(&mut self, node: &Node) {
+        self.spread.add(node);
+        for candidate in &mut self.pool {
+            let host_used = if candidate.host == node.host { HOST_USED } else { 0 };
+            let site_used = if candidate.site == node.site { SITE_USED } else { 0 };
+            candidate.rank |= u64::from(host_used | site_used) << CROWDING_SHIFT;
+        }
     }
 
     fn reason(&self) -> Reason {
@@ -259,7 +304,7 @@ pub(super) fn keeping_order(cluster: &Cluster<'_>, content: ContentId, holders: 
     let mut spread = Spread::default();
     let mut order = Vec::with_capacity(left.len());
     loop {
-        let rank = |(at, cost): &(usize, u128)| (spread.crowding(&cluster.nodes[*at]), *cost, *at);
+        let rank = |(at, cost): &(usize, u64)| (spread.crowding(&cluster.nodes[*at]), *cost, *at);
         let Some(best) = (0..left.len()).min_by_key(|i| rank(&left[*i])) else { return order };
         let (at, _) = left.swap_remove(best);
         spread.add(&cluster.nodes[at]);

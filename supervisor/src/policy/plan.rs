@@ -1,6 +1,7 @@
 //! All contents: what to do first, and how much of it now.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use super::cluster::Cluster;
 use super::mirror::{Wish, decide_content};
@@ -39,39 +40,59 @@ pub fn plan(view: &View<'_>, now_s: u64) -> Plan {
 }
 
 /// Orders wishes by urgency and keeps as many as the limits allow: contents with the fewest readable copies first, then
-/// those that wait longest; better spread and trimming after that. A content that does not fit into the limit of bytes
-/// holds up those behind it, so that big ones get their turn.
-pub fn choose(cluster: &Cluster<'_>, mut wishes: Vec<Wish>) -> Plan {
+/// those whose turn it is by rank, then those that wait longest; better spread and trimming after that. A content that
+/// does not fit into the limit of bytes holds up those behind it, so that big ones get their turn.
+pub fn choose(cluster: &Cluster<'_>, wishes: Vec<Wish>) -> Plan {
     let settings = cluster.settings;
-    wishes.sort_unstable_by_key(|wish| {
-        let (class, disk, content) = match &wish.decision {
-            Decision::Mirror { disk, content, reason, .. } => (u8::from(*reason == Reason::Spread), *disk, *content),
-            Decision::Trim { disk, content, .. } => (2, *disk, *content),
-            Decision::Confirm { disk, content, .. } => (3, *disk, *content),
-        };
-        (class, wish.readable, wish.since_s, content, disk)
-    });
-    let mut plan = Plan::default();
     let (mut transfers, mut transfer_bytes) = cluster.desk.transfers();
     let mut room: BTreeMap<_, u64> = cluster.nodes.iter().filter(|n| n.local).map(|n| (n.id, n.room_bytes)).collect();
-    for wish in wishes {
-        if let Decision::Mirror { disk, size_bytes, .. } = &wish.decision {
-            let Some(left) = room.get_mut(disk).filter(|left| **left >= *size_bytes) else { continue };
-            let full = transfers >= settings.max_transfers
-                || (transfers > 0 && transfer_bytes.saturating_add(*size_bytes) > settings.max_transfer_bytes)
-                || plan.decisions.len() >= settings.max_decisions;
-            if full || plan.waiting > 0 {
-                plan.waiting += 1;
-                plan.waiting_bytes = plan.waiting_bytes.saturating_add(*size_bytes);
-                continue;
-            }
-            *left -= size_bytes;
-            transfers += 1;
-            transfer_bytes = transfer_bytes.saturating_add(*size_bytes);
-        } else if plan.decisions.len() >= settings.max_decisions {
+    let mut plan = Plan::default();
+    // Heaps: of a hundred thousand wishes only the first few are ever put in order.
+    let (mut fetches, mut others) = (Vec::new(), Vec::new());
+    for (i, wish) in wishes.iter().enumerate() {
+        let (list, late) = match &wish.decision {
+            Decision::Mirror { reason, .. } => (&mut fetches, *reason == Reason::Spread),
+            Decision::Trim { .. } => (&mut others, false),
+            Decision::Confirm { .. } => (&mut others, true),
+        };
+        list.push(Reverse((late, wish.readable, wish.steps, wish.since_s, i)));
+    }
+    let mut fetches = BinaryHeap::from(fetches);
+    while let Some(Reverse((.., i))) = fetches.pop() {
+        let Decision::Mirror { disk, size_bytes, .. } = &wishes[i].decision else { continue };
+        let Some(left) = room.get_mut(disk).filter(|left| **left >= *size_bytes) else { continue };
+        let sum = transfer_bytes.saturating_add(*size_bytes);
+        if transfers >= settings.max_transfers
+            || (transfers > 0 && sum > settings.max_transfer_bytes)
+            || plan.decisions.len() >= settings.max_decisions
+        {
+            plan.wait(*size_bytes);
             break;
         }
-        plan.decisions.push(wish.decision);
+        *left -= size_bytes;
+        transfers += 1;
+        transfer_bytes = sum;
+        plan.decisions.push(wishes[i].decision.clone());
+    }
+    for Reverse((.., i)) in fetches {
+        if let Decision::Mirror { disk, size_bytes, .. } = &wishes[i].decision
+            && room.get(disk).is_some_and(|left| left >= size_bytes)
+        {
+            plan.wait(*size_bytes);
+        }
+    }
+    let mut others = BinaryHeap::from(others);
+    while plan.decisions.len() < settings.max_decisions
+        && let Some(Reverse((.., i))) = others.pop()
+    {
+        plan.decisions.push(wishes[i].decision.clone());
     }
     plan
+}
+
+impl Plan {
+    fn wait(&mut self, size_bytes: u64) {
+        self.waiting += 1;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(size_bytes);
+    }
 }

@@ -66,8 +66,9 @@ pub(super) fn inverse_weight(free_bytes: u64) -> u64 {
 }
 
 /// What a content costs on a disk; the smallest wins.
-pub(super) fn cost(content_key: u64, disk_key: u64, inverse_weight: u64) -> u128 {
-    u128::from(neg_log2(mix(content_key ^ disk_key))) * u128::from(inverse_weight)
+pub(super) fn cost(content_key: u64, disk_key: u64, inverse_weight: u64) -> u64 {
+    // At most 2^38 times 2^60; what is cut off is less than a millionth for disks up to an exabyte.
+    ((u128::from(neg_log2(mix(content_key ^ disk_key))) * u128::from(inverse_weight)) >> 34) as u64
 }
 
 #[cfg(test)]
