@@ -247,10 +247,10 @@ impl Desk {
         answers.iter().find(|(id, _, until_s)| *id == disk && *until_s > now_s).map(|(_, answer, _)| *answer)
     }
 
-    /// When the last unanswered question about this content counts as unanswered for good.
-    pub(super) fn pending_until_s(&self, content: ContentId, now_s: u64) -> Option<u64> {
+    /// When the last of such answers about this content runs out.
+    pub(super) fn answers_until_s(&self, content: ContentId, kind: Answer, now_s: u64) -> Option<u64> {
         let answers = &self.matters.get(&content)?.answers;
-        answers.iter().filter(|(_, a, until_s)| *a == Answer::Pending && *until_s > now_s).map(|(.., s)| *s).max()
+        answers.iter().filter(|(_, answer, until_s)| *answer == kind && *until_s > now_s).map(|(.., s)| *s).max()
     }
 
     fn settled_s(&self, disk: DiskId) -> u64 {

@@ -132,9 +132,7 @@ pub fn decide_content(cluster: &Cluster<'_>, content: &Content, now_s: u64) -> V
 /// Adds the wishes for new copies.
 fn mirror(cluster: &Cluster<'_>, content: &Content, tally: &mut Tally, now_s: u64, verdict: &mut Verdict) {
     let wanted = content.wanted as usize;
-    if (tally.firm as usize) < wanted
-        && let Some(at_s) = tally.patience_s
-    {
+    if let Some(at_s) = tally.patience_s {
         verdict.look_at(at_s);
     }
     let mut spread = Spread::of(tally.expected.iter().map(|at| &cluster.nodes[*at]));
@@ -147,7 +145,7 @@ fn mirror(cluster: &Cluster<'_>, content: &Content, tally: &mut Tally, now_s: u6
             spread.add(&cluster.nodes[at]);
         }
     }
-    Search::new(cluster, content, tally, spread, now_s).run(verdict);
+    Search::new(cluster, content, tally, spread, now_s, verdict).run(verdict);
 }
 
 /// A disk that could take the content.
@@ -176,7 +174,14 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(cluster: &'a Cluster<'a>, content: &'a Content, tally: &'a Tally, spread: Spread, now_s: u64) -> Self {
+    fn new(
+        cluster: &'a Cluster<'a>,
+        content: &'a Content,
+        tally: &'a Tally,
+        spread: Spread,
+        now_s: u64,
+        verdict: &mut Verdict,
+    ) -> Self {
         let wanted = content.wanted as usize;
         let missing = wanted.saturating_sub(tally.expected.len());
         let key = weight::key(&content.id.0);
@@ -193,7 +198,8 @@ impl<'a> Search<'a> {
                 continue;
             }
             if node.local {
-                if cluster.desk.refused_until_s(node.id, content.id, now_s).is_some() {
+                if let Some(until_s) = cluster.desk.refused_until_s(node.id, content.id, now_s) {
+                    verdict.look_at(until_s);
                     continue;
                 }
                 locals += 1;

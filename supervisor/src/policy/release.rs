@@ -59,8 +59,12 @@ pub(super) fn release_node(
         *at != own && other.firm() && !other.read_only && answer(*at) != Some(Answer::Declined)
     };
     let mut ranked: Vec<usize> = holders.iter().copied().filter(fit).collect();
+    let unless_declined = || match cluster.desk.answers_until_s(content.id, Answer::Declined, now_s) {
+        Some(at_s) => Release::Later { at_s },
+        None => Release::No,
+    };
     if ranked.len() < wanted {
-        return Release::No;
+        return unless_declined();
     }
     // A disk that counts competes with the others; one that is to be emptied, or lazy, does not.
     if node.counts {
@@ -69,7 +73,7 @@ pub(super) fn release_node(
     let order = keeping_order(cluster, content.id, &ranked);
     let keepers = &order[..wanted];
     if keepers.contains(&own) {
-        return Release::No;
+        return unless_declined();
     }
     let mut ready_s = cluster.desk.bound_until_s(node.id, content.id, now_s).unwrap_or(0);
     if node.counts {
@@ -85,7 +89,7 @@ pub(super) fn release_node(
     if relying_on.len() >= wanted {
         return Release::Yes { relying_on };
     }
-    match cluster.desk.pending_until_s(content.id, now_s) {
+    match cluster.desk.answers_until_s(content.id, Answer::Pending, now_s) {
         Some(at_s) => Release::Later { at_s },
         None => {
             let silent = keepers.iter().filter(|at| answer(**at).is_none());

@@ -33,6 +33,7 @@ const fn log2_table() -> [u64; STEPS + 1] {
 }
 
 /// -log2(u / 2^64), 32 bits after the point; 0 counts as 1.
+#[inline]
 fn neg_log2(u: u64) -> u64 {
     let u = u.max(1);
     let zeros = u.leading_zeros();
@@ -44,6 +45,7 @@ fn neg_log2(u: u64) -> u64 {
 }
 
 /// Spreads the bits of a number evenly and reversibly.
+#[inline]
 pub(super) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -66,6 +68,7 @@ pub(super) fn inverse_weight(free_bytes: u64) -> u64 {
 }
 
 /// What a content costs on a disk; the smallest wins.
+#[inline]
 pub(super) fn cost(content_key: u64, disk_key: u64, inverse_weight: u64) -> u64 {
     // At most 2^38 times 2^60; what is cut off is less than a millionth for disks up to an exabyte.
     ((u128::from(neg_log2(mix(content_key ^ disk_key))) * u128::from(inverse_weight)) >> 34) as u64
