@@ -253,7 +253,7 @@ impl<'a> Search<'a> {
                 verdict.wishes.push(self.wish(node, steps, since_s));
             }
             turn += 1;
-            ahead_s = ahead_s.max(settled_s);
+            ahead_s = ahead_s.max(settled_s.saturating_add(delay_s));
             backlog_s = backlog_s.max(node.backlog_s.min(BACKLOG_MAX_S));
             self.take(node);
         }

@@ -12,7 +12,7 @@ use super::weight::mix;
 use world::{Totals, World};
 
 /// Seeds in an ordinary run.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 14;
 const EPOCHS: u32 = 8;
 /// Storms of this many events; 8 of them make about 1,300 events for a seed.
 const EVENTS: u64 = 160;

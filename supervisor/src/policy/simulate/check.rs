@@ -157,6 +157,6 @@ impl Totals {
     pub fn check(&self) {
         assert!(self.mirrors > 1000 && self.trims > 500 && self.drained > 10 && self.evictions > 10, "{self:?}");
         assert!(self.late_trims > 0 && self.declines > 0, "{self:?}");
-        assert!(self.wasted * 50 < self.quiet_mirrors, "{self:?}");
+        assert!(self.wasted * 25 < self.quiet_mirrors, "{self:?}");
     }
 }

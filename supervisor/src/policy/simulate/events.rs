@@ -75,6 +75,7 @@ impl World {
         self.remove_destroyed();
         self.quiet = true;
         self.fresh.clear();
+        self.undone.clear();
     }
 
     fn remove_destroyed(&mut self) {

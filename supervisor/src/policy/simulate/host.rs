@@ -349,18 +349,18 @@ impl World {
                 Content { id: self.contents[c].id, size_bytes: self.contents[c].size_bytes, wanted, holders, changed_s }
             })
             .collect();
-        let desk = host.desk.clone();
-        let view =
-            View { me: host.id, disks: &disks, contents: &contents, desk: &desk, settings: &self.settings.clone() };
+        // Taken out for as long as the view needs it.
+        let desk = std::mem::replace(&mut host.desk, Desk::new(0));
+        let settings = self.settings.clone();
+        let view = View { me: host.id, disks: &disks, contents: &contents, desk: &desk, settings: &settings };
         let plan = plan(&view, now_s);
-        self.hosts[at].backlog_s = plan.waiting * TICK_S;
         self.check_plan(at, &view, &plan, now_s);
-        let mut decisions = plan.decisions;
-        if self.rng.chance(10) {
-            decisions.extend(evictions(&view, now_s));
-        }
-        let busy = !decisions.is_empty();
-        for decision in decisions {
+        let evictions = if self.rng.chance(10) { evictions(&view, now_s) } else { Vec::new() };
+        self.hosts[at].desk = desk;
+        self.hosts[at].backlog_s = plan.waiting * TICK_S;
+        // What a lazy disk likes to evict is not work that has to be done.
+        let busy = !plan.decisions.is_empty();
+        for decision in plan.decisions.into_iter().chain(evictions) {
             match decision {
                 Decision::Mirror { disk, content, size_bytes, .. } => self.mirror(at, disk, content, size_bytes, now_s),
                 Decision::Confirm { content, keepers, wanted, .. } => {
@@ -369,7 +369,6 @@ impl World {
                 Decision::Trim { disk, content, relying_on } => self.trim(at, disk, content, &relying_on, now_s),
             }
         }
-        // What a lazy disk likes to evict is not work that has to be done.
         busy
     }
 
@@ -378,6 +377,7 @@ impl World {
         self.totals.mirrors += 1;
         if self.quiet {
             self.totals.quiet_mirrors += 1;
+            assert!(!self.undone.contains(&(disk, content)), "copied, let go and copied again without any event");
             self.fresh.push((disk, content));
         }
         if self.disks[disk].refuses_until > self.t {
@@ -434,6 +434,7 @@ impl World {
         }
         if self.quiet && self.fresh.contains(&(disk, content)) {
             self.totals.wasted += 1;
+            self.undone.push((disk, content));
         }
         // Now and then a worker takes its time, longer than any promise.
         let delay = if self.rng.chance(15) { TICK_S * self.rng.below(30) } else { 0 };
@@ -452,8 +453,9 @@ fn evictions(view: &View<'_>, now_s: u64) -> Vec<Decision> {
     let mut wishes = Vec::new();
     for disk in view.disks.iter().filter(|disk| disk.host == view.me && disk.lazy) {
         for content in view.contents.iter().filter(|content| content.holders.contains(&disk.id)) {
+            let answer = release(&cluster, content, disk.id, now_s);
             let (disk, content, wanted) = (disk.id, content.id, content.wanted);
-            match release(&cluster, view.contents.iter().find(|c| c.id == content).unwrap(), disk, now_s) {
+            match answer {
                 Release::Ask { keepers } => wishes.push(Decision::Confirm { disk, content, keepers, wanted }),
                 Release::Yes { relying_on } => wishes.push(Decision::Trim { disk, content, relying_on }),
                 Release::No | Release::Later { .. } => {}

@@ -115,6 +115,8 @@ pub struct World {
     pub granted: std::collections::BTreeMap<(usize, usize, usize), u64>,
     /// (disk, content) mirrored since all became quiet.
     pub fresh: Vec<(usize, usize)>,
+    /// Those of them that were let go again.
+    pub undone: Vec<(usize, usize)>,
     pub quiet: bool,
     pub totals: Totals,
 }
@@ -143,6 +145,7 @@ impl World {
             },
             granted: std::collections::BTreeMap::new(),
             fresh: Vec::new(),
+            undone: Vec::new(),
             quiet: false,
             totals: Totals::default(),
         };
