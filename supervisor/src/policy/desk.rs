@@ -247,10 +247,10 @@ impl Desk {
         answers.iter().find(|(id, _, until_s)| *id == disk && *until_s > now_s).map(|(_, answer, _)| *answer)
     }
 
-    /// When the last of such answers about this content runs out.
-    pub(super) fn answers_until_s(&self, content: ContentId, kind: Answer, now_s: u64) -> Option<u64> {
-        let answers = &self.matters.get(&content)?.answers;
-        answers.iter().filter(|(_, answer, until_s)| *answer == kind && *until_s > now_s).map(|(.., s)| *s).max()
+    /// When answers of a kind about this content run out, one after the other.
+    pub(super) fn ends_s(&self, content: ContentId, kind: Answer, now_s: u64) -> impl Iterator<Item = u64> {
+        let answers = self.matters.get(&content).into_iter().flat_map(|matter| &matter.answers);
+        answers.filter(move |(_, answer, until_s)| *answer == kind && *until_s > now_s).map(|(.., until_s)| *until_s)
     }
 
     fn settled_s(&self, disk: DiskId) -> u64 {

@@ -59,10 +59,10 @@ pub(super) fn release_node(
         *at != own && other.firm() && !other.read_only && answer(*at) != Some(Answer::Declined)
     };
     let mut ranked: Vec<usize> = holders.iter().copied().filter(fit).collect();
-    let unless_declined = || match cluster.desk.answers_until_s(content.id, Answer::Declined, now_s) {
-        Some(at_s) => Release::Later { at_s },
-        None => Release::No,
-    };
+    // Who declined may be asked again later, and that may change everything.
+    let asked_again_s = cluster.desk.ends_s(content.id, Answer::Declined, now_s).min();
+    let unless_declined = || asked_again_s.map_or(Release::No, |at_s| Release::Later { at_s });
+    let later = |at_s: u64| Release::Later { at_s: asked_again_s.map_or(at_s, |again_s| again_s.min(at_s)) };
     if ranked.len() < wanted {
         return unless_declined();
     }
@@ -82,15 +82,15 @@ pub(super) fn release_node(
         ready_s = ready_s.max(since_s.saturating_add(cluster.settings.trim_delay_s));
     }
     if ready_s > now_s {
-        return Release::Later { at_s: ready_s };
+        return later(ready_s);
     }
     let promised = order.iter().filter(|at| **at != own && answer(**at) == Some(Answer::Promised));
     let relying_on: Vec<DiskId> = promised.map(|at| cluster.nodes[*at].id).collect();
     if relying_on.len() >= wanted {
         return Release::Yes { relying_on };
     }
-    match cluster.desk.answers_until_s(content.id, Answer::Pending, now_s) {
-        Some(at_s) => Release::Later { at_s },
+    match cluster.desk.ends_s(content.id, Answer::Pending, now_s).max() {
+        Some(at_s) => later(at_s),
         None => {
             let silent = keepers.iter().filter(|at| answer(**at).is_none());
             Release::Ask { keepers: silent.map(|at| cluster.nodes[*at].id).collect() }

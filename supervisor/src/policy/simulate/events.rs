@@ -104,6 +104,16 @@ impl World {
     fn pull(&mut self, disk: usize) {
         if matches!(self.disks[disk].place, Place::In(_)) {
             self.disks[disk].place = Place::Drawer;
+            self.end_worker(disk);
+        }
+    }
+
+    /// A disk that goes takes its worker along, and what that was about to do.
+    fn end_worker(&mut self, disk: usize) {
+        for host in &mut self.hosts {
+            for trim in host.trims.extract_if(.., |trim| trim.disk == disk) {
+                host.desk.end_trim(self.disks[disk].id, self.contents[trim.content].id);
+            }
         }
     }
 
@@ -156,6 +166,7 @@ impl World {
     fn lose(&mut self, disk: usize) {
         if self.plugged() > 3 {
             (self.disks[disk].place, self.disks[disk].harmed) = (Place::Lost, self.t);
+            self.end_worker(disk);
         }
     }
 

@@ -261,10 +261,10 @@ impl World {
 
     fn end_trims(&mut self, at: usize) -> bool {
         let t = self.t;
-        let ended: Vec<Trimming> = self.hosts[at].trims.extract_if(.., |trim| trim.end <= t || trim.orphan).collect();
+        let ended: Vec<Trimming> = self.hosts[at].trims.extract_if(.., |trim| trim.end <= t).collect();
         for trim in &ended {
-            // A worker whose supervisor is gone has done it at any time before its deadline, or never.
-            if !trim.orphan || trim.end >= t {
+            // A worker whose supervisor is gone does it before its deadline, or never.
+            if !trim.orphan || t < trim.end + TICK_S {
                 self.let_go(at, trim);
             }
             if !trim.orphan {
@@ -355,10 +355,9 @@ impl World {
         let view = View { me: host.id, disks: &disks, contents: &contents, desk: &desk, settings: &settings };
         let plan = plan(&view, now_s);
         self.check_plan(at, &view, &plan, now_s);
-        let evictions = if self.rng.chance(10) { evictions(&view, now_s) } else { Vec::new() };
+        let evictions = if !self.quiet && self.rng.chance(10) { evictions(&view, now_s) } else { Vec::new() };
         self.hosts[at].desk = desk;
         self.hosts[at].backlog_s = plan.waiting * TICK_S;
-        // What a lazy disk likes to evict is not work that has to be done.
         let busy = !plan.decisions.is_empty();
         for decision in plan.decisions.into_iter().chain(evictions) {
             match decision {
@@ -407,6 +406,8 @@ impl World {
             let desk = &mut self.hosts[other].desk;
             let answer = desk.grant(&record, name, holds, own_wanted, asked_wanted, their_now_s);
             if answer.is_ok() {
+                assert!(holds && !record.lazy && !record.draining && !record.read_only && record.presence.is_here());
+                assert!(own_wanted.is_some_and(|own| own > 0 && own <= asked_wanted), "it knew better");
                 self.granted.insert((at, keeper, content), self.t);
             }
             if self.rng.chance(4) {
@@ -432,7 +433,7 @@ impl World {
             self.hosts[at].desk.end_trim(id, name);
             return self.hosts[at].desk.refused(id, name, now_s + 600);
         }
-        if self.quiet && self.fresh.contains(&(disk, content)) {
+        if self.quiet && !self.hasty && self.fresh.contains(&(disk, content)) {
             self.totals.wasted += 1;
             self.undone.push((disk, content));
         }

@@ -118,6 +118,8 @@ pub struct World {
     /// Those of them that were let go again.
     pub undone: Vec<(usize, usize)>,
     pub quiet: bool,
+    /// Delays shorter than news take: much is done in vain then, but nothing wrong.
+    pub hasty: bool,
     pub totals: Totals,
 }
 
@@ -147,8 +149,15 @@ impl World {
             fresh: Vec::new(),
             undone: Vec::new(),
             quiet: false,
+            hasty: false,
             totals: Totals::default(),
         };
+        if seed.is_multiple_of(3) {
+            world.hasty = true;
+            let settings = &mut world.settings;
+            (settings.grace_s, settings.grace_last_s, settings.takeover_s) = (240, 60, 30);
+            (settings.spread_delay_s, settings.trim_delay_s) = (60, 60);
+        }
         let hosts = 2 + world.rng.index(5);
         let sites = 1 + world.rng.index(3);
         for at in 0..hosts {
