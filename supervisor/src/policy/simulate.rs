@@ -3,6 +3,7 @@
 //! checked on the way stands in [`check`]; a failing seed is printed, and
 //! `DELUGEFS_POLICY_SEED=n cargo test ... policy::simulate` plays exactly that one; `DELUGEFS_POLICY_SEEDS=n` plays more.
 
+mod act;
 mod check;
 mod events;
 mod host;

@@ -332,6 +332,24 @@ fn a_promise_and_a_trim_exclude_each_other() {
 }
 
 #[test]
+fn what_was_agreed_before_a_restart_or_a_move_runs_out_before_anything_new() {
+    let (content, keepers) = (content(1, &[]).id, [id("b1"), id("c1")]);
+    let try_at = |mut desk: Desk, now_s: u64| {
+        keepers.iter().for_each(|keeper| desk.promised(content, *keeper, now_s, PROMISE_S));
+        let granted = desk.clone().grant(&disk("a1"), content, true, Some(2), 2, now_s).is_ok();
+        assert_eq!(granted, desk.begin_trim(id("a1"), content, &keepers, now_s));
+        granted
+    };
+    let restarted = Desk::new(NOW_S);
+    assert!(!try_at(restarted.clone(), NOW_S + PROMISE_S - 1) && try_at(restarted, NOW_S + PROMISE_S));
+    let mut moved = Desk::new(0);
+    assert!(try_at(moved.clone(), NOW_S));
+    moved.arrived(id("a1"), NOW_S);
+    moved.expire(NOW_S + PROMISE_S - 1);
+    assert!(!try_at(moved.clone(), NOW_S + PROMISE_S - 1) && try_at(moved, NOW_S + PROMISE_S));
+}
+
+#[test]
 fn promises_are_declined_by_disks_nobody_should_rely_on() {
     let id = content(1, &[]).id;
     let grant = |disk: &Disk, wanted, now_s| Desk::new(0).grant(disk, id, true, wanted, 2, now_s);
