@@ -56,7 +56,8 @@ impl World {
             self.fresh.push((disk, content));
         }
         if self.disks[disk].refuses_until > self.t {
-            return self.hosts[at].desk.refused(id, name, now_s + 600);
+            let for_s = if self.disks[disk].refuses_until == u64::MAX { 1 << 30 } else { 600 };
+            return self.hosts[at].desk.refused(id, name, now_s + for_s);
         }
         let end = self.t + TICK_S * (1 + self.rng.below(3));
         self.hosts[at].desk.fetching(id, name, size_bytes);

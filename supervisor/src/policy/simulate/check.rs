@@ -97,6 +97,9 @@ impl World {
             self.check_content(content);
         }
         self.quiet = false;
+        // Refusals for ever end here.
+        self.disks.iter_mut().for_each(|disk| disk.refuses_until = 0);
+        (0..self.hosts.len()).for_each(|host| self.restart(host));
     }
 
     fn check_content(&self, content: usize) {
@@ -118,7 +121,11 @@ impl World {
                 firm.extend(counts.then_some(host));
                 fit.extend((counts && !disk.read_only).then_some(host));
                 leaving.extend((seen.draining && !disk.read_only).then_some(number));
-            } else if counts && !disk.read_only && self.free(number) >= self.contents[content].size_bytes {
+            } else if counts
+                && !disk.read_only
+                && disk.refuses_until == 0
+                && self.free(number) >= self.contents[content].size_bytes
+            {
                 targets.push(host);
             }
         }

@@ -66,7 +66,10 @@ impl World {
                 self.boot(host);
             }
         }
-        self.disks.iter_mut().for_each(|disk| disk.refuses_until = 0);
+        for disk in 0..self.disks.len() {
+            // Some go on refusing: others have to step in.
+            self.disks[disk].refuses_until = if self.rng.chance(12) { u64::MAX } else { 0 };
+        }
         for disk in 0..self.disks.len() {
             if self.rng.chance(50) {
                 self.plug(disk);
