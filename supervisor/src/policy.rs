@@ -9,7 +9,7 @@
 //! evict whenever they like. Missing = wanted - counting - being fetched on this host.
 //!
 //! **Who copies.** All hosts rank the disks that could take a content alike, by rendezvous hashing weighted by free space
-//! ([`weight`]): a host that has no copy first, then a site, then the hash. As many disks as copies are missing act
+//! (`weight`): a host that has no copy first, then a site, then the hash. As many disks as copies are missing act
 //! at once, each told by its own host. If nothing comes of it (refused, full, gone, or known only to us), the next ones
 //! act, one after the other, each a takeover time later than the one before (longer for big contents and for hosts
 //! that say they have a queue). So nobody has to agree, a need is not met a hundred times, and never stalls. Time
@@ -20,7 +20,7 @@
 //! **Who lets go.** Copies are never moved or dropped because of a rank alone. Only when more than the wanted number are
 //! *present* (a copy that cannot be seen may have been dropped by someone who could not see ours), unchanged for the
 //! trim delay, a disk that ranks behind `wanted` others asks exactly these to confirm their copy and to promise to keep it
-//! ([`desk`]), and lets go when all have. A promise and a trim of the same copy exclude each other, so differing
+//! (`desk`), and lets go when all have. A promise and a trim of the same copy exclude each other, so differing
 //! views can delay a trim and never make it wrong: also across partitions and for disks that return with an old state.
 //! A draining disk lets go in the same way, without the delay. Nothing else removes a copy.
 //!
@@ -30,8 +30,8 @@
 //!
 //! **Order and bounds.** Fewest readable copies first, then oldest need; limited in transfers, bytes and decisions.
 //!
-//! Reading order: [`view`] (what goes in), [`mirror`], [`release`], [`desk`] (promises), [`plan`] (order), [`health`].
-//! The caller keeps one [`Desk`], calls [`plan`] with what changed or is due, carries decisions out and tells the desk.
+//! Reading order: `view` (what goes in), `mirror`, `release`, `desk` (promises), `plan` (order), `health`.
+//! The caller keeps one [`Desk`], calls [`plan()`] with what changed or is due, carries decisions out and tells the desk.
 
 mod cluster;
 mod desk;

@@ -153,6 +153,15 @@ fn newcomers_to_an_old_need_do_not_all_act_at_once() {
 }
 
 #[test]
+fn newcomers_do_not_all_improve_the_spread_at_once() {
+    let fresh = |name| Disk { presence: Presence::Here { since_s: NOW_S }, ..disk(name) };
+    let disks = vec![disk("a1"), disk("a2"), fresh("b1"), fresh("c1"), fresh("d1")];
+    let lab = Lab::new(disks, vec![content(1, &["a1", "a2"])]);
+    assert_eq!(lab.targets(NOW_S + 3599), []);
+    assert_eq!(lab.targets(NOW_S + 3600).len(), 1);
+}
+
+#[test]
 fn full_lazy_draining_read_only_forgotten_absent_and_refusing_disks_take_nothing() {
     let unfit = [
         Disk { free_bytes: GIB - 1, ..disk("b1") },
