@@ -1,37 +1,37 @@
 //! The replication policy: which contents the disks of this host fetch, and which copies they let go.
 //!
-//! Pure functions over a snapshot: no I/O, no clock, no randomness. There is no master: every host decides for the disks
-//! that are in it, from what it knows, and what it knows is a little old and differs from what others know. How that
-//! still comes together:
+//! Pure functions over a snapshot: no I/O, no clock, no randomness. There is no master: every host decides for the
+//! disks that are in it, from what it knows, and what it knows is a little old and differs from what others know. How
+//! that still comes together:
 //!
 //! **Counting.** A copy counts while its disk is here or has been absent for less than the grace period (a shorter one
-//! when at most one counting copy is present). Copies on lazy, draining and forgotten disks do not count; lazy disks may
-//! evict whenever they like. Missing = wanted - counting - being fetched on this host.
+//! when at most one counting copy is present). Copies on lazy, draining and forgotten disks do not count; lazy disks
+//! may evict whenever they like. Missing = wanted - counting - being fetched on this host.
 //!
-//! **Who copies.** All hosts rank the disks that could take a content alike, by rendezvous hashing weighted by free space
-//! (`weight`): a host that has no copy first, then a site, then the hash. As many disks as copies are missing act
+//! **Who copies.** All hosts rank the disks that could take a content alike, by rendezvous hashing weighted by free
+//! space (`weight`): a host that has no copy first, then a site, then the hash. As many disks as copies are missing act
 //! at once, each told by its own host. If nothing comes of it (refused, full, gone, or known only to us), the next ones
-//! act, one after the other, each a takeover time later than the one before (longer for big contents and for hosts
-//! that say they have a queue). So nobody has to agree, a need is not met a hundred times, and never stalls. Time
-//! counts from when the need arose *or* the disks ahead appeared, whichever is later.
+//! act, one after the other, each a takeover time later than the one before (longer for big contents and for hosts that
+//! say they have a queue). So nobody has to agree, a need is not met a hundred times, and never stalls. Time counts
+//! from when the need arose *or* the disks ahead appeared, whichever is later.
 //!
 //! **Spread.** Enough copies on too few hosts or sites are improved the same way, but late; that makes a surplus.
 //!
-//! **Who lets go.** Copies are never moved or dropped because of a rank alone. Only when more than the wanted number are
-//! *present* (a copy that cannot be seen may have been dropped by someone who could not see ours), unchanged for the
-//! trim delay, a disk that ranks behind `wanted` others asks exactly these to confirm their copy and to promise to keep it
-//! (`desk`), and lets go when all have. A promise and a trim of the same copy exclude each other, so differing
+//! **Who lets go.** Copies are never moved or dropped because of a rank alone. Only when more than the wanted number
+//! are *present* (a copy that cannot be seen may have been dropped by someone who could not see ours), unchanged for
+//! the trim delay, a disk that ranks behind `wanted` others asks exactly these to confirm their copy and to promise to
+//! keep it (`desk`), and lets go when all have. A promise and a trim of the same copy exclude each other, so differing
 //! views can delay a trim and never make it wrong: also across partitions and for disks that return with an old state.
 //! A draining disk lets go in the same way, without the delay. Nothing else removes a copy.
 //!
 //! **Why it comes to rest.** Enough counting copies on distinct hosts and sites: no fetch. No more than wanted present:
-//! no trim. What is kept of a surplus is as well spread as the whole, so a trim causes no fetch, and copies stay where they
-//! are when ranks change with free space.
+//! no trim. What is kept of a surplus is as well spread as the whole, so a trim causes no fetch, and copies stay where
+//! they are when ranks change with free space.
 //!
 //! **Order and bounds.** Fewest readable copies first, then oldest need; limited in transfers, bytes and decisions.
 //!
-//! Reading order: `view` (what goes in), `mirror`, `release`, `desk` (promises), `plan` (order), `health`.
-//! The caller keeps one [`Desk`], calls [`plan()`] with what changed or is due, carries decisions out and tells the desk.
+//! Reading order: `view` (what goes in), `mirror`, `release`, `desk` (promises), `plan` (order), `health`. The caller
+//! keeps one [`Desk`], calls [`plan()`] with what changed or is due, carries decisions out and tells the desk.
 
 mod cluster;
 mod desk;
@@ -84,7 +84,8 @@ pub enum Decision {
         reason: Reason,
     },
     /// Ask other disks, through their hosts, to keep their copies ([`Desk::grant`] there), so that this one may let go.
-    /// Before sending [`Desk::asking`], then for each [`Desk::promised`], or [`Desk::declined`] for no, and for no answer.
+    /// Before sending [`Desk::asking`], then for each [`Desk::promised`], or [`Desk::declined`] for no, and for no
+    /// answer.
     Confirm {
         /// The disk that has a surplus copy.
         disk: DiskId,

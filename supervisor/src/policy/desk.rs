@@ -9,11 +9,11 @@
 //!   stop_mirroring on D's worker ... end_trim(D)
 //! ```
 //!
-//! Why no two trims can rely on each other: a disk that promised cannot begin a trim before the promise ends, and a disk
-//! that began one grants nothing until it is over. So at any moment the copies that a trim relied on when it began are
-//! there, or were themselves let go relying on as many others, none of which is on its way out. How long the worker
-//! takes to delete does not matter. A promise counts from the asking at one end and from the granting at the other, so it
-//! ends earlier for who relies on it; only the rates of the two clocks have to agree, to a tenth.
+//! Why no two trims can rely on each other: a disk that promised cannot begin a trim before the promise ends, and a
+//! disk that began one grants nothing until it is over. So at any moment the copies that a trim relied on when it began
+//! are there, or were themselves let go relying on as many others, none of which is on its way out. How long the worker
+//! takes to delete does not matter. A promise counts from the asking at one end and from the granting at the other, so
+//! it ends earlier for who relies on it; only the rates of the two clocks have to agree, to a tenth.
 //!
 //! The desk is lost with the supervisor, and stays behind when a disk moves to another host. Therefore a new desk, and
 //! every disk new to a desk, neither grants nor trims for PROMISE_S: by then all that was agreed before has run out,

@@ -1,5 +1,5 @@
-//! Whether a local disk may let a copy go: for surplus copies, for disks that are being emptied, and for lazy disks that
-//! want to evict.
+//! Whether a local disk may let a copy go: for surplus copies, for disks that are being emptied, and for lazy disks
+//! that want to evict.
 
 use delugefs_proto::ids::DiskId;
 

@@ -1,7 +1,7 @@
 //! A world of hosts, disks and contents in which everything goes wrong, played from a seed: the same number gives the
 //! same story. Each epoch is a storm of events, then quiet, in which all must come to rest as it should be. What is
-//! checked on the way stands in [`check`]; a failing seed is printed, and
-//! `DELUGEFS_POLICY_SEED=n cargo test ... policy::simulate` plays exactly that one; `DELUGEFS_POLICY_SEEDS=n` plays more.
+//! checked on the way stands in [`check`]; a failing seed is printed, and `DELUGEFS_POLICY_SEED=n cargo test ...
+//! policy::simulate` plays exactly that one; `DELUGEFS_POLICY_SEEDS=n` plays more.
 
 mod act;
 mod check;

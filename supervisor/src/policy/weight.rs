@@ -1,9 +1,9 @@
 //! Weighted rendezvous hashing in integers, so that every machine ranks alike.
 //!
 //! Each pair of content and disk gives a number `u`, evenly spread over (0, 1); the disk's cost for the content is
-//! `-ln(u) / weight`, and the cheapest disk wins. That is a race between exponential clocks: a disk wins in proportion to
-//! its weight, and a disk that comes or goes moves only what it wins or held. Floating-point logarithms differ between
-//! maths libraries in the last bit, hence a table and integers. The base of the logarithm does not matter.
+//! `-ln(u) / weight`, and the cheapest disk wins. That is a race between exponential clocks: a disk wins in proportion
+//! to its weight, and a disk that comes or goes moves only what it wins or held. Floating-point logarithms differ
+//! between maths libraries in the last bit, hence a table and integers. The base of the logarithm does not matter.
 
 /// Bits after the binary point of a logarithm.
 const FRACTION_BITS: u32 = 32;

@@ -1,6 +1,6 @@
-//! The rules. At every decision: only what is allowed, on what is allowed. At every trim: as many copies as wanted stay,
-//! on disks that promised, unless one of these was broken or set back by an event since. At rest: everything is as it
-//! should be, and nobody wants to do anything.
+//! The rules. At every decision: only what is allowed, on what is allowed. At every trim: as many copies as wanted
+//! stay, on disks that promised, unless one of these was broken or set back by an event since. At rest: everything is
+//! as it should be, and nobody wants to do anything.
 
 use super::super::*;
 use super::host::Trimming;
