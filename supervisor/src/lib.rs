@@ -2,7 +2,8 @@
 //! (`delugefs`), which talks to it. `DESIGN.md` beside this crate's manifest has the picture, the states and the formats.
 //!
 //! Reading order: [`run`] (the boot log), [`owner`] (all decisions), [`process`] (what it watches), [`server`] (the
-//! control socket), [`cli`] (the command). This crate knows nothing of catalogs, torrents or FUSE.
+//! control socket), [`cli`] (the command). [`policy`] stands alone: which contents this host's disks keep. This crate
+//! knows nothing of catalogs, torrents or FUSE.
 
 pub mod cli;
 pub mod discovery;
@@ -14,6 +15,7 @@ pub mod logtail;
 pub mod notes;
 pub mod owner;
 pub mod paths;
+pub mod policy;
 pub mod process;
 pub mod remember;
 pub mod run;

@@ -1,0 +1,259 @@
+//! What a host remembers of its own disks' doings: fetches, refusals, and both sides of the promise protocol.
+//!
+//! ```text
+//! host A, wants to let go of a copy on disk D      host B, disk K holds a copy too
+//!   Decision::Confirm -> asking(K)  ---- ask --->   grant(K): looks into K's store; from now on
+//!   promised(K), valid from when A asked  <------   K does not begin a trim for PROMISE_S
+//!   Decision::Trim, enough promises
+//!   begin_trim(D): promises still valid, D gave none itself; from now on D grants none
+//!   stop_mirroring on D's worker ... end_trim(D)
+//! ```
+//!
+//! Why no two trims can rely on each other: a disk that promised cannot begin a trim before the promise ends, and a
+//! disk that began one grants nothing until it is over. So at any moment the copies that a trim relied on when it began
+//! are there, or were themselves let go relying on as many others, none of which is on its way out. How long the worker
+//! takes to delete does not matter. A promise counts from the asking at one end and from the granting at the other, so
+//! it ends earlier for who relies on it; only the rates of the two clocks have to agree, to a tenth.
+//!
+//! The desk is lost with the supervisor, and stays behind when a disk moves to another host. Therefore a new desk, and
+//! every disk new to a desk, neither grants nor trims for PROMISE_S: by then all that was agreed before has run out,
+//! and a worker has finished or given up what it was told (give `stop_mirroring` a deadline of at most half of that).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use delugefs_proto::ids::{ContentId, DiskId};
+
+use super::view::Disk;
+
+/// How long a promise holds, in seconds. Part of the protocol, therefore no setting: see the module's last paragraph.
+pub const PROMISE_S: u64 = 600;
+/// How long to wait for the answer to a question, in seconds.
+pub const ANSWER_S: u64 = 60;
+
+/// Why a disk does not promise to keep a content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decline {
+    /// It does not have it (its published holdings may say otherwise).
+    NotHere,
+    /// It is lazy, draining, read-only, forgotten or absent: nobody should rely on it.
+    Unfit,
+    /// This host knows a higher number of wanted copies, or no file that has this content.
+    KnowsBetter,
+    /// It is letting its own copy go.
+    LettingGo,
+    /// It came here, or its supervisor started, too recently.
+    TooNew,
+}
+
+/// What another disk said when asked to keep its copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answer {
+    /// Nothing so far.
+    Pending,
+    Promised,
+    Declined,
+}
+
+/// All that is going on about one content.
+#[derive(Clone, Debug, Default)]
+struct Matter {
+    fetches: Vec<(DiskId, u64)>,
+    refusals: Vec<(DiskId, u64)>,
+    answers: Vec<(DiskId, Answer, u64)>,
+}
+
+impl Matter {
+    fn expire(&mut self, now_s: u64) -> bool {
+        self.refusals.retain(|(_, until_s)| *until_s > now_s);
+        self.answers.retain(|(.., until_s)| *until_s > now_s);
+        !(self.fetches.is_empty() && self.refusals.is_empty() && self.answers.is_empty())
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    start_s: u64,
+    arrivals: BTreeMap<DiskId, u64>,
+    matters: BTreeMap<ContentId, Matter>,
+    given: BTreeMap<(DiskId, ContentId), u64>,
+    leaving: BTreeSet<(DiskId, ContentId)>,
+}
+
+impl Desk {
+    /// Of a supervisor that starts now.
+    pub fn new(now_s: u64) -> Self {
+        Self {
+            start_s: now_s,
+            arrivals: BTreeMap::new(),
+            matters: BTreeMap::new(),
+            given: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+        }
+    }
+
+    /// A worker of this disk registered here. Its fetches and trims of an earlier run have ended with that run.
+    pub fn arrived(&mut self, disk: DiskId, now_s: u64) {
+        self.arrivals.insert(disk, now_s);
+        self.leaving.retain(|(leaving, _)| *leaving != disk);
+        for matter in self.matters.values_mut() {
+            matter.fetches.retain(|(fetching, _)| *fetching != disk);
+        }
+    }
+
+    /// A disk of this host fetches a content; `left_bytes` are still to come. Repeat it to report progress.
+    pub fn fetching(&mut self, disk: DiskId, content: ContentId, left_bytes: u64) {
+        let fetches = &mut self.matters.entry(content).or_default().fetches;
+        fetches.retain(|(fetching, _)| *fetching != disk);
+        fetches.push((disk, left_bytes));
+    }
+
+    /// That fetch ended, one way or the other.
+    pub fn fetch_ended(&mut self, disk: DiskId, content: ContentId) {
+        if let Some(matter) = self.matters.get_mut(&content) {
+            matter.fetches.retain(|(fetching, _)| *fetching != disk);
+        }
+    }
+
+    /// A disk of this host refused to fetch a content, failed to, or refused to let it go: leave it alone until then.
+    pub fn refused(&mut self, disk: DiskId, content: ContentId, until_s: u64) {
+        let refusals = &mut self.matters.entry(content).or_default().refusals;
+        refusals.retain(|(refusing, _)| *refusing != disk);
+        refusals.push((disk, until_s));
+    }
+
+    /// Another disk is being asked to keep its copy. Without an answer it counts as asked for [`ANSWER_S`].
+    pub fn asking(&mut self, content: ContentId, disk: DiskId, now_s: u64) {
+        self.answer(content, disk, Answer::Pending, now_s + ANSWER_S);
+    }
+
+    /// It promised to keep it for `lease_s`; `asked_s` is when the question left here.
+    pub fn promised(&mut self, content: ContentId, disk: DiskId, asked_s: u64, lease_s: u64) {
+        self.answer(content, disk, Answer::Promised, asked_s + lease_s - lease_s / 10);
+    }
+
+    /// It did not, or could not be asked: do not count on it, and do not ask again until then.
+    pub fn declined(&mut self, content: ContentId, disk: DiskId, until_s: u64) {
+        self.answer(content, disk, Answer::Declined, until_s);
+    }
+
+    fn answer(&mut self, content: ContentId, disk: DiskId, answer: Answer, until_s: u64) {
+        let answers = &mut self.matters.entry(content).or_default().answers;
+        answers.retain(|(answering, ..)| *answering != disk);
+        answers.push((disk, answer, until_s));
+    }
+
+    /// Asked by another host (or by this one, for another disk): promise to keep a copy on a disk of this host.
+    /// `holds` is what the worker found in its store just now, `own_wanted` the number of copies that this host knows
+    /// to be wanted, `asked_wanted` what the other one knows.
+    ///
+    /// # Errors
+    /// Why it does not; nothing has changed then. Otherwise the promise is given, and its duration in seconds returned.
+    pub fn grant(
+        &mut self,
+        disk: &Disk,
+        content: ContentId,
+        holds: bool,
+        own_wanted: Option<u32>,
+        asked_wanted: u32,
+        now_s: u64,
+    ) -> Result<u64, Decline> {
+        if !holds {
+            return Err(Decline::NotHere);
+        }
+        if disk.lazy || disk.draining || disk.read_only || disk.forgotten || !disk.presence.is_here() {
+            return Err(Decline::Unfit);
+        }
+        if own_wanted.is_none_or(|own| own == 0 || own > asked_wanted) {
+            return Err(Decline::KnowsBetter);
+        }
+        if self.leaving.contains(&(disk.id, content)) {
+            return Err(Decline::LettingGo);
+        }
+        if self.settled_s(disk.id) > now_s {
+            return Err(Decline::TooNew);
+        }
+        self.given.insert((disk.id, content), now_s + PROMISE_S);
+        Ok(PROMISE_S)
+    }
+
+    /// About to tell a worker of this host to let go of a copy, relying on these disks: the last check, and from now
+    /// on the disk promises this content to nobody. `false` forbids it. Follow with [`Desk::end_trim`] once the worker
+    /// has answered or its process has ended, not when merely the waiting did.
+    #[must_use]
+    pub fn begin_trim(&mut self, disk: DiskId, content: ContentId, relying_on: &[DiskId], now_s: u64) -> bool {
+        let promised =
+            |keeper: &DiskId| *keeper != disk && self.answer_of(content, *keeper, now_s) == Some(Answer::Promised);
+        if relying_on.is_empty()
+            || !relying_on.iter().all(promised)
+            || self.bound_until_s(disk, content, now_s).is_some()
+        {
+            return false;
+        }
+        self.leaving.insert((disk, content))
+    }
+
+    /// The worker is done with it, or refused (then also tell [`Desk::refused`]).
+    pub fn end_trim(&mut self, disk: DiskId, content: ContentId) {
+        self.leaving.remove(&(disk, content));
+    }
+
+    /// Forgets what has run out. Changes no decision; call it now and then.
+    pub fn expire(&mut self, now_s: u64) {
+        self.matters.retain(|_, matter| matter.expire(now_s));
+        self.given.retain(|_, until_s| *until_s > now_s);
+        self.arrivals.retain(|_, arrived_s| *arrived_s + PROMISE_S > now_s);
+    }
+
+    /// Until when this disk may not begin to let this content go; `None` when it may.
+    pub(super) fn bound_until_s(&self, disk: DiskId, content: ContentId, now_s: u64) -> Option<u64> {
+        if self.leaving.contains(&(disk, content)) {
+            return Some(u64::MAX);
+        }
+        let given_s = self.given.get(&(disk, content)).copied().unwrap_or(0);
+        let refused_s = self.refused_until_s(disk, content, now_s).unwrap_or(0);
+        Some(given_s.max(refused_s).max(self.settled_s(disk))).filter(|until_s| *until_s > now_s)
+    }
+
+    /// Until when this disk is to be left alone with this content.
+    pub(super) fn refused_until_s(&self, disk: DiskId, content: ContentId, now_s: u64) -> Option<u64> {
+        let refusals = &self.matters.get(&content)?.refusals;
+        refusals.iter().find(|(id, until_s)| *id == disk && *until_s > now_s).map(|(_, until_s)| *until_s)
+    }
+
+    /// The disks of this host that fetch this content now.
+    pub(super) fn fetchers(&self, content: ContentId) -> impl Iterator<Item = DiskId> {
+        self.matters.get(&content).into_iter().flat_map(|matter| matter.fetches.iter().map(|(disk, _)| *disk))
+    }
+
+    /// Number of fetches on this host, and the bytes left in them.
+    pub(super) fn transfers(&self) -> (usize, u64) {
+        let all = self.matters.values().flat_map(|matter| &matter.fetches);
+        all.fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes))
+    }
+
+    /// What the fetches of a disk still need of its free space, in bytes.
+    pub(super) fn reserved_bytes(&self, disk: DiskId) -> u64 {
+        self.matters
+            .values()
+            .flat_map(|matter| &matter.fetches)
+            .filter(|(id, _)| *id == disk)
+            .map(|(_, bytes)| bytes)
+            .sum()
+    }
+
+    pub(super) fn answer_of(&self, content: ContentId, disk: DiskId, now_s: u64) -> Option<Answer> {
+        let answers = &self.matters.get(&content)?.answers;
+        answers.iter().find(|(id, _, until_s)| *id == disk && *until_s > now_s).map(|(_, answer, _)| *answer)
+    }
+
+    /// When answers of a kind about this content run out, one after the other.
+    pub(super) fn ends_s(&self, content: ContentId, kind: Answer, now_s: u64) -> impl Iterator<Item = u64> {
+        let answers = self.matters.get(&content).into_iter().flat_map(|matter| &matter.answers);
+        answers.filter(move |(_, answer, until_s)| *answer == kind && *until_s > now_s).map(|(.., until_s)| *until_s)
+    }
+
+    fn settled_s(&self, disk: DiskId) -> u64 {
+        self.arrivals.get(&disk).copied().unwrap_or(0).max(self.start_s) + PROMISE_S
+    }
+}

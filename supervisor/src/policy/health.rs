@@ -1,0 +1,132 @@
+//! How well the contents are kept, for `delugefs status`.
+
+use delugefs_proto::ids::{ContentId, DiskId};
+
+use super::cluster::Cluster;
+use super::mirror::tally;
+use super::view::View;
+
+/// Most entries of each list; the totals count all.
+pub const LIST_MAX: usize = 100;
+
+/// A content with too few copies.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct AtRisk {
+    /// Copies that are present and count.
+    pub present: u32,
+    /// Copies that there should be.
+    pub wanted: u32,
+    /// Which content.
+    pub content: ContentId,
+}
+
+/// A content of which one copy exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Single {
+    /// Which content.
+    pub content: ContentId,
+    /// Where the copy is.
+    pub disk: DiskId,
+    /// Whether that disk is connected.
+    pub present: bool,
+}
+
+/// What one disk holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiskHealth {
+    /// Which disk.
+    pub disk: DiskId,
+    /// Whether it is connected.
+    pub present: bool,
+    /// Contents on it that some file has.
+    pub contents: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those of them that no other disk has: lost if this disk is. Of a disk that is being emptied, what is missing
+    /// until it may be taken away.
+    pub only_here: u64,
+}
+
+/// See the module. Copies on forgotten disks do not exist; contents that no file has are left out.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Health {
+    /// Contents in all.
+    pub contents: u64,
+    /// Contents with fewer present copies that count than wanted.
+    pub short: u64,
+    /// Those of them that lack only copies on disks which were seen recently: nothing is done yet.
+    pub short_waiting: u64,
+    /// The worst of them first.
+    pub at_risk: Vec<AtRisk>,
+    /// Contents of which one copy exists (on whatever disk, present or not) although more are wanted.
+    pub single: u64,
+    /// Some of them.
+    pub singles: Vec<Single>,
+    /// Contents that cannot be read now, but from a disk that is absent.
+    pub unreachable: u64,
+    /// Contents without any copy.
+    pub gone: u64,
+    /// Some of them.
+    pub gone_list: Vec<ContentId>,
+    /// Every disk that was not forgotten, by id.
+    pub disks: Vec<DiskHealth>,
+}
+
+/// Looks at every content of the view, which therefore should have all.
+pub fn health(view: &View<'_>, now_s: u64) -> Health {
+    let cluster = Cluster::new(view.me, view.disks, view.desk, view.settings);
+    let mut disks: Vec<DiskHealth> = cluster
+        .nodes
+        .iter()
+        .map(|n| DiskHealth { disk: n.id, present: n.source, contents: 0, bytes: 0, only_here: 0 })
+        .collect();
+    let mut health = Health::default();
+    for content in view.contents.iter().filter(|content| content.wanted > 0) {
+        let mut tally = tally(&cluster, content, now_s);
+        tally.holders.retain(|at| !cluster.nodes[*at].forgotten);
+        health.contents += 1;
+        for at in &tally.holders {
+            disks[*at].contents += 1;
+            disks[*at].bytes = disks[*at].bytes.saturating_add(content.size_bytes);
+        }
+        if tally.firm < content.wanted {
+            health.short += 1;
+            health.short_waiting += u64::from(tally.expected.len() >= content.wanted as usize);
+            health.at_risk.push(AtRisk { present: tally.firm, wanted: content.wanted, content: content.id });
+        }
+        match tally.holders[..] {
+            [] => {
+                health.gone += 1;
+                push(&mut health.gone_list, content.id);
+            }
+            [at] => {
+                disks[at].only_here += 1;
+                if content.wanted > 1 {
+                    health.single += 1;
+                    let node = &cluster.nodes[at];
+                    push(&mut health.singles, Single { content: content.id, disk: node.id, present: node.source });
+                }
+            }
+            _ => {}
+        }
+        health.unreachable += u64::from(tally.readable == 0 && !tally.holders.is_empty());
+        if health.at_risk.len() >= 64 * LIST_MAX {
+            cut(&mut health.at_risk);
+        }
+    }
+    cut(&mut health.at_risk);
+    health.disks = disks.into_iter().zip(&cluster.nodes).filter(|(_, n)| !n.forgotten).map(|(disk, _)| disk).collect();
+    health
+}
+
+fn push<T>(list: &mut Vec<T>, item: T) {
+    if list.len() < LIST_MAX {
+        list.push(item);
+    }
+}
+
+/// Leaves the worst.
+fn cut(list: &mut Vec<AtRisk>) {
+    list.sort_unstable();
+    list.truncate(LIST_MAX);
+}

@@ -1,0 +1,98 @@
+//! All contents: what to do first, and how much of it now.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use super::cluster::Cluster;
+use super::mirror::{Wish, decide_content};
+use super::view::View;
+use super::{Decision, Reason};
+
+/// What a host does next.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// To be carried out, the most urgent first.
+    pub decisions: Vec<Decision>,
+    /// When to plan again even if nothing changes until then; what waits for room (below) is due when there is some.
+    pub again_s: Option<u64>,
+    /// Fetches that are due and wait for others to end.
+    pub waiting: u64,
+    /// Their bytes. Publish how long these take as [`super::Disk::backlog_s`].
+    pub waiting_bytes: u64,
+}
+
+/// The decisions for a whole view; see [`plan`].
+pub fn decide(view: &View<'_>, now_s: u64) -> Vec<Decision> {
+    plan(view, now_s).decisions
+}
+
+/// Looks at every content of the view, and chooses.
+pub fn plan(view: &View<'_>, now_s: u64) -> Plan {
+    let cluster = Cluster::new(view.me, view.disks, view.desk, view.settings);
+    let mut wishes = Vec::new();
+    let mut again_s: Option<u64> = None;
+    for content in view.contents {
+        let verdict = decide_content(&cluster, content, now_s);
+        wishes.extend(verdict.wishes);
+        again_s = [again_s, verdict.again_s].into_iter().flatten().min();
+    }
+    Plan { again_s, ..choose(&cluster, wishes) }
+}
+
+/// Orders wishes by urgency and keeps as many as the limits allow: contents with the fewest readable copies first, then
+/// those whose turn it is by rank, then those that wait longest; better spread and trimming after that. A content that
+/// does not fit into the limit of bytes holds up those behind it, so that big ones get their turn.
+pub fn choose(cluster: &Cluster<'_>, wishes: Vec<Wish>) -> Plan {
+    let settings = cluster.settings;
+    let (mut transfers, mut transfer_bytes) = cluster.desk.transfers();
+    let mut room: BTreeMap<_, u64> = cluster.nodes.iter().filter(|n| n.local).map(|n| (n.id, n.room_bytes)).collect();
+    let mut plan = Plan::default();
+    // Heaps: of a hundred thousand wishes only the first few are ever put in order.
+    let (mut fetches, mut others) = (Vec::new(), Vec::new());
+    for (i, wish) in wishes.iter().enumerate() {
+        let (list, late) = match &wish.decision {
+            Decision::Mirror { reason, .. } => (&mut fetches, *reason == Reason::Spread),
+            Decision::Trim { .. } => (&mut others, false),
+            Decision::Confirm { .. } => (&mut others, true),
+        };
+        list.push(Reverse((late, wish.readable, wish.steps, wish.since_s, i)));
+    }
+    let mut fetches = BinaryHeap::from(fetches);
+    while let Some(Reverse((.., i))) = fetches.pop() {
+        let Decision::Mirror { disk, size_bytes, .. } = &wishes[i].decision else { continue };
+        let Some(left) = room.get_mut(disk).filter(|left| **left >= *size_bytes) else { continue };
+        let sum = transfer_bytes.saturating_add(*size_bytes);
+        if transfers >= settings.max_transfers
+            || (transfers > 0 && sum > settings.max_transfer_bytes)
+            || plan.decisions.len() >= settings.max_decisions
+        {
+            plan.wait(*size_bytes);
+            break;
+        }
+        *left -= size_bytes;
+        transfers += 1;
+        transfer_bytes = sum;
+        plan.decisions.push(wishes[i].decision.clone());
+    }
+    for Reverse((.., i)) in fetches {
+        if let Decision::Mirror { disk, size_bytes, .. } = &wishes[i].decision
+            && room.get(disk).is_some_and(|left| left >= size_bytes)
+        {
+            plan.wait(*size_bytes);
+        }
+    }
+    let mut others = BinaryHeap::from(others);
+    while plan.decisions.len() < settings.max_decisions
+        && let Some(Reverse((.., i))) = others.pop()
+    {
+        plan.decisions.push(wishes[i].decision.clone());
+    }
+    plan
+}
+
+impl Plan {
+    fn wait(&mut self, size_bytes: u64) {
+        self.waiting += 1;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(size_bytes);
+    }
+}
