@@ -1,5 +1,5 @@
 # Sourced by every scenario: a host of its own in $T/NAME, checks, and waiting for conditions.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154
 
 # Make $H, a host named $1: the scripts with their paths moved below it, stubs first in PATH, an empty rc.conf.
 host()
@@ -100,7 +100,7 @@ clean_up()
 	for file in "${T}"/*/var/run/*.daemon.pid "${T}"/*/var/run/*.pid; do
 		[ -f "${file}" ] || continue
 		left=$(cat "${file}")
-		if [ -n "${left}" ] && tr '\0' ' ' <"/proc/${left}/cmdline" 2>/dev/null | grep -q -F "${T}"; then
+		if [ -n "${left}" ] && grep -q -s -a -F "${T}" "/proc/${left}/cmdline"; then
 			kill -KILL "${left}" 2>/dev/null
 		fi
 	done

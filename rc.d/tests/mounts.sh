@@ -28,8 +28,8 @@ check "status" delugefs_mount status
 check "a line for each" lines 2
 check "with the place" said "running as pid $(pid mount_films), mounted on ${films}\\."
 id=$(sed -n 's/^disk_id = "\(........\).*/\1/p' "${d1}/disk.toml")
-check "the frontend got its arguments" grep -q -x -- "--worker ${H}/var/run/delugefs/${id}.sock --mount ${films} --user \
-${user} --name home --cache-entries 5" "${films}.args"
+arguments="--worker ${H}/var/run/delugefs/${id}.sock --mount ${films} --user ${user} --name home --cache-entries 5"
+check "the frontend got its arguments" grep -q -x -- "${arguments}" "${films}.args"
 if [ ! -c /dev/fuse ]; then
 	check "the module is loaded" grep -q '^fusefs$' "${STUB_DIR}/kld"
 fi
@@ -66,7 +66,8 @@ conf 'delugefs_mount_stop_timeout=10'
 check "start" delugefs_mount start films
 one=$(pid mount_films)
 kill -KILL "${one}"
-check "a dead frontend is replaced" until_true eval '[ "$(pid mount_films)" != "${one}" ] && delugefs_mount status films'
+again() { [ "$(pid mount_films)" != "${one}" ] && delugefs_mount status films; }
+check "a dead frontend is replaced" until_true again
 check "there is one mount" there "${films}"
 one=$(pid mount_films)
 kill -KILL "$(daemon_pid mount_films)"
@@ -74,7 +75,8 @@ check "a frontend without its daemon(8) shows" fails delugefs_mount status films
 check "it is not started twice" fails delugefs_mount start films
 check "and says why" said "is mounted already, by process ${one}"
 kill -KILL "${one}"
-check "a dead mount shows" until_true eval 'fails delugefs_mount status films && said "left a dead mount"'
+dead() { fails delugefs_mount status films && said 'left a dead mount'; }
+check "a dead mount shows" until_true dead
 check "start replaces it" delugefs_mount start films
 check "and says so" said 'is dead and gets replaced'
 check "there is one mount" there "${films}"

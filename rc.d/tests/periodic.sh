@@ -14,7 +14,8 @@ check "but shows" said 'delugefs_mount_photos is not enabled'
 
 # periodic(8)
 for script in daily monthly; do
-	sed -e "s|/etc/defaults/periodic.conf|${H}/periodic.conf|" "${here}"/../periodic/"${script}"/*.delugefs >"${H}/${script}"
+	sed -e "s|/etc/defaults/periodic.conf|${H}/periodic.conf|" "${here}/../periodic/${script}/500.delugefs" \
+		>"${H}/${script}"
 done
 printf 'source_periodic_confs() { :; }\n' >"${H}/periodic.conf"
 run() { dash "${H}/$1" >"${H}/said" 2>&1; }

@@ -1,5 +1,5 @@
 # The service delugefs: at boot, what is enabled, settings that are wrong, service jails.
-# shellcheck shell=sh disable=SC2154
+# shellcheck shell=sh disable=SC2154,SC2317
 host settings
 d1="${H}/mnt/d1" d2="${H}/mnt/d2" d3="${H}/mnt/d3"
 conf 'delugefs_cluster=home' 'delugefs_disks="d1 d2 d3"'
@@ -96,14 +96,15 @@ delugefs stop
 conf 'delugefs_svcj=YES' 'JAIL_CMD=jail'
 : >"${STUB_DIR}/calls"
 delugefs start
-check "service jail: start makes it" grep -q '^jail -c name=svcj-delugefs exec.start=delugefs start *$' "${STUB_DIR}/calls"
+called() { grep -q -E "^$1 *\$" "${STUB_DIR}/calls"; }
+check "service jail: start makes it" called 'jail -c name=svcj-delugefs exec.start=delugefs start'
 delugefs start d2
 delugefs stop d2
 delugefs status
-check "one disk starts in it" grep -q '^service -j svcj-delugefs -E _rc_svcj=jailing delugefs start d2' "${STUB_DIR}/calls"
-check "one disk stops in it" grep -q '^service -j svcj-delugefs -E _rc_svcj=jailing delugefs stop d2' "${STUB_DIR}/calls"
+check "one disk starts in it" called 'service -j svcj-delugefs -E _rc_svcj=jailing delugefs start d2'
+check "one disk stops in it" called 'service -j svcj-delugefs -E _rc_svcj=jailing delugefs stop d2'
 check "and it stays" fails grep -q '^jail -r' "${STUB_DIR}/calls"
-check "status looks into it" grep -q '^service -j svcj-delugefs -E _rc_svcj=jailing delugefs status' "${STUB_DIR}/calls"
+check "status looks into it" called 'service -j svcj-delugefs -E _rc_svcj=jailing delugefs status'
 delugefs stop
 check "stop of all removes it" grep -q '^jail -r svcj-delugefs' "${STUB_DIR}/calls"
 inside() { _rc_svcj=jailing delugefs start d2; }
