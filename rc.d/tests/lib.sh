@@ -94,13 +94,11 @@ runs()
 	[ -n "${1}" ] && kill -0 "$1" 2>/dev/null
 }
 
-# End what a scenario has left running, when it failed half way: only processes whose command line names $T.
+# End what a scenario has left running, when it failed half way: processes whose command line names our own $T.
 clean_up()
 {
-	for file in "${T}"/*/var/run/*.daemon.pid "${T}"/*/var/run/*.pid; do
-		[ -f "${file}" ] || continue
-		left=$(cat "${file}")
-		if [ -n "${left}" ] && grep -q -s -a -F "${T}" "/proc/${left}/cmdline"; then
+	for left in $(pgrep -f -- "${T}/"); do
+		if [ "${left}" != "$$" ]; then
 			kill -KILL "${left}" 2>/dev/null
 		fi
 	done
