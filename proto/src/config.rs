@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Name of the cluster this host takes part in.
     pub cluster: Option<String>,
+    /// Where other disks of the cluster may be, as `host:port`: those that multicast does not reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
     /// Folders of this host's disks.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -31,6 +34,17 @@ pub struct DiskConfig {
     /// Seconds a content that nobody refers to any more is kept.
     #[serde(default = "default_retention_s")]
     pub retention_s: u64,
+    /// IP address to listen on for other disks; all without it.
+    pub listen: Option<String>,
+    /// TCP port to listen on; 0: any, the same again if it is free.
+    #[serde(default)]
+    pub btport: u16,
+    /// Fetch contents only to read them.
+    #[serde(default)]
+    pub lazy: bool,
+    /// Where the disk is: copies are spread over sites.
+    #[serde(default)]
+    pub site: String,
 }
 
 /// One `[[mount]]`.

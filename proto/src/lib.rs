@@ -25,6 +25,7 @@ pub mod token;
 
 pub use pb::control::v1 as control_pb;
 pub use pb::local::v1 as local_pb;
+pub use pb::peer::v1 as peer_pb;
 pub use pb::worker::v1 as worker_pb;
 
 /// Generated from the `.proto` files, in the module layout the generator expects.
@@ -33,6 +34,11 @@ mod pb {
     pub mod local {
         pub mod v1 {
             tonic::include_proto!("delugefs.local.v1");
+        }
+    }
+    pub mod peer {
+        pub mod v1 {
+            tonic::include_proto!("delugefs.peer.v1");
         }
     }
     pub mod worker {

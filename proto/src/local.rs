@@ -5,4 +5,4 @@ pub mod client;
 pub mod frame;
 
 /// Version both sides must agree on; a worker refuses any other in its answer to Hello.
-pub const LOCAL_VERSION: u32 = 1;
+pub const LOCAL_VERSION: u32 = 2;

@@ -52,12 +52,13 @@ impl Identity {
         Arc::new(config)
     }
 
-    /// For a connection to the owner of the key `wanted`, and to nobody else.
+    /// For a connection to the owner of the key `wanted` and to nobody else; without one, to whoever answers: the caller
+    /// looks at [`peer_id`] before it says anything.
     ///
     /// # Panics
     /// Never: the provider knows TLS 1.3.
-    pub fn client_config(&self, wanted: NodeId, alpn: &[u8]) -> Arc<ClientConfig> {
-        let verifier = Arc::new(RawKey { wanted: Some(wanted), provider: self.provider.clone() });
+    pub fn client_config(&self, wanted: Option<NodeId>, alpn: &[u8]) -> Arc<ClientConfig> {
+        let verifier = Arc::new(RawKey { wanted, provider: self.provider.clone() });
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&version::TLS13])
             .expect("aws-lc-rs has TLS 1.3")
@@ -70,13 +71,13 @@ impl Identity {
         Arc::new(config)
     }
 
-    /// Connect to the owner of a key at an address, for one protocol.
+    /// Connect to the owner of a key at an address, for one protocol. `wanted` is as in [`Identity::client_config`].
     ///
     /// # Errors
     /// When nobody answers in time, or somebody who does not own the key or does not offer the protocol.
     pub async fn dial(
         &self,
-        wanted: NodeId,
+        wanted: Option<NodeId>,
         address: SocketAddr,
         alpn: &[u8],
         deadline: Duration,
