@@ -200,7 +200,7 @@ fn main() -> Result<()> {
     // Another disk with the same state.
     let other = Catalog::create(&scratch.path().join("other.git"))?;
     let (mut pack, timer) = (Vec::new(), Timer::start());
-    let commit = catalog.export(None, &mut pack)?;
+    let commit = export(&catalog, None, &mut pack)?;
     timer.print(&format!("export everything, {} bytes", pack.len()), 1);
     let timer = Timer::start();
     let theirs = other.import(&mut pack.as_slice(), commit, &ImportLimits::default())?;
@@ -216,7 +216,7 @@ fn main() -> Result<()> {
         catalog.commit(&a.edits(&dirs, count)?, &a.ctx)?;
         other.commit(&b.edits(&dirs, count)?, &b.ctx)?;
         let (mut pack, timer) = (Vec::new(), Timer::start());
-        let commit = other.export(Some(common.commit), &mut pack)?;
+        let commit = export(&other, Some(common.commit), &mut pack)?;
         timer.print(&format!("export {count}, {} bytes", pack.len()), 1);
         let timer = Timer::start();
         let theirs = catalog.import(&mut pack.as_slice(), commit, &ImportLimits::default())?;
@@ -225,7 +225,7 @@ fn main() -> Result<()> {
         let joined = catalog.join(&theirs)?;
         timer.print(&format!("join {count} + {count}, {} changed", joined.changed.len()), 1);
         let (mut pack, back) = (Vec::new(), other.state().commit);
-        let commit = catalog.export(Some(back), &mut pack)?;
+        let commit = export(&catalog, Some(back), &mut pack)?;
         let theirs = other.import(&mut pack.as_slice(), commit, &ImportLimits::default())?;
         other.join(&theirs)?;
         anyhow::ensure!(other.state().commit == catalog.state().commit, "the two diverged");
@@ -236,4 +236,10 @@ fn main() -> Result<()> {
     timer.print(&format!("verify {} objects, {} problems", report.objects, report.problems.len()), 1);
     anyhow::ensure!(report.problems.is_empty(), "{:?}", report.problems);
     Ok(())
+}
+
+fn export(catalog: &Catalog, have: Option<git2::Oid>, out: &mut dyn std::io::Write) -> anyhow::Result<git2::Oid> {
+    let state = catalog.state();
+    catalog.export(&state, have.as_slice(), out)?;
+    Ok(state.commit)
 }

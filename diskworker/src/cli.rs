@@ -33,6 +33,21 @@ pub struct Cli {
     /// Seconds to keep contents that no file has any more
     #[arg(long, value_name = "SECONDS", default_value_t = config::default_retention_s())]
     pub retention_s: u64,
+    /// IP address to listen on for other disks [default: all]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// TCP port to listen on for other disks [default: any]
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    pub btport: u16,
+    /// Port to try when none is asked for: the one of the last start
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide = true)]
+    pub last_port: u16,
+    /// Fetch contents only to read them
+    #[arg(long)]
+    pub lazy: bool,
+    /// Where the disk is: copies are spread over sites
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub site: String,
     /// Do not tell the host's supervisor about this disk
     #[arg(long)]
     pub no_register: bool,

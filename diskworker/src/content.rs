@@ -58,7 +58,11 @@ pub struct ContentStore {
     staging: Mutex<staging::State>,
     durable: durable::Durable,
     keep: garbage::Keep,
+    watch: std::sync::OnceLock<Watch>,
 }
+
+/// Told of every content that comes (`true`) or goes. Must not block.
+pub type Watch = Box<dyn Fn(ContentId, bool) + Send + Sync>;
 
 /// What is known of the contents whose names begin with one byte; `None` until somebody counts them.
 type Shard = Option<Usage>;
@@ -104,6 +108,7 @@ impl ContentStore {
             staging: Mutex::default(),
             durable: durable::Durable::default(),
             keep: garbage::Keep::default(),
+            watch: std::sync::OnceLock::new(),
         };
         this.remove_half_made()?;
         Ok(this)
@@ -112,6 +117,19 @@ impl ContentStore {
     /// The folder this store is in.
     pub fn folder(&self) -> &Arc<DiskFolder> {
         &self.folder
+    }
+
+    /// Have somebody told of every content that comes or goes from now on. Once.
+    pub fn watch(&self, watch: Watch) {
+        if self.watch.set(watch).is_err() {
+            tracing::error!("a content store has one watcher only");
+        }
+    }
+
+    fn tell(&self, content: ContentId, held: bool) {
+        if let Some(watch) = self.watch.get() {
+            watch(content, held);
+        }
     }
 
     fn dir(&self, dir: Dir) -> BorrowedFd<'_> {
@@ -262,6 +280,7 @@ impl ContentStore {
         }
         self.durable.renamed(content);
         self.keep.finished(content);
+        self.tell(content, true);
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ mod commit;
 mod events;
 mod exchange;
 mod files;
+mod ledger;
 mod meta;
 mod recover;
 mod report;
@@ -33,6 +34,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use self::events::EventQueue;
 pub use self::files::Opening;
+pub use self::ledger::{Entry as LedgerEntry, Ledger};
 pub use self::meta::Answer;
 pub use self::recover::{Running, Settings, make_catalog};
 pub use self::report::ScrubReport;
@@ -69,6 +71,9 @@ pub struct Engine {
     run: u64,
     actor: ActorId,
     stopping: AtomicBool,
+    ledger: Mutex<Option<Arc<Ledger>>>,
+    /// The committed state, for those who follow it.
+    published: tokio::sync::watch::Sender<git2::Oid>,
     /// Wakes the cleaning thread for the stop.
     halt: Condvar,
     halt_lock: Mutex<()>,
@@ -131,6 +136,11 @@ impl Engine {
         if !self.events.has(session) {
             self.end_session(session);
         }
+    }
+
+    /// Whether a frontend's event connection is open.
+    pub fn has_session(&self, session: SessionId) -> bool {
+        self.events.has(session)
     }
 
     /// The change counter.

@@ -14,7 +14,8 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOG.into());
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    log.with_writer(std::io::stderr).with_ansi(is_terminal).init();
+    // Whoever reads the log may end before us: that must not end the disk.
+    log.with_writer(std::io::stderr).with_ansi(is_terminal).log_internal_errors(false).init();
     match run::run(&cli) {
         Ok(()) => Exit::Ok.into(),
         Err(error) => exit::report("delugefs-diskworker", error.as_ref()).into(),

@@ -13,13 +13,19 @@ use tonic::transport::Endpoint;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Register, and register again after each restart of the supervisor. Never returns; works without a supervisor.
-pub async fn keep_registered(run_dir: PathBuf, identity: DiskToml, root: PathBuf, sockets: (String, String)) {
+pub async fn keep_registered(
+    run_dir: PathBuf,
+    identity: DiskToml,
+    root: PathBuf,
+    sockets: (String, String),
+    tcp_port: u16,
+) {
     let request = RegisterRequest {
         root: root.canonicalize().unwrap_or(root).display().to_string(),
         disk_id: identity.disk_id,
         cluster: identity.cluster,
         pid: std::process::id(),
-        tcp_port: 0, // nothing listens on the network yet
+        tcp_port: tcp_port.into(),
         local_socket: sockets.0,
         grpc_socket: sockets.1,
     };
@@ -34,13 +40,23 @@ pub async fn keep_registered(run_dir: PathBuf, identity: DiskToml, root: PathBuf
 }
 
 async fn register(run_dir: &std::path::Path, request: &RegisterRequest) -> anyhow::Result<()> {
-    let path = rundir::control_socket(run_dir);
+    let channel = connect(&rundir::control_socket(run_dir)).await?;
+    let mut request = tonic::Request::new(request.clone());
+    request.set_timeout(PAUSE);
+    ControlClient::new(channel).register(request).await?;
+    Ok(())
+}
+
+/// A channel to the supervisor's socket.
+///
+/// # Errors
+/// When nobody answers there.
+pub async fn connect(path: &std::path::Path) -> anyhow::Result<tonic::transport::Channel> {
+    let path = path.to_owned();
     let connect = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
     });
-    let endpoint = Endpoint::from_static("http://supervisor").timeout(PAUSE).connect_timeout(PAUSE);
-    let channel = endpoint.connect_with_connector(connect).await?;
-    ControlClient::new(channel).register(request.clone()).await?;
-    Ok(())
+    let endpoint = Endpoint::from_static("http://supervisor").connect_timeout(PAUSE);
+    Ok(endpoint.connect_with_connector(connect).await?)
 }

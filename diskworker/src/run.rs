@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::CatalogError;
 use crate::cli::Cli;
 use crate::engine::{self, Running, Settings};
+use crate::fetch::Fetcher;
 use crate::folder::DiskFolder;
 use crate::journal::JournalError;
+use crate::net::{Net, NetSettings};
 use crate::serve::{AllowedUids, grpc, local};
 use crate::swarm::Swarm;
 
@@ -86,11 +88,41 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     let local_path = rundir::local_socket(&cli.run_dir, short(folder));
     let grpc_path = rundir::grpc_socket(&cli.run_dir, short(folder));
 
+    let settings = NetSettings {
+        listen: cli.listen.clone(),
+        port: cli.btport,
+        last_port: cli.last_port,
+        lazy: cli.lazy,
+        site: cli.site.clone(),
+        run_dir: cli.run_dir.clone(),
+    };
+    let net = Net::start(running.engine.clone(), swarm.clone(), settings).await.map_err(|error| {
+        UserError::new(Exit::InUse, format!("no network: {error:#}")).hint("choose another port with --btport PORT")
+    })?;
+
+    let recalled = tokio::task::spawn_blocking({
+        let net = net.clone();
+        move || net.recall_holdings()
+    });
+    recalled.await??;
+
+    let holder = Arc::downgrade(&net);
+    running.engine.store.watch(Box::new(move |content, held| {
+        if let Some(net) = holder.upgrade() {
+            net.holding_changed(content, held);
+        }
+    }));
+    let runtime = tokio::runtime::Handle::current();
+    let fetcher = Fetcher::new(running.engine.clone(), swarm.clone(), net.clone(), runtime);
+    net.serve_contents(&fetcher);
+
     let listener = bind(&local_path)?;
     let engine = running.engine.clone();
     let accepting = {
-        let (listener, allowed) = (listener.try_clone()?, allowed.clone());
-        std::thread::Builder::new().name("accept".into()).spawn(move || local::serve(&engine, &listener, &allowed))?
+        let (listener, allowed, fetcher) = (listener.try_clone()?, allowed.clone(), fetcher.clone());
+        std::thread::Builder::new()
+            .name("accept".into())
+            .spawn(move || local::serve(&engine, &fetcher, &listener, &allowed))?
     };
 
     let shutdown = CancellationToken::new();
@@ -98,7 +130,15 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     let grpc_listener = bind(&grpc_path)?;
     grpc_listener.set_nonblocking(true)?;
     let incoming = grpc::admitted(tokio::net::UnixListener::from_std(grpc_listener)?, allowed.clone());
-    let service = grpc::WorkerService::new(running.engine.clone(), swarm, allowed, sockets.clone(), shutdown.clone());
+    let service = grpc::WorkerService::new(
+        running.engine.clone(),
+        swarm,
+        net.clone(),
+        fetcher.clone(),
+        allowed,
+        sockets.clone(),
+        shutdown.clone(),
+    );
     let service = WorkerServer::new(service).max_decoding_message_size(grpc::REQUEST_MAX_BYTES);
     let stop = shutdown.clone();
     let server = tokio::spawn(
@@ -115,6 +155,7 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
             folder.identity().clone(),
             cli.root.clone(),
             sockets.clone(),
+            net.port(),
         ))
     });
 
@@ -127,6 +168,10 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
         task.abort();
     }
     shutdown.cancel();
+    net.shutdown();
+    if let Err(error) = net.remember_holdings() {
+        tracing::warn!("what other disks hold is not written down: {error}");
+    }
     // Unblocks accept(2); the sessions are ended by the engine's stop.
     nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener), nix::sys::socket::Shutdown::Both).ok();
     for path in [&local_path, &grpc_path] {

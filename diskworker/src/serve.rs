@@ -2,6 +2,7 @@
 //! who is calling before anything of a request is looked at.
 
 pub mod grpc;
+mod ledger;
 pub mod local;
 
 use std::collections::HashSet;

@@ -174,6 +174,13 @@ pub fn conflict_name(base: &Name, tag: u32) -> Name {
     Name::new(&bytes).unwrap_or_else(|_| base.clone())
 }
 
+/// Whether a name looks like one that [`conflict_name`] makes.
+pub fn is_conflict_name(name: &Name) -> bool {
+    let bytes = name.as_bytes();
+    let Some((rest, tag)) = bytes.split_last_chunk::<8>() else { return false };
+    rest.ends_with(CONFLICT) && tag.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 #[cfg(test)]
 mod tests {
     use delugefs_proto::ids::{ActorId, ContentId};
@@ -237,6 +244,7 @@ mod tests {
         let name = Name::new(b"song.flac").unwrap();
         let copy = conflict_name(&name, 0xab12);
         assert_eq!(copy.as_bytes(), b"song.flac.conflict-0000ab12");
+        assert!(is_conflict_name(&copy) && !is_conflict_name(&name));
         let long = conflict_name(&Name::new(&[b'x'; 255]).unwrap(), 1);
         assert_eq!(long.as_bytes().len(), 255);
     }

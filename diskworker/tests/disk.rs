@@ -65,7 +65,13 @@ impl Disk {
     pub fn exchange(&self, other: &Disk) {
         for (from, to) in [(self, other), (other, self)] {
             let mut pack = Vec::new();
-            let commit = from.engine().export(None, &mut pack).unwrap();
+            let mut commit = git2::Oid::ZERO_SHA1;
+            let begin = |of| {
+                commit = of;
+                Ok(())
+            };
+            from.engine().commit().unwrap();
+            from.engine().export(&[], begin, &mut pack).unwrap();
             to.engine().join(&mut &pack[..], commit).unwrap();
         }
     }

@@ -225,7 +225,7 @@ fn run(ops: &[Op]) {
     compare(disk.engine(), &model);
     disk.crash();
     compare(disk.engine(), &model);
-    let report = disk.engine().scrub().unwrap();
+    let report = disk.engine().scrub(&|_| false).unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
 }
 

@@ -1,5 +1,10 @@
 //! Files that are open while their names change, and sessions that end or begin again at bad moments.
 
+use std::sync::Arc;
+
+use delugefs_diskworker::fetch::Fetcher;
+use delugefs_diskworker::net::{Net, NetSettings};
+use delugefs_diskworker::swarm::Swarm;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -108,7 +113,15 @@ fn what_is_opened_after_the_end_of_its_session_is_closed_with_its_connection() {
     let serving = {
         let (engine, listener) = (disk.engine().clone(), listener.try_clone().unwrap());
         let allowed = delugefs_diskworker::serve::AllowedUids::new(&[]);
-        std::thread::spawn(move || delugefs_diskworker::serve::local::serve(&engine, &listener, &allowed))
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let swarm = Arc::new(Swarm::absent());
+            let settings = NetSettings { listen: Some("127.0.0.1".into()), ..NetSettings::default() };
+            let net = runtime.block_on(Net::start(engine.clone(), swarm.clone(), settings)).unwrap();
+            let fetcher = Fetcher::new(engine.clone(), swarm, net.clone(), runtime.handle().clone());
+            delugefs_diskworker::serve::local::serve(&engine, &fetcher, &listener, &allowed);
+            net.shutdown();
+        })
     };
     // No connection for events, as if it had just closed.
     let mut client = delugefs_proto::local::client::Client::connect(&path, 99, false).unwrap();

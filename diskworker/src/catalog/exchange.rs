@@ -46,21 +46,22 @@ impl Default for ImportLimits {
 }
 
 impl Catalog {
-    /// Write a pack with what a peer lacks who has the state `have` (`None`: who has nothing we know of). Returns the
-    /// commit it leads to: the committed state's.
+    /// Write a pack with what a peer lacks of a state who has one of the states `have`: the first of them that is known
+    /// here counts, and without one everything is written.
     ///
     /// # Errors
     /// When an object cannot be read, or `out` refuses.
-    pub fn export(&self, have: Option<Oid>, out: &mut dyn Write) -> Result<Oid, CatalogError> {
-        let (state, handle) = (self.current(), self.handles.get()?);
+    pub fn export(&self, state: &State, have: &[Oid], out: &mut dyn Write) -> Result<(), CatalogError> {
+        let handle = self.handles.get()?;
         let objects = Objects::new(&handle)?;
-        let have = match have {
-            Some(have) => match objects.find(have)? {
-                Some((ObjectType::Commit, bytes)) => tree_of_commit(&bytes),
-                _ => None,
-            },
-            None => None,
-        };
+        let mut known = None;
+        for commit in have {
+            if let Some((ObjectType::Commit, bytes)) = objects.find(*commit)? {
+                known = tree_of_commit(&bytes);
+                break;
+            }
+        }
+        let have = known;
         let mut walk = Walk::new(&objects, HashSet::new());
         walk.commit(state.commit, have)?;
         let cannot_send = || CatalogError::io("send", "a pack to a peer");
@@ -69,8 +70,7 @@ impl Catalog {
             let (kind, data) = objects.find(oid)?.ok_or(CatalogError::Missing(oid))?;
             writer.object(oid, kind, &data).map_err(cannot_send())?;
         }
-        writer.finish().map_err(cannot_send())?;
-        Ok(state.commit)
+        writer.finish().map(drop).map_err(cannot_send())
     }
 
     /// Take in a pack that leads to the state `commit`, and check that state in every respect. Our own state is not

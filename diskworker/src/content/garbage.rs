@@ -104,6 +104,32 @@ impl ContentStore {
         Ok(freed)
     }
 
+    /// Delete a content although files have it, because others keep it. `false` when something here keeps it, or it is not
+    /// here. Not through the trash: from there it would come back.
+    pub fn let_go(&self, content: ContentId) -> FsResult<bool> {
+        let mut shard = self.shard(content).lock();
+        if self.keep.pins.lock().contains_key(&content) {
+            return Ok(false);
+        }
+        self.keep.fresh.lock().remove(&content);
+        let deleted = self.open_shard(content).and_then(|from| {
+            let size = stat_regular(&from, &content.to_hex())?.st_size as u64;
+            unlinkat(&from, content.to_hex().as_str(), UnlinkatFlags::NoRemoveDir).map(|()| size)
+        });
+        match deleted {
+            Ok(size) => {
+                if let Some(usage) = shard.as_mut() {
+                    usage.contents = usage.contents.saturating_sub(1);
+                    usage.bytes = usage.bytes.saturating_sub(size);
+                }
+                self.tell(content, false);
+                Ok(true)
+            }
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(fail(errno, "delete", &data_path(content))),
+        }
+    }
+
     /// Move one content to the trash unless something keeps it.
     fn discard(&self, content: ContentId, now: SystemTime) -> FsResult<bool> {
         let name = content.to_hex();
@@ -125,6 +151,7 @@ impl ContentStore {
                     usage.contents = usage.contents.saturating_sub(1);
                     usage.bytes = usage.bytes.saturating_sub(size);
                 }
+                self.tell(content, false);
                 Ok(true)
             }
             Err(Errno::ENOENT) => Ok(false),

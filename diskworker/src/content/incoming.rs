@@ -38,6 +38,16 @@ impl ContentStore {
         made.map_err(|errno| fail(errno, "make", &incoming_path(content)))
     }
 
+    /// A descriptor to read what of a content is here already: of the file made by [`ContentStore::incoming_file`]. `None`
+    /// when there is none (any more).
+    pub fn open_incoming(&self, content: ContentId) -> FsResult<Option<File>> {
+        match os::open_file(self.dir(Dir::Incoming), &content.to_hex(), OFlag::O_RDONLY) {
+            Ok(file) => Ok(Some(file)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(fail(errno, "open", &incoming_path(content))),
+        }
+    }
+
     /// Which pieces of a file made by [`ContentStore::incoming_file`] are there and right: one bit each, the first piece
     /// is the highest bit of the first byte. Holes cost nothing. `EBUSY` as soon as `stop` says so.
     pub fn incoming_pieces(

@@ -9,10 +9,33 @@ use crate::catalog::ImportLimits;
 use crate::namespace::{catalog_errno, catalog_error};
 
 impl Engine {
-    /// Write our committed state as a pack for somebody who has the state `have`; the state commit it leads to.
-    pub fn export(&self, have: Option<git2::Oid>, out: &mut dyn Write) -> FsResult<git2::Oid> {
-        self.commit()?;
-        self.core_catalog().export(have, out).map_err(catalog_error)
+    /// Told the committed state's commit after every change of it.
+    pub fn commits(&self) -> tokio::sync::watch::Receiver<git2::Oid> {
+        self.published.subscribe()
+    }
+
+    /// Whether other disks are connected: one follows on their behalf, and each is told.
+    pub(super) fn is_followed(&self) -> bool {
+        self.published.receiver_count() > 1
+    }
+
+    pub(super) fn publish_commit(&self) {
+        let commit = self.core_catalog().state().commit;
+        self.published.send_if_modified(|last| std::mem::replace(last, commit) != commit);
+    }
+
+    /// Write the committed state as a pack for somebody who has one of the states `have`; first `begin` is told the
+    /// commit it leads to.
+    pub fn export(
+        &self,
+        have: &[git2::Oid],
+        begin: impl FnOnce(git2::Oid) -> std::io::Result<()>,
+        out: &mut dyn Write,
+    ) -> FsResult<()> {
+        let catalog = self.core_catalog();
+        let state = catalog.state();
+        begin(state.commit)?;
+        catalog.export(&state, have, out).map_err(catalog_error)
     }
 
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error
@@ -30,6 +53,7 @@ impl Engine {
                 if core.ns.is_dirty() { Ok(false) } else { core.ns.join(&theirs).map(|()| true) }
             })?;
             if joined {
+                self.publish_commit();
                 return Ok(());
             }
         }

@@ -17,6 +17,7 @@ use super::meta::{Answer, name, perm, proposed};
 use super::seal::Size;
 use super::staged::{Closed, Staged, Work};
 use super::{Core, Engine, SessionId};
+use crate::fetch::Wanted;
 use crate::namespace::Making;
 
 /// What an open hands out.
@@ -33,7 +34,8 @@ pub enum Opening {
 }
 
 impl Engine {
-    fn new_handle(&self) -> u64 {
+    /// A number that no other handle of this life of the process has.
+    pub fn new_handle(&self) -> u64 {
         self.next_handle.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -90,6 +92,38 @@ impl Engine {
     /// Open a regular file.
     pub fn open(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
         if q.write { self.open_write(session, q) } else { self.open_read(q) }
+    }
+
+    /// The content that an open would need and that is not on this disk; `None` when it can go ahead (or fails by itself).
+    pub fn absent(&self, ino: Ino, dir: Ino) -> FsResult<Option<Wanted>> {
+        let data = {
+            let mut core = self.core();
+            let at = core.ns.locate(ino, dir)?;
+            let node = core.ns.node(&at)?;
+            if core.staged.get(node.ino).is_some() {
+                return Ok(None);
+            }
+            match node.regular() {
+                Ok(data) => data.clone(),
+                Err(_) => return Ok(None),
+            }
+        };
+        let Data::Stored { content, size, pieces } = data else { return Ok(None) };
+        Ok(match self.store.has(content)? {
+            Some(_) => None,
+            None => Some(Wanted { content, size, pieces }),
+        })
+    }
+
+    /// The content of a sealed file above the inline limit.
+    #[cfg(test)]
+    pub fn stored(&self, ino: Ino) -> FsResult<Option<Wanted>> {
+        let mut core = self.core();
+        let at = core.ns.locate(ino, Ino::ROOT)?;
+        Ok(match core.ns.node(&at)?.regular()? {
+            Data::Stored { content, size, pieces } => Some(Wanted { content: *content, size: *size, pieces: *pieces }),
+            _ => None,
+        })
     }
 
     fn open_read(&self, q: &pb::Open) -> FsResult<(Answer, Opening)> {

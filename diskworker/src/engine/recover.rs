@@ -54,6 +54,7 @@ impl Running {
         if let Some(damage) = &recovered.damage {
             tracing::warn!("{damage}; what was acknowledged before it is complete");
         }
+        let published = tokio::sync::watch::channel(catalog.state().commit).0;
         let actor = recovered.actor;
         let mut ns = Namespace::new(catalog, journal.clone(), actor);
         let homes = replay(&mut ns, &store, recovered)?;
@@ -79,6 +80,8 @@ impl Running {
             run: random_u64(),
             actor,
             stopping: AtomicBool::new(false),
+            ledger: Default::default(),
+            published,
             halt: Default::default(),
             halt_lock: Default::default(),
             retention: settings.retention,

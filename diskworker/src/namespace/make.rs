@@ -3,7 +3,7 @@
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::TARGET_MAX_BYTES;
-use delugefs_proto::record::{Body, Data, Element, Key, Name, Perm, Xattrs};
+use delugefs_proto::record::{Body, Data, Element, Hlc, Key, Name, Perm, Xattrs};
 use nix::errno::Errno;
 
 use super::{Namespace, Node, Txn, node};
@@ -22,10 +22,16 @@ pub struct Making<'a> {
 }
 
 impl Namespace {
-    /// The root directory of a new cluster.
+    /// The root directory of a new disk. Every disk makes one before it meets others: owner and mode of the first made
+    /// count, until somebody changes them. So their clock is far in the past, the further the later they are made.
     pub fn make_root(&mut self, perm: Perm) -> FsResult<()> {
+        const BEFORE_ALL: u64 = 1 << 40;
         let mut txn = self.txn();
-        let elements = header(&mut txn, Ino::ROOT, Ino::ROOT, Name::header(), perm);
+        let mut elements = header(&mut txn, Ino::ROOT, Ino::ROOT, Name::header(), perm);
+        let now_s = txn.now_ns() as u64 / 1_000_000_000;
+        for element in elements.iter_mut().filter(|element| matches!(element.body, Body::Head { .. })) {
+            element.hlc = Hlc(BEFORE_ALL.saturating_sub(now_s));
+        }
         txn.set(Key::header(Ino::ROOT), elements);
         self.apply(txn)
     }

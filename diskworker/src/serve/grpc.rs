@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
 use delugefs_proto::worker_pb::{self as pb, worker_server::Worker};
@@ -13,6 +12,8 @@ use tonic::{Request, Response, Status};
 
 use super::AllowedUids;
 use crate::engine::Engine;
+use crate::fetch::{Fetcher, Wanted};
+use crate::net::Net;
 use crate::swarm::Swarm;
 
 /// The connections of those who may call. Others are hung up on here: a stranger who could hold on to connections would
@@ -27,14 +28,16 @@ pub fn admitted(
     })
 }
 
-/// Largest request this service reads, in bytes: all of them are small.
-pub const REQUEST_MAX_BYTES: usize = 64 << 10;
+/// Largest request this service reads, in bytes: a membership set.
+pub const REQUEST_MAX_BYTES: usize = 2 << 20;
 
 /// The service.
 #[derive(Clone)]
 pub struct WorkerService {
     engine: Arc<Engine>,
     swarm: Arc<Swarm>,
+    net: Arc<Net>,
+    fetcher: Arc<Fetcher>,
     allowed: AllowedUids,
     sockets: (String, String),
     shutdown: tokio_util::sync::CancellationToken,
@@ -47,11 +50,13 @@ impl WorkerService {
     pub fn new(
         engine: Arc<Engine>,
         swarm: Arc<Swarm>,
+        net: Arc<Net>,
+        fetcher: Arc<Fetcher>,
         allowed: AllowedUids,
         sockets: (String, String),
         shutdown: tokio_util::sync::CancellationToken,
     ) -> Self {
-        Self { engine, swarm, allowed, sockets, shutdown }
+        Self { engine, swarm, net, fetcher, allowed, sockets, shutdown }
     }
 
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
@@ -82,52 +87,90 @@ fn content(bytes: &[u8]) -> Result<ContentId, Status> {
     ContentId::from_slice(bytes).ok_or_else(|| Status::invalid_argument("a content id has 32 bytes"))
 }
 
-type Mirroring = (pb::please_mirror_reply::Outcome, String, Option<(u64, Bytes)>);
-
-/// Whether this disk takes a content: the answer, and size and piece hashes where a torrent is to be live for it.
-fn consider_mirroring(engine: &Engine, content: ContentId) -> FsResult<Mirroring> {
+/// Whether this disk takes a content: the answer, and what it is where it is to be fetched.
+fn consider_mirroring(
+    engine: &Engine,
+    fetcher: &Fetcher,
+    request: &pb::PleaseMirrorRequest,
+    content: ContentId,
+) -> FsResult<(pb::please_mirror_reply::Outcome, String, Option<Wanted>)> {
     use pb::please_mirror_reply::Outcome;
     let refused = |reason: String| Ok((Outcome::Refused, reason, None));
-    let here = engine.store.has(content)?.is_some();
-    let Some((size, pieces)) = engine.find_content(content)? else {
-        return match here {
-            true => Ok((Outcome::AlreadyHere, "no file has it any more".into(), None)),
-            false => refused("no file of this cluster has this content".into()),
-        };
-    };
-    let torrent = match pieces {
-        Some(pieces) => Some((size, engine.attachment(pieces)?)),
-        None => None,
-    };
-    if here {
-        return Ok((Outcome::AlreadyHere, String::new(), torrent));
+    if engine.store.has(content)?.is_some() {
+        return Ok((Outcome::AlreadyHere, String::new(), None));
     }
+    let Some(wanted) = fetcher.look_up(content, request.size_bytes, &request.pieces)? else {
+        return refused("no file of this cluster has this content".into());
+    };
     if let Some(error) = engine.refusal() {
         return refused(error.to_string());
     }
     let space = engine.store.free_space()?;
-    if space.free < size {
-        return refused(format!("{size} bytes do not fit into the {} that are free", space.free));
+    if space.free < wanted.size {
+        return refused(format!("{} bytes do not fit into the {} that are free", wanted.size, space.free));
     }
-    match torrent {
-        Some(_) => Ok((Outcome::Fetching, String::new(), torrent)),
-        None => refused("it has no torrent: contents up to 4 MiB move between disks as one object".into()),
-    }
+    Ok((Outcome::Fetching, String::new(), Some(wanted)))
 }
 
 #[tonic::async_trait]
 impl Worker for WorkerService {
-    /// What is here and has a torrent becomes live, for peers to fetch; what is not here is fetched.
+    type ContentsStream = tokio_stream::wrappers::ReceiverStream<Result<pb::ContentsReply, Status>>;
+
+    async fn members(&self, request: Request<pb::MembersRequest>) -> Answer<pb::MembersReply> {
+        self.check(&request)?;
+        let net = self.net.clone();
+        let request = request.into_inner();
+        let reply = self.blocking(move |_| net.take_members(&request)).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn hints(&self, request: Request<pb::HintsRequest>) -> Answer<pb::HintsReply> {
+        self.check(&request)?;
+        self.net.take_hints(request.get_ref());
+        Ok(Response::new(pb::HintsReply {}))
+    }
+
+    async fn peers(&self, request: Request<pb::PeersRequest>) -> Answer<pb::PeersReply> {
+        self.check(&request)?;
+        let net = self.net.clone();
+        Ok(Response::new(self.blocking(move |_| Ok(net.peers())).await?))
+    }
+
+    async fn contents(&self, request: Request<pb::ContentsRequest>) -> Answer<Self::ContentsStream> {
+        self.check(&request)?;
+        let (net, last) = (self.net.clone(), request.get_ref().generation);
+        let messages = self.blocking(move |engine| super::ledger::contents(engine, &net, last)).await?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            for message in messages {
+                if sender.send(Ok(message)).await.is_err() {
+                    return; // the caller has gone
+                }
+            }
+        });
+        Ok(Response::new(tokio_stream::wrappers::ReceiverStream::new(receiver)))
+    }
+
+    async fn conflicts(&self, request: Request<pb::ConflictsRequest>) -> Answer<pb::ConflictsReply> {
+        self.check(&request)?;
+        let (paths, more) = self.blocking(Engine::conflicts).await?;
+        Ok(Response::new(pb::ConflictsReply { paths, more }))
+    }
+
+    async fn copies(&self, request: Request<pb::CopiesRequest>) -> Answer<pb::CopiesReply> {
+        self.check(&request)?;
+        let request = request.into_inner();
+        Ok(Response::new(self.blocking(move |engine| engine.copies(&request)).await?))
+    }
+
     async fn please_mirror(&self, request: Request<pb::PleaseMirrorRequest>) -> Answer<pb::PleaseMirrorReply> {
-        use pb::please_mirror_reply::Outcome;
         self.check(&request)?;
         let content = content(&request.get_ref().content)?;
-        let (outcome, reason, torrent) = self.blocking(move |engine| consider_mirroring(engine, content)).await?;
-        if let Some((size, pieces)) = torrent {
-            match outcome {
-                Outcome::AlreadyHere => self.swarm.activate(content, size, pieces).await?,
-                _ => self.swarm.fetch(content, size, pieces).await?,
-            }
+        let (fetcher, request) = (self.fetcher.clone(), request.into_inner());
+        let considered = self.blocking(move |engine| consider_mirroring(engine, &fetcher, &request, content));
+        let (outcome, reason, wanted) = considered.await?;
+        if let Some(wanted) = wanted {
+            self.fetcher.mirror(wanted);
         }
         Ok(Response::new(pb::PleaseMirrorReply { outcome: outcome.into(), reason }))
     }
@@ -135,29 +178,30 @@ impl Worker for WorkerService {
     async fn stop_mirroring(&self, request: Request<pb::StopMirroringRequest>) -> Answer<pb::StopMirroringReply> {
         use pb::stop_mirroring_reply::Outcome;
         self.check(&request)?;
-        let content = content(&request.get_ref().content)?;
-        let was_live = self.swarm.active().await?.iter().any(|torrent| torrent.content == content);
-        self.swarm.deactivate(content).await?;
-        let (outcome, reason) = self
-            .blocking(move |engine| {
-                if engine.store.has(content)?.is_none() {
-                    let outcome = if was_live { Outcome::Stopped } else { Outcome::NotHere };
-                    return Ok((outcome, String::new()));
-                }
-                if engine.find_content(content)?.is_some() {
-                    // No other disk's holdings are known before disks talk to each other.
-                    return Ok((Outcome::Refused, "this may be the last copy of a file's content".into()));
-                }
-                engine.collect()?;
-                Ok((Outcome::Stopped, "no file has it: it is in the trash until its retention ends".into()))
-            })
-            .await?;
+        let (content, others) = (content(&request.get_ref().content)?, request.get_ref().others);
+        let was_fetching = self.fetcher.cancel(content).await?;
+        let here = self.blocking(move |engine| Ok((engine.store.has(content)?, engine.find_content(content)?))).await?;
+        let (outcome, reason) = match here {
+            (None, _) if was_fetching => (Outcome::Stopped, String::new()),
+            (None, _) => (Outcome::NotHere, String::new()),
+            (Some(_), Some(_)) => match self.fetcher.let_go(content, others).await? {
+                Ok(()) => (Outcome::Stopped, format!("{others} other disks keep it")),
+                Err(why) => (Outcome::Refused, why),
+            },
+            (Some(_), None) => {
+                self.blocking(Engine::collect).await?;
+                (Outcome::Stopped, "no file has it: it is in the trash until its retention ends".into())
+            }
+        };
         Ok(Response::new(pb::StopMirroringReply { outcome: outcome.into(), reason }))
     }
 
     async fn active_torrents(&self, request: Request<pb::ActiveTorrentsRequest>) -> Answer<pb::ActiveTorrentsReply> {
         self.check(&request)?;
-        let torrents = self.swarm.active().await?.into_iter().map(|t| pb::Torrent {
+        let live = self.swarm.active().await?;
+        let known: Vec<ContentId> = live.iter().map(|torrent| torrent.content).collect();
+        let others = self.fetcher.active(&known);
+        let torrents = live.into_iter().map(|t| pb::Torrent {
             content: t.content.0.to_vec(),
             info_hash: t.info_hash.to_vec(),
             size_bytes: t.size,
@@ -168,7 +212,7 @@ impl Worker for WorkerService {
             up_bytes_per_s: t.up_bps,
             error: t.error.map(|error| error.to_string()).unwrap_or_default(),
         });
-        Ok(Response::new(pb::ActiveTorrentsReply { torrents: torrents.collect() }))
+        Ok(Response::new(pb::ActiveTorrentsReply { torrents: torrents.chain(others).collect() }))
     }
 
     async fn free_space(&self, request: Request<pb::FreeSpaceRequest>) -> Answer<pb::FreeSpaceReply> {
@@ -180,18 +224,28 @@ impl Worker for WorkerService {
         self.check(&request)?;
         let mut status = self.blocking(Engine::status).await?;
         (status.local_socket, status.grpc_socket) = self.sockets.clone();
+        status.tcp_port = self.net.port().into();
         Ok(Response::new(status))
     }
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
         self.check(&request)?;
         let path = request.into_inner().path;
-        Ok(Response::new(self.blocking(move |engine| engine.where_is(&path)).await?))
+        let mut reply = self.blocking(move |engine| engine.where_is(&path)).await?;
+        // Every disk that said it holds the content, also those that are away.
+        if let Some(content) = ContentId::from_slice(&reply.content) {
+            let others = self.net.known_holders(content).into_iter().map(|disk| disk.to_hex());
+            reply.disk_ids.extend(others);
+            reply.disk_ids.sort();
+            reply.disk_ids.dedup();
+        }
+        Ok(Response::new(reply))
     }
 
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {
         self.check(&request)?;
-        let report = self.blocking(Engine::scrub).await?;
+        let net = self.net.clone();
+        let report = self.blocking(move |engine| engine.scrub(&|content| !net.holders(content).is_empty())).await?;
         Ok(Response::new(pb::ScrubReply {
             entries: report.entries,
             objects: report.objects,

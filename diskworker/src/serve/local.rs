@@ -10,11 +10,13 @@ use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local::{LOCAL_VERSION, frame};
+use delugefs_proto::local_pb as pb;
 use delugefs_proto::local_pb::{Hello, Opened, Reply, Request, Welcome, reply, request};
 use nix::errno::Errno;
 
 use super::AllowedUids;
 use crate::engine::{Answer, Engine, Opening, SessionId};
+use crate::fetch::Fetcher;
 
 /// Connections served at once, of all frontends together.
 const CONNECTIONS_MAX: usize = 256;
@@ -22,7 +24,7 @@ const CONNECTIONS_MAX: usize = 256;
 const GREETING_WAIT: Duration = Duration::from_secs(5);
 
 /// Accept frontends until the listener is shut down.
-pub fn serve(engine: &Arc<Engine>, listener: &UnixListener, allowed: &AllowedUids) {
+pub fn serve(engine: &Arc<Engine>, fetcher: &Arc<Fetcher>, listener: &UnixListener, allowed: &AllowedUids) {
     let connections = Arc::new(AtomicUsize::new(0));
     for socket in listener.incoming() {
         let socket = match socket {
@@ -51,10 +53,10 @@ pub fn serve(engine: &Arc<Engine>, listener: &UnixListener, allowed: &AllowedUid
             continue;
         }
         let counted = Counted::new(&connections);
-        let engine = engine.clone();
+        let (engine, fetcher) = (engine.clone(), fetcher.clone());
         let spawned = std::thread::Builder::new().name("frontend".into()).spawn(move || {
             let _counted = counted;
-            if let Err(error) = Connection::new(&engine, &socket).run() {
+            if let Err(error) = Connection::new(&engine, &fetcher, &socket).run() {
                 tracing::warn!("connection of a frontend: {error}");
             }
         });
@@ -91,13 +93,14 @@ fn failure(error: FsError, seq: u64) -> Reply {
 
 struct Connection<'a> {
     engine: &'a Arc<Engine>,
+    fetcher: &'a Arc<Fetcher>,
     socket: &'a UnixStream,
     receiver: frame::Receiver,
 }
 
 impl<'a> Connection<'a> {
-    fn new(engine: &'a Arc<Engine>, socket: &'a UnixStream) -> Self {
-        Self { engine, socket, receiver: frame::Receiver::default() }
+    fn new(engine: &'a Arc<Engine>, fetcher: &'a Arc<Fetcher>, socket: &'a UnixStream) -> Self {
+        Self { engine, fetcher, socket, receiver: frame::Receiver::default() }
     }
 
     fn run(&mut self) -> std::io::Result<()> {
@@ -120,6 +123,7 @@ impl<'a> Connection<'a> {
         }
         let result = self.answer_requests(&hello);
         self.engine.connection_lost(hello.session);
+        self.forget_lost(hello.session);
         result
     }
 
@@ -157,16 +161,23 @@ impl<'a> Connection<'a> {
             })
         });
         self.engine.session_lost(hello.session, &queue);
+        self.forget_lost(hello.session);
         match result {
             Err(error) if error.kind() == std::io::ErrorKind::NotConnected => Ok(()),
             other => other,
         }
     }
 
+    fn forget_lost(&self, session: SessionId) {
+        if !self.engine.has_session(session) {
+            self.fetcher.end_session(session);
+        }
+    }
+
     fn answer_requests(&mut self, hello: &Hello) -> std::io::Result<()> {
         frame::send(self.socket, &self.welcome(), None)?;
         while let Some((request, fd)) = self.receiver.receive::<Request>(self.socket)? {
-            let (reply, fd) = match dispatch(self.engine, hello.session, request, fd) {
+            let (reply, fd) = match dispatch(self.engine, self.fetcher, hello.session, request, fd) {
                 Ok(done) => done,
                 Err(error) => (failure(error, self.engine.seq()), None),
             };
@@ -178,7 +189,13 @@ impl<'a> Connection<'a> {
 
 type Done = (Reply, Option<OwnedFd>);
 
-fn dispatch(engine: &Engine, session: SessionId, request: Request, fd: Option<OwnedFd>) -> FsResult<Done> {
+fn dispatch(
+    engine: &Engine,
+    fetcher: &Arc<Fetcher>,
+    session: SessionId,
+    request: Request,
+    fd: Option<OwnedFd>,
+) -> FsResult<Done> {
     use request::Op;
     let retry = request.retry;
     let op = request.op.ok_or_else(|| FsError::new(Errno::ENOSYS, "this diskworker does not know the operation"))?;
@@ -191,7 +208,7 @@ fn dispatch(engine: &Engine, session: SessionId, request: Request, fd: Option<Ow
             return Ok(with_body(answer, reply::Body::Listing(listing)));
         }
         Op::Create(q) => return Ok(opened(engine.create(session, retry, &q)?)),
-        Op::Open(q) => return Ok(opened(engine.open(session, &q)?)),
+        Op::Open(q) => return open(engine, fetcher, session, &q),
         Op::Mknod(q) => engine.mknod(session, retry, &q)?,
         Op::Mkdir(q) => engine.mkdir(session, retry, &q)?,
         Op::Symlink(q) => engine.symlink(session, retry, &q)?,
@@ -199,7 +216,16 @@ fn dispatch(engine: &Engine, session: SessionId, request: Request, fd: Option<Ow
         Op::Unlink(q) => engine.unlink(session, retry, &q)?,
         Op::Rmdir(q) => engine.rmdir(session, retry, &q)?,
         Op::Rename(q) => engine.rename(session, retry, &q)?,
-        Op::SetAttr(q) => engine.set_attr(session, &q)?,
+        Op::SetAttr(q) => {
+            // Cutting a content needs it.
+            if q.size.is_some_and(|size| size > 0)
+                && let Some(wanted) = engine.absent(Ino(q.ino), Ino(q.dir))?
+            {
+                fetcher.whole(wanted)?;
+            }
+            engine.set_attr(session, &q)?
+        }
+        Op::Close(q) if fetcher.close(session, q.handle) => Answer { seq: engine.seq(), ..Answer::default() },
         Op::Close(q) => engine.close(session, q.handle)?,
         Op::Fsync(q) => {
             engine.fsync(&q)?;
@@ -215,12 +241,38 @@ fn dispatch(engine: &Engine, session: SessionId, request: Request, fd: Option<Ow
         Op::ReadLink(q) => return Ok(data(engine, engine.read_link(&q)?)),
         Op::SetXattr(q) => engine.set_xattr(session, retry, &q)?,
         Op::RemoveXattr(q) => engine.remove_xattr(session, retry, &q)?,
+        Op::Need(q) => {
+            let ranges = fetcher.need(session, q.handle, q.offset, q.length)?;
+            return Ok(with_body(Answer::default(), reply::Body::Ranges(ranges)));
+        }
         Op::StatFs(_) => {
             let stat = engine.stat_fs()?;
             return Ok(with_body(Answer::default(), reply::Body::StatFs(stat)));
         }
     };
     Ok((reply(answer), None))
+}
+
+/// Open, also what is not (all) on this disk: readers of a large content get it while it comes, the others wait for it.
+fn open(engine: &Engine, fetcher: &Arc<Fetcher>, session: SessionId, q: &pb::Open) -> FsResult<Done> {
+    let mut fetched = false;
+    loop {
+        let error = match engine.open(session, q) {
+            Ok(done) => return Ok(opened(done)),
+            Err(error) if error.errno != Errno::EIO || fetched => return Err(error),
+            Err(error) => error,
+        };
+        let Some(wanted) = engine.absent(Ino(q.ino), Ino(q.dir))? else { return Err(error) };
+        if !q.write
+            && let Some((handle, file)) = fetcher.open(session, wanted)?
+        {
+            let node = engine.get_attr(&pb::GetAttr { ino: q.ino, dir: q.dir })?;
+            let body = Opened { handle, partial: true, size: wanted.size, ..Opened::default() };
+            return Ok((Reply { body: Some(reply::Body::Opened(body)), ..reply(node) }, Some(file.into())));
+        }
+        fetcher.whole(wanted)?;
+        fetched = true;
+    }
 }
 
 fn reply(answer: Answer) -> Reply {
@@ -245,7 +297,7 @@ fn data(engine: &Engine, bytes: Bytes) -> Done {
 fn opened((answer, opening): (Answer, Opening)) -> Done {
     let (body, fd) = match opening {
         Opening::File { handle, file } => (Opened { handle, ..Opened::default() }, Some(file.into())),
-        Opening::Inline(inline) => (Opened { handle: 0, has_inline: true, inline }, None),
+        Opening::Inline(inline) => (Opened { has_inline: true, inline, ..Opened::default() }, None),
     };
     (Reply { body: Some(reply::Body::Opened(body)), ..reply(answer) }, fd)
 }

@@ -31,7 +31,7 @@ fn full_and_incremental() {
     let (_d, source, _) = sample(400).build_anew();
     let (_d, target) = new_catalog();
     let mut full = Vec::new();
-    let commit = source.export(None, &mut full).unwrap();
+    let commit = export(&source, None, &mut full).unwrap();
     assert_eq!(commit, source.state().commit);
     let theirs = target.import(&mut full.as_slice(), commit, &ImportLimits::default()).unwrap();
     assert_ne!(target.state(), theirs, "import does not change our state");
@@ -46,7 +46,7 @@ fn full_and_incremental() {
     model.sets.insert(Key::Entry(Ino(20), name(3)), vec![element(dot, 2)]);
     source.commit(&model.changes_from(&before), &model.ctx).unwrap();
     let mut small = Vec::new();
-    let commit = source.export(Some(target.state().commit), &mut small).unwrap();
+    let commit = export(&source, Some(target.state().commit), &mut small).unwrap();
     assert!(small.len() * 5 < full.len(), "{} of {} bytes", small.len(), full.len());
     let theirs = target.import(&mut small.as_slice(), commit, &ImportLimits::default()).unwrap();
     assert_eq!(target.join(&theirs).unwrap().changed.len(), 1);
@@ -55,11 +55,11 @@ fn full_and_incremental() {
 
     // Nothing new, and a state nobody knows.
     let mut nothing = Vec::new();
-    source.export(Some(commit), &mut nothing).unwrap();
+    export(&source, Some(commit), &mut nothing).unwrap();
     assert!(nothing.len() < 300);
     target.import(&mut nothing.as_slice(), commit, &ImportLimits::default()).unwrap();
     let mut unknown = Vec::new();
-    source.export(Some(Oid::hash_object(ObjectType::Blob, b"?").unwrap()), &mut unknown).unwrap();
+    export(&source, Some(Oid::hash_object(ObjectType::Blob, b"?").unwrap()), &mut unknown).unwrap();
     assert!(unknown.len() > full.len() / 2);
 }
 
@@ -77,8 +77,8 @@ fn the_state_before_is_still_the_base_of_a_difference_after_consolidation() {
     source.consolidate().unwrap();
     assert_eq!(source.packs(), 1);
     let (mut small, mut full) = (Vec::new(), Vec::new());
-    source.export(Some(old), &mut small).unwrap();
-    source.export(None, &mut full).unwrap();
+    export(&source, Some(old), &mut small).unwrap();
+    export(&source, None, &mut full).unwrap();
     assert!(small.len() * 3 < full.len(), "{} of {} bytes", small.len(), full.len());
 }
 
@@ -87,7 +87,7 @@ fn imported_states_survive_consolidation_while_they_are_held() {
     let (_d, source, _) = sample(100).build_anew();
     let (_d, target) = new_catalog();
     let mut pack = Vec::new();
-    let commit = source.export(None, &mut pack).unwrap();
+    let commit = export(&source, None, &mut pack).unwrap();
     let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default()).unwrap();
     target.consolidate().unwrap();
     assert_eq!(target.packs(), 1);
@@ -120,7 +120,7 @@ fn damage_on_the_way_is_refused() {
     let (_d, target) = new_catalog();
     let limits = ImportLimits::default();
     let mut pack = Vec::new();
-    let commit = source.export(None, &mut pack).unwrap();
+    let commit = export(&source, None, &mut pack).unwrap();
     for cut in [0, 5, 12, 30, pack.len() / 2, pack.len() - 20, pack.len() - 1] {
         refusal(&target, &pack[..cut], commit, &limits);
     }
@@ -141,7 +141,7 @@ fn limits_are_kept() {
     let (_d, source, _) = sample(120).build_anew();
     let (_d, target) = new_catalog();
     let mut pack = Vec::new();
-    let commit = source.export(None, &mut pack).unwrap();
+    let commit = export(&source, None, &mut pack).unwrap();
     let usual = ImportLimits::default();
     for limits in [
         ImportLimits { pack_bytes: pack.len() as u64 - 1, ..usual },

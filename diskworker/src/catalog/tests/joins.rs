@@ -27,7 +27,7 @@ impl Replica {
     /// Send this replica's state to another one, as little of it as possible.
     fn send(&self, to: &Replica) -> State {
         let mut pack = Vec::new();
-        let commit = self.catalog.export(Some(to.catalog.state().commit), &mut pack).unwrap();
+        let commit = export(&self.catalog, Some(to.catalog.state().commit), &mut pack).unwrap();
         to.catalog.import(&mut pack.as_slice(), commit, &ImportLimits::default()).unwrap()
     }
 

@@ -9,7 +9,7 @@ use delugefs_proto::ids::{ActorId, BlobId, Ino};
 use delugefs_proto::record::*;
 use tempfile::TempDir;
 
-use crate::catalog::{Catalog, Changes, State, blob_id};
+use crate::catalog::{Catalog, CatalogError, Changes, State, blob_id};
 
 /// A folder in memory where there is one: the tests are about what is written, and not about how fast it is synced.
 pub fn scratch() -> TempDir {
@@ -158,4 +158,15 @@ pub fn element(dot: Dot, variant: u8) -> Element {
         _ => Body::Head { parent: Ino::ROOT, name: name(7), perm, xattrs: Xattrs::new() },
     };
     Element { dot, body, hlc: Hlc(u64::from(variant)) }
+}
+
+/// Write the committed state for somebody who has one; its commit.
+pub fn export(
+    catalog: &Catalog,
+    have: Option<git2::Oid>,
+    out: &mut dyn std::io::Write,
+) -> Result<git2::Oid, CatalogError> {
+    let state = catalog.state();
+    catalog.export(&state, have.as_slice(), out)?;
+    Ok(state.commit)
 }

@@ -1,0 +1,273 @@
+//! Contents that are not on this disk: fetched to be kept (the policy asks), or because somebody reads them now.
+//!
+//! - [`Fetcher::mirror`]: small contents come as one stream, larger ones by BitTorrent from several disks at once.
+//! - [`Fetcher::open`]: a reader gets the descriptor of the file in `incoming/` and asks for ranges ([`transfer`]); pieces are
+//!   verified one by one and fetched where he reads first, the rest behind it.
+//! - [`Fetcher::whole`]: waits until all of it is here, for writers and for small contents.
+//!
+//! In every case the whole content is verified by its SHA-256 before it counts as held, and nothing unverified is ever read.
+//! Both ways may fetch one content at the same time: they write the same verified bytes into the same file.
+
+mod promise;
+mod serve;
+mod swarming;
+mod transfer;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::{BlobId, ContentId};
+use delugefs_proto::limits::TORRENT_MIN_BYTES;
+use delugefs_proto::local_pb::Ranges;
+use delugefs_proto::worker_pb as pb;
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::engine::{Engine, SessionId};
+use crate::net::Net;
+use crate::swarm::Swarm;
+
+pub use serve::read_content;
+use transfer::Transfer;
+
+/// Without any progress for so long a reader or writer gets an error.
+const STALLED: Duration = Duration::from_secs(20);
+/// Small contents mirrored at once, and large ones.
+const SMALL_MAX: usize = 8;
+const LARGE_MAX: usize = 4;
+/// Tries of a mirror before it is given up; the policy asks again.
+const TRIES: u32 = 3;
+
+/// What is known of a content that is to be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which.
+    pub content: ContentId,
+    /// Length in bytes.
+    pub size: u64,
+    /// The attachment with its piece hashes; `None` for small ones.
+    pub pieces: Option<BlobId>,
+}
+
+/// A fetch under way, as `active_torrents` shows it.
+struct Mirroring {
+    size: u64,
+    stop: tokio_util::sync::CancellationToken,
+}
+
+/// See the module.
+pub struct Fetcher {
+    engine: Arc<Engine>,
+    swarm: Arc<Swarm>,
+    net: Arc<Net>,
+    runtime: Handle,
+    transfers: Mutex<HashMap<ContentId, Arc<Transfer>>>,
+    handles: Mutex<HashMap<u64, (SessionId, Arc<Transfer>)>>,
+    mirroring: Mutex<HashMap<ContentId, Mirroring>>,
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    promises: promise::Promises,
+}
+
+impl Fetcher {
+    /// Of a disk that is connected; tasks run on this runtime.
+    pub fn new(engine: Arc<Engine>, swarm: Arc<Swarm>, net: Arc<Net>, runtime: Handle) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            swarm,
+            net,
+            runtime,
+            transfers: Mutex::default(),
+            handles: Mutex::default(),
+            mirroring: Mutex::default(),
+            small: Arc::new(Semaphore::new(SMALL_MAX)),
+            large: Arc::new(Semaphore::new(LARGE_MAX)),
+            promises: promise::Promises::default(),
+        })
+    }
+
+    /// Begin to fetch a content to keep it. Does nothing when that is under way.
+    pub fn mirror(self: &Arc<Self>, wanted: Wanted) {
+        let stop = tokio_util::sync::CancellationToken::new();
+        {
+            let mut mirroring = self.mirroring.lock();
+            if mirroring.contains_key(&wanted.content) {
+                return;
+            }
+            mirroring.insert(wanted.content, Mirroring { size: wanted.size, stop: stop.clone() });
+        }
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let work = async {
+                let places = if wanted.size > TORRENT_MIN_BYTES { &this.large } else { &this.small };
+                let Ok(_place) = places.clone().acquire_owned().await else { return };
+                let mut pause = Duration::from_secs(1);
+                for attempt in 1..=TRIES {
+                    match this.mirror_once(wanted).await {
+                        Ok(()) => return,
+                        Err(error) if attempt == TRIES || error.errno == Errno::ENOSPC => {
+                            tracing::info!("content {} is not fetched: {error}", wanted.content);
+                            return;
+                        }
+                        Err(error) => tracing::debug!("content {}: {error}", wanted.content),
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause *= 4;
+                }
+            };
+            tokio::select! {
+                () = work => {}
+                () = stop.cancelled() => {}
+            }
+            this.mirroring.lock().remove(&wanted.content);
+        });
+    }
+
+    async fn mirror_once(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
+        let reading = self.transfers.lock().contains_key(&wanted.content);
+        match wanted.pieces {
+            // A reader's transfer goes on to the end.
+            Some(pieces) if !reading => self.swarm_fetch(wanted, pieces).await,
+            _ => {
+                let transfer = self.transfer(wanted)?;
+                let waiting = tokio::task::spawn_blocking(move || transfer.wait_whole(STALLED));
+                waiting.await.map_err(|_| FsError::from(Errno::EIO))?
+            }
+        }
+    }
+
+    /// Wait until a content is here and verified. Blocks.
+    ///
+    /// # Errors
+    /// `EHOSTUNREACH` when nobody who holds it can be reached, `ETIMEDOUT` without progress, or what the disk says.
+    pub fn whole(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
+        self.transfer(wanted)?.wait_whole(STALLED)
+    }
+
+    /// Open a content that is not here, to read it while it comes: the handle, and a descriptor of which only ranges that
+    /// [`Fetcher::need`] answered for may be read. `None` when it must be fetched as a whole first. Blocks on the disk.
+    ///
+    /// # Errors
+    /// `ENOSPC`, and what the disk says.
+    pub fn open(self: &Arc<Self>, session: SessionId, wanted: Wanted) -> FsResult<Option<(u64, File)>> {
+        if wanted.pieces.is_none() {
+            return Ok(None);
+        }
+        let transfer = self.transfer(wanted)?;
+        let Some(file) = self.engine.store.open_incoming(wanted.content)? else { return Ok(None) };
+        let handle = self.engine.new_handle();
+        self.handles.lock().insert(handle, (session, transfer));
+        Ok(Some((handle, file)))
+    }
+
+    /// Wait until a range is there and verified. Blocks.
+    ///
+    /// # Errors
+    /// `EBADF` for an unknown handle, else as [`Fetcher::whole`].
+    pub fn need(&self, session: SessionId, handle: u64, offset: u64, length: u64) -> FsResult<Ranges> {
+        let transfer = match self.handles.lock().get(&handle) {
+            Some((owner, transfer)) if *owner == session => transfer.clone(),
+            _ => return Err(Errno::EBADF.into()),
+        };
+        transfer.wait_range(offset, length, STALLED)
+    }
+
+    /// Close a handle; `false` when it is none of these.
+    pub fn close(&self, session: SessionId, handle: u64) -> bool {
+        let mut handles = self.handles.lock();
+        let ours = handles.get(&handle).is_some_and(|(owner, _)| *owner == session);
+        if ours {
+            handles.remove(&handle);
+        }
+        ours
+    }
+
+    /// A session has ended.
+    pub fn end_session(&self, session: SessionId) {
+        self.handles.lock().retain(|_, (owner, _)| *owner != session);
+    }
+
+    /// Give up fetching a content to keep it. Whether that was under way.
+    pub async fn cancel(&self, content: ContentId) -> FsResult<bool> {
+        let mirroring = self.mirroring.lock().remove(&content);
+        if let Some(mirroring) = &mirroring {
+            mirroring.stop.cancel();
+        }
+        self.swarm.deactivate(content).await?;
+        Ok(mirroring.is_some())
+    }
+
+    /// Whether a content is being fetched to keep it.
+    #[cfg(test)]
+    fn is_mirroring(&self, content: ContentId) -> bool {
+        self.mirroring.lock().contains_key(&content)
+    }
+
+    /// Fetches that are no live torrents.
+    pub fn active(&self, but: &[ContentId]) -> Vec<pb::Torrent> {
+        let transfers = self.transfers.lock();
+        let mirroring = self.mirroring.lock();
+        let mut found: HashMap<ContentId, pb::Torrent> = HashMap::new();
+        for (content, mirroring) in &*mirroring {
+            found.insert(*content, describe(*content, mirroring.size, 0, 0));
+        }
+        for (content, transfer) in &*transfers {
+            let (have, rate) = transfer.progress();
+            found.insert(*content, describe(*content, transfer.wanted.size, have, rate));
+        }
+        found.into_values().filter(|torrent| !but.iter().any(|but| but.0 == torrent.content[..])).collect()
+    }
+
+    /// The transfer of a content, begun now unless it is under way.
+    fn transfer(self: &Arc<Self>, wanted: Wanted) -> FsResult<Arc<Transfer>> {
+        let mut transfers = self.transfers.lock();
+        if let Some(transfer) = transfers.get(&wanted.content) {
+            return Ok(transfer.clone());
+        }
+        let pieces = match wanted.pieces {
+            Some(pieces) => Some(self.engine.attachment(pieces)?),
+            None => None,
+        };
+        let file = self.engine.store.incoming_file(wanted.content, wanted.size)?;
+        let transfer = Arc::new(Transfer::new(wanted, pieces, file)?);
+        transfers.insert(wanted.content, transfer.clone());
+        drop(transfers);
+        let (this, running) = (self.clone(), transfer.clone());
+        self.runtime.spawn(async move {
+            let ended = running.run(&this.engine, &this.net).await;
+            this.transfers.lock().remove(&wanted.content);
+            running.end(ended);
+        });
+        Ok(transfer)
+    }
+
+    /// What a content is, as somebody said or else as the whole catalog says. Blocks.
+    pub fn look_up(&self, content: ContentId, size: u64, pieces: &[u8]) -> FsResult<Option<Wanted>> {
+        if size > 0 {
+            return Ok(Some(Wanted { content, size, pieces: BlobId::from_slice(pieces) }));
+        }
+        let found = self.engine.find_content(content)?;
+        Ok(found.map(|(size, pieces)| Wanted { content, size, pieces }))
+    }
+}
+
+fn describe(content: ContentId, size: u64, have: u64, rate: u64) -> pb::Torrent {
+    pb::Torrent {
+        content: content.0.to_vec(),
+        size_bytes: size,
+        have_bytes: have,
+        down_bytes_per_s: rate,
+        ..pb::Torrent::default()
+    }
+}
+
+/// When something began, and how much was there then, for a rate.
+struct Since(Instant, u64);
+
+#[cfg(test)]
+mod tests;

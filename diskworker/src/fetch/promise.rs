@@ -1,0 +1,162 @@
+//! Letting copies go: only when enough other disks that hold the content have just promised to keep theirs. A disk that
+//! has promised lets nothing go until the promise ends, and one that is about to promises nothing: so no two rely on
+//! each other. Promises end with the process; a disk that has just started neither promises nor lets go for as long as
+//! one lasts.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::ContentId;
+use delugefs_proto::peer_pb::{PromiseReply, PromiseRequest};
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use super::Fetcher;
+
+/// How long a promise lasts that we ask for.
+const PROMISE: Duration = Duration::from_secs(600);
+/// Longest promise that we give.
+const PROMISE_MAX: Duration = Duration::from_secs(3600);
+/// For one answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What this disk has promised and is about to let go.
+pub(super) struct Promises {
+    start: Instant,
+    /// Set by tests only.
+    settled: AtomicBool,
+    given: Mutex<Given>,
+}
+
+#[derive(Default)]
+struct Given {
+    until: HashMap<ContentId, Instant>,
+    leaving: HashSet<ContentId>,
+}
+
+impl Default for Promises {
+    fn default() -> Self {
+        Self { start: Instant::now(), settled: AtomicBool::new(false), given: Mutex::default() }
+    }
+}
+
+impl Promises {
+    fn is_settled(&self) -> bool {
+        self.start.elapsed() >= PROMISE || self.settled.load(Ordering::Relaxed)
+    }
+
+    /// As if a promise's time had passed.
+    #[cfg(test)]
+    pub(super) fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Give one, unless the content is on its way out.
+    fn give(&self, content: ContentId, lasts: Duration) -> bool {
+        let mut given = self.given.lock();
+        let now = Instant::now();
+        given.until.retain(|_, until| *until > now);
+        if given.leaving.contains(&content) {
+            return false;
+        }
+        let until = given.until.entry(content).or_insert(now);
+        *until = (*until).max(now + lasts.min(PROMISE_MAX));
+        true
+    }
+
+    /// Begin to let a content go, unless it was promised.
+    fn begin(&self, content: ContentId) -> bool {
+        let mut given = self.given.lock();
+        let promised = given.until.get(&content).is_some_and(|until| *until > Instant::now());
+        !promised && given.leaving.insert(content)
+    }
+
+    fn end(&self, content: ContentId) {
+        self.given.lock().leaving.remove(&content);
+    }
+}
+
+impl Fetcher {
+    /// Another disk asks this one to keep a content.
+    pub async fn promise(&self, request: &PromiseRequest) -> FsResult<PromiseReply> {
+        let no = |reason: &str| Ok(PromiseReply { promised: false, reason: reason.into() });
+        let Some(content) = ContentId::from_slice(&request.content) else { return no("no content id") };
+        if !self.promises.is_settled() {
+            return no("it has just started");
+        }
+        if self.net.is_lazy() || self.engine.refusal().is_some() {
+            return no("nobody should rely on it");
+        }
+        if !self.promises.give(content, Duration::from_secs(request.seconds.into())) {
+            return no("it lets its own copy go");
+        }
+        let engine = self.engine.clone();
+        // After promising: what is there now stays.
+        let held = tokio::task::spawn_blocking(move || engine.store.has(content)).await;
+        match held {
+            Ok(Ok(Some(_))) => Ok(PromiseReply { promised: true, reason: String::new() }),
+            Ok(Ok(None)) => no("it does not hold it"),
+            Ok(Err(error)) => Err(error),
+            Err(_) => no("it is stopping"),
+        }
+    }
+
+    /// Let this disk's copy go, if so many others promise to keep theirs. Why not, if so.
+    pub async fn let_go(self: &Arc<Self>, content: ContentId, others: u32) -> FsResult<Result<(), String>> {
+        if others == 0 {
+            return Ok(Err("this may be the last copy of a file's content".into()));
+        }
+        if !self.promises.is_settled() {
+            return Ok(Err("this disk has just started: it waits until older promises have ended".into()));
+        }
+        if !self.promises.begin(content) {
+            return Ok(Err("this disk has promised to keep its copy".into()));
+        }
+        let result = self.let_go_if_promised(content, others).await;
+        self.promises.end(content);
+        result
+    }
+
+    async fn let_go_if_promised(&self, content: ContentId, others: u32) -> FsResult<Result<(), String>> {
+        let mut promised = 0;
+        for disk in self.net.holders(content) {
+            if promised == others {
+                break;
+            }
+            let seconds = PROMISE.as_secs() as u32;
+            let asked = async {
+                let request = PromiseRequest { content: content.0.to_vec(), seconds };
+                let reply = self.net.client(disk).await.ok()?.promise(request).await.ok()?;
+                Some(reply.into_inner().promised)
+            };
+            promised += u32::from(timeout(ANSWER, asked).await.ok().flatten() == Some(true));
+        }
+        if promised < others {
+            return Ok(Err(format!("only {promised} other disks promise to keep it, not {others}")));
+        }
+        let engine = self.engine.clone();
+        let moved = tokio::task::spawn_blocking(move || engine.store.let_go(content)).await;
+        match moved {
+            Ok(moved) => moved.map(|moved| if moved { Ok(()) } else { Err("something on this disk uses it".into()) }),
+            Err(_) => Ok(Err("this disk is stopping".into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_and_a_farewell_exclude_each_other() {
+        let promises = Promises::default();
+        let (one, other) = (ContentId([1; 32]), ContentId([2; 32]));
+        assert!(promises.give(one, PROMISE) && !promises.begin(one));
+        assert!(promises.begin(other) && !promises.begin(other) && !promises.give(other, PROMISE));
+        promises.end(other);
+        assert!(promises.give(other, Duration::ZERO) && promises.begin(other));
+    }
+}

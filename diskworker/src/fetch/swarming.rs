@@ -1,0 +1,80 @@
+//! Large contents by BitTorrent: make it live, bring it streams to the disks that hold it, and watch that it gets on.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::{BlobId, DiskId};
+use delugefs_proto::peer_pb::StreamRequest;
+use nix::errno::Errno;
+use tokio::task::JoinSet;
+
+use super::{Fetcher, Wanted};
+
+/// Sources at once.
+const SOURCES_MAX: usize = 4;
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Without progress for so long, it is begun anew.
+const STUCK: Duration = Duration::from_secs(30);
+/// A source that ended is tried again after this.
+const AGAIN: Duration = Duration::from_secs(3);
+
+impl Fetcher {
+    pub(super) async fn swarm_fetch(self: &Arc<Self>, wanted: Wanted, pieces: BlobId) -> FsResult<()> {
+        let (engine, content) = (self.engine.clone(), wanted.content);
+        let reading = tokio::task::spawn_blocking(move || engine.attachment(pieces));
+        let hashes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
+        self.swarm.fetch(content, wanted.size, hashes).await?;
+        let result = self.feed(wanted, pieces).await;
+        if result.is_err() {
+            self.swarm.deactivate(content).await?;
+        }
+        result
+    }
+
+    async fn feed(self: &Arc<Self>, wanted: Wanted, pieces: BlobId) -> FsResult<()> {
+        let content = wanted.content;
+        let mut streams: JoinSet<DiskId> = JoinSet::new();
+        let mut connected: HashSet<DiskId> = HashSet::new();
+        let mut last = (0, Instant::now());
+        loop {
+            for disk in self.net.holders(content) {
+                if connected.len() < SOURCES_MAX && connected.insert(disk) {
+                    let this = self.clone();
+                    let request = StreamRequest {
+                        content: content.0.to_vec(),
+                        size_bytes: wanted.size,
+                        pieces: pieces.0.to_vec(),
+                    };
+                    streams.spawn(async move {
+                        let ended = match this.net.torrent_stream(disk, request).await {
+                            Ok(stream) => this.swarm.attach(content, stream).await,
+                            Err(error) => Err(error),
+                        };
+                        if let Err(error) = ended {
+                            tracing::debug!("torrent of {content} with disk {}: {error}", &disk.to_hex()[..8]);
+                        }
+                        tokio::time::sleep(AGAIN).await;
+                        disk
+                    });
+                }
+            }
+            tokio::select! {
+                finished = self.swarm.finished(content, LOOK) => match finished {
+                    Err(error) if error.errno == Errno::ETIMEDOUT => {}
+                    finished => return finished,
+                },
+                Some(Ok(disk)) = streams.join_next() => drop(connected.remove(&disk)),
+            }
+            let active = self.swarm.active().await?;
+            let have = active.iter().find(|torrent| torrent.content == content).map_or(0, |torrent| torrent.have);
+            if have != last.0 {
+                last = (have, Instant::now());
+            } else if last.1.elapsed() > STUCK {
+                return Err(FsError::new(Errno::ETIMEDOUT, "no progress: the disks that hold it do not answer"));
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
+
+use std::os::unix::fs::FileExt;
+
+use delugefs_proto::ids::Ino;
+use delugefs_proto::limits::piece_length_bytes;
+use delugefs_proto::local_pb::Create;
+
+use super::*;
+use crate::engine::Opening;
+use crate::net::tests::{Node, cluster, until};
+
+/// Bytes that no two offsets share.
+fn bytes(size: usize) -> Vec<u8> {
+    (0..size as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(size).collect()
+}
+
+/// A file on a disk, sealed; what it is.
+fn write(node: &Node, name: &str, content: &[u8]) -> Wanted {
+    let engine = node.engine();
+    let making = Create { dir: Ino::ROOT.0, name: name.to_owned().into(), mode: 0o644, uid: 1, gid: 1, ino: 0 };
+    let (answer, opening) = engine.create(1, false, &making).unwrap();
+    let Opening::File { handle, file } = opening else { panic!() };
+    file.write_all_at(content, 0).unwrap();
+    drop(file);
+    engine.close(1, handle).unwrap();
+    let ino = Ino(answer.node.unwrap().ino);
+    let begin = Instant::now();
+    loop {
+        if let Some(wanted) = engine.stored(ino).unwrap() {
+            return wanted;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn read(node: &Node, wanted: Wanted) -> Vec<u8> {
+    let file = node.engine().store.open_content(wanted.content, wanted.size).unwrap();
+    let mut found = vec![0; wanted.size as usize];
+    file.read_exact_at(&mut found, 0).unwrap();
+    found
+}
+
+async fn known(node: &Node, wanted: Wanted) {
+    let knows = || !node.net().holders(wanted.content).is_empty() && node.catalog_has(wanted);
+    until("the other disk to know of it", knows).await;
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_and_large_contents_are_mirrored() {
+    let (_, _, nodes) = cluster(3, &[(0, 1), (1, 2), (0, 2)]).await;
+    let (small, large) = (bytes(100_000), bytes(9 << 20));
+    for content in [small, large] {
+        let wanted = write(&nodes[0], &content.len().to_string(), &content);
+        for node in &nodes[1..] {
+            known(node, wanted).await;
+            node.fetcher().mirror(wanted);
+            node.fetcher().mirror(wanted);
+            let holds = || node.engine().store.has(wanted.content).unwrap() == Some(wanted.size);
+            until("the content", holds).await;
+            assert_eq!(read(node, wanted), content);
+            until("the end of it", || !node.fetcher().is_mirroring(wanted.content)).await;
+        }
+        until("all holders to be known", || nodes[0].net().holders(wanted.content).len() == 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_gets_what_he_reads_and_the_rest_follows() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let content = bytes((9 << 20) + 12_345);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    let fetcher = nodes[1].fetcher().clone();
+    let (handle, file) = {
+        let fetcher = fetcher.clone();
+        blocking(move || fetcher.open(7, wanted)).await.unwrap().unwrap()
+    };
+    // From the end first, across the border of two pieces, and one byte.
+    let piece = u64::from(piece_length_bytes(wanted.size));
+    for (offset, length) in [(wanted.size - 5, 5), (3 * piece - 10, 20), (0, 1), (wanted.size, 0)] {
+        let needing = fetcher.clone();
+        let ranges = blocking(move || needing.need(7, handle, offset, length)).await.unwrap();
+        assert!(ranges.offset <= offset && ranges.offset + ranges.length >= offset + length, "{ranges:?}");
+        let mut found = vec![0; ranges.length as usize];
+        file.read_exact_at(&mut found, ranges.offset).unwrap();
+        assert!(found == content[ranges.offset as usize..][..ranges.length as usize], "wrong bytes at {offset}");
+    }
+    assert_eq!(fetcher.need(8, handle, 0, 1).unwrap_err().errno, Errno::EBADF);
+    assert_eq!(fetcher.need(7, handle, wanted.size, 1).unwrap_err().errno, Errno::EINVAL);
+    until("all of it", || nodes[1].engine().store.has(wanted.content).unwrap().is_some()).await;
+    assert_eq!(read(&nodes[1], wanted), content);
+    assert!(fetcher.close(7, handle) && !fetcher.close(7, handle));
+    until("the end of the transfer", || fetcher.transfers.lock().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corrupt_bytes_are_noticed_and_come_from_another_disk() {
+    let (_, _, nodes) = cluster(3, &[(0, 1), (1, 2), (0, 2)]).await;
+    for content in [bytes(50_000), bytes(6 << 20)] {
+        let wanted = write(&nodes[0], &format!("file{}", content.len()), &content);
+        known(&nodes[1], wanted).await;
+        let fetcher = nodes[1].fetcher().clone();
+        blocking(move || fetcher.whole(wanted)).await.unwrap();
+        // The disk of the first rots.
+        let path = format!("data/{:02x}/{}", wanted.content.0[0], wanted.content);
+        let path = nodes[0].engine().folder.path(&path);
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"rot", content.len() as u64 / 2).unwrap();
+        known(&nodes[2], wanted).await;
+        until("both holders", || nodes[2].net().holders(wanted.content).len() == 2).await;
+        let fetcher = nodes[2].fetcher().clone();
+        blocking(move || fetcher.whole(wanted)).await.unwrap();
+        assert_eq!(read(&nodes[2], wanted), content);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_holder_there_is_an_error_and_nothing_else() {
+    let (_, _, nodes) = cluster(1, &[]).await;
+    let wanted = Wanted { content: ContentId([5; 32]), size: 10_000, pieces: None };
+    let fetcher = nodes[0].fetcher().clone();
+    let error = blocking(move || fetcher.whole(wanted)).await.unwrap_err();
+    assert_eq!(error.errno, Errno::EHOSTUNREACH, "{error}");
+    until("the end of the transfer", || nodes[0].fetcher().transfers.lock().is_empty()).await;
+    assert!(nodes[0].engine().store.has(wanted.content).unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_goes_only_when_another_is_promised() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let wanted = write(&nodes[0], "file", &bytes(70_000));
+    known(&nodes[1], wanted).await;
+    let (one, other) = (nodes[0].fetcher(), nodes[1].fetcher());
+    assert!(one.let_go(wanted.content, 1).await.unwrap().unwrap_err().contains("just started"));
+    one.promises.settle();
+    assert!(one.let_go(wanted.content, 0).await.unwrap().is_err());
+    assert!(one.let_go(wanted.content, 1).await.unwrap().is_err(), "nobody else has it");
+    let fetcher = other.clone();
+    blocking(move || fetcher.whole(wanted)).await.unwrap();
+    until("the second holder", || !nodes[0].net().holders(wanted.content).is_empty()).await;
+    assert!(one.let_go(wanted.content, 1).await.unwrap().is_err(), "the other has just started");
+    other.promises.settle();
+    one.let_go(wanted.content, 1).await.unwrap().unwrap();
+    assert!(nodes[0].engine().store.has(wanted.content).unwrap().is_none());
+    until("the news", || nodes[1].net().holders(wanted.content).is_empty()).await;
+    // It has promised.
+    assert!(other.let_go(wanted.content, 1).await.unwrap().unwrap_err().contains("promised"));
+    // And it comes back.
+    let fetcher = one.clone();
+    blocking(move || fetcher.whole(wanted)).await.unwrap();
+    assert_eq!(read(&nodes[0], wanted), bytes(70_000));
+}

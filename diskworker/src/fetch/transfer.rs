@@ -1,0 +1,420 @@
+//! One content on its way here by ranged requests: which pieces are verified, who waits for which, and the task that
+//! fetches. Readers' ranges come first, then what follows the last of them, then the rest.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::DiskId;
+use delugefs_proto::limits::{piece_count, piece_length_bytes};
+use delugefs_proto::local_pb::Ranges;
+use delugefs_proto::peer_pb::ReadContentRequest;
+use nix::errno::Errno;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{Since, Wanted};
+use crate::engine::Engine;
+use crate::net::Net;
+
+/// Requests under way at once.
+const REQUESTS_MAX: usize = 4;
+/// Bytes of one request that fills in the rest.
+const REQUEST_BYTES: u64 = 4 << 20;
+/// Requests grow to that from a single piece, so that the first bytes come at once.
+const REQUEST_MIN_BYTES: u64 = 256 << 10;
+/// A holder that sends nothing for so long is left.
+const SILENT: Duration = Duration::from_secs(8);
+/// How long a holder that failed is left alone.
+const REST: Duration = Duration::from_secs(2);
+/// With no holder for so long, the transfer fails: news of a new content travel beside it.
+const NOBODY: Duration = Duration::from_secs(4);
+/// A transfer that nobody waits for goes on without progress for so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(super) struct Transfer {
+    pub wanted: Wanted,
+    pieces: Option<Bytes>,
+    piece_bytes: u64,
+    file: Mutex<Option<Arc<File>>>,
+    state: Mutex<State>,
+    changed: Condvar,
+    news: Notify,
+}
+
+struct State {
+    /// One for each piece; a small content is one.
+    have: Vec<Piece>,
+    have_bytes: u64,
+    /// Where readers are: pieces they wait for, the latest last.
+    wants: VecDeque<usize>,
+    /// Where the last reader was.
+    cursor: usize,
+    /// Bytes of the next request there: grows while it goes on from there.
+    request_bytes: u64,
+    ended: Option<FsResult<()>>,
+    progress: Instant,
+    since: Since,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Missing,
+    Coming,
+    Here,
+}
+
+impl Transfer {
+    /// Into a file of the content's length.
+    pub fn new(wanted: Wanted, pieces: Option<Bytes>, file: File) -> FsResult<Self> {
+        let (count, piece_bytes) = match &pieces {
+            Some(_) => (piece_count(wanted.size), u64::from(piece_length_bytes(wanted.size))),
+            None => (1, wanted.size),
+        };
+        if pieces.as_ref().is_some_and(|hashes| hashes.len() as u64 != count * 20) {
+            return Err(FsError::new(Errno::EIO, "the catalog's piece hashes do not fit the content's length"));
+        }
+        let state = State {
+            have: vec![Piece::Missing; count as usize],
+            have_bytes: 0,
+            wants: VecDeque::new(),
+            cursor: 0,
+            request_bytes: REQUEST_MIN_BYTES,
+            ended: None,
+            progress: Instant::now(),
+            since: Since(Instant::now(), 0),
+        };
+        Ok(Self {
+            wanted,
+            pieces,
+            piece_bytes,
+            file: Mutex::new(Some(Arc::new(file))),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            news: Notify::new(),
+        })
+    }
+
+    /// Bytes that are here, and bytes per second on average.
+    pub fn progress(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        let rate = (state.have_bytes - state.since.1) as f64 / state.since.0.elapsed().as_secs_f64().max(0.1);
+        (state.have_bytes, rate as u64)
+    }
+
+    /// Wait for all of it.
+    pub fn wait_whole(&self, stalled: Duration) -> FsResult<()> {
+        self.wait(stalled, |state| state.ended.clone())
+    }
+
+    /// Wait for a range; the run of verified bytes around it.
+    pub fn wait_range(&self, offset: u64, length: u64, stalled: Duration) -> FsResult<Ranges> {
+        let size = self.wanted.size;
+        let end = offset.checked_add(length).filter(|end| *end <= size).ok_or(Errno::EINVAL)?;
+        let first = (offset / self.piece_bytes) as usize;
+        let last = (end.max(offset + 1) - 1) / self.piece_bytes;
+        let last = (last as usize).min(self.state.lock().have.len() - 1);
+        self.wait(stalled, |state| {
+            if let Some(Ok(())) = state.ended {
+                return Some(Ok(Ranges { offset: 0, length: size, complete: true }));
+            }
+            let missing = (first..=last).filter(|piece| state.have[*piece] != Piece::Here);
+            let missing: Vec<usize> = missing.collect();
+            if missing.is_empty() {
+                let is_here = |piece: &usize| state.have[*piece] == Piece::Here;
+                let from = (0..first).rev().take_while(is_here).last().unwrap_or(first);
+                let to = (last + 1..state.have.len()).take_while(is_here).last().unwrap_or(last);
+                let (from, to) = (from as u64 * self.piece_bytes, ((to as u64 + 1) * self.piece_bytes).min(size));
+                return Some(Ok(Ranges { offset: from, length: to - from, complete: false }));
+            }
+            if let Some(Err(error)) = &state.ended {
+                return Some(Err(error.clone()));
+            }
+            // A reader who goes on where the last one was is sequential: more at a time.
+            state.request_bytes =
+                match first.abs_diff(state.cursor) <= 1 + (state.request_bytes / self.piece_bytes) as usize {
+                    true => (state.request_bytes * 2).min(REQUEST_BYTES),
+                    false => REQUEST_MIN_BYTES,
+                };
+            state.cursor = last;
+            for piece in missing {
+                if state.have[piece] == Piece::Missing && !state.wants.contains(&piece) {
+                    state.wants.push_back(piece);
+                }
+            }
+            self.news.notify_one();
+            None
+        })
+    }
+
+    fn wait<T>(&self, stalled: Duration, mut look: impl FnMut(&mut State) -> Option<FsResult<T>>) -> FsResult<T> {
+        let begin = Instant::now();
+        let mut state = self.state.lock();
+        loop {
+            if let Some(result) = look(&mut state) {
+                return result;
+            }
+            let quiet = state.progress.max(begin).elapsed();
+            let Some(left) = stalled.checked_sub(quiet) else {
+                let text = "the content does not arrive: the disks that hold it do not answer";
+                return Err(FsError::new(Errno::ETIMEDOUT, text));
+            };
+            self.changed.wait_for(&mut state, left);
+        }
+    }
+
+    /// Fetch to the end.
+    pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>) -> FsResult<()> {
+        self.look_what_is_here(engine).await?;
+        let mut holders = Holders::default();
+        let mut requests = JoinSet::new();
+        let mut nobody: Option<Instant> = None;
+        loop {
+            if self.is_complete() {
+                requests.shutdown().await;
+                match self.finish(engine).await {
+                    Ok(()) => return Ok(()),
+                    // A small content has only its SHA-256 to be checked by.
+                    Err(error) if error.errno == Errno::EIO && self.pieces.is_none() => {
+                        if let Some(liar) = holders.last {
+                            holders.rest.insert(liar, Instant::now() + PATIENCE);
+                        }
+                        let file = engine.store.incoming_file(self.wanted.content, self.wanted.size)?;
+                        *self.file.lock() = Some(Arc::new(file));
+                        self.forget();
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            while requests.len() < REQUESTS_MAX {
+                let Some(disk) = holders.next(net, self.wanted) else { break };
+                let Some((first, count)) = self.choose() else { break };
+                holders.last = Some(disk);
+                let (this, net) = (self.clone(), net.clone());
+                requests.spawn(async move {
+                    let done = this.request(&net, disk, first, count).await;
+                    this.give_back(first, count);
+                    (disk, done)
+                });
+            }
+            if requests.is_empty() {
+                // Somebody else (the swarm) may have brought it.
+                if engine.store.has(self.wanted.content)? == Some(self.wanted.size) {
+                    return Ok(());
+                }
+                let since = *nobody.get_or_insert_with(Instant::now);
+                if since.elapsed() > NOBODY || net.is_alone() {
+                    let text = holders.error.unwrap_or_else(|| "no disk that holds the content can be reached".into());
+                    return Err(FsError::new(Errno::EHOSTUNREACH, text));
+                }
+                let _ = timeout(Duration::from_millis(50), self.news.notified()).await;
+                continue;
+            }
+            tokio::select! {
+                Some(done) = requests.join_next() => match done {
+                    Ok((_, Ok(()))) => nobody = None,
+                    Ok((disk, Err(error))) => {
+                        tracing::debug!("content {} from disk {}: {error}", self.wanted.content, &disk.to_hex()[..8]);
+                        let rest = if error.errno == Errno::EBADMSG { PATIENCE } else { REST };
+                        holders.rest.insert(disk, Instant::now() + rest);
+                        holders.error = Some(error.to_string());
+                    }
+                    Err(error) => tracing::error!("fetching panicked: {error}"),
+                },
+                () = self.news.notified() => {}
+            }
+            let quiet = self.state.lock().progress.elapsed();
+            if quiet > PATIENCE {
+                return Err(FsError::new(Errno::ETIMEDOUT, "the content does not arrive"));
+            }
+        }
+    }
+
+    /// Tell those who wait.
+    pub fn end(&self, ended: FsResult<()>) {
+        *self.file.lock() = None;
+        let mut state = self.state.lock();
+        state.ended = Some(ended);
+        self.changed.notify_all();
+    }
+
+    fn is_complete(&self) -> bool {
+        self.state.lock().have.iter().all(|piece| *piece == Piece::Here)
+    }
+
+    fn forget(&self) {
+        let mut state = self.state.lock();
+        state.have.fill(Piece::Missing);
+        state.have_bytes = 0;
+        state.since = Since(Instant::now(), 0);
+    }
+
+    /// What an earlier attempt left is used.
+    async fn look_what_is_here(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<()> {
+        let (Some(pieces), Some(file)) = (self.pieces.clone(), self.file.lock().clone()) else { return Ok(()) };
+        let (engine, wanted) = (engine.clone(), self.wanted);
+        let looking = tokio::task::spawn_blocking(move || {
+            engine.store.incoming_pieces(&file, wanted.content, wanted.size, &pieces, &|| false)
+        });
+        let bits = looking.await.map_err(|_| FsError::from(Errno::EIO))??;
+        let mut state = self.state.lock();
+        for piece in 0..state.have.len() {
+            if bits[piece / 8] & (0x80 >> (piece % 8)) != 0 {
+                state.have[piece] = Piece::Here;
+                state.have_bytes += self.length(piece);
+            }
+        }
+        state.since = Since(Instant::now(), state.have_bytes);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn length(&self, piece: usize) -> u64 {
+        let start = piece as u64 * self.piece_bytes;
+        self.piece_bytes.min(self.wanted.size - start)
+    }
+
+    /// The next run of pieces to ask for; they are marked as coming.
+    fn choose(&self) -> Option<(usize, usize)> {
+        let mut state = self.state.lock();
+        let mut first = None;
+        while let Some(piece) = state.wants.pop_front() {
+            if state.have[piece] == Piece::Missing {
+                first = Some(piece);
+                break;
+            }
+        }
+        let count = state.have.len();
+        let is_missing = |piece: &usize| state.have[*piece] == Piece::Missing;
+        let cursor = state.cursor;
+        let first = first.or_else(|| (cursor..count).find(is_missing)).or_else(|| (0..cursor).find(is_missing))?;
+        let run = (state.request_bytes / self.piece_bytes).max(1) as usize;
+        let length = (first..count).take(run).take_while(is_missing).count();
+        state.have[first..first + length].fill(Piece::Coming);
+        if state.wants.is_empty() {
+            // Nobody waits: fill in with larger requests.
+            state.request_bytes = (state.request_bytes * 2).min(REQUEST_BYTES);
+        }
+        Some((first, length))
+    }
+
+    /// What of a request did not come may be asked for again.
+    fn give_back(&self, first: usize, count: usize) {
+        let mut state = self.state.lock();
+        for piece in &mut state.have[first..first + count] {
+            if *piece == Piece::Coming {
+                *piece = Piece::Missing;
+            }
+        }
+    }
+
+    /// Ask one disk for a run of pieces; each is verified and written as it comes.
+    async fn request(self: &Arc<Self>, net: &Net, disk: DiskId, first: usize, count: usize) -> FsResult<()> {
+        let offset = first as u64 * self.piece_bytes;
+        let length = (first..first + count).map(|piece| self.length(piece)).sum();
+        let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
+        let request = ReadContentRequest {
+            content: self.wanted.content.0.to_vec(),
+            size_bytes: self.wanted.size,
+            offset,
+            length,
+        };
+        let lost = |status: tonic::Status| FsError::new(Errno::ECONNRESET, status.message().to_owned());
+        let replies = timeout(SILENT, client.read_content(request)).await.map_err(|_| Errno::ETIMEDOUT)?;
+        let mut replies = replies.map_err(lost)?.into_inner();
+        let mut piece = first;
+        let mut parts: Vec<Bytes> = Vec::new();
+        let mut gathered = 0;
+        while piece < first + count {
+            let reply = timeout(SILENT, replies.message()).await.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?;
+            let Some(reply) = reply else {
+                return Err(FsError::new(Errno::ECONNRESET, "it sent less than it was asked for"));
+            };
+            let mut data = reply.data;
+            while !data.is_empty() {
+                if piece >= first + count {
+                    return Err(FsError::new(Errno::EBADMSG, "it sent more than it was asked for"));
+                }
+                let take = (self.length(piece) - gathered).min(data.len() as u64);
+                parts.push(data.split_to(take as usize));
+                gathered += take;
+                if gathered == self.length(piece) {
+                    self.take_piece(piece, std::mem::take(&mut parts)).await?;
+                    (gathered, piece) = (0, piece + 1);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Verify a piece and write it.
+    async fn take_piece(self: &Arc<Self>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
+        let this = self.clone();
+        let taking = tokio::task::spawn_blocking(move || {
+            if let Some(hashes) = &this.pieces {
+                let mut sha1 = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
+                parts.iter().for_each(|part| sha1.update(part));
+                if sha1.finish().as_ref() != &hashes[piece * 20..piece * 20 + 20] {
+                    return Err(FsError::new(Errno::EBADMSG, "it sent a corrupt piece"));
+                }
+            }
+            let Some(file) = this.file.lock().clone() else { return Err(Errno::ECANCELED.into()) };
+            let mut offset = piece as u64 * this.piece_bytes;
+            for part in &parts {
+                file.write_all_at(part, offset)?;
+                offset += part.len() as u64;
+            }
+            Ok(())
+        });
+        taking.await.map_err(|_| FsError::from(Errno::EIO))??;
+        let mut state = self.state.lock();
+        if state.have[piece] != Piece::Here {
+            state.have[piece] = Piece::Here;
+            state.have_bytes += self.length(piece);
+        }
+        state.progress = Instant::now();
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Verify the whole, and give it its name.
+    async fn finish(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<()> {
+        // Nobody writes any more.
+        *self.file.lock() = None;
+        let (engine, wanted) = (engine.clone(), self.wanted);
+        let finishing =
+            tokio::task::spawn_blocking(move || engine.store.finish_incoming(wanted.content, wanted.size, &|| false));
+        finishing.await.map_err(|_| FsError::from(Errno::EIO))?
+    }
+}
+
+/// Whom to ask next.
+#[derive(Default)]
+struct Holders {
+    turn: usize,
+    /// Those that failed, until when.
+    rest: HashMap<DiskId, Instant>,
+    last: Option<DiskId>,
+    error: Option<String>,
+}
+
+impl Holders {
+    /// In turn, so that several sources share the work.
+    fn next(&mut self, net: &Net, wanted: Wanted) -> Option<DiskId> {
+        let now = Instant::now();
+        let mut holders = net.holders(wanted.content);
+        holders.retain(|disk| self.rest.get(disk).is_none_or(|until| *until <= now));
+        if holders.is_empty() {
+            return None;
+        }
+        self.turn += 1;
+        Some(holders[self.turn % holders.len()])
+    }
+}

@@ -1,0 +1,326 @@
+//! The disk among other disks: one TCP port, mutual TLS with raw public keys, and what is said there.
+//!
+//! ```text
+//!   listener   who calls, and what for     -> join      of strangers: an invitation, or proof of membership
+//!   dial       whom to meet, channels      -> link      two disks talk: state, members, holdings, addresses
+//!   members    who may take part           -> sync      follow the catalogs of others
+//!   book       where disks may be          -> service   gRPC for members
+//!   table      who is connected            -> holdings  who holds what
+//! ```
+//! A peer is its key. Addresses are hints, its host is a label, and which of the two opened a connection does not matter.
+//! Nothing here blocks on the disk but in the runtime's blocking threads.
+
+mod book;
+mod dial;
+mod frame;
+mod holdings;
+pub mod io;
+mod join;
+mod link;
+mod listener;
+mod members;
+mod remember;
+mod report;
+mod service;
+mod sync;
+mod table;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::identity::Identity;
+use delugefs_proto::ids::{BlobId, ContentId, DiskId, random_u64};
+use delugefs_proto::peer_pb::{self as pb, news, peer_server::PeerServer};
+use delugefs_proto::{disk, limits};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::Engine;
+use crate::fetch::Fetcher;
+use crate::swarm::Swarm;
+use book::Book;
+use holdings::Holdings;
+use members::MembersStore;
+use table::Table;
+
+/// Changes of holdings on their way to links.
+const TOLD: usize = 4096;
+/// How often what others hold is written down at most.
+const REMEMBER_EVERY: Duration = Duration::from_secs(60);
+/// How often what we say of ourselves is renewed: free space changes all the time.
+const ABOUT_EVERY: Duration = Duration::from_secs(10);
+
+/// How a disk takes part.
+#[derive(Clone, Debug, Default)]
+pub struct NetSettings {
+    /// IP address to listen on; all when `None`.
+    pub listen: Option<String>,
+    /// TCP port; any when 0.
+    pub port: u16,
+    /// Tried when `port` is 0.
+    pub last_port: u16,
+    /// Fetch contents only to read them.
+    pub lazy: bool,
+    /// Where the disk is, for spreading copies.
+    pub site: String,
+    /// Where the supervisor's socket is.
+    pub run_dir: PathBuf,
+}
+
+/// See the module.
+pub struct Net {
+    engine: Arc<Engine>,
+    swarm: Arc<Swarm>,
+    identity: Identity,
+    settings: NetSettings,
+    members: MembersStore,
+    /// Key and name of the host this disk is on, once the supervisor has said so.
+    host: Mutex<(Vec<u8>, String)>,
+    port: u16,
+    run: u64,
+    stop: CancellationToken,
+    table: Mutex<Table>,
+    book: Mutex<Book>,
+    holdings: Mutex<Holdings>,
+    channels: Mutex<HashMap<DiskId, dial::Open>>,
+    dialing: Mutex<HashMap<DiskId, Arc<tokio::sync::Mutex<()>>>>,
+    connections: Mutex<Vec<(DiskId, CancellationToken)>>,
+    unnamed_tried: Mutex<HashMap<String, Instant>>,
+    /// Disks that were shown why we are a member, in this life of the process.
+    introduced: Mutex<HashSet<DiskId>>,
+    links: AtomicU64,
+    /// A try to meet somebody may be due.
+    wake: Notify,
+    /// Somebody announced a state.
+    states: Notify,
+    about_changed: watch::Sender<()>,
+    told: broadcast::Sender<(Option<u64>, Arc<pb::Holdings>)>,
+    fetcher: std::sync::OnceLock<Weak<Fetcher>>,
+    log: LogOnce,
+}
+
+impl Net {
+    /// Listen and begin to meet others, on the runtime this is called on.
+    ///
+    /// # Errors
+    /// When the port cannot be had, or the membership file is damaged.
+    pub async fn start(engine: Arc<Engine>, swarm: Arc<Swarm>, settings: NetSettings) -> anyhow::Result<Arc<Self>> {
+        let key = engine.folder.open_file(disk::NODE_KEY, OFlag::O_RDONLY).context("opening the disk's key")?;
+        let identity = Identity::from_pkcs8(&std::io::Read::bytes(key).take(4096).collect::<Result<Vec<u8>, _>>()?)?;
+        let members = MembersStore::open(engine.folder.clone())?;
+        let bound = listener::bind(settings.listen.as_deref(), settings.port, settings.last_port).await?;
+        let net = Arc::new(Self {
+            port: bound.local_addr()?.port(),
+            run: random_u64(),
+            table: Mutex::new(Table::new(engine.folder.disk_id())),
+            engine,
+            swarm,
+            identity,
+            settings,
+            members,
+            host: Mutex::default(),
+            stop: CancellationToken::new(),
+            book: Mutex::default(),
+            holdings: Mutex::default(),
+            channels: Mutex::default(),
+            dialing: Mutex::default(),
+            connections: Mutex::default(),
+            unnamed_tried: Mutex::default(),
+            introduced: Mutex::default(),
+            links: AtomicU64::new(1),
+            wake: Notify::new(),
+            states: Notify::new(),
+            about_changed: watch::channel(()).0,
+            told: broadcast::channel(TOLD).0,
+            fetcher: std::sync::OnceLock::new(),
+            log: LogOnce::default(),
+        });
+        let (accepted, incoming) = mpsc::channel(16);
+        tokio::spawn(listener::accept(net.clone(), bound, accepted));
+        tokio::spawn(serve(net.clone(), incoming));
+        tokio::spawn(dial::keep_meeting(net.clone()));
+        tokio::spawn(sync::follow(net.clone()));
+        tokio::spawn(renew_about(net.clone()));
+        Ok(net)
+    }
+
+    /// End all connections.
+    pub fn shutdown(&self) {
+        self.stop.cancel();
+        for (_, token) in self.connections.lock().drain(..) {
+            token.cancel();
+        }
+    }
+
+    /// Whether there is no other disk in the cluster.
+    pub fn is_alone(&self) -> bool {
+        self.members.get().is_none_or(|members| members.disks().len() <= 1)
+    }
+
+    /// Whether this disk fetches contents only to read them.
+    pub fn is_lazy(&self) -> bool {
+        self.settings.lazy
+    }
+
+    /// The TCP port others reach this disk at.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Who answers for contents.
+    pub fn serve_contents(&self, fetcher: &Arc<Fetcher>) {
+        let _ = self.fetcher.set(Arc::downgrade(fetcher)); // there is one
+    }
+
+    /// A content came to this disk or left it.
+    pub fn holding_changed(&self, content: ContentId, held: bool) {
+        let news = self.holdings.lock().changed(self.engine.folder.disk_id(), content, held);
+        if let Some(news) = news {
+            self.tell(None, news);
+        }
+    }
+
+    /// Changes whenever anything about who holds what does.
+    pub fn holdings_version(&self) -> u64 {
+        self.holdings.lock().version()
+    }
+
+    /// Every disk that said it holds a content, also those that are away and this one.
+    pub fn known_holders(&self, content: ContentId) -> Vec<DiskId> {
+        self.holdings.lock().holders(content).to_vec()
+    }
+
+    /// Other disks that hold a content and are connected or may be reached; connected ones first.
+    pub fn holders(&self, content: ContentId) -> Vec<DiskId> {
+        let me = self.engine.folder.disk_id();
+        let mut holders: Vec<DiskId> = self.known_holders(content).into_iter().filter(|disk| *disk != me).collect();
+        holders.retain(|disk| self.members.is_disk(*disk));
+        let (table, book) = (self.table.lock(), self.book.lock());
+        holders.retain(|disk| table.is_connected(*disk) || !book.of(*disk).is_empty());
+        holders.sort_by_key(|disk| !table.is_connected(*disk));
+        holders
+    }
+
+    fn tell(&self, from: Option<u64>, news: pb::Holdings) {
+        let _ = self.told.send((from, Arc::new(news))); // fails when there is no link
+    }
+
+    fn about(&self) -> pb::News {
+        let (host_id, host_label) = self.host.lock().clone();
+        let space = self.engine.free_space().unwrap_or_default();
+        let about = pb::About {
+            version: 1,
+            program: env!("CARGO_PKG_VERSION").into(),
+            cluster_id: self.engine.folder.cluster_id().0.to_vec(),
+            host_id,
+            host_label,
+            port: self.port.into(),
+            site: self.settings.site.clone(),
+            lazy: self.settings.lazy,
+            draining: false,
+            total_bytes: space.total_bytes,
+            free_bytes: space.free_bytes,
+            read_only: space.read_only,
+            run: self.run,
+        };
+        pb::News { news: Some(news::News::About(about)) }
+    }
+
+    /// What is known of where disks are, for somebody on this machine or elsewhere.
+    fn addresses(&self, is_here: bool) -> news::News {
+        let book = self.book.lock();
+        let serves = |address: &&String| is_here || !address.starts_with("127.") && !address.starts_with("[::1]");
+        let disks = book.all().map(|(disk, addresses)| pb::DiskAddresses {
+            disk_id: disk.0.to_vec(),
+            addresses: addresses.iter().filter(serves).cloned().collect(),
+        });
+        news::News::Addresses(pb::Addresses { disks: disks.take(1000).collect() })
+    }
+
+    /// A token for a connection of a disk; it is cancelled when the disk is no member any more, or we stop.
+    fn connection_token(&self, disk: DiskId) -> CancellationToken {
+        let token = self.stop.child_token();
+        self.connections.lock().push((disk, token.clone()));
+        token
+    }
+
+    /// Make a content live for a peer who wants it by BitTorrent.
+    async fn accept_torrent(&self, request: &pb::StreamRequest) -> FsResult<ContentId> {
+        let content = ContentId::from_slice(&request.content).ok_or(Errno::EINVAL)?;
+        let pieces = BlobId::from_slice(&request.pieces).ok_or(Errno::EINVAL)?;
+        if request.size_bytes > limits::FILE_MAX_BYTES {
+            return Err(Errno::EINVAL.into());
+        }
+        let (engine, size) = (self.engine.clone(), request.size_bytes);
+        let found = tokio::task::spawn_blocking(move || match engine.store.has(content)? {
+            Some(length) if length == size => engine.attachment(pieces),
+            _ => Err(FsError::new(Errno::ENOENT, "this disk does not hold the content")),
+        });
+        let pieces = found.await.map_err(|_| Errno::EIO)??;
+        self.swarm.activate(content, size, pieces).await?;
+        Ok(content)
+    }
+}
+
+async fn serve(net: Arc<Net>, incoming: listener::Incoming) {
+    let service = PeerServer::new(service::PeerService(net.clone()))
+        .max_decoding_message_size(link::MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(2 * link::MESSAGE_MAX_BYTES);
+    let stop = net.stop.clone();
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(link::KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(link::KEEP_ALIVE))
+        .initial_stream_window_size(link::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(link::CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(256)
+        .add_service(service);
+    let served = server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!("serving other disks: {error}");
+    }
+}
+
+async fn renew_about(net: Arc<Net>) {
+    let mut remembered = (Instant::now(), net.holdings_version());
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ABOUT_EVERY) => drop(net.about_changed.send(())),
+            () = net.stop.cancelled() => return,
+        }
+        let version = net.holdings_version();
+        if remembered.1 != version && remembered.0.elapsed() >= REMEMBER_EVERY {
+            remembered = (Instant::now(), version);
+            let net = net.clone();
+            let written = tokio::task::spawn_blocking(move || net.remember_holdings()).await;
+            if let Ok(Err(error)) = written {
+                tracing::debug!("what other disks hold is not written down: {error}");
+            }
+        }
+    }
+}
+
+/// Remembers what was logged: a stranger who calls a thousand times is logged once.
+#[derive(Default)]
+struct LogOnce(Mutex<HashSet<(String, String)>>);
+
+impl LogOnce {
+    const MAX: usize = 1000;
+
+    fn once(&self, kind: &str, what: &str, log: impl FnOnce()) {
+        let mut logged = self.0.lock();
+        if logged.len() < Self::MAX && logged.insert((kind.into(), what.into())) {
+            log();
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Opening connections: whom to meet, trying addresses, and channels for requests.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_TORRENT, ClientStream, peer_id};
+use delugefs_proto::ids::{DiskId, NodeId};
+use delugefs_proto::peer_pb::{self as pb, peer_client::PeerClient};
+use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+
+use super::io::{PeerInfo, PeerIo};
+use super::table::whom_to_meet;
+use super::{Net, frame, join, link};
+
+/// For one address.
+const DIAL: Duration = Duration::from_secs(5);
+/// Failures after which another disk is met instead.
+const HOPELESS_AFTER: u32 = 3;
+/// An unused channel to a disk that we do not meet is closed after this.
+const CHANNEL_IDLE: Duration = Duration::from_secs(600);
+
+/// A channel for requests, opened by us.
+pub(super) struct Open {
+    client: PeerClient<Channel>,
+    info: PeerInfo,
+    used: Instant,
+}
+
+/// Meet whom we should meet, for as long as the network runs.
+pub(super) async fn keep_meeting(net: Arc<Net>) {
+    let mut members = net.members.watch();
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            changed = members.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                net.forget_strangers();
+            }
+            () = net.wake.notified() => {}
+            () = net.stop.cancelled() => return,
+        }
+        net.close_idle_channels();
+        let Some(all) = net.members.get() else { continue };
+        let me = net.engine.folder.disk_id();
+        if !all.is_disk(me) {
+            continue;
+        }
+        let disks: Vec<DiskId> = all.disks().keys().copied().collect();
+        let now = Instant::now();
+        let due: Vec<DiskId> = {
+            let mut table = net.table.lock();
+            let hopeless = |disk| table.disks.get(&disk).is_some_and(|other| other.failures >= HOPELESS_AFTER);
+            let chosen = whom_to_meet(me, &disks, hopeless);
+            chosen.into_iter().filter(|disk| table.disks.entry(*disk).or_default().may_try(now)).collect()
+        };
+        for disk in due {
+            let addresses = net.book.lock().of(disk);
+            if addresses.is_empty() {
+                continue;
+            }
+            if let Some(other) = net.table.lock().disks.get_mut(&disk) {
+                other.trying = true;
+            }
+            let net = net.clone();
+            tokio::spawn(async move {
+                if let Err(error) = meet(&net, disk).await {
+                    net.table.lock().disks.entry(disk).or_default().failed(error.to_string());
+                }
+            });
+        }
+        net.try_unnamed();
+    }
+}
+
+/// Connect and talk until the link ends.
+async fn meet(net: &Arc<Net>, disk: DiskId) -> FsResult<()> {
+    if net.introduced.lock().insert(disk) {
+        // It may not have heard of our admission yet, and would take us for a stranger.
+        net.introduce_to(disk).await;
+    }
+    let client = net.client(disk).await?;
+    let info = net.channels.lock().get(&disk).map(|open| open.info.clone()).ok_or(Errno::ENOTCONN)?;
+    let met = link::open(net, client, info.clone()).await;
+    if met.is_err() {
+        info.token.cancel();
+        net.channels.lock().remove(&disk);
+    }
+    met
+}
+
+impl Net {
+    /// A channel for requests to a disk: the one that is open, or a new one.
+    ///
+    /// # Errors
+    /// `EHOSTUNREACH` with the last address' reason.
+    pub async fn client(&self, disk: DiskId) -> FsResult<PeerClient<Channel>> {
+        // One dials at a time for a disk; the others use what he got.
+        let gate = self.dialing.lock().entry(disk).or_default().clone();
+        let _one = gate.lock().await;
+        if let Some(open) = self.channels.lock().get_mut(&disk)
+            && !open.info.token.is_cancelled()
+        {
+            open.used = Instant::now();
+            return Ok(open.client.clone());
+        }
+        let (stream, from) = self.dial(disk, ALPN_GRPC).await?;
+        let info = PeerInfo { disk, from, token: self.connection_token(disk) };
+        let client = PeerClient::new(channel(PeerIo::new(stream, info.clone())).await?)
+            .max_decoding_message_size(link::MESSAGE_MAX_BYTES);
+        self.channels.lock().insert(disk, Open { client: client.clone(), info, used: Instant::now() });
+        Ok(client)
+    }
+
+    /// A stream on which BitTorrent about one content can be spoken: the other end has accepted.
+    ///
+    /// # Errors
+    /// `EHOSTUNREACH`, or `ENOENT` with the other end's reason.
+    pub async fn torrent_stream(&self, disk: DiskId, request: pb::StreamRequest) -> FsResult<PeerIo<ClientStream>> {
+        let (mut stream, from) = self.dial(disk, ALPN_TORRENT).await?;
+        let asked = async {
+            frame::write(&mut stream, &request).await?;
+            frame::read::<pb::StreamReply>(&mut stream, frame::REQUEST_MAX_BYTES).await
+        };
+        let reply = timeout(DIAL * 12, asked).await.map_err(|_| Errno::ETIMEDOUT)??;
+        if !reply.error.is_empty() {
+            return Err(FsError::new(Errno::ENOENT, format!("disk {}: {}", &disk.to_hex()[..8], reply.error)));
+        }
+        Ok(PeerIo::new(stream, PeerInfo { disk, from, token: self.connection_token(disk) }))
+    }
+
+    /// Try the addresses of a disk in turn.
+    async fn dial(&self, disk: DiskId, alpn: &[u8]) -> FsResult<(ClientStream, SocketAddr)> {
+        let unreachable = |why: String| {
+            FsError::new(Errno::EHOSTUNREACH, format!("disk {} cannot be reached: {why}", &disk.to_hex()[..8]))
+        };
+        if !self.members.is_disk(disk) {
+            return Err(unreachable("it is no member".into()));
+        }
+        let mut last = "no address of it is known".to_owned();
+        let addresses = self.book.lock().of(disk);
+        for text in addresses {
+            for address in resolve(&text).await {
+                match self.identity.dial(Some(disk.into()), address, alpn, DIAL).await {
+                    Ok(stream) => {
+                        self.book.lock().worked(disk, &text);
+                        return Ok((stream, address));
+                    }
+                    Err(error) => last = format!("{text}: {error}"),
+                }
+            }
+        }
+        Err(unreachable(last))
+    }
+
+    /// Show a disk that does not know us why we are a member, wherever it answers.
+    pub(super) async fn introduce_to(&self, disk: DiskId) {
+        let addresses = self.book.lock().of(disk);
+        for text in addresses {
+            for address in resolve(&text).await {
+                match join::introduce(self, Some(disk.into()), address).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(%address, %error, "could not introduce ourselves"),
+                }
+            }
+        }
+    }
+
+    /// Find out who answers at addresses given without a name, now and then.
+    fn try_unnamed(self: &Arc<Self>) {
+        let unnamed = self.book.lock().unnamed();
+        let mut tried = self.unnamed_tried.lock();
+        for text in unnamed {
+            let now = Instant::now();
+            if tried.get(&text).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(3)) {
+                continue;
+            }
+            tried.insert(text.clone(), now);
+            let net = self.clone();
+            tokio::spawn(async move {
+                for address in resolve(&text).await {
+                    // A join conversation: it says who is there, and who we are.
+                    let Ok(stream) =
+                        net.identity.dial(None, address, delugefs_proto::identity::tls::ALPN_JOIN, DIAL).await
+                    else {
+                        continue;
+                    };
+                    let Some(NodeId(key)) = peer_id(stream.get_ref().1) else { continue };
+                    drop(stream);
+                    let disk = DiskId(key);
+                    if disk != net.engine.folder.disk_id() && net.book.lock().hint(Some(disk), &text) {
+                        net.wake.notify_one();
+                    }
+                }
+            });
+        }
+    }
+
+    fn forget_strangers(&self) {
+        let Some(members) = self.members.get() else { return };
+        self.table.lock().retain(|disk| members.is_disk(disk));
+        self.channels.lock().retain(|disk, open| {
+            let stays = members.is_disk(*disk);
+            if !stays {
+                open.info.token.cancel();
+            }
+            stays
+        });
+        self.connections.lock().retain(|(disk, token)| {
+            if !members.is_disk(*disk) {
+                token.cancel();
+            }
+            !token.is_cancelled()
+        });
+    }
+
+    fn close_idle_channels(&self) {
+        let table = self.table.lock();
+        self.channels.lock().retain(|disk, open| {
+            let in_use = table.is_connected(*disk) || open.used.elapsed() < CHANNEL_IDLE;
+            if !in_use {
+                open.info.token.cancel();
+            }
+            in_use && !open.info.token.is_cancelled()
+        });
+        self.connections.lock().retain(|(_, token)| !token.is_cancelled());
+    }
+}
+
+async fn resolve(text: &str) -> Vec<SocketAddr> {
+    match timeout(DIAL, tokio::net::lookup_host(text.to_owned())).await {
+        Ok(Ok(found)) => found.take(4).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// gRPC over one connection; when that ends, so does the channel.
+async fn channel(io: PeerIo<ClientStream>) -> FsResult<Channel> {
+    let mut io = Some(TokioIo::new(io));
+    let connector = tower::service_fn(move |_| {
+        let io = io.take().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected));
+        async move { io }
+    });
+    let endpoint = Endpoint::from_static("http://peer")
+        .http2_keep_alive_interval(link::KEEP_ALIVE)
+        .keep_alive_timeout(link::KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(link::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(link::CONNECTION_WINDOW_BYTES);
+    let connected = endpoint.connect_with_connector(connector).await;
+    connected.map_err(|error| FsError::new(Errno::ENOTCONN, format!("no gRPC on the connection: {error}")))
+}

@@ -1,0 +1,292 @@
+//! Who holds what: what each disk last said of itself, also those that are away. Every disk counts its own changes; others
+//! keep what they hear and pass it on. A content is named by the first 16 bytes of its SHA-256: 2^64 contents would be
+//! needed for one to be taken for another, and a wrong guess costs one refused request.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use delugefs_proto::ids::{ContentId, DiskId};
+use delugefs_proto::peer_pb as pb;
+
+/// Beginning of a content's id.
+pub(super) type Short = [u8; 16];
+/// Changes of one disk remembered, so that who is a little behind is sent the difference.
+const LOG_MAX: usize = 1024;
+/// Ids in one message.
+const CHUNK: usize = 4096;
+
+/// What one disk holds.
+#[derive(Debug, Default)]
+struct Disk {
+    epoch: u64,
+    generation: u64,
+    held: HashSet<Short>,
+    /// Generation, and whether a content came or went with it.
+    log: VecDeque<(u64, Short, bool)>,
+    /// Parts of a message that is not whole yet.
+    partial: Option<(u64, u64, Vec<Short>, Vec<Short>)>,
+}
+
+/// What every disk holds.
+#[derive(Debug, Default)]
+pub(super) struct Holdings {
+    disks: HashMap<DiskId, Disk>,
+    by_content: HashMap<Short, Vec<DiskId>>,
+    version: u64,
+}
+
+/// What a message did.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Known already, or not whole yet.
+    Nothing,
+    /// Taken in.
+    News,
+    /// It continues something we do not have: ask for all.
+    Gap,
+}
+
+pub(super) fn short(content: ContentId) -> Short {
+    let mut short = [0; 16];
+    short.copy_from_slice(&content.0[..16]);
+    short
+}
+
+impl Holdings {
+    /// Begin a disk's own count: what it holds now.
+    pub fn begin(&mut self, me: DiskId, epoch: u64, held: impl Iterator<Item = ContentId>) {
+        self.replace(me, epoch, 1, held.map(short).collect());
+    }
+
+    /// Our own change, as a message for others; `None` when it is none.
+    pub fn changed(&mut self, me: DiskId, content: ContentId, held: bool) -> Option<pb::Holdings> {
+        let content = short(content);
+        let disk = self.disks.entry(me).or_default();
+        if disk.held.contains(&content) == held {
+            return None;
+        }
+        let (epoch, base) = (disk.epoch, disk.generation);
+        let (added, removed) = if held { (vec![content], vec![]) } else { (vec![], vec![content]) };
+        self.apply(me, base + 1, &added, &removed);
+        Some(message(me, epoch, base, base + 1, &added, &removed, false))
+    }
+
+    /// What a peer says of some disk.
+    pub fn hear(&mut self, news: &pb::Holdings) -> Heard {
+        let Some(id) = DiskId::from_slice(&news.disk_id) else { return Heard::Nothing };
+        let disk = self.disks.entry(id).or_default();
+        if (news.epoch, news.generation) <= (disk.epoch, disk.generation) {
+            return Heard::Nothing;
+        }
+        let ids = |bytes: &[u8]| bytes.as_chunks::<16>().0.to_vec();
+        let (mut added, mut removed) = (ids(&news.added), ids(&news.removed));
+        if let Some(partial) = disk.partial.take()
+            && (partial.0, partial.1) == (news.epoch, news.generation)
+        {
+            added.splice(0..0, partial.2);
+            removed.splice(0..0, partial.3);
+        }
+        if news.more {
+            disk.partial = Some((news.epoch, news.generation, added, removed));
+            return Heard::Nothing;
+        }
+        if news.base == 0 {
+            self.replace(id, news.epoch, news.generation, added.into_iter().collect());
+        } else if news.epoch == disk.epoch && news.base <= disk.generation {
+            self.apply(id, news.generation, &added, &removed);
+        } else {
+            return Heard::Gap;
+        }
+        Heard::News
+    }
+
+    /// What somebody lacks who knows this much of each disk.
+    pub fn lacks(&self, known: &pb::HoldingsHave) -> Vec<pb::Holdings> {
+        let known: HashMap<&[u8], (u64, u64)> =
+            known.disks.iter().map(|disk| (&disk.disk_id[..], (disk.epoch, disk.generation))).collect();
+        let mut messages = Vec::new();
+        for (id, disk) in &self.disks {
+            let (epoch, generation) = known.get(&id.0[..]).copied().unwrap_or_default();
+            if (epoch, generation) >= (disk.epoch, disk.generation) {
+                continue;
+            }
+            let from_log = epoch == disk.epoch && disk.log.front().is_some_and(|first| first.0 <= generation + 1);
+            if from_log {
+                let newer = || disk.log.iter().filter(|entry| entry.0 > generation);
+                // The last word on each counts.
+                let last: HashMap<Short, bool> = newer().map(|(_, content, held)| (*content, *held)).collect();
+                let part =
+                    |wanted| last.iter().filter(|(_, held)| **held == wanted).map(|(c, _)| *c).collect::<Vec<_>>();
+                messages.push(message(*id, epoch, generation, disk.generation, &part(true), &part(false), false));
+            } else {
+                let all: Vec<Short> = disk.held.iter().copied().collect();
+                let chunks: Vec<&[Short]> = if all.is_empty() { vec![&[]] } else { all.chunks(CHUNK).collect() };
+                let last = chunks.len() - 1;
+                for (n, chunk) in chunks.into_iter().enumerate() {
+                    messages.push(message(*id, disk.epoch, 0, disk.generation, chunk, &[], n < last));
+                }
+            }
+        }
+        messages
+    }
+
+    /// How much is known of each disk.
+    pub fn have(&self) -> pb::HoldingsHave {
+        let known = |(id, disk): (&DiskId, &Disk)| pb::HoldingsKnown {
+            disk_id: id.0.to_vec(),
+            epoch: disk.epoch,
+            generation: disk.generation,
+        };
+        pb::HoldingsHave { disks: self.disks.iter().map(known).collect() }
+    }
+
+    /// Who holds a content.
+    pub fn holders(&self, content: ContentId) -> &[DiskId] {
+        self.by_content.get(&short(content)).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many contents a disk holds.
+    pub fn count(&self, disk: DiskId) -> u64 {
+        self.disks.get(&disk).map_or(0, |disk| disk.held.len() as u64)
+    }
+
+    /// Epoch of a disk; 0 when nothing is known of it.
+    pub fn epoch(&self, disk: DiskId) -> u64 {
+        self.disks.get(&disk).map_or(0, |disk| disk.epoch)
+    }
+
+    /// Everything known of the other disks, to be kept over a restart.
+    pub fn dump(&self, me: DiskId) -> Vec<pb::Holdings> {
+        let others = self.lacks(&pb::HoldingsHave::default());
+        others.into_iter().filter(|message| message.disk_id != me.0).collect()
+    }
+
+    /// Counts changes.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn replace(&mut self, id: DiskId, epoch: u64, generation: u64, held: HashSet<Short>) {
+        self.version += 1;
+        let old = std::mem::take(&mut self.disks.entry(id).or_default().held);
+        for gone in old.difference(&held) {
+            self.unlist(*gone, id);
+        }
+        for new in held.difference(&old) {
+            self.by_content.entry(*new).or_default().push(id);
+        }
+        self.disks.insert(id, Disk { epoch, generation, held, ..Disk::default() });
+    }
+
+    fn apply(&mut self, id: DiskId, generation: u64, added: &[Short], removed: &[Short]) {
+        self.version += 1;
+        for (contents, held) in [(removed, false), (added, true)] {
+            for content in contents {
+                let disk = self.disks.entry(id).or_default();
+                disk.log.push_back((generation, *content, held));
+                let changed = if held { disk.held.insert(*content) } else { disk.held.remove(content) };
+                match (changed, held) {
+                    (true, true) => self.by_content.entry(*content).or_default().push(id),
+                    (true, false) => self.unlist(*content, id),
+                    _ => {}
+                }
+            }
+        }
+        let disk = self.disks.entry(id).or_default();
+        disk.generation = generation;
+        while disk.log.len() > LOG_MAX {
+            // Whole generations only.
+            let first = disk.log.front().map(|entry| entry.0);
+            while disk.log.front().map(|entry| entry.0) == first && !disk.log.is_empty() {
+                disk.log.pop_front();
+            }
+        }
+    }
+
+    fn unlist(&mut self, content: Short, id: DiskId) {
+        if let Some(holders) = self.by_content.get_mut(&content) {
+            holders.retain(|holder| *holder != id);
+            if holders.is_empty() {
+                self.by_content.remove(&content);
+            }
+        }
+    }
+}
+
+fn message(
+    id: DiskId,
+    epoch: u64,
+    base: u64,
+    generation: u64,
+    added: &[Short],
+    removed: &[Short],
+    more: bool,
+) -> pb::Holdings {
+    let (added, removed) = (added.concat(), removed.concat());
+    pb::Holdings { disk_id: id.0.to_vec(), epoch, base, generation, added, removed, more }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const ME: DiskId = DiskId([1; 32]);
+
+    fn content(n: u32) -> ContentId {
+        let mut id = [0; 32];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        ContentId(id)
+    }
+
+    fn held(holdings: &Holdings) -> BTreeSet<Short> {
+        holdings.disks[&ME].held.iter().copied().collect()
+    }
+
+    #[test]
+    fn others_follow_by_differences_or_from_nothing() {
+        let (mut mine, mut near, mut far) = (Holdings::default(), Holdings::default(), Holdings::default());
+        mine.begin(ME, 7, (0..10_000).map(content));
+        for message in mine.lacks(&near.have()) {
+            near.hear(&message);
+        }
+        assert_eq!(held(&near), held(&mine));
+        let mut bits = 1_u64;
+        for n in 0..5000 {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let changed = mine.changed(ME, content((bits >> 40) as u32 % 12_000), bits >> 63 == 0);
+            if n % 7 != 0
+                && let Some(news) = &changed
+                && near.hear(news) == Heard::Gap
+            {
+                for message in mine.lacks(&near.have()) {
+                    near.hear(&message);
+                }
+            }
+        }
+        for message in mine.lacks(&near.have()) {
+            assert_eq!(near.hear(&message), Heard::News);
+            assert_eq!(near.hear(&message), Heard::Nothing);
+        }
+        assert_eq!(held(&near), held(&mine));
+        // Second hand.
+        let messages = near.lacks(&far.have());
+        assert!(messages.len() > 1);
+        for message in &messages {
+            far.hear(message);
+        }
+        assert_eq!(held(&far), held(&mine));
+        for n in 0..12_000 {
+            let is_held = mine.disks[&ME].held.contains(&short(content(n)));
+            assert_eq!(far.holders(content(n)), if is_held { &[ME][..] } else { &[] });
+        }
+        assert!(far.lacks(&mine.have()).is_empty() && far.dump(ME).is_empty());
+        // A new count replaces the old one, and what comes late of the old one is ignored.
+        let late = mine.changed(ME, content(77_777), true).unwrap();
+        mine.begin(ME, 8, [content(1)].into_iter());
+        for message in &mine.lacks(&far.have()) {
+            far.hear(message);
+        }
+        assert_eq!(far.hear(&late), Heard::Nothing);
+        assert_eq!((far.count(ME), far.epoch(ME), far.holders(content(1))), (1, 8, &[ME][..]));
+    }
+}

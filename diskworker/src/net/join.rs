@@ -1,0 +1,89 @@
+//! What somebody may say who is not known as a member: that he was invited (the host's supervisor decides), or that he is
+//! one and here are the records that prove it. And the other end of the second.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use delugefs_proto::control_pb::{RedeemRequest, control_client::ControlClient};
+use delugefs_proto::identity::tls::ALPN_JOIN;
+use delugefs_proto::ids::{DiskId, NodeId};
+use delugefs_proto::members::{PROOF_MAX_BYTES, SET_MAX_BYTES};
+use delugefs_proto::peer_pb as pb;
+use delugefs_proto::rundir;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Net, frame};
+
+/// For the whole conversation.
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+/// Version of the join conversation.
+const VERSION: u32 = 1;
+
+/// Serve one request.
+pub(super) async fn serve(
+    net: &Arc<Net>,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    key: NodeId,
+    from: SocketAddr,
+) -> std::io::Result<()> {
+    let request: pb::JoinRequest = frame::read(&mut stream, frame::REQUEST_MAX_BYTES).await?;
+    let reply = answer(net, request, key, from).await;
+    frame::write(&mut stream, &reply).await
+}
+
+async fn answer(net: &Arc<Net>, request: pb::JoinRequest, key: NodeId, from: SocketAddr) -> pb::JoinReply {
+    let refusal = |error: &str| pb::JoinReply { error: error.into(), ..pb::JoinReply::default() };
+    if request.version != VERSION {
+        return refusal("use the same version of delugefs on both hosts");
+    }
+    if request.cluster_id != net.engine.folder.cluster_id().0 {
+        return refusal("this disk belongs to another cluster");
+    }
+    if !request.secret.is_empty() {
+        return redeem(net, request, key, from).await.unwrap_or_else(|error| {
+            tracing::warn!("a host with an invitation could not be admitted: {error:#}");
+            refusal("the inviting host's supervisor does not answer: start it there, and try again")
+        });
+    }
+    let Some(mut members) = net.members.get().map(|members| members.as_ref().clone()) else {
+        return refusal("this disk was not admitted itself yet");
+    };
+    // Looked at on a copy: only what makes this key a member's is kept.
+    let proved = request.proof.len() <= PROOF_MAX_BYTES && members.absorb(&request.proof).is_ok();
+    if !proved || !members.is_disk(DiskId(key.0)) {
+        net.log_stranger(key, from);
+        return refusal("this key does not belong to a member of the cluster");
+    }
+    let store = net.clone();
+    let absorbed = tokio::task::spawn_blocking(move || store.members.absorb(&request.proof)).await;
+    match absorbed {
+        Ok(Ok(_)) => pb::JoinReply::default(),
+        Ok(Err(error)) => refusal(&error.to_string()),
+        Err(_) => refusal("this disk is stopping"),
+    }
+}
+
+/// Ask the supervisor of this host.
+async fn redeem(net: &Net, join: pb::JoinRequest, key: NodeId, from: SocketAddr) -> anyhow::Result<pb::JoinReply> {
+    let channel = crate::register::connect(&rundir::control_socket(&net.settings.run_dir)).await?;
+    let request = RedeemRequest { host_id: key.0.to_vec(), join: Some(join), from: from.to_string() };
+    let mut client = ControlClient::new(channel).max_decoding_message_size(2 * SET_MAX_BYTES);
+    Ok(client.redeem(request).await?.into_inner())
+}
+
+/// Show another disk the records that make us a member. Whether it accepted them.
+pub(super) async fn introduce(net: &Net, disk: Option<NodeId>, address: SocketAddr) -> std::io::Result<()> {
+    let me = net.engine.folder.disk_id();
+    let proof = net.members.get().and_then(|members| members.proof(me.into()));
+    let proof = proof.ok_or_else(|| std::io::Error::other("this disk is no member"))?;
+    let mut stream = net.identity.dial(disk, address, ALPN_JOIN, PATIENCE).await?;
+    let cluster_id = net.engine.folder.cluster_id().0.to_vec();
+    let request = pb::JoinRequest { version: VERSION, cluster_id, proof, ..pb::JoinRequest::default() };
+    frame::write(&mut stream, &request).await?;
+    let reply: pb::JoinReply = frame::read(&mut stream, 2 * SET_MAX_BYTES).await?;
+    match reply.error.is_empty() {
+        true => Ok(()),
+        false => Err(std::io::Error::other(reply.error)),
+    }
+}

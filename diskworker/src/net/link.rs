@@ -1,0 +1,268 @@
+//! Two disks talk: one Meet stream, the same at both ends whoever opened it. One task reads, one writes. What changes fast
+//! (state, membership, what we say of ourselves) is not queued: the writer sends what is true when it gets to it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::DiskId;
+use delugefs_proto::peer_pb::{self as pb, news, peer_client::PeerClient};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::Net;
+use super::holdings::Heard;
+use super::io::PeerInfo;
+use super::table::Link;
+
+/// Interval of the pings that tell a dead peer, and how long one may take.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Flow control windows: a fast LAN's bandwidth times its delay, with room.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+pub(super) const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Largest message between disks, in bytes: a membership set.
+pub(super) const MESSAGE_MAX_BYTES: usize = 2 << 20;
+/// Version of what is said on a link.
+const VERSION: u32 = 1;
+/// For the first message.
+const GREETING: Duration = Duration::from_secs(10);
+/// For one message to get into the connection.
+const STALLED: Duration = Duration::from_secs(30);
+/// Messages under way.
+const QUEUE: usize = 16;
+
+/// Open a link on a channel, and talk until it ends.
+pub(super) async fn open(net: &Arc<Net>, mut client: PeerClient<Channel>, info: PeerInfo) -> FsResult<()> {
+    let (out, messages) = mpsc::channel(QUEUE);
+    // The other end answers when it has read our greeting.
+    let _ = out.send(net.about()).await;
+    let met = timeout(GREETING, client.meet(ReceiverStream::new(messages))).await;
+    let refused = |why: String| FsError::new(Errno::ECONNREFUSED, why);
+    match met {
+        Ok(Ok(reply)) => talk(net, info, true, reply.into_inner(), out).await,
+        Ok(Err(status)) => {
+            net.introduce_to(info.disk).await;
+            Err(refused(format!("it refused: {}", status.message())))
+        }
+        Err(_) => Err(refused("it does not greet".into())),
+    }
+}
+
+/// A peer opened one: talk in a task of its own.
+pub(super) fn opened(net: &Arc<Net>, info: PeerInfo, incoming: Streaming<pb::News>) -> mpsc::Receiver<pb::News> {
+    let (out, messages) = mpsc::channel(QUEUE);
+    let net = net.clone();
+    tokio::spawn(async move {
+        let _ = out.send(net.about()).await;
+        let disk = info.disk;
+        if let Err(error) = talk(&net, info, false, incoming, out).await {
+            tracing::debug!(disk = &disk.to_hex()[..8], %error, "a link ended");
+        }
+    });
+    messages
+}
+
+async fn talk(
+    net: &Arc<Net>,
+    info: PeerInfo,
+    ours: bool,
+    mut incoming: Streaming<pb::News>,
+    out: mpsc::Sender<pb::News>,
+) -> FsResult<()> {
+    let disk = info.disk;
+    let bad = |why: &str| FsError::new(Errno::EPROTO, why.to_owned());
+    let first = timeout(GREETING, incoming.message()).await.map_err(|_| bad("it does not greet"))?;
+    let first = match first {
+        Ok(first) => first,
+        Err(status) => {
+            if ours {
+                net.introduce_to(disk).await;
+            }
+            return Err(bad(status.message()));
+        }
+    };
+    let Some(pb::News { news: Some(news::News::About(about)) }) = first else { return Err(bad("it does not greet")) };
+    if about.version != VERSION {
+        let id = disk.to_hex();
+        net.log.once("version", &id, || tracing::warn!("disk {} runs another version: {}", &id[..8], about.program));
+        return Err(bad("it speaks another version: use the same version of delugefs everywhere"));
+    }
+    if about.cluster_id != net.engine.folder.cluster_id().0 {
+        return Err(bad("it belongs to another cluster"));
+    }
+    if !ours && about.port != 0 {
+        let address = std::net::SocketAddr::new(info.from.ip().to_canonical(), about.port as u16);
+        net.book.lock().hint(Some(disk), &address.to_string());
+    }
+    let id = net.links.fetch_add(1, Ordering::Relaxed);
+    let link = Link { id, token: info.token.child_token(), ours };
+    let token = link.token.clone();
+    if !net.table.lock().connect(disk, link, about) {
+        return Ok(()); // the other one is kept
+    }
+    tracing::info!("connected with disk {} at {}", &disk.to_hex()[..8], info.from);
+    let asked = Arc::new(Asked::default());
+    let writer = tokio::spawn(write(net.clone(), out, asked.clone(), id, info));
+    let ended = tokio::select! {
+        ended = read(net, disk, id, &mut incoming, &asked) => ended,
+        () = token.cancelled() => Ok(()),
+    };
+    token.cancel();
+    writer.abort();
+    if net.table.lock().disconnect(disk, id) {
+        tracing::info!("connection with disk {} ended", &disk.to_hex()[..8]);
+        net.wake.notify_one();
+    }
+    ended
+}
+
+/// What the other end asked to be sent.
+#[derive(Default)]
+struct Asked {
+    have: Mutex<Option<pb::HoldingsHave>>,
+    ask_again: Mutex<bool>,
+    notify: Notify,
+}
+
+async fn read(
+    net: &Arc<Net>,
+    disk: DiskId,
+    link: u64,
+    incoming: &mut Streaming<pb::News>,
+    asked: &Asked,
+) -> FsResult<()> {
+    loop {
+        let message =
+            incoming.message().await.map_err(|status| FsError::new(Errno::ECONNRESET, status.message().to_owned()))?;
+        let Some(message) = message else { return Ok(()) };
+        match message.news {
+            Some(news::News::State(state)) => {
+                let commit = git2::Oid::from_bytes(&state.commit).map_err(|_| Errno::EPROTO)?;
+                if let Some(other) = net.table.lock().disks.get_mut(&disk) {
+                    other.state = Some(commit);
+                }
+                net.states.notify_one();
+            }
+            Some(news::News::Members(members)) => {
+                let net = net.clone();
+                let absorbing = tokio::task::spawn_blocking(move || net.members.absorb(&members.set));
+                absorbing.await.map_err(|_| Errno::EIO)??;
+            }
+            Some(news::News::Holdings(holdings)) => {
+                let heard = net.holdings.lock().hear(&holdings);
+                match heard {
+                    Heard::News => net.tell(Some(link), holdings),
+                    Heard::Gap => {
+                        *asked.ask_again.lock() = true;
+                        asked.notify.notify_one();
+                    }
+                    Heard::Nothing => {}
+                }
+            }
+            Some(news::News::HoldingsHave(have)) => {
+                *asked.have.lock() = Some(have);
+                asked.notify.notify_one();
+            }
+            Some(news::News::Addresses(addresses)) => {
+                let mut book = net.book.lock();
+                for known in addresses.disks.iter().take(1000) {
+                    let Some(id) = DiskId::from_slice(&known.disk_id) else { continue };
+                    if net.members.is_disk(id) && id != net.engine.folder.disk_id() {
+                        for address in known.addresses.iter().take(8) {
+                            book.hint(Some(id), address);
+                        }
+                    }
+                }
+            }
+            Some(news::News::About(about)) => {
+                if let Some(other) = net.table.lock().disks.get_mut(&disk) {
+                    other.about = Some(about);
+                }
+            }
+            None => {} // from a newer version
+        }
+    }
+}
+
+async fn write(net: Arc<Net>, out: mpsc::Sender<pb::News>, asked: Arc<Asked>, link: u64, info: PeerInfo) {
+    let is_here = info.from.ip().to_canonical().is_loopback();
+    let ended = write_until(&net, &out, &asked, link, is_here).await;
+    tracing::debug!(?ended, "a link's writer ended");
+    info.token.cancel();
+}
+
+async fn write_until(
+    net: &Arc<Net>,
+    out: &mpsc::Sender<pb::News>,
+    asked: &Asked,
+    link: u64,
+    is_here: bool,
+) -> Result<(), String> {
+    let mut commits = net.engine.commits();
+    let mut members = net.members.watch();
+    let mut abouts = net.about_changed.subscribe();
+    let mut told = net.told.subscribe();
+    commits.mark_changed();
+    members.mark_changed();
+    let have = net.holdings.lock().have();
+    send(out, news::News::HoldingsHave(have)).await?;
+    send(out, net.addresses(is_here)).await?;
+    loop {
+        tokio::select! {
+            changed = commits.changed() => {
+                changed.map_err(|_| "the engine has stopped")?;
+                let commit = commits.borrow_and_update().as_bytes().to_vec();
+                send(out, news::News::State(pb::State { commit })).await?;
+            }
+            changed = members.changed() => {
+                changed.map_err(|_| "the network has stopped")?;
+                let set = members.borrow_and_update().as_ref().map(|members| members.encode());
+                if let Some(set) = set {
+                    send(out, news::News::Members(pb::Members { set })).await?;
+                }
+            }
+            changed = abouts.changed() => {
+                changed.map_err(|_| "the network has stopped")?;
+                abouts.mark_unchanged();
+                let about = net.about().news.ok_or("no greeting")?;
+                send(out, about).await?;
+                send(out, net.addresses(is_here)).await?;
+            }
+            news = told.recv() => match news {
+                Ok((from, holdings)) if from != Some(link) => {
+                    send(out, news::News::Holdings(pb::Holdings::clone(&holdings))).await?;
+                }
+                Ok(_) => {}
+                // It will notice the gap, or hear it from another.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+            () = asked.notify.notified() => {
+                let again = std::mem::take(&mut *asked.ask_again.lock());
+                if again {
+                    let have = net.holdings.lock().have();
+                    send(out, news::News::HoldingsHave(have)).await?;
+                }
+                let have = asked.have.lock().take();
+                let lacks = have.map(|have| net.holdings.lock().lacks(&have)).unwrap_or_default();
+                for holdings in lacks {
+                    send(out, news::News::Holdings(holdings)).await?;
+                }
+            }
+        }
+    }
+}
+
+async fn send(out: &mpsc::Sender<pb::News>, news: news::News) -> Result<(), String> {
+    match timeout(STALLED, out.send(pb::News { news: Some(news) })).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err("closed".into()),
+        Err(_) => Err("it does not read what it is told".into()),
+    }
+}

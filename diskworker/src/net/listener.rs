@@ -1,0 +1,138 @@
+//! The disk's TCP port: who calls proves a key, ALPN says what for, and the membership decides whether anything of it is
+//! read. A stranger reaches TLS and the join message, and nothing else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN, ALPN_TORRENT, peer_id};
+use delugefs_proto::ids::{DiskId, NodeId};
+use delugefs_proto::peer_pb as pb;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::io::{PeerInfo, PeerIo};
+use super::{Net, frame, join};
+
+/// For a handshake and the first message.
+const GREETING: Duration = Duration::from_secs(10);
+/// Connections that are not known to be a member's, at once.
+const UNKNOWN_MAX: usize = 64;
+
+/// What the gRPC server is given.
+pub(super) type Incoming = mpsc::Receiver<std::io::Result<PeerIo<TlsStream<TcpStream>>>>;
+type Accepted = mpsc::Sender<std::io::Result<PeerIo<TlsStream<TcpStream>>>>;
+
+/// Bind the port: the given one; else the last one if it is free, else any.
+pub(super) async fn bind(listen: Option<&str>, port: u16, last_port: u16) -> anyhow::Result<TcpListener> {
+    let host: std::net::IpAddr = match listen {
+        Some(host) => host.parse().map_err(|_| anyhow::anyhow!("--listen {host}: not an IP address"))?,
+        None => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let wanted = if port != 0 { port } else { last_port };
+    let at = |host, port| async move { TcpListener::bind(SocketAddr::new(host, port)).await };
+    let mut bound = at(host, wanted).await;
+    if listen.is_none() && bound.as_ref().is_err_and(|error| error.kind() != std::io::ErrorKind::AddrInUse) {
+        // A machine without IPv6.
+        bound = at(std::net::Ipv4Addr::UNSPECIFIED.into(), wanted).await;
+    }
+    match bound {
+        Ok(listener) => Ok(listener),
+        Err(_) if port == 0 && wanted != 0 => Ok(at(host, 0).await?),
+        Err(error) => Err(anyhow::anyhow!("cannot listen on port {wanted}: {error}")),
+    }
+}
+
+/// Accept until told to stop.
+pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accepted) {
+    let acceptor = TlsAcceptor::from(net.identity.server_config(&[ALPN_GRPC, ALPN_TORRENT, ALPN_JOIN]));
+    let unknown = Arc::new(Semaphore::new(UNKNOWN_MAX));
+    loop {
+        let (tcp, from) = tokio::select! {
+            result = listener.accept() => match result {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    net.log.once("accept", &error.to_string(), || tracing::warn!("cannot accept a peer: {error}"));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = net.stop.cancelled() => return,
+        };
+        // Without a place it waits in the kernel's queue or is dropped there: those who are in are served.
+        let Ok(place) = unknown.clone().acquire_owned().await else { return };
+        let (net, acceptor, accepted) = (net.clone(), acceptor.clone(), accepted.clone());
+        tokio::spawn(async move {
+            let _ = tcp.set_nodelay(true);
+            let greeted = timeout(GREETING, acceptor.accept(tcp)).await;
+            let stream = match greeted {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%from, %error, "a caller did not greet"),
+                Err(_) => return tracing::debug!(%from, "a caller said nothing"),
+            };
+            let (Some(key), Some(alpn)) =
+                (peer_id(stream.get_ref().1), stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec))
+            else {
+                return;
+            };
+            if alpn == ALPN_JOIN {
+                let served = timeout(join::PATIENCE, join::serve(&net, stream, key, from)).await;
+                if let Ok(Err(error)) = served {
+                    tracing::debug!(%from, %error, "a request to join ended");
+                }
+                return;
+            }
+            let disk = DiskId(key.0);
+            if !net.members.is_disk(disk) {
+                return net.log_stranger(key, from);
+            }
+            drop(place);
+            match &alpn[..] {
+                ALPN_GRPC => {
+                    let token = net.connection_token(disk);
+                    let io = PeerIo::new(stream, PeerInfo { disk, from, token });
+                    let _ = accepted.send(Ok(io)).await; // fails when the server has stopped
+                }
+                ALPN_TORRENT => serve_torrent(&net, stream, disk).await,
+                _ => {}
+            }
+        });
+    }
+}
+
+/// A torrent stream: which content, whether, and then BitTorrent until it ends.
+async fn serve_torrent(net: &Arc<Net>, mut stream: TlsStream<TcpStream>, disk: DiskId) {
+    let token = net.connection_token(disk);
+    let work = async {
+        let request = timeout(GREETING, frame::read::<pb::StreamRequest>(&mut stream, frame::REQUEST_MAX_BYTES)).await;
+        let Ok(Ok(request)) = request else { return };
+        let accepted = net.accept_torrent(&request).await;
+        let error = accepted.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        if frame::write(&mut stream, &pb::StreamReply { error }).await.is_err() {
+            return;
+        }
+        if let Ok(content) = accepted
+            && let Err(error) = net.swarm.attach(content, stream).await
+        {
+            tracing::debug!(%error, "a torrent stream ended");
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = token.cancelled() => {}
+    }
+    token.cancel();
+}
+
+impl Net {
+    /// Once for each key: anybody can come as often as he likes.
+    pub(super) fn log_stranger(&self, key: NodeId, from: SocketAddr) {
+        let id = key.to_hex();
+        let revoked = self.members.get().is_some_and(|members| members.is_revoked(key));
+        let what = if revoked { "revoked key" } else { "no member" };
+        self.log.once(what, &id, || tracing::warn!("refused {from}: {what} ({})", &id[..8]));
+    }
+}

@@ -1,0 +1,130 @@
+//! The cluster's membership as this disk knows it: ROOT/members, one file that is replaced as a whole. Everybody who lets
+//! another in looks here, and is told when it changes.
+//!
+//! A file and not an object of the catalog: it is needed before anything else of the disk is trusted to anybody, it is
+//! at most 1 MiB, and it says who may write the catalog.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::{ClusterId, DiskId};
+use delugefs_proto::members::{Members, SET_MAX_BYTES};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, renameat};
+use nix::unistd::fsync;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::folder::DiskFolder;
+
+const FILE: &str = "members";
+const UNFINISHED: &str = "members.new";
+
+/// See the module.
+pub struct MembersStore {
+    folder: Arc<DiskFolder>,
+    cluster: ClusterId,
+    /// `None`: of a disk that no host has admitted yet.
+    current: watch::Sender<Option<Arc<Members>>>,
+    writing: Mutex<()>,
+}
+
+impl MembersStore {
+    /// Of a disk.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not the membership of this disk's cluster.
+    pub fn open(folder: Arc<DiskFolder>) -> FsResult<Self> {
+        let cluster = folder.cluster_id();
+        let current = match folder.open_file(FILE, OFlag::O_RDONLY) {
+            Err(Errno::ENOENT) => None,
+            Err(errno) => return Err(failed("open", errno)),
+            Ok(file) => {
+                let mut bytes = Vec::new();
+                file.take(SET_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+                let members = Members::decode(cluster, &bytes);
+                Some(Arc::new(members.map_err(|error| FsError::new(Errno::EIO, format!("ROOT/members: {error}")))?))
+            }
+        };
+        Ok(Self { folder, cluster, current: watch::channel(current).0, writing: Mutex::default() })
+    }
+
+    /// The membership now.
+    pub fn get(&self) -> Option<Arc<Members>> {
+        self.current.borrow().clone()
+    }
+
+    /// Told after each change.
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<Members>>> {
+        self.current.subscribe()
+    }
+
+    /// Whether this disk may take part.
+    pub fn is_disk(&self, id: DiskId) -> bool {
+        self.current.borrow().as_ref().is_some_and(|members| members.is_disk(id))
+    }
+
+    /// Join another set, durably. Whether anything is new.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is not a set of this cluster, and what the disk says.
+    pub fn absorb(&self, set: &[u8]) -> FsResult<bool> {
+        let _one = self.writing.lock();
+        let invalid = |error| FsError::new(Errno::EINVAL, format!("refused a membership set: {error}"));
+        let members = match self.get() {
+            Some(members) => {
+                let mut members = Members::clone(&members);
+                if !members.absorb(set).map_err(invalid)?.changed {
+                    return Ok(false);
+                }
+                members
+            }
+            None => Members::decode(self.cluster, set).map_err(invalid)?,
+        };
+        self.write(&members.encode())?;
+        self.current.send_replace(Some(Arc::new(members)));
+        Ok(true)
+    }
+
+    fn write(&self, bytes: &[u8]) -> FsResult<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+        let mut file = self.folder.open_file(UNFINISHED, flags).map_err(|errno| failed("make", errno))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        let root = self.folder.root_fd();
+        renameat(root, UNFINISHED, root, FILE).map_err(|errno| failed("replace", errno))?;
+        fsync(root).map_err(|errno| failed("sync", errno))
+    }
+}
+
+fn failed(what: &str, errno: Errno) -> FsError {
+    FsError::new(errno, format!("cannot {what} the disk's membership file"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use delugefs_proto::identity::Identity;
+    use delugefs_proto::members::Role;
+
+    #[test]
+    fn it_grows_and_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Identity::from_pkcs8(&Identity::generate_pkcs8().unwrap()).unwrap();
+        let mut set = Members::found(&host, [1; 16], "test", "tower", 1).unwrap();
+        let root = dir.path().join("d");
+        let folder = Arc::new(DiskFolder::create(&root, "test", Some(set.cluster_id())).unwrap());
+        let store = MembersStore::open(folder.clone()).unwrap();
+        let disk = folder.disk_id();
+        assert!(store.get().is_none() && !store.is_disk(disk));
+        assert!(store.absorb(&set.encode()).unwrap() && !store.absorb(&set.encode()).unwrap());
+        set.admit(Role::Disk, disk.into(), "tower", 2, &host).unwrap();
+        assert!(store.absorb(&set.encode()).unwrap() && store.is_disk(disk));
+        assert_eq!(store.absorb(b"nonsense").unwrap_err().errno, Errno::EINVAL);
+        let other = Members::found(&host, [2; 16], "test", "tower", 1).unwrap();
+        assert_eq!(store.absorb(&other.encode()).unwrap_err().errno, Errno::EINVAL);
+        let again = MembersStore::open(folder).unwrap();
+        assert!(again.is_disk(disk) && *again.get().unwrap() == set);
+    }
+}

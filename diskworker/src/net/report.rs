@@ -1,0 +1,117 @@
+//! What the supervisor asks and tells: membership, hints, and the disks of the cluster as this one sees them.
+
+use std::time::Instant;
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::DiskId;
+use delugefs_proto::peer_pb::About;
+use delugefs_proto::worker_pb as pb;
+
+use super::{Net, news};
+
+impl Net {
+    /// Members: join a set, and say all of it. Blocks on the disk.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is not a set of this cluster, and what the disk says.
+    pub fn take_members(&self, request: &pb::MembersRequest) -> FsResult<pb::MembersReply> {
+        let mut changed = false;
+        if !request.set.is_empty() {
+            changed = self.members.absorb(&request.set)?;
+            let host = (request.host_id.clone(), request.host_label.clone());
+            let mut known = self.host.lock();
+            if *known != host {
+                *known = host;
+                let _ = self.about_changed.send(()); // fails when there is no link
+            }
+            self.wake.notify_one();
+        }
+        let set = self.members.get().map(|members| members.encode()).unwrap_or_default();
+        Ok(pb::MembersReply { set, changed })
+    }
+
+    /// Hints: where disks may be.
+    pub fn take_hints(&self, request: &pb::HintsRequest) {
+        let me = self.engine.folder.disk_id();
+        let mut book = self.book.lock();
+        for hint in &request.hints {
+            let disk = DiskId::from_slice(&hint.disk_id);
+            if disk.is_some() || hint.disk_id.is_empty() {
+                if disk == Some(me) {
+                    continue;
+                }
+                let is_new = book.hint(disk, &hint.address);
+                // A new address of a disk that could not be reached: at once.
+                if let Some(disk) = disk.filter(|_| is_new)
+                    && let Some(other) = self.table.lock().disks.get_mut(&disk)
+                {
+                    other.next_try = None;
+                }
+            }
+        }
+        drop(book);
+        self.wake.notify_one();
+    }
+
+    /// Peers.
+    pub fn peers(&self) -> pb::PeersReply {
+        let members = self.members.get();
+        let me = self.engine.folder.disk_id();
+        let mine = match self.about().news {
+            Some(news::News::About(about)) => about,
+            _ => About::default(),
+        };
+        let mut reply = pb::PeersReply {
+            members: members.as_ref().map(|members| members.encode()).unwrap_or_default(),
+            me: Some(pb::Peer {
+                connected: true,
+                contents: self.holdings.lock().count(me),
+                state_commit: self.engine.commits().borrow().to_string(),
+                ..describe(me, &mine)
+            }),
+            peers: Vec::new(),
+        };
+        let Some(members) = members else { return reply };
+        let (table, book, holdings) = (self.table.lock(), self.book.lock(), self.holdings.lock());
+        for (disk, member) in members.disks().iter().filter(|(disk, _)| **disk != me) {
+            let other = table.disks.get(disk);
+            let about = other.and_then(|other| other.about.clone()).unwrap_or_default();
+            let mut peer = describe(*disk, &about);
+            if peer.host_label.is_empty() {
+                peer.host_label.clone_from(&member.label);
+            }
+            if peer.host_id.is_empty() {
+                peer.host_id = member.by.0.to_vec();
+            }
+            peer.connected = table.is_connected(*disk);
+            peer.absent_s = match other.and_then(|other| other.last_seen) {
+                _ if peer.connected => 0,
+                Some(at) => Instant::now().duration_since(at).as_secs().min(u64::from(u32::MAX) - 1) as u32,
+                None => u32::MAX,
+            };
+            let state = other.and_then(|other| other.state);
+            peer.state_commit = state.map(|commit| commit.to_string()).unwrap_or_default();
+            peer.error = other.and_then(|other| other.error.clone()).unwrap_or_default();
+            peer.addresses = book.of(*disk);
+            peer.contents = holdings.count(*disk);
+            reply.peers.push(peer);
+        }
+        reply
+    }
+}
+
+fn describe(disk: DiskId, about: &About) -> pb::Peer {
+    pb::Peer {
+        disk_id: disk.0.to_vec(),
+        host_id: about.host_id.clone(),
+        host_label: about.host_label.clone(),
+        site: about.site.clone(),
+        lazy: about.lazy,
+        draining: about.draining,
+        total_bytes: about.total_bytes,
+        free_bytes: about.free_bytes,
+        read_only: about.read_only,
+        program: about.program.clone(),
+        ..pb::Peer::default()
+    }
+}

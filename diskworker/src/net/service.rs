@@ -1,0 +1,58 @@
+//! gRPC that members call: every request comes on a connection whose key was checked.
+
+use std::sync::Arc;
+
+use delugefs_proto::peer_pb::{self as pb, peer_server::Peer};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::io::PeerInfo;
+use super::{Net, link, sync};
+use crate::fetch::read_content;
+
+/// The service.
+#[derive(Clone)]
+pub(super) struct PeerService(pub Arc<Net>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Who is calling. A connection that is to end is served no further.
+fn caller<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
+    let info = request.extensions().get::<PeerInfo>().cloned();
+    let info = info.ok_or_else(|| Status::unauthenticated("no key"))?;
+    match info.token.is_cancelled() {
+        true => Err(Status::permission_denied("no member any more")),
+        false => Ok(info),
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type MeetStream = tokio_stream::adapters::Map<ReceiverStream<pb::News>, fn(pb::News) -> Result<pb::News, Status>>;
+    type FetchPackStream = ReceiverStream<Result<pb::FetchPackReply, Status>>;
+    type ReadContentStream = ReceiverStream<Result<pb::ReadContentReply, Status>>;
+
+    async fn meet(&self, request: Request<Streaming<pb::News>>) -> Answer<Self::MeetStream> {
+        use tokio_stream::StreamExt;
+        let info = caller(&request)?;
+        let messages = link::opened(&self.0, info, request.into_inner());
+        Ok(Response::new(ReceiverStream::new(messages).map(Ok)))
+    }
+
+    async fn fetch_pack(&self, request: Request<pb::FetchPackRequest>) -> Answer<Self::FetchPackStream> {
+        caller(&request)?;
+        Ok(Response::new(ReceiverStream::new(sync::give(&self.0, request.get_ref()))))
+    }
+
+    async fn read_content(&self, request: Request<pb::ReadContentRequest>) -> Answer<Self::ReadContentStream> {
+        caller(&request)?;
+        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref())?)))
+    }
+
+    async fn promise(&self, request: Request<pb::PromiseRequest>) -> Answer<pb::PromiseReply> {
+        caller(&request)?;
+        let fetcher = self.0.fetcher.get().and_then(std::sync::Weak::upgrade);
+        let fetcher = fetcher.ok_or_else(|| Status::unavailable("it is starting or stopping"))?;
+        Ok(Response::new(fetcher.promise(request.get_ref()).await?))
+    }
+}

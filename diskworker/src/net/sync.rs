@@ -1,0 +1,232 @@
+//! Following the catalogs of others: one at a time, whoever has announced a state that ours may lack. What comes is
+//! checked and joined by the engine; nothing here trusts a peer.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::DiskId;
+use delugefs_proto::peer_pb as pb;
+use git2::Oid;
+use nix::errno::Errno;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::Status;
+
+use super::Net;
+
+/// States known to be part of ours.
+const INCLUDED_MAX: usize = 256;
+/// States offered as what we have.
+const HAVE_MAX: usize = 8;
+/// A peer that sends nothing for so long is given up.
+const STALLED: Duration = Duration::from_secs(20);
+/// Pause after a failed exchange with a disk; doubles.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Bytes of a pack in one message.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Which states are part of ours.
+#[derive(Default)]
+struct Included {
+    set: HashSet<Oid>,
+    order: VecDeque<Oid>,
+}
+
+impl Included {
+    fn add(&mut self, commit: Oid) {
+        if self.set.insert(commit) {
+            self.order.push_back(commit);
+            if self.order.len() > INCLUDED_MAX
+                && let Some(old) = self.order.pop_front()
+            {
+                self.set.remove(&old);
+            }
+        }
+    }
+}
+
+/// Follow for as long as the network runs.
+pub(super) async fn follow(net: Arc<Net>) {
+    let mut included = Included::default();
+    let mut failures: HashMap<DiskId, (u32, Instant)> = HashMap::new();
+    let mut commits = net.engine.commits();
+    // The latest state taken from each: the best to continue from.
+    let mut taken: HashMap<DiskId, Oid> = HashMap::new();
+    loop {
+        let ours = *commits.borrow_and_update();
+        included.add(ours);
+        let now = Instant::now();
+        let wanted = {
+            let table = net.table.lock();
+            let connected = table.disks.iter().filter(|(_, other)| other.link.is_some());
+            let mut lacking = connected.filter_map(|(disk, other)| Some((*disk, other.state?)));
+            lacking.find(|(disk, state)| {
+                !included.set.contains(state) && failures.get(disk).is_none_or(|(_, until)| *until <= now)
+            })
+        };
+        let Some((disk, state)) = wanted else {
+            let retry = failures.values().map(|(_, until)| *until).filter(|until| *until > now).min();
+            tokio::select! {
+                () = net.states.notified() => {}
+                _ = commits.changed() => {}
+                () = tokio::time::sleep_until(retry.unwrap_or(now + STALLED).into()) => {}
+                () = net.stop.cancelled() => return,
+            }
+            continue;
+        };
+        let mut have = vec![ours];
+        have.extend(taken.get(&disk));
+        have.extend(included.order.iter().rev().copied());
+        have.truncate(HAVE_MAX);
+        let taking = take(&net, disk, have);
+        let result = tokio::select! {
+            result = taking => result,
+            () = net.stop.cancelled() => return,
+        };
+        match result {
+            Ok(got) => {
+                included.add(got);
+                taken.insert(disk, got);
+                failures.remove(&disk);
+                if got != state {
+                    // It moved on meanwhile and will have announced that, or has gone back.
+                    if let Some(other) = net.table.lock().disks.get_mut(&disk)
+                        && other.state == Some(state)
+                    {
+                        other.state = Some(got);
+                    }
+                }
+            }
+            Err(error) => {
+                let count = failures.get(&disk).map_or(0, |(count, _)| *count);
+                let pause = PAUSE.saturating_mul(1 << count.min(10)).min(PAUSE_MAX);
+                failures.insert(disk, (count + 1, Instant::now() + pause));
+                let id = disk.to_hex();
+                match error.errno {
+                    Errno::EHOSTUNREACH | Errno::ECONNRESET | Errno::ENOTCONN => {
+                        tracing::debug!("catalog of disk {}: {error}", &id[..8]);
+                    }
+                    _ => {
+                        let text = error.to_string();
+                        let log = || tracing::warn!("cannot take the catalog of disk {}: {text}", &id[..8]);
+                        net.log.once("catalog", &format!("{id}{text}"), log);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Fetch what a disk has more than we do, and join it; the state it was.
+async fn take(net: &Arc<Net>, disk: DiskId, have: Vec<Oid>) -> FsResult<Oid> {
+    let have = have.into_iter().map(|commit| commit.as_bytes().to_vec()).collect();
+    let mut client = net.client(disk).await?;
+    let lost = |status: Status| FsError::new(Errno::ECONNRESET, status.message().to_owned());
+    let asked = timeout(STALLED, client.fetch_pack(pb::FetchPackRequest { have })).await;
+    let mut replies = asked.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?.into_inner();
+    let first = timeout(STALLED, replies.message()).await.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?;
+    let first = first.ok_or(Errno::EPROTO)?;
+    let commit = Oid::from_bytes(&first.commit).map_err(|_| Errno::EPROTO)?;
+    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
+    let engine = net.engine.clone();
+    let joining =
+        tokio::task::spawn_blocking(move || engine.join(&mut Chunks { receiver, current: Bytes::new() }, commit));
+    let mut chunk = first.pack;
+    loop {
+        if !chunk.is_empty() && sender.send(Ok(chunk.into())).await.is_err() {
+            break; // refused: the result says why
+        }
+        chunk = match timeout(STALLED, replies.message()).await {
+            Ok(Ok(Some(reply))) => reply.pack,
+            Ok(Ok(None)) => break,
+            Ok(Err(status)) => {
+                let _ = sender.send(Err(io::Error::other(status.message().to_owned()))).await;
+                drop(sender);
+                let _ = joining.await;
+                return Err(lost(status));
+            }
+            Err(_) => {
+                let _ = sender.send(Err(io::ErrorKind::TimedOut.into())).await;
+                drop(sender);
+                let _ = joining.await;
+                return Err(FsError::new(Errno::ETIMEDOUT, "it stopped sending"));
+            }
+        };
+    }
+    drop(sender);
+    joining.await.map_err(|error| FsError::new(Errno::EIO, error.to_string()))??;
+    Ok(commit)
+}
+
+/// The other end: our state, as messages.
+pub(super) fn give(
+    net: &Arc<Net>,
+    request: &pb::FetchPackRequest,
+) -> mpsc::Receiver<Result<pb::FetchPackReply, Status>> {
+    let (sender, receiver) = mpsc::channel(4);
+    let have: Vec<Oid> = request.have.iter().take(HAVE_MAX).filter_map(|id| Oid::from_bytes(id).ok()).collect();
+    let engine = net.engine.clone();
+    tokio::task::spawn_blocking(move || {
+        let begin = |commit: Oid| {
+            let first = pb::FetchPackReply { commit: commit.as_bytes().to_vec(), pack: Vec::new() };
+            sender.blocking_send(Ok(first)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        };
+        let mut out = Packed { sender: sender.clone(), buffer: Vec::with_capacity(CHUNK_BYTES) };
+        let exported = engine.export(&have, begin, &mut out).and_then(|()| Ok(out.flush()?));
+        if let Err(error) = exported {
+            let _ = sender.blocking_send(Err(Status::from(error))); // it may have gone away
+        }
+    });
+    receiver
+}
+
+/// Reads what the network task hands over.
+struct Chunks {
+    receiver: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let length = into.len().min(self.current.len());
+        into[..length].copy_from_slice(&self.current.split_to(length));
+        Ok(length)
+    }
+}
+
+/// Writes into messages.
+struct Packed {
+    sender: mpsc::Sender<Result<pb::FetchPackReply, Status>>,
+    buffer: Vec<u8>,
+}
+
+impl Write for Packed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend(bytes);
+        if self.buffer.len() >= CHUNK_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let pack = std::mem::take(&mut self.buffer);
+        let reply = pb::FetchPackReply { commit: Vec::new(), pack };
+        self.sender.blocking_send(Ok(reply)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}

@@ -1,0 +1,187 @@
+//! What this disk knows of the others: who is connected, what they last said of themselves, and when to try again.
+//! Pure bookkeeping behind one mutex; nothing here waits.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use delugefs_proto::ids::DiskId;
+use delugefs_proto::peer_pb::About;
+use tokio_util::sync::CancellationToken;
+
+/// Pause before the first new try; doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between tries.
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// A connection on which two disks talk.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    /// Tells links apart.
+    pub id: u64,
+    /// Ends it.
+    pub token: CancellationToken,
+    /// Whether we opened it.
+    pub ours: bool,
+}
+
+/// Another disk.
+#[derive(Debug, Default)]
+pub(super) struct Other {
+    pub about: Option<About>,
+    pub link: Option<Link>,
+    pub last_seen: Option<Instant>,
+    /// The state it announced last.
+    pub state: Option<git2::Oid>,
+    /// Why the last try failed.
+    pub error: Option<String>,
+    pub failures: u32,
+    pub next_try: Option<Instant>,
+    pub trying: bool,
+}
+
+impl Other {
+    pub fn failed(&mut self, why: String) {
+        self.trying = false;
+        self.error = Some(why);
+        let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
+        self.failures += 1;
+        self.next_try = Some(Instant::now() + pause);
+    }
+
+    pub fn may_try(&self, now: Instant) -> bool {
+        self.link.is_none() && !self.trying && self.next_try.is_none_or(|at| at <= now)
+    }
+}
+
+/// All others.
+#[derive(Debug)]
+pub(super) struct Table {
+    me: DiskId,
+    pub disks: HashMap<DiskId, Other>,
+}
+
+impl Table {
+    pub fn new(me: DiskId) -> Self {
+        Self { me, disks: HashMap::new() }
+    }
+
+    /// A link has greeted. When both ends opened one at the same time, both keep the one that the disk with the smaller id
+    /// opened. `false`: this one is to be closed.
+    pub fn connect(&mut self, disk: DiskId, link: Link, about: About) -> bool {
+        let preferred = |link: &Link| link.ours == (self.me < disk);
+        let other = self.disks.entry(disk).or_default();
+        if let Some(old) = &other.link {
+            if preferred(old) && !preferred(&link) && !old.token.is_cancelled() {
+                return false;
+            }
+            old.token.cancel();
+        }
+        other.link = Some(link);
+        other.about = Some(about);
+        other.last_seen = Some(Instant::now());
+        other.error = None;
+        other.failures = 0;
+        other.next_try = None;
+        other.trying = false;
+        true
+    }
+
+    /// A link has ended. Whether it was the one in use.
+    pub fn disconnect(&mut self, disk: DiskId, id: u64) -> bool {
+        let Some(other) = self.disks.get_mut(&disk) else { return false };
+        let current = other.link.as_ref().is_some_and(|link| link.id == id);
+        if current {
+            other.link = None;
+            other.last_seen = Some(Instant::now());
+            other.next_try = Some(Instant::now() + PAUSE_MIN);
+        }
+        current
+    }
+
+    pub fn is_connected(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(|other| other.link.is_some())
+    }
+
+    /// Close the links of those who are not members any more.
+    pub fn retain(&self, is_member: impl Fn(DiskId) -> bool) {
+        for (disk, other) in &self.disks {
+            if let Some(link) = other.link.as_ref().filter(|_| !is_member(*disk)) {
+                link.token.cancel();
+            }
+        }
+    }
+}
+
+/// So many disks or fewer: everybody meets everybody.
+const ALL_MAX: usize = 8;
+
+/// Whom to meet: in a small cluster all; in a large one those that follow at distances 1, 2, 4 … in the circle of all ids,
+/// so that news reaches everybody in a few steps and each holds a few connections. Of those at a distance that cannot be
+/// reached, the next that may be.
+pub(super) fn whom_to_meet(me: DiskId, all: &[DiskId], is_hopeless: impl Fn(DiskId) -> bool) -> Vec<DiskId> {
+    let mut others: Vec<DiskId> = all.iter().copied().filter(|disk| *disk != me).collect();
+    others.sort_unstable();
+    others.dedup();
+    if others.len() <= ALL_MAX {
+        return others;
+    }
+    let first = others.partition_point(|disk| *disk < me);
+    let count = others.len();
+    let mut chosen = Vec::new();
+    let mut distance = 1;
+    while distance <= count {
+        let candidates = (distance - 1..(distance * 2 - 1).min(count)).map(|step| others[(first + step) % count]);
+        let mut tried = candidates.clone().filter(|disk| !is_hopeless(*disk));
+        chosen.extend(tried.next().or_else(|| candidates.clone().next()));
+        distance *= 2;
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u16) -> DiskId {
+        let mut id = [0; 32];
+        id[..2].copy_from_slice(&n.to_be_bytes());
+        DiskId(id)
+    }
+
+    fn link(ours: bool) -> Link {
+        Link { id: delugefs_proto::ids::random_u64(), token: CancellationToken::new(), ours }
+    }
+
+    #[test]
+    fn both_ends_keep_the_same_of_two_links() {
+        let (mut small, mut large) = (Table::new(id(1)), Table::new(id(2)));
+        let by_small = (link(true), link(false));
+        let by_large = (link(false), link(true));
+        // Each end sees its own first.
+        assert!(small.connect(id(2), by_small.0.clone(), About::default()));
+        assert!(large.connect(id(1), by_large.1.clone(), About::default()));
+        assert!(!small.connect(id(2), by_large.0.clone(), About::default()));
+        assert!(large.connect(id(1), by_small.1.clone(), About::default()));
+        assert!(by_large.1.token.is_cancelled() && !by_small.1.token.is_cancelled());
+        assert!(small.is_connected(id(2)) && large.is_connected(id(1)));
+        assert!(!large.disconnect(id(1), by_large.1.id) && large.is_connected(id(1)));
+        assert!(large.disconnect(id(1), by_small.1.id) && !large.is_connected(id(1)));
+    }
+
+    #[test]
+    fn few_connections_reach_everybody_in_few_steps() {
+        let all: Vec<DiskId> = (0..100).map(id).collect();
+        assert_eq!(whom_to_meet(id(3), &all[..9], |_| false).len(), 8);
+        let meets = |me: DiskId| whom_to_meet(me, &all, |disk| disk.0[1] % 3 == 0 && disk != id(0));
+        let mut reached = vec![id(1)];
+        for step in 0..8 {
+            let more: Vec<DiskId> = reached.iter().flat_map(|disk| meets(*disk)).collect();
+            assert!(more.len() <= reached.len() * 7, "step {step}");
+            reached.extend(more);
+            reached.sort_unstable();
+            reached.dedup();
+        }
+        let wanted = all.iter().filter(|disk| disk.0[1] % 3 != 0 || **disk == id(0));
+        assert!(wanted.into_iter().all(|disk| reached.contains(disk)));
+    }
+}

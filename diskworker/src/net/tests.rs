@@ -1,0 +1,263 @@
+//! Disks in one process that meet on the loopback interface.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN};
+use delugefs_proto::ids::{ClusterId, Ino};
+use delugefs_proto::local_pb::{Lookup, Mkdir};
+use delugefs_proto::members::{Members, Role};
+use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest};
+use tempfile::TempDir;
+
+use super::*;
+use crate::engine::{Running, Settings, make_catalog};
+use crate::fetch::Wanted;
+use crate::folder::DiskFolder;
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Node {
+    net: Arc<Net>,
+    fetcher: Arc<Fetcher>,
+    running: Option<Running>,
+    dir: TempDir,
+}
+
+fn key() -> Identity {
+    Identity::from_pkcs8(&Identity::generate_pkcs8().unwrap()).unwrap()
+}
+
+fn found(host: &Identity) -> Members {
+    Members::found(host, [1; 16], "test", "tower", 1).unwrap()
+}
+
+impl Node {
+    async fn new(cluster: ClusterId) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        DiskFolder::create_with(&dir.path().join("d"), "test", Some(cluster), make_catalog).unwrap();
+        Self::start(dir, 0).await
+    }
+
+    async fn start(dir: TempDir, port: u16) -> Self {
+        // The last life's tasks may still be on their way out.
+        let begin = Instant::now();
+        let folder = loop {
+            match DiskFolder::open(&dir.path().join("d"), None) {
+                Ok(folder) => break Arc::new(folder),
+                Err(error) => assert!(begin.elapsed() < PATIENCE, "{error:#}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let settings = Settings { reserve_bytes: 0, retention: Duration::from_secs(60) };
+        let running = Running::start(folder, settings).unwrap();
+        let listen = Some("127.0.0.1".to_owned());
+        let settings = NetSettings { listen, port, run_dir: dir.path().into(), ..NetSettings::default() };
+        let swarm = Arc::new(Swarm::start(running.engine.store.clone()).unwrap());
+        let net = Net::start(running.engine.clone(), swarm.clone(), settings).await.unwrap();
+        net.recall_holdings().unwrap();
+        let holder = Arc::downgrade(&net);
+        running.engine.store.watch(Box::new(move |content, held| {
+            if let Some(net) = holder.upgrade() {
+                net.holding_changed(content, held);
+            }
+        }));
+        let runtime = tokio::runtime::Handle::current();
+        let fetcher = Fetcher::new(running.engine.clone(), swarm, net.clone(), runtime);
+        net.serve_contents(&fetcher);
+        Self { net, fetcher, running: Some(running), dir }
+    }
+
+    pub(crate) fn net(&self) -> &Arc<Net> {
+        &self.net
+    }
+
+    pub(crate) fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.fetcher
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.net.engine
+    }
+
+    /// Whether its catalog names the content.
+    pub(crate) fn catalog_has(&self, wanted: Wanted) -> bool {
+        self.net.engine.find_content(wanted.content).unwrap().is_some()
+    }
+
+    fn id(&self) -> DiskId {
+        self.net.engine.folder.disk_id()
+    }
+
+    fn admit(&self, members: &Members) {
+        let request = MembersRequest { set: members.encode(), host_label: "tower".into(), host_id: vec![1; 32] };
+        self.net.take_members(&request).unwrap();
+    }
+
+    fn knows(&self, other: &Node) {
+        let address = format!("127.0.0.1:{}", other.net.port());
+        let hints = vec![Hint { disk_id: other.id().0.to_vec(), address }];
+        self.net.take_hints(&HintsRequest { hints });
+    }
+
+    fn mkdir(&self, name: &str) {
+        let making = Mkdir { dir: Ino::ROOT.0, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 1 };
+        self.net.engine.mkdir(1, false, &making).unwrap();
+    }
+
+    fn sees(&self, name: &str) -> bool {
+        self.net.engine.lookup(&Lookup { dir: Ino::ROOT.0, name: name.to_owned().into() }).is_ok()
+    }
+
+    fn connected(&self, other: &Node) -> bool {
+        self.net.table.lock().is_connected(other.id())
+    }
+
+    fn commit(&self) -> git2::Oid {
+        *self.net.engine.commits().borrow()
+    }
+
+    async fn stop(mut self) -> TempDir {
+        self.net.shutdown();
+        let running = self.running.take().unwrap();
+        tokio::task::spawn_blocking(move || running.stop()).await.unwrap().unwrap();
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.net.shutdown();
+        if let Some(running) = self.running.take() {
+            let _ = running.stop();
+        }
+    }
+}
+
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Disks of one host, admitted and known to each other as `pairs` says.
+pub(crate) async fn cluster(count: usize, pairs: &[(usize, usize)]) -> (Identity, Members, Vec<Node>) {
+    let host = key();
+    let mut members = found(&host);
+    let mut nodes = Vec::new();
+    for _ in 0..count {
+        let node = Node::new(members.cluster_id()).await;
+        members.admit(Role::Disk, node.id().into(), "tower", 1, &host).unwrap();
+        nodes.push(node);
+    }
+    nodes.iter().for_each(|node| node.admit(&members));
+    for (one, other) in pairs {
+        nodes[*one].knows(&nodes[*other]);
+    }
+    (host, members, nodes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_disk_changes_the_others_see() {
+    // The first and the last hear of each other from the one in the middle.
+    let (_, _, nodes) = cluster(3, &[(0, 1), (1, 2)]).await;
+    until("all to meet", || nodes.iter().all(|a| nodes.iter().all(|b| a.id() == b.id() || a.connected(b)))).await;
+    nodes[0].mkdir("from-0");
+    nodes[2].mkdir("from-2");
+    let all = |name: &str| nodes.iter().all(|node| node.sees(name));
+    until("both names everywhere", || all("from-0") && all("from-2")).await;
+    until("one state", || nodes.iter().all(|node| node.commit() == nodes[0].commit())).await;
+    // Who holds what, also when it is the other side's first word.
+    let content = ContentId([7; 32]);
+    nodes[2].net.holding_changed(content, true);
+    until("the holder to be known", || nodes[0].net.holders(content) == [nodes[2].id()]).await;
+    nodes[2].net.holding_changed(content, false);
+    until("the holder to be gone", || nodes[0].net.holders(content).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_away_catches_up_and_is_known_meanwhile() {
+    let (_, _, mut nodes) = cluster(2, &[(0, 1)]).await;
+    until("both to meet", || nodes[0].connected(&nodes[1])).await;
+    let content = ContentId([9; 32]);
+    nodes[1].net.holding_changed(content, true);
+    until("the holder to be known", || nodes[0].net.known_holders(content) == [nodes[1].id()]).await;
+    let away = nodes.pop().unwrap();
+    let (id, port) = (away.id(), away.net.port());
+    let dir = away.stop().await;
+    until("it to be missed", || !nodes[0].net.table.lock().is_connected(id)).await;
+    nodes[0].mkdir("meanwhile");
+    assert_eq!(nodes[0].net.known_holders(content), [id]);
+    let back = Node::start(dir, port).await;
+    until("it to be back", || nodes[0].connected(&back)).await;
+    until("it to catch up", || back.sees("meanwhile") && back.commit() == nodes[0].commit()).await;
+    // Its new count says that it does not hold that content any more.
+    until("its new count", || nodes[0].net.known_holders(content).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_nobody_has_heard_of_proves_it() {
+    let host = key();
+    let mut old = found(&host);
+    let one = Node::new(old.cluster_id()).await;
+    old.admit(Role::Disk, one.id().into(), "tower", 1, &host).unwrap();
+    let other = Node::new(old.cluster_id()).await;
+    let second = key();
+    let mut new = old.clone();
+    new.admit(Role::Host, second.id(), "laptop", 2, &host).unwrap();
+    new.admit(Role::Disk, other.id().into(), "laptop", 3, &second).unwrap();
+    one.admit(&old);
+    other.admit(&new);
+    other.knows(&one);
+    until("both to meet", || one.connected(&other) && other.connected(&one)).await;
+    until("the same members", || one.net.members.get() == other.net.members.get()).await;
+    // Revoked: the connection ends and does not come back.
+    new.revoke(other.id().into(), 4, &host).unwrap();
+    one.admit(&new);
+    until("the end", || !one.connected(&other)).await;
+    one.mkdir("secret");
+    for _ in 0..3 {
+        let asked = async {
+            let mut client = other.net.client(one.id()).await?;
+            client.fetch_pack(pb::FetchPackRequest::default()).await.map_err(|_| FsError::from(Errno::EACCES))
+        };
+        assert!(asked.await.is_err());
+        other.net.channels.lock().clear();
+    }
+    assert!(!one.connected(&other) && !other.sees("secret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_get_nowhere() {
+    let (_, _, nodes) = cluster(1, &[]).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], nodes[0].net.port()));
+    let stranger = key();
+    let dial = |alpn| stranger.dial(Some(nodes[0].id().into()), address, alpn, PATIENCE);
+    // Its connection is closed before anything is read.
+    let mut stream = dial(ALPN_GRPC).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer).await;
+    assert!(answer.is_empty(), "{read:?} {answer:?}");
+    let ask = |request: pb::JoinRequest| async move {
+        let mut stream = dial(ALPN_JOIN).await.unwrap();
+        frame::write(&mut stream, &request).await.unwrap();
+        frame::read::<pb::JoinReply>(&mut stream, 1 << 20).await.unwrap().error
+    };
+    let cluster_id = nodes[0].net.engine.folder.cluster_id().0.to_vec();
+    let good = pb::JoinRequest { version: 1, cluster_id, ..pb::JoinRequest::default() };
+    assert!(ask(good.clone()).await.contains("does not belong"));
+    assert!(ask(pb::JoinRequest { proof: b"nonsense".to_vec(), ..good.clone() }).await.contains("does not belong"));
+    assert!(ask(pb::JoinRequest { version: 9, ..good.clone() }).await.contains("version"));
+    assert!(ask(pb::JoinRequest { cluster_id: vec![0; 16], ..good.clone() }).await.contains("another cluster"));
+    // No supervisor to ask.
+    assert!(ask(pb::JoinRequest { secret: vec![1; 16], ..good }).await.contains("supervisor"));
+    // A length that would take all memory.
+    let mut stream = dial(ALPN_JOIN).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &u32::MAX.to_le_bytes()).await.unwrap();
+    assert_eq!(tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 1]).await.unwrap_or(0), 0);
+    assert_eq!(nodes[0].net.table.lock().disks.len(), 0);
+}
