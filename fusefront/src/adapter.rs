@@ -29,6 +29,8 @@ use crate::trouble;
 pub struct Adapter {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
+    /// For reads that wait for another disk: however many there are, the others are served.
+    remote: Pool,
 }
 
 struct Shared {
@@ -70,7 +72,7 @@ pub fn connect(
     let mut config = Config::default();
     config.n_threads = Some(os::FUSE_THREADS);
     // Who may come in is the kernel's decision, by the mount's options.
-    let session = Session::from_fd(Adapter { shared, pool }, fuse, SessionACL::All, config)?;
+    let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
     let notifier = session.notifier();
     let invalidate = move || {
         for what in invalidations {
@@ -132,7 +134,7 @@ impl Adapter {
         match guarded(|| operation(&self.shared.fs, &caller)) {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(caller, reply, operation, send);
+                self.later(&self.pool, caller, reply, operation, send);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
@@ -148,11 +150,12 @@ impl Adapter {
     ) where
         R: Send + 'static,
     {
-        self.later(Caller::new(request.uid(), request.gid(), Patience::Patient), reply, operation, send);
+        self.later(&self.pool, Caller::new(request.uid(), request.gid(), Patience::Patient), reply, operation, send);
     }
 
     fn later<T, R>(
         &self,
+        pool: &Pool,
         mut caller: Caller,
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
@@ -165,7 +168,7 @@ impl Adapter {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
         caller.patience = Patience::Patient;
-        self.pool.run(move || {
+        pool.run(move || {
             let result = guarded(|| operation(&fs, &caller));
             send(&fs, reply, result.map_err(errno));
         });

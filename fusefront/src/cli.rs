@@ -16,6 +16,10 @@ pub struct Args {
     #[arg(long, value_name = "SOCKET", required_unless_present = "probe")]
     pub worker: Option<PathBuf>,
 
+    /// Folder with the sockets of this host's other diskworkers: one of them serves when the first is away for long
+    #[arg(long, value_name = "DIR")]
+    pub fallback: Option<PathBuf>,
+
     /// Empty directory to mount on
     #[arg(long, value_name = "DIR", required_unless_present = "probe")]
     pub mount: Option<PathBuf>,

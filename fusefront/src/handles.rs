@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
 use crate::fs::Paged;
+use crate::ranges::Ranges;
 
 const SHARDS: usize = 16;
 
@@ -89,6 +90,18 @@ pub enum Content {
     Inline(Bytes),
     /// A descriptor.
     File(File),
+    /// Of a file that is still being fetched.
+    Partial(Arc<Partial>),
+}
+
+/// A content that is still being fetched: only what the worker has said to be there may be read.
+pub struct Partial {
+    /// The file it is fetched into.
+    pub file: File,
+    /// Length of the content, in bytes.
+    pub size: u64,
+    /// What is there.
+    pub here: Mutex<Ranges>,
 }
 
 /// The worker's number for something open, and the link it belongs to.

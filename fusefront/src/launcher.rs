@@ -160,6 +160,9 @@ fn start_child(args: &Args, socket: UnixStream) -> anyhow::Result<Child> {
     for (option, value) in [("--worker", &args.worker), ("--mount", &args.mount)] {
         command.arg(option).args(value);
     }
+    if let Some(folder) = &args.fallback {
+        command.arg("--fallback").arg(folder);
+    }
     for (option, value) in [("--user", &args.user), ("--name", &args.name)] {
         if let Some(value) = value {
             command.arg(option).arg(value);

@@ -22,6 +22,7 @@ pub mod mounts;
 pub mod os;
 pub mod pool;
 pub mod privileges;
+pub mod ranges;
 pub mod run;
 pub mod serve;
 pub mod trouble;

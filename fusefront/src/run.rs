@@ -27,6 +27,7 @@ pub fn run() -> Exit {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .log_internal_errors(false)
         .init();
     match start(&args) {
         Ok(exit) => exit,

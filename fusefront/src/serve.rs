@@ -20,7 +20,7 @@ use crate::cli::Args;
 use crate::events::Events;
 use crate::fs::{Fs, Invalidation};
 use crate::pool::Pool;
-use crate::worker::Worker;
+use crate::worker::{FAILOVER_AFTER, Worker};
 
 /// How long the end waits for operations under way.
 const DRAIN_WAIT: Duration = Duration::from_secs(20);
@@ -40,7 +40,11 @@ impl Server {
     pub fn connect(args: &Args) -> anyhow::Result<Self> {
         let socket = args.worker.as_deref().context("no socket given")?;
         let (sender, invalidations) = crossbeam_channel::unbounded();
-        let fs = Arc::new(Fs::new(Worker::new(socket), args.cache_entries, sender));
+        let mut worker = Worker::new(socket);
+        if let Some(folder) = &args.fallback {
+            worker = worker.with_fallback(folder, FAILOVER_AFTER);
+        }
+        let fs = Arc::new(Fs::new(worker, args.cache_entries, sender));
         let (events, welcome) = Events::start(fs.clone()).map_err(|error| refused(socket, &error))?;
         let server = Self {
             fs,

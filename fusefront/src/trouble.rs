@@ -15,11 +15,12 @@ const REMEMBERED_MAX: usize = 200;
 
 static SAID: Mutex<Option<HashMap<String, Instant>>> = Mutex::new(None);
 
-/// Log an error an operation ends with, if it is trouble: the disk's, or what the worker has a sentence for.
+/// Log an error an operation ends with, if it is trouble: the disk's, another disk's, or what the worker has a sentence for.
 pub fn log(error: &FsError) {
     let is_disk = matches!(error.errno, Errno::EIO | Errno::EROFS | Errno::ESHUTDOWN);
     let is_full = matches!(error.errno, Errno::ENOSPC | Errno::EDQUOT) && !error.message.is_empty();
-    if !(is_disk || is_full) || !is_news(error.to_string(), Instant::now()) {
+    let is_remote = matches!(error.errno, Errno::EHOSTUNREACH | Errno::ETIMEDOUT) && !error.message.is_empty();
+    if !(is_disk || is_full || is_remote) || !is_news(error.to_string(), Instant::now()) {
         return;
     }
     match is_disk {

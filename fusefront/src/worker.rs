@@ -22,6 +22,9 @@ use crate::call::{Caller, Outcome, Patience, Stop};
 /// How long an operation waits for the worker to come back before its caller gets EIO: a restart of the worker with
 /// a journal to replay takes seconds, and a program is better off waiting than failing.
 pub const RECONNECT_WAIT: Duration = Duration::from_secs(30);
+/// How long the worker may be away before another one of this host is taken: a restart does not take that long, and what
+/// it alone knows (changes of the last second, files being written) is out of sight until it comes back.
+pub const FAILOVER_AFTER: Duration = Duration::from_secs(12);
 /// Pause between two tries to connect.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Connections kept for the next request; more are closed after use.
@@ -77,7 +80,9 @@ pub struct NewLink {
 /// The pool. Shared by all threads.
 #[derive(Debug)]
 pub struct Worker {
-    path: PathBuf,
+    path: Mutex<PathBuf>,
+    /// Folder with the sockets of this host's other workers, and when to turn to them.
+    fallback: Option<(PathBuf, Duration)>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -89,6 +94,9 @@ struct State {
     session: u64,
     run: u64,
     idle: Vec<Client>,
+    /// Of the link that was lost.
+    lost: Option<Instant>,
+    cluster: String,
 }
 
 impl std::fmt::Debug for State {
@@ -100,12 +108,18 @@ impl std::fmt::Debug for State {
 impl Worker {
     /// A pool for the worker at this socket; no connection is made yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), state: Mutex::default(), changed: Condvar::new() }
+        Self { path: Mutex::new(path.to_owned()), fallback: None, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// When it is away for so long, take another worker of its cluster that has a socket in this folder.
+    #[must_use]
+    pub fn with_fallback(self, folder: &Path, after: Duration) -> Self {
+        Self { fallback: Some((folder.to_owned(), after)), ..self }
     }
 
     /// The socket's path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn path(&self) -> PathBuf {
+        self.path.lock().clone()
     }
 
     /// Connect the events connection of a new link. For the events thread, one at a time.
@@ -113,10 +127,36 @@ impl Worker {
         // A new session each time: the worker may only now find out that the old one ended, and would take the new
         // one with it if they had the same number.
         let session = random_u64();
-        let client = Client::connect(&self.path, session, true)?;
+        let client = match Client::connect(&self.path(), session, true) {
+            Ok(client) => client,
+            Err(error) => self.other(session).ok_or(error)?,
+        };
         let number = self.state.lock().link + 1;
         let link = NewLink { number, welcome: client.welcome.clone(), session };
         Ok((client, link))
+    }
+
+    /// The events connection of another worker, if it is time for that.
+    fn other(&self, session: u64) -> Option<Client> {
+        let (folder, after) = self.fallback.as_ref()?;
+        let cluster = {
+            let state = self.state.lock();
+            state.lost.filter(|since| since.elapsed() >= *after)?;
+            state.cluster.clone()
+        };
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
+        for path in paths {
+            // The supervisor's socket does not understand the greeting, and hangs up.
+            let Ok(client) = Client::connect(&path, session, true) else { continue };
+            if client.welcome.cluster == cluster {
+                tracing::warn!("the disk is away: disk {} serves from now on", client.welcome.disk_id);
+                *self.path.lock() = path;
+                return Some(client);
+            }
+        }
+        None
     }
 
     /// A connection of a link that is not published yet, to adopt handles through.
@@ -131,6 +171,8 @@ impl Worker {
         state.link = link.number;
         state.session = link.session;
         state.run = link.welcome.worker_run;
+        state.lost = None;
+        state.cluster.clone_from(&link.welcome.cluster);
         self.changed.notify_all();
     }
 
@@ -138,6 +180,7 @@ impl Worker {
     pub fn take_down(&self) {
         let mut state = self.state.lock();
         state.up = false;
+        state.lost.get_or_insert_with(Instant::now);
         state.idle.clear();
     }
 
@@ -265,7 +308,7 @@ impl Worker {
     }
 
     fn connect_session(&self, session: u64, run: u64) -> io::Result<Client> {
-        let client = Client::connect(&self.path, session, false)?;
+        let client = Client::connect(&self.path(), session, false)?;
         if client.welcome.worker_run != run {
             return Err(io::Error::other("the diskworker was restarted"));
         }
@@ -291,6 +334,6 @@ impl Worker {
     }
 
     fn gone(&self) -> FsError {
-        FsError::new(Errno::EIO, format!("no diskworker answers at {}; see `delugefs status`", self.path.display()))
+        FsError::new(Errno::EIO, format!("no diskworker answers at {}; see `delugefs status`", self.path().display()))
     }
 }

@@ -438,3 +438,23 @@ fn a_directory_too_big_to_hold_is_read_page_by_page() {
     assert_eq!(page(4000, 1)[0].0, name(3999));
     bench.fs.releasedir(handle);
 }
+
+#[test]
+fn another_worker_serves_when_the_first_stays_away() {
+    let (mut first, second) = (FakeWorker::start(), FakeWorker::start());
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(&second.socket, folder.path().join("b.sock")).unwrap();
+    // Something that is no worker.
+    let _deaf = std::os::unix::net::UnixListener::bind(folder.path().join("a.stock")).unwrap();
+    let (sender, _invalidations) = crossbeam_channel::unbounded();
+    let worker = Worker::new(&first.socket).with_fallback(folder.path(), Duration::from_millis(100));
+    let fs = Arc::new(Fs::new(worker, CAPACITY_ENTRIES, sender));
+    let (events, _) = Events::start(fs.clone()).unwrap();
+    let making = Making::Dir { mode: 0o755 };
+    fs.make(&Caller::own(), 1, &Bytes::from("one"), &making).unwrap();
+    first.crash();
+    // Waits for the link, and gets it from the other.
+    fs.make(&Caller::own(), 1, &Bytes::from("two"), &making).unwrap();
+    assert_eq!((first.count("mkdir"), second.count("mkdir")), (1, 1));
+    events.stop();
+}

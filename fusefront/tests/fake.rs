@@ -223,6 +223,7 @@ impl Shared {
         };
         match op {
             Op::Hello(_) => Err(Errno::EPROTO),
+            Op::Need(_) => Err(Errno::ENOSYS),
             Op::Lookup(op) => plain(tree, Some(tree.lookup(op.dir, &op.name)?), None),
             Op::GetAttr(op) => plain(tree, Some(tree.attr(op.ino)?), None),
             Op::ReadDir(op) => {
@@ -290,7 +291,7 @@ impl Shared {
                 if !op.write
                     && let Some(bytes) = tree.inline(op.ino)?
                 {
-                    let opened = Opened { handle: 0, has_inline: true, inline: bytes.into() };
+                    let opened = Opened { has_inline: true, inline: bytes.into(), ..Opened::default() };
                     let body = Some(reply::Body::Opened(opened));
                     return Ok((
                         Reply { seq: tree.seq, node: Some(tree.attr(op.ino)?), body, ..Reply::default() },
@@ -426,6 +427,7 @@ fn name_of(op: &request::Op) -> (&'static str, bool) {
         Op::RemoveXattr(_) => ("removexattr", true),
         Op::StatFs(_) => ("statfs", false),
         Op::ReadLink(_) => ("readlink", false),
+        Op::Need(_) => ("need", false),
     }
 }
 

@@ -245,6 +245,10 @@ impl Filesystem for Adapter {
             Ok(n) => BUFFER.with_borrow(|buffer| reply.data(&buffer[..n])),
             Err(errno) => reply.error(errno),
         };
+        if self.shared.fs.is_partial(handle.0) {
+            let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
+            return self.later(&self.remote, caller, reply, read, send);
+        }
         self.serve(request, reply, read, send);
     }
 

@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 
 use delugefs_proto::errno::FsError;
 use delugefs_proto::limits::FILE_MAX_BYTES;
-use delugefs_proto::local_pb::{Fsync, request};
+use delugefs_proto::local_pb::{Fsync, Need, reply, request};
 use nix::errno::Errno;
 
 use super::Fs;
-use crate::call::{Caller, Outcome, Stop};
-use crate::handles::{Content, FileHandle};
+use crate::call::{Caller, Outcome, Patience, Stop};
+use crate::handles::{Content, FileHandle, Partial, Source, Ticket};
 use crate::os;
 
 /// Times a reader looks again because the content changed under it, before it takes what it finds.
@@ -39,10 +39,61 @@ impl Fs {
                     buf[..n].copy_from_slice(&bytes[start..start + n]);
                     return Ok(n);
                 }
+                Content::Partial(partial) => {
+                    let (partial, ticket) = (partial.clone(), source.ticket);
+                    drop(source); // what follows may take long
+                    match self.read_partial(caller, &partial, ticket, offset, buf)? {
+                        Some(read) => return Ok(read),
+                        // The worker was restarted, and knows nothing of the handle: once more from the beginning.
+                        None => *file.source.write() = Source::default(),
+                    }
+                }
                 Content::None => {}
             }
         }
         Err(Errno::EIO.into())
+    }
+
+    /// Read from a content that is still being fetched, after having waited for what is read. `None`: its handle is gone.
+    fn read_partial(
+        &self,
+        caller: &Caller,
+        partial: &Partial,
+        ticket: Option<Ticket>,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Outcome<Option<usize>> {
+        let end = offset.saturating_add(buf.len() as u64).min(partial.size);
+        if offset >= end {
+            return Ok(Some(0));
+        }
+        if !partial.here.lock().covers(offset..end) {
+            if caller.patience != Patience::Patient {
+                return Err(Stop::Later);
+            }
+            let Some(Ticket { link, handle }) = ticket else { return Err(Errno::EIO.into()) };
+            let need = request::Op::Need(Need { handle, offset, length: end - offset });
+            let Some(reply) = self.worker.call_through(link, need) else { return Ok(None) };
+            match (reply.errno, reply.body) {
+                (0, Some(reply::Body::Ranges(ranges))) => {
+                    partial.here.lock().add(ranges.offset..ranges.offset.saturating_add(ranges.length));
+                }
+                (0, _) => return Err(Errno::EIO.into()),
+                (errno, _) => return Err(FsError::from_reply(errno, reply.message).into()),
+            }
+            if !partial.here.lock().covers(offset..end) {
+                return Err(Errno::EIO.into());
+            }
+        }
+        let read = read_full(&partial.file, offset, &mut buf[..(end - offset) as usize])?;
+        Ok(Some(read))
+    }
+
+    /// Whether reading this handle may have to wait for another disk.
+    pub fn is_partial(&self, handle: u64) -> bool {
+        self.files.get(handle).is_some_and(|file| {
+            file.inode.writer.read().is_none() && matches!(file.source.read().content, Content::Partial(_))
+        })
     }
 
     /// Write; fewer bytes than given only if an error stopped it behind the first of them.
@@ -121,8 +172,13 @@ impl Fs {
         }
         match &file.source.read().content {
             Content::File(file) => Ok(os::seek_hole_or_data(file, offset, whence)?),
-            Content::Inline(bytes) => {
-                let end = bytes.len() as i64;
+            content @ (Content::Inline(_) | Content::Partial(_)) => {
+                // Of what is not here nobody knows the holes.
+                let end = match content {
+                    Content::Partial(partial) => partial.size as i64,
+                    Content::Inline(bytes) => bytes.len() as i64,
+                    _ => 0,
+                };
                 match whence {
                     _ if !(0..end).contains(&offset) => Err(Errno::ENXIO.into()),
                     libc::SEEK_DATA => Ok(offset),
@@ -162,6 +218,8 @@ impl Fs {
                 writer.file.write_all_at(&bytes[start..start + n], to_offset)?;
                 Ok(n)
             }
+            // The kernel then reads and writes.
+            Content::Partial(_) => Err(Errno::EOPNOTSUPP.into()),
             Content::None => Err(Errno::EIO.into()),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd;
 
+use delugefs_proto::ids::Ino;
 use delugefs_proto::local::client::{Client, op};
 use delugefs_proto::local_pb::{Adopt, Close, Event, reply, request};
 
@@ -93,7 +94,8 @@ impl Fs {
                 if let Some(inode) = self.open.get(ino) {
                     inode.content_changed();
                 }
-                if self.known.contains(ino) {
+                // The root is known to the kernel without having been looked up.
+                if ino == Ino::ROOT.0 || self.known.contains(ino) {
                     self.invalidate(Invalidation::Content(ino));
                 }
             }

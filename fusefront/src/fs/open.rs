@@ -8,12 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use delugefs_proto::local_pb::{Attr, Close, Create, Open, SetAttr, reply, request};
 use nix::errno::Errno;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::lookup::check_name;
 use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, ctime_of, is_gone, required, with_stat};
 use crate::call::{Caller, Outcome, Stop};
-use crate::handles::{Content, FileHandle, OpenInode, Source, Ticket, Writer};
+use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
 use crate::known::Version;
 use crate::worker::{Answer, RECONNECT_WAIT, Stamp};
 
@@ -319,6 +319,9 @@ fn writable(answer: &mut Answer) -> Outcome<(File, Option<Ticket>)> {
 fn readable(answer: &mut Answer, generation: u64) -> Outcome<Source> {
     let ticket = ticket_of(answer);
     let content = match (&answer.reply.body, answer.fd.take()) {
+        (Some(reply::Body::Opened(opened)), Some(fd)) if opened.partial => {
+            Content::Partial(Arc::new(Partial { file: File::from(fd), size: opened.size, here: Mutex::default() }))
+        }
         (_, Some(fd)) => Content::File(File::from(fd)),
         (Some(reply::Body::Opened(opened)), None) if opened.has_inline => Content::Inline(opened.inline.clone()),
         _ => return Err(Errno::EIO.into()),
