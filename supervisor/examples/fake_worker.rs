@@ -143,6 +143,27 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl worker_server::Worker for Fake {
+    type ContentsStream = tokio_stream::wrappers::ReceiverStream<Result<pb::ContentsReply, Status>>;
+
+    async fn members(&self, _: Request<pb::MembersRequest>) -> Result<Response<pb::MembersReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn hints(&self, _: Request<pb::HintsRequest>) -> Result<Response<pb::HintsReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn peers(&self, _: Request<pb::PeersRequest>) -> Result<Response<pb::PeersReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn contents(&self, _: Request<pb::ContentsRequest>) -> Result<Response<Self::ContentsStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn copies(&self, _: Request<pb::CopiesRequest>) -> Result<Response<pb::CopiesReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Result<Response<pb::ConflictsReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn please_mirror(&self, _: Request<pb::PleaseMirrorRequest>) -> Answer<pb::PleaseMirrorReply> {
         Err(Status::unimplemented("a fake"))
     }

@@ -2,6 +2,7 @@
 
 mod client;
 mod json;
+mod members;
 mod run;
 mod show;
 mod table;
@@ -60,6 +61,40 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
+    /// Print an invitation for one further host
+    Invite {
+        /// How long it works: seconds, or with m, h or d
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = seconds)]
+        expires: u32,
+    },
+    /// Make this host a member of a cluster, with an invitation from another host
+    Join {
+        /// What `delugefs invite` printed there
+        token: String,
+    },
+    /// Show the hosts and disks of the cluster
+    Peers {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Take a host's or disk's right to take part, for ever
+    Revoke {
+        /// The first 8 or more digits of its id
+        id: String,
+    },
+    /// List the files that exist in several versions
+    Conflicts {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Show or set how many copies are wanted of what is below a path
+    Copies {
+        /// A path below a mountpoint of this host
+        path: PathBuf,
+        /// How many disks are to hold each content
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
+        number: Option<u32>,
+    },
     /// Add a disk to this host or take one away
     #[command(subcommand)]
     Disk(Disk),
@@ -104,6 +139,22 @@ struct Form {
     json: bool,
 }
 
+/// A time as people write it, in seconds.
+fn seconds(text: &str) -> Result<u32, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => 1,
+    };
+    let seconds = number.parse::<u32>().ok().filter(|n| *n > 0).and_then(|n| n.checked_mul(factor));
+    seconds.ok_or_else(|| "write a time such as 90s, 10m, 2h or 1d".into())
+}
+
 /// Do what the command line says.
 ///
 /// # Errors
@@ -121,14 +172,27 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Torrents { form } => return show::torrents(&mut control, form.json).await,
         Command::Whereis { path, form } => return show::whereis(&mut control, &path, form.json).await,
         Command::Scrub { form } => return show::scrub(&mut control, form.json).await,
+        Command::Invite { expires } => {
+            let invited = client::answer(control.invite(pb::InviteRequest { expires_s: expires }).await)?;
+            println!("{}", invited.token);
+            eprintln!("On the other host: delugefs run CLUSTER ROOT --join TOKEN. It works once; who has it can join.");
+        }
+        Command::Join { token } => {
+            client::answer(control.join(pb::JoinRequest { token, cluster: String::new() }).await)?;
+            println!("this host is a member: `delugefs disk add ROOT --create` makes a disk");
+        }
+        Command::Peers { form } => return members::peers(&mut control, form.json).await,
+        Command::Revoke { id } => {
+            let revoked = client::answer(control.revoke(pb::RevokeRequest { id }).await)?;
+            println!("{} {}", revoked.what, revoked.id);
+        }
+        Command::Conflicts { form } => return members::conflicts(&mut control, form.json).await,
+        Command::Copies { path, number } => return members::copies(&mut control, &path, number).await,
         Command::Disk(Disk::Add { root, create }) => {
             let root = paths::typed(&root)?;
             let request = pb::AddDiskRequest { root, create, remember: true, ..Default::default() };
             let added = client::answer(control.add_disk(request).await)?;
             println!("disk {}", delugefs_proto::disk::short_id(&added.disk_id));
-            if client::answer(control.disks(pb::DisksRequest {}).await)?.disks.len() > 1 {
-                eprintln!("Note: disks do not exchange their contents yet; a mount shows one of them.");
-            }
         }
         Command::Disk(Disk::Remove { root }) => {
             let root = paths::typed(&root)?;

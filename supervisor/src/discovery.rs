@@ -1,6 +1,6 @@
 //! Announces this host's disks on the local network (mDNS), as far as they have a TCP port there: service
 //! `_delugefs._tcp`, TXT `v` (version of this announcement), `c` (which cluster, unreadable for others) and `id` (the
-//! disk). Only hints: who answers at an address proves with its key who it is. Asking is not done here.
+//! disk). Only hints: who answers at an address proves with its key who it is. [`crate::browse`] asks.
 //!
 //! What one has to know of libmdns 0.10 (measured): it announces on the interface of the default route only and cannot
 //! be made without one; what is registered before its task ran is not announced, and the goodbye is not sent when it is

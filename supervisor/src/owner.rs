@@ -29,6 +29,8 @@ pub use child::{Reply, Run};
 pub use snapshot::{problems, snapshot};
 pub use state::{DiskSpec, Effect, Event, MountSpec, News, Registration, Served, State};
 
+use crate::addresses::Addresses;
+use crate::membership::Membership;
 use crate::notes::{self, FRONTEND, WORKER};
 use crate::process::{End, Events, Job, detach_dead};
 use crate::remember;
@@ -44,6 +46,10 @@ pub struct Owner {
     pub state_dir: PathBuf,
     /// Where process tasks send their news; the other end is what [`Owner::run`] reads.
     pub events: Events,
+    /// Who may take part.
+    pub membership: Arc<Membership>,
+    /// Ports of the last start.
+    pub addresses: Arc<Addresses>,
     /// Renewed after every change.
     pub snapshots: watch::Sender<Arc<pb::HostStatus>>,
 }
@@ -139,12 +145,28 @@ impl Owner {
         }
         if spec.create {
             args.push("--create".into());
-            // Disks of one cluster carry one id: a new one takes it from those that are here.
-            if let Some(cluster_id) = self.cluster_id(&spec.root) {
+            // Disks of one cluster carry one id: a new one takes it from the invitation, from those that are here, or from
+            // the clusters that this host is a member of, and else begins one.
+            let joined = spec.cluster_id.map(|id| id.to_hex());
+            let cluster_id = joined.or_else(|| self.cluster_id(&spec.root));
+            let cluster_id = cluster_id.or_else(|| match self.membership.cluster_for(&spec.cluster) {
+                Ok(id) => Some(id.to_hex()),
+                Err(error) => {
+                    tracing::error!("this disk will stay alone: {error:#}");
+                    None
+                }
+            });
+            if let Some(cluster_id) = cluster_id {
                 args.extend(arguments([("--cluster-id", cluster_id.into())]));
             }
         }
-        let prefix = DiskToml::read(&spec.root).map(|disk| short_id(&disk.disk_id).to_string());
+        let identity = DiskToml::read(&spec.root);
+        args.extend(network(&spec.net));
+        let last_port = identity.as_ref().map_or(0, |disk| self.addresses.port(&disk.disk_id));
+        if spec.net.port == 0 && last_port != 0 {
+            args.extend(arguments([("--last-port", last_port.to_string().into())]));
+        }
+        let prefix = identity.map(|disk| short_id(&disk.disk_id).to_string());
         Job {
             run,
             program: WORKER,
@@ -166,6 +188,7 @@ impl Owner {
             ("--worker", socket.into()),
             ("--mount", spec.dir.as_os_str().into()),
             ("--name", cluster.into()),
+            ("--fallback", self.run_dir.as_os_str().into()),
         ]);
         args.extend(spec.user.iter().flat_map(|user| arguments([("--user", user.into())])));
         Job {
@@ -205,6 +228,23 @@ impl Owner {
             News::Ended(failure) => tracing::error!("{what} {path}: {}", failure.message),
         }
     }
+}
+
+fn network(net: &pb::NetSettings) -> Vec<OsString> {
+    let mut args = Vec::new();
+    if !net.listen.is_empty() {
+        args.extend(arguments([("--listen", net.listen.clone().into())]));
+    }
+    if net.port != 0 {
+        args.extend(arguments([("--btport", net.port.to_string().into())]));
+    }
+    if !net.site.is_empty() {
+        args.extend(arguments([("--site", net.site.clone().into())]));
+    }
+    if net.lazy {
+        args.push("--lazy".into());
+    }
+    args
 }
 
 fn end(processes: &HashMap<Run, mpsc::UnboundedSender<End>>, run: Run, how: End) {

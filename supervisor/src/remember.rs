@@ -1,12 +1,12 @@
 //! `STATE_DIR/added.toml`: disks and mounts that were added by command and are to be there after the next start too.
 //! The format is that of `delugefs.toml`, but that file is the administrator's and this one is the supervisor's.
 
-use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
 use delugefs_proto::config::Config;
+
+use crate::statefile;
 
 const FILE: &str = "added.toml";
 
@@ -27,17 +27,9 @@ pub fn read(state_dir: &Path) -> anyhow::Result<Config> {
 /// # Errors
 /// Those of the file system.
 pub fn write(state_dir: &Path, config: &Config) -> anyhow::Result<()> {
-    let (path, new) = (state_dir.join(FILE), state_dir.join("added.toml.new"));
     let text = toml::to_string(config).context("cannot encode it")?;
-    let write = || {
-        let mut file = fs::File::create(&new)?;
-        file.write_all(b"# Written by delugefs-supervisor; `delugefs disk` and `delugefs mount` change it.\n")?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        fs::File::open(state_dir)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let head = "# Written by delugefs-supervisor; `delugefs disk` and `delugefs mount` change it.\n";
+    statefile::write(state_dir, FILE, [head, &text].concat().as_bytes())
 }
 
 #[cfg(test)]

@@ -10,11 +10,12 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use delugefs_proto::config::Config;
-use delugefs_proto::control_pb::HostStatus;
 use delugefs_proto::control_pb::control_server::ControlServer;
-use delugefs_proto::disk::DiskToml;
+use delugefs_proto::control_pb::{HostStatus, NetSettings};
+use delugefs_proto::disk::{DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::rundir;
+use delugefs_proto::token::is_address;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,9 +23,15 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::interceptor::InterceptedService;
 
+use crate::addresses::Addresses;
+use crate::browse;
+use crate::cluster::{self, Found};
+use crate::membership::Membership;
 use crate::notes::{self, Note};
 use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
+use crate::policy::Settings;
 use crate::process::Events;
+use crate::replicate::{self, Shown};
 use crate::server::{Server, uid_of};
 use crate::{discovery, paths, remember, sys, uds};
 
@@ -44,9 +51,15 @@ pub struct Options {
     /// Disks and mounts to start (delugefs.toml)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Do not announce this host's disks on the local network
-    #[arg(long)]
+    /// Neither announce this host's disks on the local network nor look for others there (also: DELUGEFS_NO_MDNS=1)
+    #[arg(long, env = "DELUGEFS_NO_MDNS", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
     pub no_mdns: bool,
+    /// Address of a disk of the cluster that multicast does not reach; may be given several times
+    #[arg(long = "peer", value_name = "HOST:PORT")]
+    pub peers: Vec<String>,
+    /// Print the id of the cluster of this name that this host is a member of, and end; found it if there is none
+    #[arg(long, value_name = "CLUSTER")]
+    pub found: Option<String>,
 }
 
 /// Run until stopped by a signal or the Stop call.
@@ -56,6 +69,15 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let run_dir = options.run_dir.unwrap_or_else(rundir::default_run_dir);
     let state_dir = options.state_dir.unwrap_or_else(rundir::default_state_dir);
+    if let Some(cluster) = &options.found {
+        rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
+        if !is_cluster_name(cluster) {
+            let text = format!("{cluster:?} is no name for a cluster");
+            return Err(UserError::new(Exit::Usage, text).hint("use letters, digits, '-', '_' and '.'").into());
+        }
+        println!("{}", Membership::open(state_dir)?.cluster_for(cluster)?.to_hex());
+        return Ok(());
+    }
     rundir::prepare(&run_dir).map_err(|error| directory(&error))?;
     rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
     let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
@@ -69,19 +91,51 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let added = remember::read(&state_dir).map_err(|error| UserError::new(Exit::Usage, format!("{error:#}")))?;
     let cluster = configured.cluster.clone().or_else(|| added.cluster.clone());
 
+    let membership = Arc::new(Membership::open(state_dir.clone()).context("cannot use this host's membership")?);
+    let addresses = Arc::new(Addresses::open(state_dir.clone()));
+    let mut peers = options.peers;
+    peers.extend(configured.peers.iter().cloned());
+    if let Some(peer) = peers.iter().find(|peer| !is_address(peer)) {
+        let error = UserError::new(Exit::Usage, format!("{peer:?} is no address of a peer"));
+        return Err(error.hint("write HOST:PORT, such as nas.lan:40999 or [fd00::2]:40999").into());
+    }
+    let found = Arc::new(Found { peers, nearby: Default::default() });
+
     let socket = rundir::control_socket(&run_dir);
     let listener = listen(&socket)?;
     let (snapshots, watcher) = watch::channel(Arc::new(HostStatus::default()));
-    let owner = Owner { state: State::new(configured.cluster.clone()), run_dir, state_dir, events, snapshots };
+    let owner = Owner {
+        state: State::new(configured.cluster.clone()),
+        run_dir,
+        state_dir,
+        events,
+        snapshots,
+        membership: membership.clone(),
+        addresses: addresses.clone(),
+    };
     let events = owner.events.clone();
     notes::sweep(&owner.run_dir)?;
     find_living(&events, &owner.run_dir)?;
     wish(&events, &configured, cluster.as_deref(), false)?;
     wish(&events, &added, cluster.as_deref(), true)?;
+    tokio::spawn(cluster::follow(watcher.clone(), membership.clone(), addresses.clone(), found.clone()));
+    let (shown, replicated) = watch::channel(Shown::default());
+    tokio::spawn(replicate::run(watcher.clone(), shown, Settings::default()));
+    if !options.no_mdns {
+        tokio::spawn(browse::follow(watcher.clone(), found.clone()));
+    }
     let discovery = (!options.no_mdns).then(|| tokio::spawn(discovery::follow(watcher.clone())));
 
     let run_dir = owner.run_dir.clone();
-    let service = Server { events, snapshots: watcher, run_dir: run_dir.clone() };
+    let service = Server {
+        events,
+        snapshots: watcher,
+        run_dir: run_dir.clone(),
+        membership,
+        addresses,
+        replicated,
+        refusals: Default::default(),
+    };
     let service = InterceptedService::new(ControlServer::new(service), uds::check_peer);
     let (goodbye, leave) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming_shutdown(
@@ -181,6 +235,13 @@ fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool)
             reserve_bytes: disk.reserve_bytes,
             retention_s: disk.retention_s,
             allow_uids: Vec::new(),
+            net: NetSettings {
+                listen: disk.listen.clone().unwrap_or_default(),
+                port: disk.btport.into(),
+                lazy: disk.lazy,
+                site: disk.site.clone(),
+            },
+            cluster_id: None,
         };
         send(events, Event::AddDisk { spec, remember, reply: None });
     }

@@ -6,19 +6,26 @@ use std::sync::Arc;
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::control_pb::control_server::Control;
-use delugefs_proto::disk::{DiskToml, is_cluster_name};
+use delugefs_proto::disk::{DiskToml, is_cluster_name, short_id};
 use delugefs_proto::exit::Exit;
+use delugefs_proto::ids::{ClusterId, DiskId, HostId};
+use delugefs_proto::members::clean_label;
+use delugefs_proto::peer_pb::JoinReply;
+use delugefs_proto::token::{ADDRESSES_MAX, Token};
 use delugefs_proto::{config, worker_pb};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use crate::addresses::Addresses;
 use crate::failure::Failure;
+use crate::membership::Membership;
 use crate::notes::{self, Note, WORKER};
 use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
 use crate::process::Events;
-use crate::{paths, sys, worker};
+use crate::replicate::Shown;
+use crate::{join, paths, sys, worker};
 
 /// The service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -29,7 +36,30 @@ pub struct Server {
     pub snapshots: watch::Receiver<Arc<pb::HostStatus>>,
     /// Where notes are.
     pub run_dir: PathBuf,
+    /// Who may take part.
+    pub membership: Arc<Membership>,
+    /// Where others are.
+    pub addresses: Arc<Addresses>,
+    /// What the replication policy sees.
+    pub replicated: watch::Receiver<Shown>,
+    /// Hosts that were not admitted, and were logged.
+    pub refusals: Arc<Logged>,
 }
+
+/// Remembers what was logged, so that nobody fills the log by asking often.
+#[derive(Debug, Default)]
+pub struct Logged(parking_lot::Mutex<std::collections::BTreeSet<String>>);
+
+impl Logged {
+    /// Whether it is to be logged.
+    fn insert(&self, what: &str) -> bool {
+        let mut logged = self.0.lock();
+        logged.len() < 1000 && logged.insert(what.to_owned())
+    }
+}
+
+/// Longest life of an invitation, in seconds.
+const INVITE_MAX_S: u64 = 30 * 24 * 3600;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -43,6 +73,7 @@ impl Control for Server {
         let known = host.disks.iter().find_map(|disk| disk.status.as_ref()).map(|status| status.cluster_id.clone());
         let on_disk = || DiskToml::read(Path::new(&host.disks.first()?.root)).ok().map(|disk| disk.cluster_id);
         host.cluster_id = known.or_else(on_disk).unwrap_or_default();
+        host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
         Ok(Response::new(host))
     }
@@ -86,15 +117,9 @@ impl Control for Server {
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
         let path = request.into_inner().path;
-        let host = self.now();
-        let below = |mount: &pb::Mount| Some((below(&path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
-        let (inside, root) = host.mounts.iter().find_map(below).unwrap_or((path.clone(), String::new()));
-        let disks = self.disks_up();
-        let disk = disks.iter().find(|disk| disk.root == root).or(disks.first());
-        let disk = disk.ok_or_else(no_disk)?;
+        let (inside, socket) = self.place(&path)?;
         let request = worker_pb::WhereIsRequest { path: inside };
-        let socket = Path::new(&disk.grpc_socket);
-        let answer = worker::ask(socket, |mut client| async move { client.where_is(request).await }).await?;
+        let answer = worker::ask(&socket, |mut client| async move { client.where_is(request).await }).await?;
         Ok(Response::new(pb::WhereIsReply { answer: Some(answer) }))
     }
 
@@ -121,6 +146,8 @@ impl Control for Server {
             reserve_bytes: config::default_reserve_bytes(),
             retention_s: config::default_retention_s(),
             allow_uids: request.allow_uids,
+            net: request.net.unwrap_or_default(),
+            cluster_id: ClusterId::from_slice(&request.cluster_id),
         };
         let remember = request.remember;
         let disk_id = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await?;
@@ -166,6 +193,116 @@ impl Control for Server {
         Ok(Response::new(pb::RegisterReply {}))
     }
 
+    async fn invite(&self, request: Request<pb::InviteRequest>) -> Answer<pb::InviteReply> {
+        let expires_s = u64::from(request.get_ref().expires_s).clamp(1, INVITE_MAX_S);
+        let disks = self.disks_up();
+        let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(no_disk)?;
+        let (cluster, inviter) = ids(disk)?;
+        let addresses = own_addresses(disk.tcp_port);
+        let token = self.membership.invite(cluster, inviter, addresses, expires_s)?;
+        Ok(Response::new(pb::InviteReply { token: token.to_string() }))
+    }
+
+    async fn redeem(&self, request: Request<pb::RedeemRequest>) -> Answer<JoinReply> {
+        let request = request.into_inner();
+        let join = request.join.unwrap_or_default();
+        let refused = |error: String| JoinReply { error, ..JoinReply::default() };
+        let (Some(host), Some(cluster)) =
+            (HostId::from_slice(&request.host_id), ClusterId::from_slice(&join.cluster_id))
+        else {
+            return Ok(Response::new(refused("this is no request to join".into())));
+        };
+        let reply = match self.membership.redeem(cluster, &join.secret, host, &join.label) {
+            Ok(set) => {
+                tracing::info!(
+                    "admitted host {} ({}) from {}",
+                    clean_label(&join.label),
+                    short_id(&host.to_hex()),
+                    request.from
+                );
+                JoinReply { error: String::new(), cluster: set.cluster_name().into(), members: set.encode() }
+            }
+            Err(error) => {
+                // Anybody can come as often as he likes.
+                if self.refusals.insert(&host.to_hex()) {
+                    tracing::warn!("did not admit host {} from {}: {error}", short_id(&host.to_hex()), request.from);
+                }
+                refused(error)
+            }
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Answer<pb::JoinReply> {
+        let request = request.into_inner();
+        let token: Token = request.token.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
+        let cluster = join::join(&self.membership, &token, &request.cluster).await?;
+        self.addresses.learn(token.inviter, &token.addresses);
+        Ok(Response::new(pb::JoinReply { cluster_id: cluster.0.to_vec() }))
+    }
+
+    async fn peers(&self, _: Request<pb::PeersRequest>) -> Answer<pb::PeersReply> {
+        let mut reply =
+            pb::PeersReply { host_id: self.membership.identity().host_id().0.to_vec(), ..Default::default() };
+        let answers = self.ask_all(|socket| async move {
+            let request = worker_pb::PeersRequest {};
+            worker::ask(&socket, |mut client| async move { client.peers(request).await }).await
+        });
+        let mut disks: std::collections::BTreeMap<Vec<u8>, worker_pb::Peer> = Default::default();
+        for (_, answer) in answers.await {
+            let Ok(answer) = answer else { continue };
+            for peer in answer.me.into_iter().chain(answer.peers) {
+                let better = disks.get(&peer.disk_id).is_none_or(|known| !known.connected && peer.connected);
+                if better {
+                    disks.insert(peer.disk_id.clone(), peer);
+                }
+            }
+        }
+        reply.disks = disks.into_values().collect();
+        let cluster = self.disks_up().first().and_then(|disk| ids(disk).ok()).map(|(cluster, _)| cluster);
+        if let Some(set) = cluster.and_then(|cluster| self.membership.set(cluster)) {
+            let host = |(id, member): (&HostId, &delugefs_proto::members::Member)| pb::PeerHost {
+                host_id: id.0.to_vec(),
+                label: member.label.clone(),
+                admitted_s: member.at_s,
+                revoked: false,
+            };
+            reply.hosts = set.hosts().iter().map(host).collect();
+            let revoked = set.revoked().keys();
+            reply.hosts.extend(revoked.map(|id| pb::PeerHost {
+                host_id: id.0.to_vec(),
+                revoked: true,
+                ..Default::default()
+            }));
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn copies(&self, request: Request<worker_pb::CopiesRequest>) -> Answer<worker_pb::CopiesReply> {
+        let request = request.into_inner();
+        let (path, socket) = self.place(&request.path)?;
+        let request = worker_pb::CopiesRequest { path, ..request };
+        let answer = worker::ask(&socket, |mut client| async move { client.copies(request).await }).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::RevokeReply> {
+        let disks = self.disks_up();
+        let (cluster, _) = ids(disks.first().ok_or_else(no_disk)?)?;
+        let (id, is_host) = self.membership.revoke(cluster, &request.into_inner().id)?;
+        let what = if is_host { "host" } else { "disk" };
+        tracing::warn!("revoked the {what} {}", id.to_hex());
+        Ok(Response::new(pb::RevokeReply { id: id.to_hex(), what: what.into() }))
+    }
+
+    async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Answer<pb::ConflictsReply> {
+        let disks = self.disks_up();
+        let disk = disks.first().ok_or_else(no_disk)?;
+        let request = worker_pb::ConflictsRequest {};
+        let answer = worker::conflicts(Path::new(&disk.grpc_socket), request).await?;
+        Ok(Response::new(pb::ConflictsReply { paths: answer.paths, more: answer.more }))
+    }
+
     async fn stop(&self, _: Request<pb::StopRequest>) -> Answer<pb::StopReply> {
         self.ask(|reply| Event::Stop { reply: Some(reply) }).await?;
         Ok(Response::new(pb::StopReply {}))
@@ -182,6 +319,16 @@ impl Server {
 
     fn now(&self) -> pb::HostStatus {
         self.snapshots.borrow().as_ref().clone()
+    }
+
+    /// A path as a person types it: what it is from the root of the file system, and the socket of a worker to ask.
+    fn place(&self, path: &[u8]) -> Result<(Vec<u8>, PathBuf), Failure> {
+        let host = self.now();
+        let below = |mount: &pb::Mount| Some((below(path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
+        let (inside, root) = host.mounts.iter().find_map(below).unwrap_or((path.to_vec(), String::new()));
+        let disks = self.disks_up();
+        let disk = disks.iter().find(|disk| disk.root == root).or(disks.first());
+        Ok((inside, disk.ok_or_else(no_disk)?.grpc_socket.clone().into()))
     }
 
     fn disks_up(&self) -> Vec<pb::Disk> {
@@ -248,6 +395,35 @@ fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
         Ok(answer) => (Some(answer), String::new()),
         Err(error) => (None, error.message().into()),
     }
+}
+
+fn ids(disk: &pb::Disk) -> Result<(ClusterId, DiskId), Failure> {
+    let identity = DiskToml::read(Path::new(&disk.root)).ok();
+    let ids = identity.and_then(|identity| Some((identity.cluster_id()?, identity.disk_id()?)));
+    ids.ok_or_else(|| Failure::new(Exit::BadDisk, format!("{} has no identity", disk.root)))
+}
+
+/// This host's addresses with a port; loopback only when there is no other.
+fn own_addresses(port: u32) -> Vec<String> {
+    let mut found: Vec<std::net::IpAddr> = Vec::new();
+    for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+        let address = interface.address.as_ref();
+        let ip = address.and_then(|address| {
+            let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+        });
+        // A link-local address means nothing without an interface of the other host.
+        let is_link_local = |ip: &std::net::IpAddr| match ip {
+            std::net::IpAddr::V4(ip) => ip.is_link_local(),
+            std::net::IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        found.extend(ip.filter(|ip| !is_link_local(ip)));
+    }
+    found.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
+    let loopback_only = found.iter().all(std::net::IpAddr::is_loopback);
+    let usable = found.into_iter().filter(|ip| loopback_only || !ip.is_loopback());
+    let port = u16::try_from(port).unwrap_or(0);
+    usable.take(ADDRESSES_MAX).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
 }
 
 fn no_disk() -> Failure {

@@ -28,6 +28,16 @@ struct Entry {
     is_ours: bool,
 }
 
+/// Seconds on a clock of this machine that never steps and goes on while it sleeps.
+pub fn uptime_s() -> u64 {
+    #[cfg(target_os = "linux")]
+    let clock = nix::time::ClockId::CLOCK_BOOTTIME;
+    // FreeBSD's goes on during a suspend, and has had the other name only since 14.
+    #[cfg(not(target_os = "linux"))]
+    let clock = nix::time::ClockId::CLOCK_MONOTONIC;
+    nix::time::clock_gettime(clock).map_or(0, |now| now.tv_sec() as u64)
+}
+
 /// Mountpoints of DelugeFS on this machine, whether alive or dead.
 ///
 /// # Errors

@@ -30,6 +30,31 @@ pub async fn ask<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
     tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(late()))
 }
 
+/// A connection with a worker.
+pub type Client = WorkerClient<Channel>;
+
+/// What the catalog says about contents, unless nothing changed since the answer with generation `last`.
+///
+/// # Errors
+/// The worker's, or `Unavailable`.
+pub async fn contents(socket: &Path, last: u64) -> Result<Vec<pb::ContentsReply>, Status> {
+    let request = pb::ContentsRequest { generation: last };
+    let mut replies = client(socket).await?.contents(request).await?.into_inner();
+    let mut messages = Vec::new();
+    while let Some(message) = replies.message().await? {
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// Files that exist in several versions. Walks the whole catalog.
+///
+/// # Errors
+/// The worker's, or `Unavailable`.
+pub async fn conflicts(socket: &Path, request: pb::ConflictsRequest) -> Result<pb::ConflictsReply, Status> {
+    client(socket).await?.conflicts(request).await.map(tonic::Response::into_inner)
+}
+
 /// Check everything on a disk.
 ///
 /// # Errors

@@ -85,7 +85,8 @@ fn status() {
           "last_error": null
         }
       ],
-      "problems": []
+      "problems": [],
+      "replication": null
     }
     "#);
     assert_eq!(says(&lab, &["status", "-x"]).stdout, "");

@@ -18,17 +18,23 @@ fn overview() {
     Usage: delugefs [OPTIONS] <COMMAND>
 
     Commands:
-      run       Serve a disk, and mount the filesystem, until interrupted
-      status    Show the disks and mounts of this host
-      disks     Show the disks of this host in detail
-      torrents  Show the torrents that are live now
-      whereis   Show where the contents of files are
-      scrub     Check everything on this host's disks; exit code 20 if something is wrong
-      disk      Add a disk to this host or take one away
-      mount     Mount the filesystem on a folder, now and at every start
-      umount    Unmount it
-      stop      Stop the mounts and disks of this host and its supervisor
-      help      Print this message or the help of the given subcommand(s)
+      run        Serve a disk, and mount the filesystem, until interrupted
+      status     Show the disks and mounts of this host
+      disks      Show the disks of this host in detail
+      torrents   Show the torrents that are live now
+      whereis    Show where the contents of files are
+      scrub      Check everything on this host's disks; exit code 20 if something is wrong
+      invite     Print an invitation for one further host
+      join       Make this host a member of a cluster, with an invitation from another host
+      peers      Show the hosts and disks of the cluster
+      revoke     Take a host's or disk's right to take part, for ever
+      conflicts  List the files that exist in several versions
+      copies     Show or set how many copies are wanted of what is below a path
+      disk       Add a disk to this host or take one away
+      mount      Mount the filesystem on a folder, now and at every start
+      umount     Unmount it
+      stop       Stop the mounts and disks of this host and its supervisor
+      help       Print this message or the help of the given subcommand(s)
 
     Options:
           --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
@@ -49,13 +55,19 @@ fn run() {
       <ROOT>     The disk's folder
 
     Options:
-          --create           Make a new disk of this folder, which must be empty
-          --run-dir <DIR>    Where the sockets are [default: /var/run/delugefs, or the user's]
-          --mount <DIR>      Mount the filesystem on this folder
-          --user <NAME>      Serve the mount as this user (when run as root)
-          --state-dir <DIR>  What the next start has to know [default: /var/db/delugefs, or the user's]
-          --no-mdns          Do not announce this host's disks on the local network
-      -h, --help             Print help
+          --create            Make a new disk of this folder, which must be empty
+          --run-dir <DIR>     Where the sockets are [default: /var/run/delugefs, or the user's]
+          --mount <DIR>       Mount the filesystem on this folder
+          --user <NAME>       Serve the mount as this user (when run as root)
+          --state-dir <DIR>   What the next start has to know [default: /var/db/delugefs, or the user's]
+          --no-mdns           Neither announce this host's disks on the local network nor look for others there (also: DELUGEFS_NO_MDNS=1)
+          --join <TOKEN>      Join the cluster with an invitation from one of its hosts (`delugefs invite`); the disk is made if it is not there
+          --lazy              Fetch contents to this disk only to read them
+          --btport <PORT>     TCP port of this disk for other disks [default: any, the same again]
+          --site <NAME>       Where this disk is: copies are spread over sites
+          --listen <ADDR>     IP address to listen on for other disks [default: all]
+          --peer <HOST:PORT>  Where a disk of the cluster is that multicast does not reach; may be given several times
+      -h, --help              Print help
     ");
 }
 
@@ -227,11 +239,13 @@ fn supervisor() {
     Usage: delugefs-supervisor [OPTIONS]
 
     Options:
-          --run-dir <DIR>    Where the sockets are [default: /var/run/delugefs, or the user's]
-          --state-dir <DIR>  What the next start has to know [default: /var/db/delugefs, or the user's]
-          --config <FILE>    Disks and mounts to start (delugefs.toml)
-          --no-mdns          Do not announce this host's disks on the local network
-      -h, --help             Print help
-      -V, --version          Print version
+          --run-dir <DIR>     Where the sockets are [default: /var/run/delugefs, or the user's]
+          --state-dir <DIR>   What the next start has to know [default: /var/db/delugefs, or the user's]
+          --config <FILE>     Disks and mounts to start (delugefs.toml)
+          --no-mdns           Neither announce this host's disks on the local network nor look for others there (also: DELUGEFS_NO_MDNS=1)
+          --peer <HOST:PORT>  Address of a disk of the cluster that multicast does not reach; may be given several times
+          --found <CLUSTER>   Print the id of the cluster of this name that this host is a member of, and end; found it if there is none
+      -h, --help              Print help
+      -V, --version           Print version
     ");
 }

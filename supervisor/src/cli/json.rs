@@ -13,6 +13,60 @@ pub(super) struct Status {
     disks: Vec<Disk>,
     mounts: Vec<Mount>,
     problems: Vec<String>,
+    replication: Option<Replication>,
+}
+
+#[derive(Debug, Serialize)]
+struct Replication {
+    contents: u64,
+    short: u64,
+    short_waiting: u64,
+    single: u64,
+    unreachable: u64,
+    gone: u64,
+    waiting: u64,
+    at_risk: Vec<AtRisk>,
+    disks: Vec<DiskCopies>,
+}
+
+#[derive(Debug, Serialize)]
+struct AtRisk {
+    content: String,
+    present: u32,
+    wanted: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskCopies {
+    disk_id: String,
+    present: bool,
+    contents: u64,
+    bytes: u64,
+    only_here: u64,
+}
+
+impl From<pb::Replication> for Replication {
+    fn from(it: pb::Replication) -> Self {
+        let at_risk = |one: pb::AtRisk| AtRisk { content: hex(&one.content), present: one.present, wanted: one.wanted };
+        let copies = |disk: pb::DiskCopies| DiskCopies {
+            disk_id: hex(&disk.disk_id),
+            present: disk.present,
+            contents: disk.contents,
+            bytes: disk.bytes,
+            only_here: disk.only_here,
+        };
+        Self {
+            contents: it.contents,
+            short: it.short,
+            short_waiting: it.short_waiting,
+            single: it.single,
+            unreachable: it.unreachable,
+            gone: it.gone,
+            waiting: it.waiting,
+            at_risk: it.at_risk.into_iter().map(at_risk).collect(),
+            disks: it.disks.into_iter().map(copies).collect(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -144,6 +198,7 @@ impl From<pb::HostStatus> for Status {
             disks: host.disks.into_iter().map(Disk::from).collect(),
             mounts: host.mounts.into_iter().map(Mount::from).collect(),
             problems: host.problems,
+            replication: host.replication.map(Replication::from),
         }
     }
 }

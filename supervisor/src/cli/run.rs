@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use delugefs_proto::control_pb::{self as pb, disk, mount};
+use delugefs_proto::disk::DISK_TOML;
 use delugefs_proto::exit::{Exit, UserError};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -50,9 +51,27 @@ pub(super) struct Arguments {
     /// What the next start has to know [default: /var/db/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Do not announce this host's disks on the local network
-    #[arg(long)]
+    /// Neither announce this host's disks on the local network nor look for others there (also: DELUGEFS_NO_MDNS=1)
+    #[arg(long, env = "DELUGEFS_NO_MDNS", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
     no_mdns: bool,
+    /// Join the cluster with an invitation from one of its hosts (`delugefs invite`); the disk is made if it is not there
+    #[arg(long, value_name = "TOKEN", conflicts_with = "create")]
+    join: Option<String>,
+    /// Fetch contents to this disk only to read them
+    #[arg(long)]
+    lazy: bool,
+    /// TCP port of this disk for other disks [default: any, the same again]
+    #[arg(long, value_name = "PORT")]
+    btport: Option<u16>,
+    /// Where this disk is: copies are spread over sites
+    #[arg(long, value_name = "NAME")]
+    site: Option<String>,
+    /// IP address to listen on for other disks [default: all]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where a disk of the cluster is that multicast does not reach; may be given several times
+    #[arg(long = "peer", value_name = "HOST:PORT")]
+    peers: Vec<String>,
 }
 
 /// What is asked of the supervisor.
@@ -200,6 +219,14 @@ async fn serve(
         }
         Err(error) => return Err(error.into()),
     };
+    let mut wish = Wish { disk: wish.disk.clone(), mount: wish.mount.clone() };
+    if let Some(token) = &arguments.join {
+        let request = pb::JoinRequest { token: token.clone(), cluster: arguments.cluster.clone() };
+        wish.disk.cluster_id = answer(control.join(request).await)?.cluster_id;
+        // A disk that is there just starts; if it is another cluster's, its worker says so.
+        wish.disk.create = !Path::new(&wish.disk.root).join(DISK_TOML).exists();
+    }
+    let wish = &wish;
     match add(&mut control, wish, started).await {
         Ok(()) => {}
         Err(error) if error.exit == Exit::NoSupervisor || is_gone(&mut started.supervisor)? => {
@@ -277,6 +304,13 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
             cluster: arguments.cluster.clone(),
             allow_uids: uid.into_iter().collect(),
             remember: false,
+            net: Some(pb::NetSettings {
+                listen: arguments.listen.clone().unwrap_or_default(),
+                port: arguments.btport.unwrap_or(0).into(),
+                lazy: arguments.lazy,
+                site: arguments.site.clone().unwrap_or_default(),
+            }),
+            cluster_id: Vec::new(),
         },
         mount: dir.map(|dir| pb::AddMountRequest { dir, user, remember: false }),
     })
@@ -292,6 +326,9 @@ async fn start_supervisor(run_dir: &Path, arguments: &Arguments, started: &mut O
     }
     if arguments.no_mdns {
         command.arg("--no-mdns");
+    }
+    for peer in &arguments.peers {
+        command.arg("--peer").arg(peer);
     }
     // A Ctrl-C is for us alone: the supervisor stops mounts and disks in their order when we say so.
     let child = command.process_group(0).spawn().with_context(|| format!("cannot start {PROGRAM}"))?;

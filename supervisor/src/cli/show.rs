@@ -47,12 +47,43 @@ pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: 
         out += "\n";
         out += &table(&rows, &[1]);
     }
+    if let Some(replication) = &host.replication {
+        out += "\n";
+        out += &copies(replication);
+    }
     if !problems.is_empty() {
         out += "\nproblems:\n";
         out += &problems.lines().map(|problem| format!("  {problem}\n")).collect::<String>();
     }
     print(&out)?;
     Ok(exit)
+}
+
+/// How well contents are kept.
+fn copies(it: &pb::Replication) -> String {
+    let mut out =
+        format!("contents: {}, {} with all the copies that are wanted\n", it.contents, it.contents - it.short);
+    let mut line = |count: u64, text: &str| {
+        if count > 0 {
+            out += &format!("  {count} {text}\n");
+        }
+    };
+    line(it.short, "with fewer copies than wanted");
+    line(it.short_waiting, "of these only because a disk has been away for a short time");
+    line(it.single, "with a single copy although more are wanted");
+    line(it.unreachable, "only on disks that are away");
+    line(it.gone, "on no disk any more");
+    line(it.waiting, "wait to be fetched to this host");
+    for disk in it.disks.iter().filter(|disk| disk.only_here > 0) {
+        let away = if disk.present { "" } else { ", which is away" };
+        out += &format!("  {} are only on disk {}{away}\n", disk.only_here, short_id(&hex(&disk.disk_id)));
+    }
+    for one in &it.at_risk {
+        let content = hex(&one.content);
+        let content = content.get(..16).unwrap_or_default();
+        out += &format!("  at risk: {content} has {} of {} copies\n", one.present, one.wanted);
+    }
+    out
 }
 
 fn disk_table(disks: &[pb::Disk]) -> String {
@@ -236,10 +267,10 @@ pub(super) async fn scrub(control: &mut Control, as_json: bool) -> anyhow::Resul
     Ok(exit)
 }
 
-fn print_json(form: &impl Serialize) -> anyhow::Result<()> {
+pub(super) fn print_json(form: &impl Serialize) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(form)? + "\n"))
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
 }

@@ -112,6 +112,8 @@ impl State {
                 reserve_bytes: delugefs_proto::config::default_reserve_bytes(),
                 retention_s: delugefs_proto::config::default_retention_s(),
                 allow_uids: Vec::new(),
+                net: Default::default(),
+                cluster_id: None,
             };
             self.disks.push(Disk::new(spec, child));
             self.disks.len() - 1

@@ -40,6 +40,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         disks: disks.collect(),
         mounts: mounts.collect(),
         problems: Vec::new(),
+        replication: None,
     }
 }
 
@@ -83,6 +84,14 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
             mount::State::BackingOff => problems.push(format!("mount {dir} is started again: {error}")),
             mount::State::Stopped => problems.push(format!("mount {dir} is stopped: {error}")),
             _ => {}
+        }
+    }
+    if let Some(replication) = &host.replication {
+        if replication.gone > 0 {
+            problems.push(format!("{} contents are on no disk any more", replication.gone));
+        }
+        if replication.unreachable > 0 {
+            problems.push(format!("{} contents are only on disks that are away", replication.unreachable));
         }
     }
     problems

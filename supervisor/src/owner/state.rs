@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::config::{Config, DiskConfig, MountConfig};
+use delugefs_proto::control_pb as pb;
 use delugefs_proto::exit::Exit;
+use delugefs_proto::ids::ClusterId;
 use serde::{Deserialize, Serialize};
 
 use super::child::{Child, Phase, Reply, Run, Then};
@@ -37,6 +39,10 @@ pub struct DiskSpec {
     pub retention_s: u64,
     /// Users other than its own whose frontends may connect.
     pub allow_uids: Vec<u32>,
+    /// How it takes part in the network.
+    pub net: pb::NetSettings,
+    /// With `create`: of the cluster that was joined.
+    pub cluster_id: Option<ClusterId>,
 }
 
 /// What a frontend is started with.
@@ -354,11 +360,16 @@ impl State {
         let mounts = self.mounts.iter().filter(|mount| mount.child.remember);
         let config = Config {
             cluster: None,
+            peers: Vec::new(),
             disks: disks
                 .map(|disk| DiskConfig {
                     root: disk.spec.root.clone(),
                     reserve_bytes: disk.spec.reserve_bytes,
                     retention_s: disk.spec.retention_s,
+                    listen: Some(disk.spec.net.listen.clone()).filter(|listen| !listen.is_empty()),
+                    btport: u16::try_from(disk.spec.net.port).unwrap_or(0),
+                    lazy: disk.spec.net.lazy,
+                    site: disk.spec.net.site.clone(),
                 })
                 .collect(),
             mounts: mounts

@@ -52,6 +52,8 @@ impl Sim {
             reserve_bytes: 1,
             retention_s: 2,
             allow_uids: Vec::new(),
+            net: Default::default(),
+            cluster_id: None,
         };
         self.asks(|reply| Event::AddDisk { spec, remember: false, reply: Some(reply) })
     }

@@ -224,7 +224,7 @@ pub struct Pids {
     pub frontends: Vec<u32>,
 }
 
-fn is_ours(pid: u32) -> bool {
+pub fn is_ours(pid: u32) -> bool {
     [SUPERVISOR, WORKER, FRONTEND].iter().any(|program| delugefs_supervisor::sys::is_running(pid, program))
 }
 

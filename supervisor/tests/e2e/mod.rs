@@ -12,6 +12,8 @@ mod writers;
 
 use std::time::{Duration, Instant};
 
+pub use host::{bin, children, is_ours, signal};
+
 /// Longest wait for anything: more than an operation may wait for its worker.
 const PATIENCE: Duration = Duration::from_secs(60);
 

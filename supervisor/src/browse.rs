@@ -1,0 +1,267 @@
+//! Finds disks of our clusters on the local network: asks by multicast DNS, on every interface, for answers to us alone.
+//! What comes back are hints: who answers at an address has to prove a key.
+//!
+//! libmdns only announces. Its answers to one question are small messages, and only what we need of them is read here: port
+//! (SRV) and text (TXT) of each service; the address is where the answer came from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::DiskToml;
+use delugefs_proto::ids::DiskId;
+use socket2::{Domain, Socket, Type};
+use tokio::sync::watch;
+
+use crate::cluster::Found;
+use crate::discovery::{SERVICE, cluster_hint};
+
+/// Where questions go.
+const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 251), 5353);
+/// How long answers are waited for.
+const LISTEN: Duration = Duration::from_millis(500);
+/// Between two questions; the first ones come sooner.
+const EVERY: Duration = Duration::from_secs(10);
+const FIRST: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+/// Disks remembered.
+const NEARBY_MAX: usize = 1000;
+/// Longest chain of compressed names.
+const JUMPS_MAX: usize = 16;
+/// Kinds of records.
+const TXT: u16 = 16;
+const SRV: u16 = 33;
+
+/// A disk that answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Nearby {
+    disk: DiskId,
+    hint: String,
+    port: u16,
+}
+
+/// Ask now and then, until the supervisor ends.
+pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, found: Arc<Found>) {
+    let mut asked = 0;
+    loop {
+        let hints: BTreeSet<String> = {
+            let host = snapshots.borrow_and_update();
+            let identities = host.disks.iter().filter_map(|disk| DiskToml::read(disk.root.as_ref()).ok());
+            identities.filter_map(|identity| identity.cluster_id()).map(cluster_hint).collect()
+        };
+        if !hints.is_empty() {
+            let answers = tokio::task::spawn_blocking(ask).await.unwrap_or_default();
+            let mut nearby = found.nearby.lock();
+            for (disk, address) in answers.into_iter().filter(|(one, _)| hints.contains(&one.hint)).map(located) {
+                if nearby.len() < NEARBY_MAX || nearby.contains_key(&disk) {
+                    nearby.insert(disk, address);
+                }
+            }
+        }
+        let pause = FIRST.get(asked).copied().unwrap_or(EVERY);
+        asked += 1;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    return; // the owner has ended
+                }
+                tokio::time::sleep(FIRST[0]).await;
+            }
+        }
+    }
+}
+
+fn located((nearby, from): (Nearby, SocketAddr)) -> (DiskId, String) {
+    (nearby.disk, SocketAddr::new(from.ip(), nearby.port).to_string())
+}
+
+/// One question on every interface, and what is answered.
+fn ask() -> Vec<(Nearby, SocketAddr)> {
+    let mut sockets = Vec::new();
+    for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+        let address = interface.address.as_ref().and_then(|address| address.as_sockaddr_in().map(|v4| v4.ip()));
+        if let Some(ip) = address.filter(|ip| !ip.is_loopback()) {
+            match question_on(ip) {
+                Ok(socket) => sockets.push(socket),
+                Err(error) => tracing::debug!(%ip, %error, "cannot ask on this interface"),
+            }
+        }
+    }
+    let mut answers = Vec::new();
+    let end = Instant::now() + LISTEN;
+    let mut buffer = [0; 9000];
+    for socket in &sockets {
+        loop {
+            // Those behind the first one have been listening meanwhile.
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            if socket.set_read_timeout(Some(left)).is_err() {
+                break;
+            }
+            let Ok((length, from)) = socket.recv_from(&mut buffer) else { break };
+            answers.extend(parse(&buffer[..length]).into_iter().map(|nearby| (nearby, from)));
+        }
+    }
+    answers
+}
+
+fn question_on(ip: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.bind(&SocketAddr::from((ip, 0)).into())?;
+    socket.set_multicast_if_v4(&ip)?;
+    socket.set_multicast_ttl_v4(255)?;
+    let socket = UdpSocket::from(socket);
+    socket.send_to(&question(), GROUP)?;
+    Ok(socket)
+}
+
+/// PTR of the service, answer to the asker alone.
+fn question() -> Vec<u8> {
+    let mut question = vec![0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in SERVICE.split('.').chain(["local"]) {
+        question.push(label.len() as u8);
+        question.extend(label.bytes());
+    }
+    question.extend([0, 0, 12, 0x80, 1]);
+    question
+}
+
+/// The disks in an answer. What cannot be read is left out.
+fn parse(message: &[u8]) -> Vec<Nearby> {
+    let mut ports: BTreeMap<Vec<u8>, u16> = BTreeMap::new();
+    let mut texts: BTreeMap<Vec<u8>, BTreeMap<String, String>> = BTreeMap::new();
+    let _ = records(message, |name, kind, data| match (kind, data) {
+        (SRV, [_, _, _, _, high, low, ..]) => drop(ports.insert(name, u16::from_be_bytes([*high, *low]))),
+        (TXT, data) => drop(texts.insert(name, pairs(data))),
+        _ => {}
+    });
+    let nearby = |(name, text): (Vec<u8>, BTreeMap<String, String>)| {
+        Some(Nearby {
+            disk: DiskId::from_hex(text.get("id")?)?,
+            hint: text.get("c")?.clone(),
+            port: ports.get(&name).copied().filter(|port| *port != 0)?,
+        })
+    };
+    texts.into_iter().filter_map(nearby).collect()
+}
+
+/// Call a function for every record; `None` when the message ends too early.
+fn records(message: &[u8], mut each: impl FnMut(Vec<u8>, u16, &[u8])) -> Option<()> {
+    let count = |at: usize| Some(u16::from_be_bytes(*message.get(at..)?.first_chunk()?));
+    let mut at = 12;
+    for _ in 0..count(4)? {
+        at = name(message, at)?.1 + 4;
+    }
+    let records = u32::from(count(6)?) + u32::from(count(8)?) + u32::from(count(10)?);
+    for _ in 0..records {
+        let (owner, next) = name(message, at)?;
+        let (kind, length) = (count(next)?, usize::from(count(next + 8)?));
+        let data = message.get(next + 10..next + 10 + length)?;
+        each(owner, kind, data);
+        at = next + 10 + length;
+    }
+    Some(())
+}
+
+/// A name in lower case, its labels ended by dots, and where it ends.
+fn name(message: &[u8], mut at: usize) -> Option<(Vec<u8>, usize)> {
+    let (mut name, mut end) = (Vec::new(), None);
+    for _ in 0..=JUMPS_MAX {
+        loop {
+            let length = usize::from(*message.get(at)?);
+            match length {
+                0 => return Some((name, end.unwrap_or(at + 1))),
+                1..=63 => {
+                    name.extend(message.get(at + 1..at + 1 + length)?.to_ascii_lowercase());
+                    name.push(b'.');
+                    if name.len() > 255 {
+                        return None;
+                    }
+                    at += 1 + length;
+                }
+                // The rest is elsewhere.
+                192.. => {
+                    let low = usize::from(*message.get(at + 1)?);
+                    end = end.or(Some(at + 2));
+                    at = (length & 63) << 8 | low;
+                    break;
+                }
+                _ => return None,
+            }
+        }
+    }
+    None
+}
+
+fn pairs(mut data: &[u8]) -> BTreeMap<String, String> {
+    let mut pairs = BTreeMap::new();
+    while let Some((&length, rest)) = data.split_first() {
+        let Some((text, rest)) = rest.split_at_checked(usize::from(length)) else { break };
+        if let Some((key, value)) = std::str::from_utf8(text).ok().and_then(|text| text.split_once('=')) {
+            pairs.insert(key.to_owned(), value.to_owned());
+        }
+        data = rest;
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One service, as libmdns says it: names by reference to the question.
+    fn answer() -> Vec<u8> {
+        let mut message = question();
+        message[2] = 0x84;
+        message[7] = 3; // answers
+        let instance = message.len() + 12;
+        message.extend([0xc0, 12, 0, 12, 0, 1, 0, 0, 0, 60, 0, 11, 8]);
+        message.extend(b"0101abcd");
+        message.extend([0xc0, 12]);
+        let at = [0xc0 | (instance >> 8) as u8, instance as u8];
+        message.extend(at);
+        message.extend([0, 33, 0, 1, 0, 0, 0, 60, 0, 8, 0, 0, 0, 0, 0x12, 0x67, 0xc0, 12]);
+        message.extend(at);
+        let id = format!("id={}", "ab".repeat(32));
+        let mut text = vec![3];
+        text.extend(b"v=1");
+        text.push(10);
+        text.extend(b"c=01234567");
+        text.push(id.len() as u8);
+        text.extend(id.bytes());
+        message.extend([0, 16, 0, 1, 0, 0, 0, 60, 0, text.len() as u8]);
+        message.extend(text);
+        message
+    }
+
+    #[test]
+    fn an_answer_is_read() {
+        let disk = DiskId([0xab; 32]);
+        assert_eq!(parse(&answer()), [Nearby { disk, hint: "01234567".into(), port: 0x1267 }]);
+    }
+
+    #[test]
+    fn nonsense_harms_nobody() {
+        let whole = answer();
+        for end in 0..whole.len() {
+            assert!(parse(&whole[..end]).len() <= 1);
+        }
+        let mut bits = 1_u64;
+        for _ in 0..20_000 {
+            let mut message = whole.clone();
+            for _ in 0..4 {
+                bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let at = (bits >> 33) as usize % message.len();
+                message[at] = (bits >> 24) as u8;
+            }
+            let _ = parse(&message);
+        }
+        // A name that refers to itself.
+        let mut circle = vec![0; 12];
+        circle[5] = 1;
+        circle.extend([0xc0, 12, 0, 12, 0, 1]);
+        assert!(parse(&circle).is_empty());
+    }
+}

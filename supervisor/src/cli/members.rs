@@ -1,0 +1,168 @@
+//! The commands about the cluster as a whole: who is in it, conflicts, wanted copies.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::short_id;
+use delugefs_proto::exit::Exit;
+use delugefs_proto::ids::hex;
+use delugefs_proto::worker_pb as wpb;
+use serde::Serialize;
+
+use super::client::{Control, answer};
+use super::show::{print, print_json};
+use super::table::{row, size, table};
+use crate::escape::{escape_bytes, escape_line};
+use crate::{paths, sys};
+
+#[derive(Serialize)]
+struct Peers {
+    host_id: String,
+    hosts: Vec<Host>,
+    disks: Vec<Disk>,
+}
+
+#[derive(Serialize)]
+struct Host {
+    host_id: String,
+    label: String,
+    admitted_s: u64,
+    revoked: bool,
+}
+
+#[derive(Serialize)]
+struct Disk {
+    disk_id: String,
+    host_id: String,
+    host_label: String,
+    site: String,
+    lazy: bool,
+    read_only: bool,
+    connected: bool,
+    absent_s: Option<u32>,
+    free_bytes: u64,
+    total_bytes: u64,
+    contents: u64,
+    catalog_commit: String,
+    addresses: Vec<String>,
+    error: String,
+}
+
+impl From<wpb::Peer> for Disk {
+    fn from(peer: wpb::Peer) -> Self {
+        Self {
+            disk_id: hex(&peer.disk_id),
+            host_id: hex(&peer.host_id),
+            host_label: peer.host_label,
+            site: peer.site,
+            lazy: peer.lazy,
+            read_only: peer.read_only,
+            connected: peer.connected,
+            absent_s: (peer.absent_s != u32::MAX).then_some(peer.absent_s),
+            free_bytes: peer.free_bytes,
+            total_bytes: peer.total_bytes,
+            contents: peer.contents,
+            catalog_commit: peer.state_commit,
+            addresses: peer.addresses,
+            error: peer.error,
+        }
+    }
+}
+
+pub(super) async fn peers(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
+    let reply = answer(control.peers(pb::PeersRequest {}).await)?;
+    let host = |host: &pb::PeerHost| Host {
+        host_id: hex(&host.host_id),
+        label: host.label.clone(),
+        admitted_s: host.admitted_s,
+        revoked: host.revoked,
+    };
+    let hosts: Vec<Host> = reply.hosts.iter().map(host).collect();
+    let disks: Vec<Disk> = reply.disks.into_iter().map(Disk::from).collect();
+    let me = hex(&reply.host_id);
+    if as_json {
+        print_json(&Peers { host_id: me, hosts, disks })?;
+        return Ok(Exit::Ok);
+    }
+    let mut rows = vec![row(["HOST", "NAME", ""])];
+    rows.extend(hosts.iter().map(|host| {
+        let note = match (host.revoked, host.host_id == me) {
+            (true, _) => "revoked",
+            (_, true) => "this host",
+            _ => "",
+        };
+        row([short_id(&host.host_id), &escape_line(&host.label), note])
+    }));
+    let mut out = table(&rows, &[]);
+    let mut rows = vec![row(["DISK", "HOST", "STATE", "FREE", "OF", "CONTENTS", "ADDRESS"])];
+    rows.extend(disks.iter().map(|disk| {
+        let state = match (disk.connected, disk.absent_s) {
+            (true, _) if disk.lazy => "connected, lazy".to_owned(),
+            (true, _) => "connected".to_owned(),
+            (false, Some(seconds)) => format!("away for {}", span(seconds)),
+            (false, None) => "not seen yet".to_owned(),
+        };
+        row([
+            short_id(&disk.disk_id),
+            &escape_line(&disk.host_label),
+            &state,
+            &size(disk.free_bytes),
+            &size(disk.total_bytes),
+            &disk.contents.to_string(),
+            &escape_line(disk.addresses.first().map_or("", String::as_str)),
+        ])
+    }));
+    out += "\n";
+    out += &table(&rows, &[3, 4, 5]);
+    print(&out)?;
+    Ok(Exit::Ok)
+}
+
+/// Seconds, in the unit that fits.
+fn span(seconds: u32) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+pub(super) async fn conflicts(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
+    #[derive(Serialize)]
+    struct Conflicts {
+        paths: Vec<String>,
+        more: bool,
+    }
+    let reply = answer(control.conflicts(pb::ConflictsRequest {}).await)?;
+    let paths: Vec<String> = reply.paths.iter().map(|path| escape_bytes(path)).collect();
+    if as_json {
+        print_json(&Conflicts { paths, more: reply.more })?;
+        return Ok(Exit::Ok);
+    }
+    let mut out: String = paths.iter().map(|path| format!("{path}\n")).collect();
+    if reply.more {
+        out += "... and more\n";
+    }
+    print(&out)?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn copies(control: &mut Control, typed: &Path, number: Option<u32>) -> anyhow::Result<Exit> {
+    let mut watch = answer(control.watch(pb::WatchRequest {}).await)?;
+    let host = answer(watch.message().await.map(|host| tonic::Response::new(host.unwrap_or_default())))?;
+    let ours: Vec<PathBuf> = host.mounts.iter().map(|mount| PathBuf::from(&mount.dir)).collect();
+    let mut boundaries = sys::delugefs_mounts()?;
+    boundaries.extend_from_slice(&ours);
+    let resolved = paths::resolve_here(typed, &boundaries)?;
+    let path = if ours.iter().any(|mount| resolved.starts_with(mount)) { &resolved } else { typed };
+    let path = path.as_os_str().as_bytes().to_vec();
+    let reply = answer(control.copies(wpb::CopiesRequest { path, set: number.unwrap_or(0) }).await)?;
+    let from = match reply.from.is_empty() {
+        true => "the default".to_owned(),
+        false => format!("set for {}", escape_bytes(&reply.from)),
+    };
+    print(&format!("{} copies wanted ({from})\n", reply.wanted))?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,139 @@
+//! Keeps this host's workers and the cluster together: joins their membership with the host's, admits the host's disks, and
+//! tells every worker where others may be. Once a second, over the workers' own sockets; nothing here talks to the network.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::{DiskToml, short_id};
+use delugefs_proto::ids::DiskId;
+use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest, PeersRequest};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::addresses::Addresses;
+use crate::membership::Membership;
+use crate::worker;
+
+/// Between two looks.
+const ROUND: Duration = Duration::from_secs(1);
+/// Everything is told again after so many rounds: a worker may have been restarted in the same moment.
+const AGAIN: u32 = 30;
+
+/// What the tasks that find others put in.
+#[derive(Debug)]
+pub struct Found {
+    /// Given by the user, without a disk: asked who is there.
+    pub peers: Vec<String>,
+    /// Found on the local network.
+    pub nearby: Mutex<BTreeMap<DiskId, String>>,
+}
+
+/// What a worker was told last.
+#[derive(Default)]
+struct Told {
+    pid: u32,
+    members: Vec<u8>,
+    hints: Vec<Hint>,
+    rounds: u32,
+}
+
+/// Until the supervisor ends.
+pub async fn follow(
+    mut snapshots: watch::Receiver<Arc<pb::HostStatus>>,
+    membership: Arc<Membership>,
+    addresses: Arc<Addresses>,
+    found: Arc<Found>,
+) {
+    let mut told: HashMap<PathBuf, Told> = HashMap::new();
+    let mut complained: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let host = snapshots.borrow_and_update().clone();
+        let up: Vec<&pb::Disk> = host
+            .disks
+            .iter()
+            .filter(|disk| disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty())
+            .collect();
+        let local = up.iter().filter(|disk| disk.tcp_port != 0).filter_map(|disk| {
+            let address = format!("127.0.0.1:{}", disk.tcp_port);
+            Some(Hint { disk_id: DiskId::from_hex(&disk.disk_id)?.0.to_vec(), address })
+        });
+        let mut hints: Vec<Hint> = local.collect();
+        hints.extend(addresses.hints());
+        let nearby = found.nearby.lock().clone();
+        hints.extend(nearby.into_iter().map(|(disk, address)| Hint { disk_id: disk.0.to_vec(), address }));
+        hints.extend(found.peers.iter().map(|address| Hint { disk_id: Vec::new(), address: address.clone() }));
+        for disk in up {
+            let socket = PathBuf::from(&disk.grpc_socket);
+            let told = told.entry(socket.clone()).or_default();
+            if told.pid != disk.pid || told.rounds >= AGAIN {
+                *told = Told { pid: disk.pid, ..Told::default() };
+            }
+            told.rounds += 1;
+            if let Ok(port) = u16::try_from(disk.tcp_port)
+                && port != 0
+            {
+                addresses.set_port(&disk.disk_id, port);
+            }
+            if let Err(why) = meet(disk, &socket, told, &membership, &addresses, &hints).await
+                && complained.insert(format!("{} {why}", disk.disk_id))
+            {
+                tracing::warn!("disk {}: {why}", short_id(&disk.disk_id));
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    return; // the owner has ended
+                }
+                tokio::time::sleep(ROUND / 20).await;
+            }
+        }
+    }
+}
+
+async fn meet(
+    disk: &pb::Disk,
+    socket: &Path,
+    told: &mut Told,
+    membership: &Membership,
+    addresses: &Addresses,
+    hints: &[Hint],
+) -> Result<(), String> {
+    let identity = DiskToml::read(Path::new(&disk.root)).map_err(|error| error.to_string())?;
+    let (Some(cluster), Some(id)) = (identity.cluster_id(), identity.disk_id()) else { return Ok(()) };
+    let busy = |_| (); // it is asked again in a moment
+    let request = PeersRequest {};
+    let answer = worker::ask(socket, |mut client| async move { client.peers(request).await }).await.map_err(busy);
+    let Ok(peers) = answer else { return Ok(()) };
+    addresses.learn_from(&peers.peers);
+    membership.absorb(cluster, &peers.members).map_err(|error| format!("{error:#}"))?;
+    let admitted = membership.admit_disk(cluster, id).map_err(|error| format!("{error:#}"))?;
+    let Some(set) = membership.set(cluster) else {
+        return Err("it was made before disks could meet, and stays alone: make a new disk and copy its files".into());
+    };
+    if !admitted && !set.is_disk(id) {
+        return Err("neither this host nor the disk is a member of the cluster: `--join TOKEN` makes it one".into());
+    }
+    let members = set.encode();
+    if told.members != members {
+        let request = MembersRequest {
+            set: members.clone(),
+            host_label: membership.label().into(),
+            host_id: membership.identity().host_id().0.to_vec(),
+        };
+        let answer = worker::ask(socket, |mut client| async move { client.members(request).await }).await;
+        answer.map_err(|status| status.message().to_owned())?;
+        told.members = members;
+    }
+    if told.hints != hints {
+        let request = HintsRequest { hints: hints.to_vec() };
+        let answer = worker::ask(socket, |mut client| async move { client.hints(request).await }).await;
+        answer.map_err(|status| status.message().to_owned())?;
+        told.hints = hints.to_vec();
+    }
+    Ok(())
+}

@@ -1,0 +1,320 @@
+//! This host as a member: its key (`STATE_DIR/host.key`), the membership sets of the clusters it takes part in
+//! (`STATE_DIR/members-ID`), and the invitations it gave (`STATE_DIR/invites.json`).
+//!
+//! The host's key may admit and revoke. The set is joined with those of the disks by [`crate::cluster`]; which of them
+//! said something first does not matter.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use delugefs_proto::exit::Exit;
+use delugefs_proto::identity::Identity;
+use delugefs_proto::ids::{ClusterId, DiskId, HostId, NodeId, hex};
+use delugefs_proto::members::{Members, MembersError, Role, clean_label};
+use delugefs_proto::token::{SECRET_BYTES, Token};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::statefile;
+
+const KEY: &str = "host.key";
+const INVITES: &str = "invites.json";
+const SET_PREFIX: &str = "members-";
+/// Invitations that wait at the same time.
+const INVITES_MAX: usize = 1000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Membership {
+    state_dir: PathBuf,
+    identity: Identity,
+    label: String,
+    sets: Mutex<BTreeMap<ClusterId, Members>>,
+    invites: Mutex<Vec<Invite>>,
+}
+
+/// An invitation that was given. The secret itself is not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Invite {
+    cluster: String,
+    /// SHA-256 of the secret, 64 hex digits.
+    secret: String,
+    expires_s: u64,
+    /// The host that used it: it may ask again, should the answer have been lost.
+    used_by: Option<String>,
+}
+
+impl Membership {
+    /// Read what there is, and make a key for a host that has none.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or is damaged.
+    pub fn open(state_dir: PathBuf) -> anyhow::Result<Self> {
+        let key = match statefile::read(&state_dir, KEY)? {
+            Some(key) => key,
+            None => {
+                let key = Identity::generate_pkcs8()?;
+                statefile::write(&state_dir, KEY, &key)?;
+                key
+            }
+        };
+        let identity = Identity::from_pkcs8(&key).with_context(|| format!("{}/{KEY}", state_dir.display()))?;
+        let mut sets = BTreeMap::new();
+        for entry in std::fs::read_dir(&state_dir)? {
+            let name = entry?.file_name();
+            let id = name.to_str().and_then(|name| ClusterId::from_hex(name.strip_prefix(SET_PREFIX)?));
+            let Some(id) = id else { continue };
+            let bytes = statefile::read(&state_dir, &format!("{SET_PREFIX}{}", id.to_hex()))?.unwrap_or_default();
+            match Members::decode(id, &bytes) {
+                Ok(set) => drop(sets.insert(id, set)),
+                Err(error) => tracing::error!("the membership of cluster {} is damaged: {error}", id.to_hex()),
+            }
+        }
+        let invites = match statefile::read(&state_dir, INVITES)? {
+            Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::error!("invitations are lost: {INVITES} is damaged: {error}");
+                Vec::new()
+            }),
+            None => Vec::new(),
+        };
+        let label = nix::unistd::gethostname().unwrap_or_default();
+        let label = clean_label(&label.to_string_lossy());
+        let (sets, invites) = (Mutex::new(sets), Mutex::new(invites));
+        Ok(Self { state_dir, identity, label, sets, invites })
+    }
+
+    /// This host's key pair.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// This host's name, for people.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// A cluster's membership as this host knows it.
+    pub fn set(&self, cluster: ClusterId) -> Option<Members> {
+        self.sets.lock().get(&cluster).cloned()
+    }
+
+    /// The cluster of this name that a new disk of this host belongs to: one that it is a member of, else a new one that
+    /// it founds.
+    ///
+    /// # Errors
+    /// When the set cannot be written.
+    pub fn cluster_for(&self, name: &str) -> anyhow::Result<ClusterId> {
+        let me = self.identity.host_id();
+        let known = self.sets.lock().values().find(|set| set.cluster_name() == name && set.is_host(me)).cloned();
+        if let Some(set) = known {
+            return Ok(set.cluster_id());
+        }
+        let mut nonce = [0; 16];
+        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| anyhow::anyhow!("no random numbers"))?;
+        let set = Members::found(&self.identity, nonce, name, &self.label, now_s())?;
+        let id = set.cluster_id();
+        self.save(set)?;
+        tracing::info!("founded the cluster {name} ({})", id.to_hex());
+        Ok(id)
+    }
+
+    /// Join what a disk or another host says into a cluster's set. Whether anything is new.
+    ///
+    /// # Errors
+    /// When it is not a set of this cluster, or cannot be written.
+    pub fn absorb(&self, cluster: ClusterId, bytes: &[u8]) -> anyhow::Result<bool> {
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        let set = match self.set(cluster) {
+            Some(mut set) => {
+                if !set.absorb(bytes)?.changed {
+                    return Ok(false);
+                }
+                set
+            }
+            None => Members::decode(cluster, bytes)?,
+        };
+        self.save(set)?;
+        Ok(true)
+    }
+
+    /// Admit a disk that is in this host. `false`: this host may not, because it is no member itself.
+    ///
+    /// # Errors
+    /// When the disk was revoked, or the set cannot be written.
+    pub fn admit_disk(&self, cluster: ClusterId, disk: DiskId) -> anyhow::Result<bool> {
+        let Some(mut set) = self.set(cluster).filter(|set| set.is_host(self.identity.host_id())) else {
+            return Ok(false);
+        };
+        let before = set.clone();
+        set.admit(Role::Disk, disk.into(), &self.label, now_s(), &self.identity)?;
+        if set != before {
+            self.save(set)?;
+        }
+        Ok(true)
+    }
+
+    /// Give an invitation: the token to pass on.
+    ///
+    /// # Errors
+    /// When this host is no member, or there are too many.
+    pub fn invite(
+        &self,
+        cluster: ClusterId,
+        inviter: DiskId,
+        addresses: Vec<String>,
+        expires_s: u64,
+    ) -> Result<Token, Failure> {
+        let is_member = self.set(cluster).is_some_and(|set| set.is_host(self.identity.host_id()));
+        if !is_member {
+            return Err(no_member());
+        }
+        let mut secret = [0; SECRET_BYTES];
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| Failure::new(Exit::Failure, "no random numbers"))?;
+        let expires_s = now_s() + expires_s;
+        let mut invites = self.invites.lock();
+        invites.retain(|invite| invite.expires_s > now_s());
+        if invites.len() >= INVITES_MAX {
+            return Err(Failure::new(Exit::Failure, "too many invitations wait; let some expire"));
+        }
+        invites.push(Invite { cluster: cluster.to_hex(), secret: hash(&secret), expires_s, used_by: None });
+        self.save_invites(&invites)?;
+        Ok(Token { cluster, inviter, secret, expires_s, addresses })
+    }
+
+    /// A host comes with a secret: admit it, once.
+    ///
+    /// # Errors
+    /// A sentence for the host that asks.
+    pub fn redeem(&self, cluster: ClusterId, secret: &[u8], host: HostId, label: &str) -> Result<Members, String> {
+        let (hash, asking) = (hash(secret), host.to_hex());
+        let mut invites = self.invites.lock();
+        let now = now_s();
+        let wanted = cluster.to_hex();
+        // Hashes are compared: how long that takes tells nothing about the secret.
+        let found = invites.iter_mut().find(|invite| invite.cluster == wanted && invite.secret == hash);
+        let Some(invite) = found else { return Err("this invitation is unknown here".into()) };
+        if invite.expires_s <= now {
+            return Err("this invitation has expired: ask for a new one".into());
+        }
+        match &invite.used_by {
+            Some(other) if *other != asking => return Err("this invitation was used already: ask for a new one".into()),
+            _ => invite.used_by = Some(asking),
+        }
+        // Before it has an effect: it must not work twice, whatever happens.
+        self.save_invites(&invites).map_err(|failure| failure.message)?;
+        drop(invites);
+        let Some(mut set) = self.set(cluster) else { return Err("this host knows no such cluster".into()) };
+        set.admit(Role::Host, host.into(), &clean_label(label), now, &self.identity)
+            .map_err(|error| error.to_string())?;
+        self.save(set.clone()).map_err(|error| format!("{error:#}"))?;
+        Ok(set)
+    }
+
+    /// Revoke a host or disk, by the beginning of its id. Its whole id, and whether it is a host.
+    ///
+    /// # Errors
+    /// When nobody or several have such an id, or this host may not.
+    pub fn revoke(&self, cluster: ClusterId, beginning: &str) -> Result<(NodeId, bool), Failure> {
+        let mut set = self.set(cluster).ok_or_else(no_member)?;
+        let beginning = beginning.to_ascii_lowercase();
+        if beginning.len() < 8 || !beginning.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            let failure = Failure::new(Exit::Usage, "an id has at least 8 hexadecimal digits");
+            return Err(failure.hint("`delugefs peers` shows ids"));
+        }
+        let hosts = set.hosts().keys().map(|id| (NodeId::from(*id), true));
+        let disks = set.disks().keys().map(|id| (NodeId::from(*id), false));
+        let found: Vec<(NodeId, bool)> =
+            hosts.chain(disks).filter(|(id, _)| id.to_hex().starts_with(&beginning)).collect();
+        let (id, is_host) = match found[..] {
+            [one] => one,
+            [] => {
+                let failure = Failure::new(Exit::Failure, format!("no member has an id that begins with {beginning}"));
+                return Err(failure.hint("`delugefs peers` shows ids"));
+            }
+            _ => {
+                return Err(Failure::new(Exit::Usage, format!("several members have ids that begin with {beginning}")));
+            }
+        };
+        set.revoke(id, now_s(), &self.identity).map_err(|error| match error {
+            MembersError::NotAMember(_) => no_member(),
+            error => Failure::new(Exit::Failure, error.to_string()),
+        })?;
+        self.save(set).map_err(Failure::from)?;
+        Ok((id, is_host))
+    }
+
+    fn save(&self, set: Members) -> anyhow::Result<()> {
+        let id = set.cluster_id();
+        let mut sets = self.sets.lock();
+        statefile::write(&self.state_dir, &format!("{SET_PREFIX}{}", id.to_hex()), &set.encode())?;
+        sets.insert(id, set);
+        Ok(())
+    }
+
+    fn save_invites(&self, invites: &[Invite]) -> Result<(), Failure> {
+        let bytes =
+            serde_json::to_vec_pretty(invites).map_err(|error| Failure::new(Exit::Failure, error.to_string()))?;
+        statefile::write(&self.state_dir, INVITES, &bytes).map_err(Failure::from)
+    }
+}
+
+fn no_member() -> Failure {
+    Failure::new(Exit::NotPermitted, "this host is no member of the cluster").hint(
+        "ask for an invitation on a member (`delugefs invite`) and use it: delugefs run CLUSTER ROOT --join TOKEN",
+    )
+}
+
+fn hash(secret: &[u8]) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret).as_ref())
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> (tempfile::TempDir, Membership) {
+        let dir = tempfile::tempdir().unwrap();
+        let membership = Membership::open(dir.path().into()).unwrap();
+        (dir, membership)
+    }
+
+    #[test]
+    fn an_invitation_works_once_also_over_a_restart() {
+        let (dir, one) = host();
+        let cluster = one.cluster_for("home").unwrap();
+        assert_eq!(one.cluster_for("home").unwrap(), cluster);
+        let token = one.invite(cluster, DiskId([1; 32]), vec!["127.0.0.1:7".into()], 60).unwrap();
+        let expired = one.invite(cluster, DiskId([1; 32]), vec![], 0).unwrap();
+        drop(one);
+        let one = Membership::open(dir.path().into()).unwrap();
+        let (_other_dir, other) = host();
+        let (_third_dir, third) = host();
+        let ask = |who: &Membership, secret: &[u8]| one.redeem(cluster, secret, who.identity().host_id(), "x");
+        assert!(ask(&other, b"wrong").unwrap_err().contains("unknown"));
+        assert!(ask(&other, &expired.secret).is_err());
+        let set = ask(&other, &token.secret).unwrap();
+        assert!(set.is_host(other.identity().host_id()));
+        // The answer was lost.
+        assert!(ask(&other, &token.secret).is_ok());
+        assert!(ask(&third, &token.secret).unwrap_err().contains("used already"));
+        // The new member admits its disk, the old one revokes it.
+        assert!(other.absorb(cluster, &set.encode()).unwrap());
+        let disk = DiskId([9; 32]);
+        assert!(other.admit_disk(cluster, disk).unwrap() && !third.admit_disk(cluster, disk).unwrap());
+        assert!(one.absorb(cluster, &other.set(cluster).unwrap().encode()).unwrap());
+        assert!(one.set(cluster).unwrap().is_disk(disk));
+        assert_eq!(one.revoke(cluster, "0909").unwrap_err().exit, Exit::Usage);
+        assert_eq!(one.revoke(cluster, "09090909").unwrap(), (disk.into(), false));
+        assert!(!one.set(cluster).unwrap().is_disk(disk));
+        assert!(third.invite(cluster, disk, vec![], 60).is_err());
+    }
+}

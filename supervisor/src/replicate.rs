@@ -1,0 +1,375 @@
+//! Carries out the replication policy ([`crate::policy`]): looks at what the workers of this host know, lets the policy
+//! decide, and asks the workers. Once a second at most, and the whole catalog only when it or the holdings changed.
+//!
+//! The round trip of a promise is the worker's own: `stop_mirroring` with the number of disks that must promise asks
+//! them and lets go only then. So of the policy's two steps the first, [`Decision::Confirm`], is all that is needed here.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::short_id;
+use delugefs_proto::ids::{ContentId, DiskId, HostId};
+use delugefs_proto::worker_pb as wpb;
+use tokio::sync::watch;
+
+use crate::policy::{self, Content, Decision, Desk, Disk, Health, Presence, Settings, View};
+use crate::{sys, worker};
+
+/// Between two looks.
+const ROUND: Duration = Duration::from_secs(1);
+/// At least this long between two walks of the catalog, and [`WALK_SHARE`] times what the last one took.
+const WALK_MIN: Duration = Duration::from_secs(2);
+/// A walk may take this part of the time.
+const WALK_SHARE: u32 = 20;
+/// A disk that refused or failed is left alone with a content for so long, in seconds.
+const REFUSED_S: u64 = 60;
+/// Health of all contents is worked out again after this many seconds even if nothing changed.
+const HEALTH_S: u64 = 10;
+
+/// What `status` and `whereis` show of the policy's view.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    /// How well contents are kept; `None` before the first look.
+    pub health: Option<Health>,
+    /// Every disk of the cluster, as a worker of this host sees it.
+    pub peers: Vec<wpb::Peer>,
+    /// Fetches that wait for others to end.
+    pub waiting: u64,
+}
+
+impl Shown {
+    /// As `status` says it.
+    pub fn describe(&self) -> Option<pb::Replication> {
+        let health = self.health.as_ref()?;
+        let at_risk = health.at_risk.iter().map(|one| pb::AtRisk {
+            content: one.content.0.to_vec(),
+            present: one.present,
+            wanted: one.wanted,
+        });
+        let disks = health.disks.iter().map(|disk| pb::DiskCopies {
+            disk_id: disk.disk.0.to_vec(),
+            present: disk.present,
+            contents: disk.contents,
+            bytes: disk.bytes,
+            only_here: disk.only_here,
+        });
+        Some(pb::Replication {
+            contents: health.contents,
+            short: health.short,
+            short_waiting: health.short_waiting,
+            single: health.single,
+            unreachable: health.unreachable,
+            gone: health.gone,
+            waiting: self.waiting,
+            at_risk: at_risk.take(10).collect(),
+            disks: disks.collect(),
+        })
+    }
+}
+
+/// The task's state.
+#[derive(Debug)]
+struct Replicator {
+    desk: Desk,
+    settings: Settings,
+    disks: BTreeMap<DiskId, Disk>,
+    contents: HashMap<ContentId, Known>,
+    /// Which worker's answer `contents` is, and its generation.
+    source: (PathBuf, u64),
+    walked: (Option<tokio::time::Instant>, Duration),
+    /// Fetches that workers of this host were asked for.
+    fetches: HashSet<(DiskId, ContentId)>,
+    again_s: Option<u64>,
+    health_s: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    content: Content,
+    pieces: Vec<u8>,
+}
+
+/// Until the supervisor ends.
+pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: watch::Sender<Shown>, settings: Settings) {
+    let mut this = Replicator {
+        desk: Desk::new(sys::uptime_s()),
+        settings,
+        disks: BTreeMap::new(),
+        contents: HashMap::new(),
+        source: Default::default(),
+        walked: (None, Duration::ZERO),
+        fetches: HashSet::new(),
+        again_s: None,
+        health_s: 0,
+    };
+    loop {
+        let host = snapshots.borrow_and_update().clone();
+        let up = |disk: &&pb::Disk| disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty();
+        let workers: Vec<(DiskId, PathBuf)> = host
+            .disks
+            .iter()
+            .filter(up)
+            .filter_map(|disk| Some((DiskId::from_hex(&disk.disk_id)?, disk.grpc_socket.clone().into())))
+            .collect();
+        this.round(&workers, &shown).await;
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    return; // the owner has ended
+                }
+                tokio::time::sleep(ROUND / 4).await;
+            }
+        }
+    }
+}
+
+impl Replicator {
+    async fn round(&mut self, workers: &[(DiskId, PathBuf)], shown: &watch::Sender<Shown>) {
+        let now = sys::uptime_s();
+        let Some((me, peers)) = self.look(workers, now).await else { return };
+        let changed = self.walk(workers, now).await;
+        self.follow_fetches(workers, now).await;
+        self.desk.expire(now);
+        let disks: Vec<Disk> = self.disks.values().cloned().collect();
+        let mut waiting = shown.borrow().waiting;
+        if changed || self.again_s.is_some_and(|at| at <= now) || self.again_s.is_none() {
+            // All of them: a hundred thousand take some ten milliseconds.
+            let contents: Vec<Content> = self.contents.values().map(|known| known.content.clone()).collect();
+            let view = View { me, disks: &disks, contents: &contents, desk: &self.desk, settings: &self.settings };
+            let plan = policy::plan(&view, now);
+            waiting = plan.waiting;
+            self.again_s = Some(match plan.decisions.is_empty() && plan.waiting == 0 {
+                true => plan.again_s.unwrap_or(now + HEALTH_S).clamp(now + 1, now + HEALTH_S),
+                false => now + 1,
+            });
+            for decision in plan.decisions {
+                self.carry_out(decision, workers, now).await;
+            }
+        }
+        if changed || now >= self.health_s {
+            self.health_s = now + HEALTH_S;
+            let contents: Vec<Content> = self.contents.values().map(|known| known.content.clone()).collect();
+            let view = View { me, disks: &disks, contents: &contents, desk: &self.desk, settings: &self.settings };
+            let health = policy::health(&view, now);
+            shown.send_replace(Shown { health: Some(health), peers, waiting });
+        } else {
+            shown.send_modify(|shown| {
+                shown.peers = peers;
+                shown.waiting = waiting;
+            });
+        }
+    }
+
+    /// Who is in the cluster and who is here: a disk that any worker of this host is connected with. This host's key, and
+    /// the disks as one worker sees them.
+    async fn look(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> Option<(HostId, Vec<wpb::Peer>)> {
+        let mut seen: BTreeMap<DiskId, wpb::Peer> = BTreeMap::new();
+        let mut me = None;
+        for (_, socket) in workers {
+            let Ok(reply) = ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
+            else {
+                continue;
+            };
+            me = me.or_else(|| HostId::from_slice(&reply.me.as_ref()?.host_id));
+            for peer in reply.me.into_iter().chain(reply.peers) {
+                let Some(id) = DiskId::from_slice(&peer.disk_id) else { continue };
+                match seen.get_mut(&id) {
+                    Some(known) if known.connected || !peer.connected => {}
+                    _ => drop(seen.insert(id, peer)),
+                }
+            }
+        }
+        let me = me?;
+        for (id, peer) in &seen {
+            let before = self.disks.get(id);
+            let presence = match before.map(|disk| disk.presence) {
+                Some(before) if before.is_here() == peer.connected => before,
+                _ if peer.connected => Presence::Here { since_s: now },
+                _ => Presence::Absent { since_s: now },
+            };
+            // Of a disk that is away only the membership record is known after a restart: what it was stays.
+            let host = HostId::from_slice(&peer.host_id).unwrap_or(HostId(id.0));
+            let said = peer.connected || before.is_none();
+            let mut disk = match before {
+                Some(before) if !said => Disk { presence, ..before.clone() },
+                _ => Disk {
+                    id: *id,
+                    host,
+                    site: peer.site.clone(),
+                    presence,
+                    changed_s: before.map_or(now, |disk| disk.changed_s),
+                    lazy: peer.lazy,
+                    draining: peer.draining,
+                    read_only: peer.read_only,
+                    forgotten: false,
+                    free_bytes: peer.free_bytes,
+                    backlog_s: 0,
+                },
+            };
+            if let Some(before) = before {
+                let same = (before.host, before.lazy, before.draining, before.read_only, &before.site)
+                    == (disk.host, disk.lazy, disk.draining, disk.read_only, &disk.site);
+                if !same {
+                    disk.changed_s = now;
+                }
+                if before.host != me && disk.host == me {
+                    self.desk.arrived(*id, now);
+                }
+            } else if disk.host == me {
+                self.desk.arrived(*id, now);
+            }
+            self.disks.insert(*id, disk);
+        }
+        // Not a member any more: revoked.
+        for (id, disk) in &mut self.disks {
+            if !seen.contains_key(id) && !disk.forgotten {
+                (disk.forgotten, disk.changed_s) = (true, now);
+            }
+        }
+        Some((me, seen.into_values().collect()))
+    }
+
+    /// Read what the catalog says, if it changed and the last look is not too recent. Whether anything is new.
+    async fn walk(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> bool {
+        let Some((_, socket)) = workers.iter().find(|(_, socket)| *socket == self.source.0).or(workers.first()) else {
+            return false;
+        };
+        let pause = WALK_MIN.max(self.walked.1 * WALK_SHARE);
+        if self.walked.0.is_some_and(|last| last.elapsed() < pause) {
+            return false;
+        }
+        let last = if *socket == self.source.0 { self.source.1 } else { 0 };
+        let begin = tokio::time::Instant::now();
+        let answer = worker::contents(socket, last).await;
+        self.walked = (Some(begin), begin.elapsed());
+        let messages = match answer {
+            Ok(messages) => messages,
+            Err(error) => {
+                tracing::debug!(error = error.message(), "no contents");
+                return false;
+            }
+        };
+        let Some(first) = messages.first() else { return false };
+        self.source = (socket.clone(), first.generation);
+        if first.unchanged {
+            return false;
+        }
+        let ids: Vec<Option<DiskId>> = first.disks.iter().map(|id| DiskId::from_slice(id)).collect();
+        let mut old = std::mem::take(&mut self.contents);
+        for said in messages.iter().flat_map(|message| &message.contents) {
+            let Some(id) = ContentId::from_slice(&said.content) else { continue };
+            let mut holders: Vec<DiskId> =
+                said.holders.iter().filter_map(|at| ids.get(*at as usize).copied().flatten()).collect();
+            holders.sort_unstable();
+            let changed_s = match old.remove(&id) {
+                Some(before) if before.content.holders == holders && before.content.wanted == said.wanted => {
+                    before.content.changed_s
+                }
+                _ => now,
+            };
+            let content = Content { id, size_bytes: said.size_bytes, wanted: said.wanted, holders, changed_s };
+            self.contents.insert(id, Known { content, pieces: said.pieces.clone() });
+        }
+        true
+    }
+
+    /// Which fetches have ended, and how far the others are.
+    async fn follow_fetches(&mut self, workers: &[(DiskId, PathBuf)], now: u64) {
+        for (disk, socket) in workers {
+            if !self.fetches.iter().any(|(fetching, _)| fetching == disk) {
+                continue;
+            }
+            let request = wpb::ActiveTorrentsRequest {};
+            let Ok(active) = ask(socket, |mut client| async move { client.active_torrents(request).await }).await
+            else {
+                continue;
+            };
+            let left: HashMap<&[u8], u64> = active
+                .torrents
+                .iter()
+                .filter(|torrent| !torrent.seeding && torrent.error.is_empty())
+                .map(|torrent| (&torrent.content[..], torrent.size_bytes.saturating_sub(torrent.have_bytes)))
+                .collect();
+            let ours: Vec<ContentId> =
+                self.fetches.iter().filter(|(fetching, _)| fetching == disk).map(|(_, content)| *content).collect();
+            for content in ours {
+                match left.get(&content.0[..]) {
+                    Some(left) => self.desk.fetching(*disk, content, *left),
+                    None => {
+                        self.fetches.remove(&(*disk, content));
+                        self.desk.fetch_ended(*disk, content);
+                        let held = self.contents.get(&content).is_some_and(|k| k.content.holders.contains(disk));
+                        if !held {
+                            // Done and not published yet, or failed: neither is to be asked for again at once.
+                            self.desk.refused(*disk, content, now + REFUSED_S);
+                        }
+                        self.again_s = Some(now);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, decision: Decision, workers: &[(DiskId, PathBuf)], now: u64) {
+        let socket = |disk: &DiskId| workers.iter().find(|(id, _)| id == disk).map(|(_, socket)| socket.clone());
+        match decision {
+            Decision::Mirror { disk, content, size_bytes, reason } => {
+                let Some(socket) = socket(&disk) else { return };
+                let pieces = self.contents.get(&content).map(|known| known.pieces.clone()).unwrap_or_default();
+                let request = wpb::PleaseMirrorRequest { content: content.0.to_vec(), size_bytes, pieces };
+                let answer = ask(&socket, |mut client| async move { client.please_mirror(request).await }).await;
+                use wpb::please_mirror_reply::Outcome;
+                match answer {
+                    Ok(reply) if reply.outcome() == Outcome::Fetching => {
+                        tracing::debug!(?reason, "disk {} fetches {content}", short_id(&disk.to_hex()));
+                        self.desk.fetching(disk, content, size_bytes);
+                        self.fetches.insert((disk, content));
+                    }
+                    Ok(reply) if reply.outcome() == Outcome::AlreadyHere => {
+                        self.desk.refused(disk, content, now + REFUSED_S);
+                    }
+                    Ok(reply) => {
+                        tracing::debug!("disk {} refuses {content}: {}", short_id(&disk.to_hex()), reply.reason);
+                        self.desk.refused(disk, content, now + REFUSED_S);
+                    }
+                    Err(error) => {
+                        tracing::debug!(error = error.message(), "please_mirror failed");
+                        self.desk.refused(disk, content, now + REFUSED_S);
+                    }
+                }
+            }
+            Decision::Confirm { disk, content, keepers, wanted } => {
+                let until = now + policy::PROMISE_S;
+                let Some(socket) = socket(&disk) else { return };
+                let request = wpb::StopMirroringRequest { content: content.0.to_vec(), others: wanted };
+                let answer = ask(&socket, |mut client| async move { client.stop_mirroring(request).await }).await;
+                match answer {
+                    Ok(reply) => {
+                        let what = reply.outcome();
+                        tracing::info!(
+                            "disk {}: surplus copy of {content}: {what:?} {}",
+                            short_id(&disk.to_hex()),
+                            reply.reason
+                        );
+                    }
+                    Err(error) => tracing::debug!(error = error.message(), "stop_mirroring failed"),
+                }
+                self.desk.refused(disk, content, until);
+                keepers.iter().for_each(|keeper| self.desk.declined(content, *keeper, until));
+            }
+            // Never decided: no promise is ever recorded at this desk.
+            Decision::Trim { .. } => {}
+        }
+    }
+}
+
+async fn ask<T, F: Future<Output = Result<tonic::Response<T>, tonic::Status>>>(
+    socket: &Path,
+    question: impl FnOnce(worker::Client) -> F,
+) -> Result<T, tonic::Status> {
+    worker::ask(socket, question).await
+}

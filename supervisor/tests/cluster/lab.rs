@@ -1,0 +1,270 @@
+//! The hosts and their cables. Whatever a test leaves is removed when the lab is dropped, also after a panic: processes by
+//! the ids the supervisors wrote down, mounts below the lab's folder, namespaces by name.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::wait_for;
+use crate::e2e::{bin, children, is_ours, signal};
+
+/// See the module.
+pub struct Lab {
+    switch: String,
+    pub hosts: Vec<Host>,
+}
+
+/// One "host".
+pub struct Host {
+    dir: TempDir,
+    name: String,
+    switch: String,
+    number: usize,
+    run: Option<Child>,
+    starts: u32,
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip").args(arguments).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+impl Lab {
+    /// With so many hosts, all connected. `None`, with the reason printed, where this cannot be.
+    pub fn new(count: usize) -> Option<Self> {
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("df{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let switch = format!("{prefix}-s");
+        if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() || !ip(&["netns", "add", &switch]) {
+            println!("skipped: it needs root, /dev/fuse and network namespaces");
+            return None;
+        }
+        let mut lab = Self { switch: switch.clone(), hosts: Vec::new() };
+        let must = |arguments: &[&str]| assert!(ip(arguments), "ip {arguments:?}");
+        must(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
+        must(&["-n", &switch, "link", "set", "br0", "up"]);
+        for number in 1..=count {
+            let name = format!("{prefix}-{number}");
+            must(&["netns", "add", &name]);
+            let dir = TempDir::with_prefix_in("dfc", "/tmp").unwrap();
+            let host = Host { dir, name, switch: switch.clone(), number, run: None, starts: 0 };
+            let (name, port) = (host.name.clone(), host.port());
+            lab.hosts.push(host);
+            must(&["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name]);
+            must(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]);
+            must(&["-n", &name, "addr", "add", &format!("10.77.0.{number}/24"), "dev", "eth0"]);
+            must(&["-n", &name, "link", "set", "eth0", "up"]);
+            must(&["-n", &name, "link", "set", "lo", "up"]);
+            must(&["-n", &name, "route", "add", "default", "via", "10.77.0.254"]);
+        }
+        Some(lab)
+    }
+
+    /// All that the programs said.
+    pub fn logs(&self) -> String {
+        self.hosts.iter().map(Host::logs).collect()
+    }
+
+    /// Wait until these hosts have one catalog, with nothing uncommitted.
+    pub fn wait_for_one_catalog(&self, hosts: &[usize]) {
+        let commits = || -> Vec<(Value, Value)> {
+            let workers = hosts.iter().flat_map(|at| {
+                let disks = self.hosts[*at].json(&["status"])["disks"].as_array().cloned().unwrap_or_default();
+                disks.into_iter().map(|disk| disk["worker"].clone()).collect::<Vec<_>>()
+            });
+            workers.map(|it| (it["catalog_commit"].clone(), it["uncommitted_changes"].clone())).collect()
+        };
+        wait_for(
+            "one catalog",
+            || format!("{:?}\n{}", commits(), self.logs()),
+            || {
+                let commits = commits();
+                commits[0].0.is_string() && commits.iter().all(|one| *one == commits[0] && one.1 == 0)
+            },
+        );
+    }
+
+    /// Wait until all disks of these hosts are connected with so many others.
+    pub fn wait_for_peers(&self, hosts: &[usize], others: usize) {
+        for at in hosts {
+            let connected = || {
+                let peers = self.hosts[*at].json(&["peers"]);
+                let disks = peers["disks"].as_array().cloned().unwrap_or_default();
+                disks.iter().filter(|disk| disk["connected"] == true).count() == others + 1
+            };
+            wait_for("peers", || format!("{}\n{}", self.hosts[*at].says(&["peers"]).1, self.logs()), connected);
+        }
+    }
+}
+
+impl Host {
+    fn port(&self) -> String {
+        format!("v{}", self.number)
+    }
+
+    /// Pull the cable, or put it back.
+    pub fn plug(&self, plugged: bool) {
+        let state = if plugged { "up" } else { "down" };
+        assert!(ip(&["-n", &self.switch, "link", "set", &self.port(), state]));
+    }
+
+    /// Another address than the one it had.
+    pub fn move_to(&self, address: &str) {
+        assert!(ip(&["-n", &self.name, "addr", "flush", "dev", "eth0"]));
+        assert!(ip(&["-n", &self.name, "addr", "add", &format!("{address}/24"), "dev", "eth0"]));
+        assert!(ip(&["-n", &self.name, "route", "replace", "default", "via", "10.77.0.254"]));
+    }
+
+    /// Below the host's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Below its mount.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path("m").join(name)
+    }
+
+    fn delugefs(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(bin("delugefs"));
+        command.env_clear().env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.envs(std::env::var("DELUGEFS_LOG").ok().map(|filter| ("RUST_LOG", filter)));
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command.arg("--run-dir").arg(self.path("r")).args(arguments);
+        command
+    }
+
+    /// Run it to its end: exit code and all it said.
+    pub fn says(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.delugefs(arguments).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What it prints with --json.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.delugefs(arguments).arg("--json").output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// An invitation.
+    pub fn invite(&self) -> String {
+        let output = self.delugefs(&["invite"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Begin `delugefs run home DISK`, with its mount.
+    pub fn begin(&mut self, disk: &str, more: &[&str]) {
+        self.starts += 1;
+        let log = |end| File::create(self.path(&format!("run{}.{end}", self.starts))).unwrap();
+        let mut command = self.delugefs(&["run", "home", disk, "--mount", "m", "--state-dir", "s"]);
+        command.args(more).stdout(log("out")).stderr(log("err"));
+        self.run = Some(command.spawn().unwrap());
+    }
+
+    /// The same, until it is ready.
+    pub fn start(&mut self, disk: &str, more: &[&str]) {
+        self.begin(disk, more);
+        let said = || fs::read_to_string(self.path(&format!("run{}.out", self.starts))).unwrap_or_default();
+        wait_for("`delugefs run` to be ready", || self.logs(), || said() == "ready\n");
+    }
+
+    /// Wait until it ends by itself; its exit code.
+    pub fn wait_for_end(&mut self) -> i32 {
+        let mut run = self.run.take().expect("it runs");
+        let mut code = None;
+        wait_for(
+            "`delugefs run` to end",
+            || self.logs(),
+            || {
+                code = run.try_wait().unwrap().map(|status| status.code().unwrap_or(-1));
+                code.is_some()
+            },
+        );
+        code.unwrap()
+    }
+
+    /// End it as a person would.
+    pub fn stop(&mut self) {
+        let mut run = self.run.take().expect("it runs");
+        signal(run.id(), Signal::SIGTERM);
+        wait_for("`delugefs run` to end", || self.logs(), || run.try_wait().unwrap().is_some());
+    }
+
+    /// Kill everything at once, as if the power had gone.
+    pub fn kill(&mut self) {
+        if let Some(mut run) = self.run.take() {
+            run.kill().unwrap();
+            run.wait().unwrap();
+        }
+        // Twice: a supervisor may just be starting another one.
+        for pid in self.noted().into_iter().chain(self.noted()) {
+            if is_ours(pid) {
+                for child in children(pid) {
+                    signal(child, Signal::SIGKILL);
+                }
+                signal(pid, Signal::SIGKILL);
+            }
+        }
+        wait_for("killed processes to end", || self.logs(), || !self.noted().into_iter().any(is_ours));
+        for mount in delugefs_supervisor::sys::delugefs_mounts().unwrap_or_default() {
+            if mount.starts_with(self.dir.path()) {
+                let _ = delugefs_supervisor::sys::detach(&mount);
+            }
+        }
+    }
+
+    /// The process id of the first disk's worker.
+    pub fn worker(&self) -> u32 {
+        self.json(&["status"])["disks"][0]["pid"].as_u64().unwrap() as u32
+    }
+
+    /// Number of disks that hold a file's content.
+    pub fn copies(&self, name: &str) -> usize {
+        let file = self.file(name);
+        let answer = self.json(&["whereis", file.to_str().unwrap()]);
+        answer[0]["disk_ids"].as_array().map_or(0, Vec::len)
+    }
+
+    fn logs(&self) -> String {
+        let read = |n| fs::read(self.path(&format!("run{n}.err"))).unwrap_or_default();
+        let log = |n| format!("--- host {} run {n}\n{}", self.number, String::from_utf8_lossy(&read(n)));
+        (1..=self.starts).map(log).collect()
+    }
+
+    /// Processes the supervisors wrote down.
+    fn noted(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        for entry in fs::read_dir(self.path("r")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            if name.ends_with(".pid") {
+                let note = serde_json::from_str::<Value>(&text).unwrap_or_default();
+                pids.extend(note["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()));
+            } else if name == "supervisor.lock" {
+                pids.extend(text.trim().parse::<u32>().ok());
+            }
+        }
+        pids
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for host in &mut self.hosts {
+            if std::thread::panicking() && std::env::var_os("DELUGEFS_E2E_KEEP").is_some() {
+                host.dir.disable_cleanup(true);
+            }
+            if !std::thread::panicking() || host.run.is_some() {
+                host.kill();
+            }
+            ip(&["netns", "del", &host.name]);
+        }
+        ip(&["netns", "del", &self.switch]);
+    }
+}

@@ -1,0 +1,21 @@
+//! Several hosts on one machine: each in a network namespace of its own, with a cable to a switch in another one. Real
+//! programs, real mounts; no packet leaves the namespaces. Needs root, /dev/fuse and `ip`; where they are missing a test
+//! says so and passes.
+
+mod figures;
+mod lab;
+mod stories;
+
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Wait for a condition; `why` is asked when it does not come true.
+fn wait_for(what: &str, why: impl Fn() -> String, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}\n{}", why());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,228 @@
+//! What a user does with several hosts, and what must not happen to his files.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use super::lab::Lab;
+use super::wait_for;
+use crate::e2e::signal;
+
+/// Bytes that no two offsets share.
+pub fn bytes(size: usize) -> Vec<u8> {
+    (0..size as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(size).collect()
+}
+
+/// Wait until a file has this content, as another host wrote it.
+fn wait_for_content(lab: &Lab, path: &Path, content: &[u8]) {
+    wait_for(&format!("{}", path.display()), || lab.logs(), || fs::read(path).is_ok_and(|found| found == content));
+}
+
+/// Hosts that found each other by their invitations alone.
+pub fn joined(count: usize) -> Option<Lab> {
+    let mut lab = Lab::new(count)?;
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    for at in 1..count {
+        let token = lab.hosts[0].invite();
+        lab.hosts[at].start("d", &["--join", &token, "--no-mdns"]);
+    }
+    let all: Vec<usize> = (0..count).collect();
+    lab.wait_for_peers(&all, count - 1);
+    Some(lab)
+}
+
+#[test]
+fn join_and_share() {
+    let Some(mut lab) = Lab::new(3) else { return };
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    fs::write(lab.hosts[0].file("before"), "it was there").unwrap();
+    let token = lab.hosts[0].invite();
+    lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
+    lab.wait_for_peers(&[0, 1], 1);
+    wait_for_content(&lab, &lab.hosts[1].file("before"), b"it was there");
+    let made = |at: usize| fs::metadata(lab.hosts[at].file("")).map(|meta| (meta.mode(), meta.uid())).unwrap();
+    let chmod = fs::Permissions::from_mode(0o1777);
+    fs::set_permissions(lab.hosts[0].file(""), chmod).unwrap();
+    wait_for("the root's mode", || lab.logs(), || made(0).0 & 0o7777 == 0o1777 && made(1) == made(0));
+    for (from, to) in [(0, 1), (1, 0)] {
+        for size in [10, 300_000, 9 << 20] {
+            let name = format!("from-{from}-{size}");
+            fs::write(lab.hosts[from].file(&name), bytes(size)).unwrap();
+            wait_for_content(&lab, &lab.hosts[to].file(&name), &bytes(size));
+        }
+    }
+    lab.wait_for_one_catalog(&[0, 1]);
+    // Two copies are wanted of what is not in the catalog.
+    for name in ["from-0-300000", "from-1-9437184"] {
+        wait_for("two copies", || lab.logs(), || lab.hosts[0].copies(name) == 2 && lab.hosts[1].copies(name) == 2);
+    }
+    // The invitation was used; others were never given.
+    for (wrong, exit) in [(token.as_str(), 16), ("delugefs1-abc", 2), ("nonsense", 2)] {
+        lab.hosts[2].begin("d", &["--join", wrong, "--no-mdns"]);
+        let code = lab.hosts[2].wait_for_end();
+        assert_eq!(code, exit, "{wrong}\n{}", lab.logs());
+        assert!(!lab.hosts[2].path("d").exists());
+    }
+    // A change of what is there already, and a removal.
+    fs::write(lab.hosts[1].file("before"), "it is changed").unwrap();
+    wait_for_content(&lab, &lab.hosts[0].file("before"), b"it is changed");
+    fs::remove_file(lab.hosts[0].file("from-0-10")).unwrap();
+    wait_for("the removal", || lab.logs(), || !lab.hosts[1].file("from-0-10").exists());
+    // Everything is checked, on both.
+    for host in &lab.hosts[..2] {
+        let (code, text) = host.says(&["scrub"]);
+        assert_eq!(code, 0, "{text}\n{}", lab.logs());
+    }
+}
+
+#[test]
+fn both_halves_of_a_cut_network_go_on() {
+    let Some(lab) = joined(2) else { return };
+    fs::write(lab.hosts[0].file("both"), "first").unwrap();
+    wait_for_content(&lab, &lab.hosts[1].file("both"), b"first");
+    lab.hosts[1].plug(false);
+    lab.wait_for_peers(&[0, 1], 0);
+    for (at, host) in lab.hosts.iter().enumerate() {
+        fs::write(host.file("both"), format!("second, by {at}")).unwrap();
+        fs::write(host.file(&format!("only-{at}")), bytes(50_000 + at)).unwrap();
+        fs::create_dir(host.file("dir")).unwrap();
+        fs::write(host.file(&format!("dir/{at}")), "x").unwrap();
+    }
+    lab.hosts[1].plug(true);
+    lab.wait_for_peers(&[0, 1], 1);
+    lab.wait_for_one_catalog(&[0, 1]);
+    let mut names: Vec<Vec<String>> = Vec::new();
+    for host in &lab.hosts {
+        wait_for_content(&lab, &host.file("only-0"), &bytes(50_000));
+        wait_for_content(&lab, &host.file("only-1"), &bytes(50_001));
+        assert!(host.file("dir/0").exists() && host.file("dir/1").exists());
+        let list = host.json(&["conflicts"]);
+        let paths: Vec<String> =
+            list["paths"].as_array().unwrap().iter().map(|path| path.as_str().unwrap().to_owned()).collect();
+        assert!(paths.len() == 1 && paths[0].starts_with("/both.conflict-"), "{list}");
+        let mut both = [
+            fs::read_to_string(host.file("both")).unwrap(),
+            fs::read_to_string(host.file(paths[0].trim_start_matches('/'))).unwrap(),
+        ];
+        both.sort();
+        assert_eq!(both, ["second, by 0", "second, by 1"]);
+        names.push(paths);
+    }
+    assert_eq!(names[0], names[1]);
+}
+
+#[test]
+fn a_host_that_dies_is_missed_and_nothing_is_lost() {
+    let Some(mut lab) = joined(3) else { return };
+    let content = bytes(6 << 20);
+    fs::write(lab.hosts[0].file("film"), &content).unwrap();
+    fs::write(lab.hosts[0].file("note"), "small").unwrap();
+    wait_for("two copies", || lab.logs(), || lab.hosts[0].copies("film") >= 2);
+    // Its worker alone: it comes back, and so does what was open.
+    signal(lab.hosts[0].worker(), Signal::SIGKILL);
+    wait_for_content(&lab, &lab.hosts[0].file("film"), &content);
+    lab.wait_for_peers(&[0, 1, 2], 2);
+    // The whole host.
+    lab.hosts[0].kill();
+    lab.wait_for_peers(&[1, 2], 1);
+    for at in [1, 2] {
+        wait_for_content(&lab, &lab.hosts[at].file("film"), &content);
+        assert_eq!(fs::read_to_string(lab.hosts[at].file("note")).unwrap(), "small");
+    }
+    fs::write(lab.hosts[2].file("meanwhile"), bytes(100_000)).unwrap();
+    lab.hosts[0].start("d", &["--no-mdns"]);
+    lab.wait_for_peers(&[0, 1, 2], 2);
+    wait_for_content(&lab, &lab.hosts[0].file("meanwhile"), &bytes(100_000));
+    lab.wait_for_one_catalog(&[0, 1, 2]);
+}
+
+#[test]
+fn who_is_revoked_is_out() {
+    let Some(mut lab) = joined(2) else { return };
+    let peers = lab.hosts[0].json(&["peers"]);
+    let me = peers["host_id"].clone();
+    let other = peers["hosts"].as_array().unwrap().iter().find(|host| host["host_id"] != me).unwrap();
+    let id = other["host_id"].as_str().unwrap()[..12].to_owned();
+    assert_eq!(lab.hosts[0].says(&["revoke", "1234"]).0, 2);
+    assert_eq!(lab.hosts[0].says(&["revoke", &id]).0, 0);
+    wait_for(
+        "its disk to be out",
+        || lab.logs(),
+        || {
+            let peers = lab.hosts[0].json(&["peers"]);
+            peers["disks"].as_array().is_some_and(|disks| disks.len() == 1)
+        },
+    );
+    fs::write(lab.hosts[0].file("secret"), "x").unwrap();
+    // It comes again and again, and is let in nowhere.
+    lab.hosts[1].stop();
+    lab.hosts[1].start("d", &["--no-mdns"]);
+    let refused = || lab.logs().matches("WARN refused [").count() >= 1;
+    wait_for("it to be refused", || lab.logs(), refused);
+    assert!(!lab.hosts[1].file("secret").exists());
+    assert!(lab.logs().matches("WARN refused [").count() <= 2, "logged again and again\n{}", lab.logs());
+}
+
+#[test]
+fn a_second_disk_needs_no_invitation() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    fs::write(lab.hosts[0].file("file"), bytes(200_000)).unwrap();
+    let second = lab.hosts[0].path("d2");
+    let (code, text) = lab.hosts[0].says(&["disk", "add", second.to_str().unwrap(), "--create"]);
+    assert_eq!(code, 0, "{text}");
+    lab.wait_for_peers(&[0], 1);
+    wait_for("a second copy", || lab.logs(), || lab.hosts[0].copies("file") == 2);
+    lab.wait_for_one_catalog(&[0]);
+    // The disk that is mounted fails for long: the other one takes over.
+    fs::rename(lab.hosts[0].path("d/node.key"), lab.hosts[0].path("gone")).unwrap();
+    signal(lab.hosts[0].worker(), Signal::SIGKILL);
+    wait_for("the mount to go on", || lab.logs(), || fs::write(lab.hosts[0].file("after"), "x").is_ok());
+    wait_for_content(&lab, &lab.hosts[0].file("file"), &bytes(200_000));
+    // One copy is enough of what is said to be worth no more.
+    let file = lab.hosts[0].file("file");
+    let (code, text) = lab.hosts[0].says(&["copies", file.to_str().unwrap(), "1"]);
+    assert!(code == 0 && text.starts_with("1 copies wanted"), "{text}");
+}
+
+#[test]
+fn disks_find_each_other_by_multicast_and_after_a_move() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    lab.hosts[0].start("d", &["--create"]);
+    let token = lab.hosts[0].invite();
+    lab.hosts[1].start("d", &["--join", &token]);
+    lab.wait_for_peers(&[0, 1], 1);
+    // Both get other addresses and ports while they are off: nothing that is remembered is true any more.
+    for host in &mut lab.hosts {
+        host.stop();
+    }
+    for (at, address) in [(0, "10.77.0.50"), (1, "10.77.0.60")] {
+        lab.hosts[at].move_to(address);
+        lab.hosts[at].start("d", &["--btport", if at == 0 { "41000" } else { "41001" }]);
+    }
+    lab.wait_for_peers(&[0, 1], 1);
+    let peers = lab.hosts[0].says(&["peers"]).1;
+    assert!(
+        peers.contains("10.77.0.60:41001") || lab.hosts[1].says(&["peers"]).1.contains("10.77.0.50:41000"),
+        "{peers}"
+    );
+}
+
+#[test]
+fn where_multicast_does_not_reach_an_address_is_enough() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    let token = lab.hosts[0].invite();
+    lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
+    lab.wait_for_peers(&[0, 1], 1);
+    for host in &mut lab.hosts {
+        host.stop();
+    }
+    lab.hosts[0].move_to("10.77.0.50");
+    lab.hosts[0].start("d", &["--btport", "41000", "--no-mdns"]);
+    lab.hosts[1].move_to("10.77.0.60");
+    lab.hosts[1].start("d", &["--no-mdns", "--peer", "10.77.0.50:41000"]);
+    lab.wait_for_peers(&[0, 1], 1);
+}
