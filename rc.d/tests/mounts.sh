@@ -28,7 +28,7 @@ check "status" delugefs_mount status
 check "a line for each" lines 2
 check "with the place" said "running as pid $(pid mount_films), mounted on ${films}\\."
 id=$(sed -n 's/^disk_id = "\(........\).*/\1/p' "${d1}/disk.toml")
-arguments="--worker ${H}/var/run/delugefs/${id}.sock --mount ${films} --user ${user} --name home --cache-entries 5"
+arguments="--worker ${H}/var/run/delugefs/${id}.sock --fallback ${H}/var/run/delugefs --mount ${films} --user ${user} --name home --cache-entries 5"
 check "the frontend got its arguments" grep -q -x -- "${arguments}" "${films}.args"
 if [ ! -c /dev/fuse ]; then
 	check "the module is loaded" grep -q '^fusefs$' "${STUB_DIR}/kld"
