@@ -6,7 +6,7 @@
 //! - [`Fetcher::whole`]: waits until all of it is here, for writers and for small contents.
 //!
 //! In every case the whole content is verified by its SHA-256 before it counts as held, and nothing unverified is ever read.
-//! Both ways may fetch one content at the same time: they write the same verified bytes into the same file.
+//! One way at a time: BitTorrent writes before it verifies, so it is stopped before a reader is given the file.
 
 mod promise;
 mod serve;
@@ -27,6 +27,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, SessionId};
 use crate::net::Net;
@@ -57,7 +58,7 @@ pub struct Wanted {
 /// A fetch under way, as `active_torrents` shows it.
 struct Mirroring {
     size: u64,
-    stop: tokio_util::sync::CancellationToken,
+    stop: CancellationToken,
 }
 
 /// See the module.
@@ -69,6 +70,8 @@ pub struct Fetcher {
     transfers: Mutex<HashMap<ContentId, Arc<Transfer>>>,
     handles: Mutex<HashMap<u64, (SessionId, Arc<Transfer>)>>,
     mirroring: Mutex<HashMap<ContentId, Mirroring>>,
+    /// Contents that BitTorrent fetches now, and what stops it. Taken after `transfers`.
+    swarming: Mutex<HashMap<ContentId, CancellationToken>>,
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
     promises: promise::Promises,
@@ -85,6 +88,7 @@ impl Fetcher {
             transfers: Mutex::default(),
             handles: Mutex::default(),
             mirroring: Mutex::default(),
+            swarming: Mutex::default(),
             small: Arc::new(Semaphore::new(SMALL_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
             promises: promise::Promises::default(),
@@ -93,7 +97,7 @@ impl Fetcher {
 
     /// Begin to fetch a content to keep it. Does nothing when that is under way.
     pub fn mirror(self: &Arc<Self>, wanted: Wanted) {
-        let stop = tokio_util::sync::CancellationToken::new();
+        let stop = CancellationToken::new();
         {
             let mut mirroring = self.mirroring.lock();
             if mirroring.contains_key(&wanted.content) {
@@ -129,13 +133,16 @@ impl Fetcher {
     }
 
     async fn mirror_once(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
+        if self.engine.store.has(wanted.content)? == Some(wanted.size) {
+            return Ok(());
+        }
         let reading = self.transfers.lock().contains_key(&wanted.content);
         match wanted.pieces {
             // A reader's transfer goes on to the end.
             Some(pieces) if !reading => self.swarm_fetch(wanted, pieces).await,
             _ => {
-                let transfer = self.transfer(wanted)?;
-                let waiting = tokio::task::spawn_blocking(move || transfer.wait_whole(STALLED));
+                let this = self.clone();
+                let waiting = tokio::task::spawn_blocking(move || this.whole(wanted));
                 waiting.await.map_err(|_| FsError::from(Errno::EIO))?
             }
         }
@@ -146,7 +153,29 @@ impl Fetcher {
     /// # Errors
     /// `EHOSTUNREACH` when nobody who holds it can be reached, `ETIMEDOUT` without progress, or what the disk says.
     pub fn whole(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
-        self.transfer(wanted)?.wait_whole(STALLED)
+        match self.begin(wanted)? {
+            Some(transfer) => transfer.wait_whole(STALLED),
+            None => Ok(()),
+        }
+    }
+
+    /// The transfer of a content, with BitTorrent stopped; `None` when it is here meanwhile. Blocks.
+    fn begin(self: &Arc<Self>, wanted: Wanted) -> FsResult<Option<Arc<Transfer>>> {
+        loop {
+            if self.engine.store.has(wanted.content)? == Some(wanted.size) {
+                return Ok(None);
+            }
+            if let Some(transfer) = self.transfer(wanted)? {
+                return Ok(Some(transfer));
+            }
+            let swarming = self.swarming.lock().get(&wanted.content).cloned();
+            if let Some(swarming) = swarming {
+                swarming.cancel();
+                self.runtime.block_on(self.swarm.deactivate(wanted.content))?;
+                // Its task says when it is out of the way.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
     }
 
     /// Open a content that is not here, to read it while it comes: the handle, and a descriptor of which only ranges that
@@ -158,7 +187,7 @@ impl Fetcher {
         if wanted.pieces.is_none() {
             return Ok(None);
         }
-        let transfer = self.transfer(wanted)?;
+        let Some(transfer) = self.begin(wanted)? else { return Ok(None) };
         let Some(file) = self.engine.store.open_incoming(wanted.content)? else { return Ok(None) };
         let handle = self.engine.new_handle();
         self.handles.lock().insert(handle, (session, transfer));
@@ -223,11 +252,14 @@ impl Fetcher {
         found.into_values().filter(|torrent| !but.iter().any(|but| but.0 == torrent.content[..])).collect()
     }
 
-    /// The transfer of a content, begun now unless it is under way.
-    fn transfer(self: &Arc<Self>, wanted: Wanted) -> FsResult<Arc<Transfer>> {
+    /// The transfer of a content, begun now unless it is under way; `None` while BitTorrent fetches it.
+    fn transfer(self: &Arc<Self>, wanted: Wanted) -> FsResult<Option<Arc<Transfer>>> {
         let mut transfers = self.transfers.lock();
         if let Some(transfer) = transfers.get(&wanted.content) {
-            return Ok(transfer.clone());
+            return Ok(Some(transfer.clone()));
+        }
+        if self.swarming.lock().contains_key(&wanted.content) {
+            return Ok(None);
         }
         let pieces = match wanted.pieces {
             Some(pieces) => Some(self.engine.attachment(pieces)?),
@@ -243,7 +275,7 @@ impl Fetcher {
             this.transfers.lock().remove(&wanted.content);
             running.end(ended);
         });
-        Ok(transfer)
+        Ok(Some(transfer))
     }
 
     /// What a content is, as somebody said or else as the whole catalog says. Blocks.

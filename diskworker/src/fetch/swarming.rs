@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{BlobId, DiskId};
+use delugefs_proto::ids::{BlobId, ContentId, DiskId};
 use delugefs_proto::peer_pb::StreamRequest;
 use nix::errno::Errno;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::{Fetcher, Wanted};
 
@@ -21,13 +22,37 @@ const STUCK: Duration = Duration::from_secs(30);
 /// A source that ended is tried again after this.
 const AGAIN: Duration = Duration::from_secs(3);
 
+/// A content that BitTorrent fetches, until this is dropped.
+struct Swarming<'a>(&'a Fetcher, ContentId);
+
+impl Drop for Swarming<'_> {
+    fn drop(&mut self) {
+        self.0.swarming.lock().remove(&self.1);
+    }
+}
+
 impl Fetcher {
     pub(super) async fn swarm_fetch(self: &Arc<Self>, wanted: Wanted, pieces: BlobId) -> FsResult<()> {
         let (engine, content) = (self.engine.clone(), wanted.content);
         let reading = tokio::task::spawn_blocking(move || engine.attachment(pieces));
         let hashes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
-        self.swarm.fetch(content, wanted.size, hashes).await?;
-        let result = self.feed(wanted, pieces).await;
+        let stop = CancellationToken::new();
+        let _swarming = {
+            let transfers = self.transfers.lock();
+            if transfers.contains_key(&content) {
+                return Err(FsError::new(Errno::EAGAIN, "somebody reads it: it comes that way"));
+            }
+            self.swarming.lock().insert(content, stop.clone());
+            Swarming(self, content)
+        };
+        let fetching = async {
+            self.swarm.fetch(content, wanted.size, hashes).await?;
+            self.feed(wanted, pieces).await
+        };
+        let result = tokio::select! {
+            result = fetching => result,
+            () = stop.cancelled() => Err(FsError::new(Errno::EAGAIN, "somebody reads it: it comes that way")),
+        };
         if result.is_err() {
             self.swarm.deactivate(content).await?;
         }

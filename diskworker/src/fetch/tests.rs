@@ -157,3 +157,28 @@ async fn a_copy_goes_only_when_another_is_promised() {
     blocking(move || fetcher.whole(wanted)).await.unwrap();
     assert_eq!(read(&nodes[0], wanted), bytes(70_000));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_takes_over_what_is_being_mirrored() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    for size in [5, 9, 13] {
+        let content = bytes(size << 20);
+        let wanted = write(&nodes[0], &format!("file{size}"), &content);
+        known(&nodes[1], wanted).await;
+        let fetcher = nodes[1].fetcher().clone();
+        fetcher.mirror(wanted);
+        let reader = fetcher.clone();
+        if let Some((handle, file)) = blocking(move || reader.open(7, wanted)).await.unwrap() {
+            let (reader, end) = (fetcher.clone(), wanted.size - 10);
+            blocking(move || reader.need(7, handle, end, 10)).await.unwrap();
+            let mut found = vec![0; 10];
+            file.read_exact_at(&mut found, end).unwrap();
+            assert!(found == content[end as usize..]);
+            assert!(fetcher.close(7, handle));
+        }
+        until("all of it", || nodes[1].engine().store.has(wanted.content).unwrap().is_some()).await;
+        assert!(read(&nodes[1], wanted) == content);
+        until("the end of it", || !fetcher.is_mirroring(wanted.content) && fetcher.swarming.lock().is_empty()).await;
+    }
+    assert!(nodes[1].engine().store.incoming().unwrap().is_empty());
+}

@@ -33,23 +33,20 @@ impl Net {
     /// Hints: where disks may be.
     pub fn take_hints(&self, request: &pb::HintsRequest) {
         let me = self.engine.folder.disk_id();
-        let mut book = self.book.lock();
         for hint in &request.hints {
             let disk = DiskId::from_slice(&hint.disk_id);
-            if disk.is_some() || hint.disk_id.is_empty() {
-                if disk == Some(me) {
-                    continue;
-                }
-                let is_new = book.hint(disk, &hint.address);
-                // A new address of a disk that could not be reached: at once.
-                if let Some(disk) = disk.filter(|_| is_new)
-                    && let Some(other) = self.table.lock().disks.get_mut(&disk)
-                {
-                    other.next_try = None;
-                }
+            if (disk.is_none() && !hint.disk_id.is_empty()) || disk == Some(me) {
+                continue;
+            }
+            // One lock at a time: elsewhere the book is looked into with the table locked.
+            let is_new = self.book.lock().hint(disk, &hint.address);
+            // A new address of a disk that could not be reached: at once.
+            if let Some(disk) = disk.filter(|_| is_new)
+                && let Some(other) = self.table.lock().disks.get_mut(&disk)
+            {
+                other.next_try = None;
             }
         }
-        drop(book);
         self.wake.notify_one();
     }
 

@@ -214,11 +214,13 @@ struct Packed {
 
 impl Write for Packed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend(bytes);
-        if self.buffer.len() >= CHUNK_BYTES {
+        // Never more than fits into a message, however large an object is.
+        let taken = bytes.len().min(CHUNK_BYTES - self.buffer.len());
+        self.buffer.extend(&bytes[..taken]);
+        if self.buffer.len() == CHUNK_BYTES {
             self.flush()?;
         }
-        Ok(bytes.len())
+        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
