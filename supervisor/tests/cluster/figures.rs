@@ -1,5 +1,6 @@
 //! What the network costs, as figures: not a test, so it runs only when asked for, and asserts nothing but right bytes.
-//! `cargo test --release -p delugefs-supervisor --test main figures -- --ignored --nocapture`
+//! `cargo build --release && DELUGEFS_BIN=$PWD/target/release cargo test -p delugefs-supervisor --test main figures -- --ignored
+//! --nocapture`
 
 use std::fs::{self, File};
 use std::io::Read;

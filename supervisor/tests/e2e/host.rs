@@ -232,8 +232,11 @@ fn pid_of(object: &Value) -> Option<u32> {
     object["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())
 }
 
-/// A program of this workspace.
+/// A program of this workspace; those in `DELUGEFS_BIN` if that is set, such as the release build's.
 pub fn bin(program: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("DELUGEFS_BIN") {
+        return PathBuf::from(folder).canonicalize().unwrap().join(program);
+    }
     Path::new(env!("CARGO_BIN_EXE_delugefs")).with_file_name(program)
 }
 
