@@ -124,9 +124,15 @@ impl Fetcher {
                     pause *= 4;
                 }
             };
+            let mut work = std::pin::pin!(work);
             tokio::select! {
-                () = work => {}
-                () = stop.cancelled() => {}
+                () = &mut work => {}
+                () = stop.cancelled() => {
+                    // Before `work` is dropped: as long as it is there, nobody else gets the file.
+                    if let Err(error) = this.swarm.deactivate(wanted.content).await {
+                        tracing::debug!("content {}: {error}", wanted.content);
+                    }
+                }
             }
             this.mirroring.lock().remove(&wanted.content);
         });

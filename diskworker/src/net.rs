@@ -252,6 +252,10 @@ impl Net {
     fn connection_token(&self, disk: DiskId) -> CancellationToken {
         let token = self.stop.child_token();
         self.connections.lock().push((disk, token.clone()));
+        // After that: whoever was revoked a moment ago is seen here or there.
+        if !self.members.is_disk(disk) {
+            token.cancel();
+        }
         token
     }
 

@@ -112,6 +112,12 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
             net.holding_changed(content, held);
         }
     }));
+    // What was sealed between the first look and the watch.
+    let looking = tokio::task::spawn_blocking({
+        let (engine, net) = (running.engine.clone(), net.clone());
+        move || engine.store.contents().flatten().for_each(|(content, _)| net.holding_changed(content, true))
+    });
+    looking.await?;
     let runtime = tokio::runtime::Handle::current();
     let fetcher = Fetcher::new(running.engine.clone(), swarm.clone(), net.clone(), runtime);
     net.serve_contents(&fetcher);

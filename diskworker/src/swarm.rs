@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use crate::content::ContentStore;
 use live::Role;
 use manager::{Command, Manager};
+use start::SLOWEST_BYTES_PER_S;
 
 mod live;
 mod manager;
@@ -141,7 +142,10 @@ impl Swarm {
     /// # Errors
     /// As [`Swarm::activate`], and `ENOSPC`.
     pub async fn fetch(&self, content: ContentId, size: u64, pieces: Bytes) -> FsResult<()> {
-        self.ask(|reply| Command::Start { content, size, pieces, role: Role::Fetch, reply }).await?.map(drop)
+        // What is there of it is hashed first.
+        let deadline = ANSWER_DEADLINE + Duration::from_secs(size / SLOWEST_BYTES_PER_S);
+        let start = |reply| Command::Start { content, size, pieces, role: Role::Fetch, reply };
+        self.ask_within(deadline, start).await?.map(drop)
     }
 
     /// Wait until a content that is being fetched is held and verified. `ENOENT` when it is not live, `ETIMEDOUT` after

@@ -97,6 +97,10 @@ fn ask() -> Vec<(Nearby, SocketAddr)> {
         loop {
             // Those behind the first one have been listening meanwhile.
             let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            // Anybody can send as much as he likes.
+            if Instant::now() > end + LISTEN || answers.len() >= NEARBY_MAX {
+                break;
+            }
             if socket.set_read_timeout(Some(left)).is_err() {
                 break;
             }

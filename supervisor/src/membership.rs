@@ -248,9 +248,13 @@ impl Membership {
         Ok((id, is_host))
     }
 
-    fn save(&self, set: Members) -> anyhow::Result<()> {
+    /// Joined with what is there: somebody else may have saved since this one was read.
+    fn save(&self, mut set: Members) -> anyhow::Result<()> {
         let id = set.cluster_id();
         let mut sets = self.sets.lock();
+        if let Some(now) = sets.get(&id) {
+            set.absorb(&now.encode())?;
+        }
         statefile::write(&self.state_dir, &format!("{SET_PREFIX}{}", id.to_hex()), &set.encode())?;
         sets.insert(id, set);
         Ok(())

@@ -4,9 +4,12 @@ use std::io::{Read, Write};
 
 use delugefs_proto::errno::{FsError, FsResult};
 
-use super::Engine;
+use super::{Core, Engine};
 use crate::catalog::ImportLimits;
 use crate::namespace::{catalog_errno, catalog_error};
+
+/// Tries to join between two changes, before those who make changes have to wait.
+const PATIENT_JOINS: u32 = 3;
 
 impl Engine {
     /// Told the committed state's commit after every change of it.
@@ -45,17 +48,37 @@ impl Engine {
         let theirs = self.core_catalog().import(pack, commit, &ImportLimits::default()).map_err(|error| {
             FsError::new(catalog_errno(&error), format!("refused the state of another disk: {error}"))
         })?;
-        loop {
+        for attempt in 0.. {
             self.commit()?;
             let _one = self.commit_lock.lock();
             let joined = self.change(None, |core| {
                 // Changed again between the commit and here: commit that first.
-                if core.ns.is_dirty() { Ok(false) } else { core.ns.join(&theirs).map(|()| true) }
+                if core.ns.is_dirty() {
+                    if attempt < PATIENT_JOINS {
+                        return Ok(false);
+                    }
+                    self.commit_locked(core)?;
+                }
+                core.ns.join(&theirs).map(|()| true)
             })?;
             if joined {
                 self.publish_commit();
                 return Ok(());
             }
         }
+        Ok(())
+    }
+
+    /// Commit the rest with writers waiting: who writes all the time must not keep the states of others out.
+    fn commit_locked(&self, core: &mut Core) -> FsResult<()> {
+        let catalog = core.ns.catalog().clone();
+        let (changes, ctx) = core.ns.begin_commit()?;
+        let done = self.store.barrier().and_then(|()| catalog.commit(&changes, &ctx).map(drop).map_err(catalog_error));
+        drop(changes);
+        match done {
+            Ok(()) => core.ns.committed(),
+            Err(_) => core.ns.commit_failed(),
+        }
+        done
     }
 }

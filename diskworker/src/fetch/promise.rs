@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ContentId;
 use delugefs_proto::peer_pb::{PromiseReply, PromiseRequest};
+use nix::errno::Errno;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
@@ -95,7 +96,14 @@ impl Fetcher {
         }
         let engine = self.engine.clone();
         // After promising: what is there now stays.
-        let held = tokio::task::spawn_blocking(move || engine.store.has(content)).await;
+        let held = tokio::task::spawn_blocking(move || {
+            let held = engine.store.has(content)?;
+            if held.is_some() {
+                engine.store.sync_content(content)?;
+            }
+            Ok(held)
+        });
+        let held: Result<FsResult<Option<u64>>, _> = held.await;
         match held {
             Ok(Ok(Some(_))) => Ok(PromiseReply { promised: true, reason: String::new() }),
             Ok(Ok(None)) => no("it does not hold it"),
@@ -115,9 +123,14 @@ impl Fetcher {
         if !self.promises.begin(content) {
             return Ok(Err("this disk has promised to keep its copy".into()));
         }
-        let result = self.let_go_if_promised(content, others).await;
-        self.promises.end(content);
-        result
+        let this = self.clone();
+        // A caller who hangs up must not stop it halfway.
+        let letting_go = tokio::spawn(async move {
+            let result = this.let_go_if_promised(content, others).await;
+            this.promises.end(content);
+            result
+        });
+        letting_go.await.map_err(|_| FsError::from(Errno::EIO))?
     }
 
     async fn let_go_if_promised(&self, content: ContentId, others: u32) -> FsResult<Result<(), String>> {

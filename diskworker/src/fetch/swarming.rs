@@ -95,7 +95,8 @@ impl Fetcher {
             }
             let active = self.swarm.active().await?;
             let have = active.iter().find(|torrent| torrent.content == content).map_or(0, |torrent| torrent.have);
-            if have != last.0 {
+            // Complete: it is being verified, and the session has a deadline of its own for that.
+            if have != last.0 || have == wanted.size {
                 last = (have, Instant::now());
             } else if last.1.elapsed() > STUCK {
                 return Err(FsError::new(Errno::ETIMEDOUT, "no progress: the disks that hold it do not answer"));

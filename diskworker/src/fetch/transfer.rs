@@ -61,6 +61,8 @@ struct State {
     request_bytes: u64,
     ended: Option<FsResult<()>>,
     progress: Instant,
+    /// A file is being hashed: that is no standstill.
+    hashing: bool,
     since: Since,
 }
 
@@ -89,6 +91,7 @@ impl Transfer {
             request_bytes: REQUEST_MIN_BYTES,
             ended: None,
             progress: Instant::now(),
+            hashing: false,
             since: Since(Instant::now(), 0),
         };
         Ok(Self {
@@ -161,7 +164,7 @@ impl Transfer {
             if let Some(result) = look(&mut state) {
                 return result;
             }
-            let quiet = state.progress.max(begin).elapsed();
+            let quiet = if state.hashing { Duration::ZERO } else { state.progress.max(begin).elapsed() };
             let Some(left) = stalled.checked_sub(quiet) else {
                 let text = "the content does not arrive: the disks that hold it do not answer";
                 return Err(FsError::new(Errno::ETIMEDOUT, text));
@@ -260,11 +263,14 @@ impl Transfer {
     async fn look_what_is_here(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<()> {
         let (Some(pieces), Some(file)) = (self.pieces.clone(), self.file.lock().clone()) else { return Ok(()) };
         let (engine, wanted) = (engine.clone(), self.wanted);
+        self.state.lock().hashing = true;
         let looking = tokio::task::spawn_blocking(move || {
             engine.store.incoming_pieces(&file, wanted.content, wanted.size, &pieces, &|| false)
         });
-        let bits = looking.await.map_err(|_| FsError::from(Errno::EIO))??;
+        let looked = looking.await;
         let mut state = self.state.lock();
+        (state.hashing, state.progress) = (false, Instant::now());
+        let bits = looked.map_err(|_| FsError::from(Errno::EIO))??;
         for piece in 0..state.have.len() {
             if bits[piece / 8] & (0x80 >> (piece % 8)) != 0 {
                 state.have[piece] = Piece::Here;
@@ -389,9 +395,13 @@ impl Transfer {
         // Nobody writes any more.
         *self.file.lock() = None;
         let (engine, wanted) = (engine.clone(), self.wanted);
+        self.state.lock().hashing = true;
         let finishing =
             tokio::task::spawn_blocking(move || engine.store.finish_incoming(wanted.content, wanted.size, &|| false));
-        finishing.await.map_err(|_| FsError::from(Errno::EIO))?
+        let finished = finishing.await;
+        let mut state = self.state.lock();
+        (state.hashing, state.progress) = (false, Instant::now());
+        finished.map_err(|_| FsError::from(Errno::EIO))?
     }
 }
 

@@ -54,6 +54,16 @@ impl Book {
         addresses.truncate(PER_DISK_MAX);
     }
 
+    /// About to be tried: behind the others until it has worked.
+    pub fn trying(&mut self, disk: DiskId, address: &str) {
+        if let Some(addresses) = self.disks.get_mut(&disk)
+            && let Some(at) = addresses.iter().position(|one| one == address)
+        {
+            let one = addresses.remove(at);
+            addresses.extend(one);
+        }
+    }
+
     /// Where to look for a disk.
     pub fn of(&self, disk: DiskId) -> Vec<String> {
         self.disks.get(&disk).into_iter().flatten().cloned().collect()
@@ -82,6 +92,9 @@ mod tests {
         assert!(book.hint(Some(one), "10.0.0.2:7") && !book.hint(Some(one), "nonsense"));
         book.worked(one, "10.0.0.2:7");
         assert_eq!(book.of(one), ["10.0.0.2:7", "10.0.0.1:7"]);
+        book.trying(one, "10.0.0.2:7");
+        assert_eq!(book.of(one), ["10.0.0.1:7", "10.0.0.2:7"]);
+        book.worked(one, "10.0.0.2:7");
         // The address has a new owner.
         book.worked(other, "10.0.0.2:7");
         assert_eq!((book.of(one), book.of(other)), (vec!["10.0.0.1:7".to_owned()], vec!["10.0.0.2:7".to_owned()]));

@@ -147,6 +147,8 @@ impl Net {
         let mut last = "no address of it is known".to_owned();
         let addresses = self.book.lock().of(disk);
         for text in addresses {
+            // Last from now on, unless it works: a dead one must not stand before a good one for ever.
+            self.book.lock().trying(disk, &text);
             for address in resolve(&text).await {
                 match self.identity.dial(Some(disk.into()), address, alpn, DIAL).await {
                     Ok(stream) => {

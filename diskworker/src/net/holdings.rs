@@ -22,8 +22,6 @@ struct Disk {
     held: HashSet<Short>,
     /// Generation, and whether a content came or went with it.
     log: VecDeque<(u64, Short, bool)>,
-    /// Parts of a message that is not whole yet.
-    partial: Option<(u64, u64, Vec<Short>, Vec<Short>)>,
 }
 
 /// What every disk holds.
@@ -37,7 +35,7 @@ pub(super) struct Holdings {
 /// What a message did.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// Known already, or not whole yet.
+    /// Known already.
     Nothing,
     /// Taken in.
     News,
@@ -70,7 +68,7 @@ impl Holdings {
         Some(message(me, epoch, base, base + 1, &added, &removed, false))
     }
 
-    /// What a peer says of some disk.
+    /// What a peer says of some disk: a whole message ([`Parts`]).
     pub fn hear(&mut self, news: &pb::Holdings) -> Heard {
         let Some(id) = DiskId::from_slice(&news.disk_id) else { return Heard::Nothing };
         let disk = self.disks.entry(id).or_default();
@@ -78,17 +76,7 @@ impl Holdings {
             return Heard::Nothing;
         }
         let ids = |bytes: &[u8]| bytes.as_chunks::<16>().0.to_vec();
-        let (mut added, mut removed) = (ids(&news.added), ids(&news.removed));
-        if let Some(partial) = disk.partial.take()
-            && (partial.0, partial.1) == (news.epoch, news.generation)
-        {
-            added.splice(0..0, partial.2);
-            removed.splice(0..0, partial.3);
-        }
-        if news.more {
-            disk.partial = Some((news.epoch, news.generation, added, removed));
-            return Heard::Nothing;
-        }
+        let (added, removed) = (ids(&news.added), ids(&news.removed));
         if news.base == 0 {
             self.replace(id, news.epoch, news.generation, added.into_iter().collect());
         } else if news.epoch == disk.epoch && news.base <= disk.generation {
@@ -154,6 +142,12 @@ impl Holdings {
         self.disks.get(&disk).map_or(0, |disk| disk.epoch)
     }
 
+    /// Everything about one disk, as messages.
+    pub fn own(&self, me: DiskId) -> Vec<pb::Holdings> {
+        let all = self.lacks(&pb::HoldingsHave::default());
+        all.into_iter().filter(|message| message.disk_id == me.0).collect()
+    }
+
     /// Everything known of the other disks, to be kept over a restart.
     pub fn dump(&self, me: DiskId) -> Vec<pb::Holdings> {
         let others = self.lacks(&pb::HoldingsHave::default());
@@ -212,6 +206,54 @@ impl Holdings {
     }
 }
 
+/// Puts messages together that came in parts, one after the other on one link.
+#[derive(Debug, Default)]
+pub(super) struct Parts(Option<pb::Holdings>);
+
+/// Most bytes of one message put together: a disk with 16 million contents.
+const WHOLE_MAX_BYTES: usize = 256 << 20;
+
+impl Parts {
+    /// The whole message, when this was its last part. `Err`: it is too long.
+    pub fn add(&mut self, mut part: pb::Holdings) -> Result<Option<pb::Holdings>, ()> {
+        if let Some(before) = self.0.take()
+            && (&before.disk_id, before.epoch, before.generation) == (&part.disk_id, part.epoch, part.generation)
+        {
+            part.added.splice(0..0, before.added);
+            part.removed.splice(0..0, before.removed);
+        }
+        if part.added.len() + part.removed.len() > WHOLE_MAX_BYTES {
+            return Err(());
+        }
+        if part.more {
+            self.0 = Some(part);
+            return Ok(None);
+        }
+        Ok(Some(part))
+    }
+}
+
+/// A message in parts that fit.
+pub(super) fn split(whole: pb::Holdings) -> Vec<pb::Holdings> {
+    const BYTES: usize = CHUNK * 16;
+    if whole.added.len() + whole.removed.len() <= BYTES {
+        return vec![whole];
+    }
+    let like = |added: &[u8], removed: &[u8]| pb::Holdings {
+        added: added.to_vec(),
+        removed: removed.to_vec(),
+        more: true,
+        disk_id: whole.disk_id.clone(),
+        ..whole
+    };
+    let removed = whole.removed.chunks(BYTES).map(|removed| like(&[], removed));
+    let mut parts: Vec<pb::Holdings> = removed.chain(whole.added.chunks(BYTES).map(|added| like(added, &[]))).collect();
+    if let Some(last) = parts.last_mut() {
+        last.more = false;
+    }
+    parts
+}
+
 fn message(
     id: DiskId,
     epoch: u64,
@@ -238,6 +280,13 @@ mod tests {
         ContentId(id)
     }
 
+    /// What comes of these messages, put together.
+    fn hear(holdings: &mut Holdings, messages: Vec<pb::Holdings>) -> Vec<Heard> {
+        let mut parts = Parts::default();
+        let whole = messages.into_iter().filter_map(|message| parts.add(message).unwrap());
+        whole.map(|message| holdings.hear(&message)).collect()
+    }
+
     fn held(holdings: &Holdings) -> BTreeSet<Short> {
         holdings.disks[&ME].held.iter().copied().collect()
     }
@@ -246,9 +295,8 @@ mod tests {
     fn others_follow_by_differences_or_from_nothing() {
         let (mut mine, mut near, mut far) = (Holdings::default(), Holdings::default(), Holdings::default());
         mine.begin(ME, 7, (0..10_000).map(content));
-        for message in mine.lacks(&near.have()) {
-            near.hear(&message);
-        }
+        let lacks = mine.lacks(&near.have());
+        hear(&mut near, lacks);
         assert_eq!(held(&near), held(&mine));
         let mut bits = 1_u64;
         for n in 0..5000 {
@@ -258,22 +306,21 @@ mod tests {
                 && let Some(news) = &changed
                 && near.hear(news) == Heard::Gap
             {
-                for message in mine.lacks(&near.have()) {
-                    near.hear(&message);
-                }
+                let lacks = mine.lacks(&near.have());
+                hear(&mut near, lacks);
             }
         }
-        for message in mine.lacks(&near.have()) {
-            assert_eq!(near.hear(&message), Heard::News);
-            assert_eq!(near.hear(&message), Heard::Nothing);
-        }
+        let lacks = mine.lacks(&near.have());
+        assert_eq!(hear(&mut near, lacks.clone()), [Heard::News]);
+        assert_eq!(hear(&mut near, lacks), [Heard::Nothing]);
         assert_eq!(held(&near), held(&mine));
         // Second hand.
         let messages = near.lacks(&far.have());
         assert!(messages.len() > 1);
-        for message in &messages {
-            far.hear(message);
-        }
+        // In parts of another size on the way.
+        let mut parts = Parts::default();
+        let whole: Vec<_> = messages.into_iter().filter_map(|message| parts.add(message).unwrap()).collect();
+        hear(&mut far, whole.into_iter().flat_map(split).collect());
         assert_eq!(held(&far), held(&mine));
         for n in 0..12_000 {
             let is_held = mine.disks[&ME].held.contains(&short(content(n)));
@@ -283,9 +330,8 @@ mod tests {
         // A new count replaces the old one, and what comes late of the old one is ignored.
         let late = mine.changed(ME, content(77_777), true).unwrap();
         mine.begin(ME, 8, [content(1)].into_iter());
-        for message in &mine.lacks(&far.have()) {
-            far.hear(message);
-        }
+        let lacks = mine.lacks(&far.have());
+        hear(&mut far, lacks);
         assert_eq!(far.hear(&late), Heard::Nothing);
         assert_eq!((far.count(ME), far.epoch(ME), far.holders(content(1))), (1, 8, &[ME][..]));
     }

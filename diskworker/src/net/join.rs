@@ -80,8 +80,11 @@ pub(super) async fn introduce(net: &Net, disk: Option<NodeId>, address: SocketAd
     let mut stream = net.identity.dial(disk, address, ALPN_JOIN, PATIENCE).await?;
     let cluster_id = net.engine.folder.cluster_id().0.to_vec();
     let request = pb::JoinRequest { version: VERSION, cluster_id, proof, ..pb::JoinRequest::default() };
-    frame::write(&mut stream, &request).await?;
-    let reply: pb::JoinReply = frame::read(&mut stream, 2 * SET_MAX_BYTES).await?;
+    let talking = async {
+        frame::write(&mut stream, &request).await?;
+        frame::read::<pb::JoinReply>(&mut stream, 2 * SET_MAX_BYTES).await
+    };
+    let reply = tokio::time::timeout(PATIENCE, talking).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
     match reply.error.is_empty() {
         true => Ok(()),
         false => Err(std::io::Error::other(reply.error)),

@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::Net;
-use super::holdings::Heard;
+use super::holdings::{Heard, Parts, split};
 use super::io::PeerInfo;
 use super::table::Link;
 
@@ -137,6 +137,7 @@ async fn read(
     incoming: &mut Streaming<pb::News>,
     asked: &Asked,
 ) -> FsResult<()> {
+    let mut parts = Parts::default();
     loop {
         let message =
             incoming.message().await.map_err(|status| FsError::new(Errno::ECONNRESET, status.message().to_owned()))?;
@@ -152,12 +153,22 @@ async fn read(
             Some(news::News::Members(members)) => {
                 let net = net.clone();
                 let absorbing = tokio::task::spawn_blocking(move || net.members.absorb(&members.set));
-                absorbing.await.map_err(|_| Errno::EIO)??;
+                match absorbing.await.map_err(|_| Errno::EIO)? {
+                    Err(error) if error.errno == Errno::EINVAL => return Err(error),
+                    Err(error) => tracing::debug!("membership is not written down: {error}"),
+                    Ok(_) => {}
+                }
             }
             Some(news::News::Holdings(holdings)) => {
+                let of = DiskId::from_slice(&holdings.disk_id);
+                // Of itself a disk knows best.
+                if !of.is_some_and(|disk| disk != net.engine.folder.disk_id() && net.members.is_disk(disk)) {
+                    continue;
+                }
+                let Some(holdings) = parts.add(holdings).map_err(|()| Errno::EMSGSIZE)? else { continue };
                 let heard = net.holdings.lock().hear(&holdings);
                 match heard {
-                    Heard::News => net.tell(Some(link), holdings),
+                    Heard::News => split(holdings).into_iter().for_each(|part| net.tell(Some(link), part)),
                     Heard::Gap => {
                         *asked.ask_again.lock() = true;
                         asked.notify.notify_one();
@@ -225,6 +236,9 @@ async fn write_until(
                 let set = members.borrow_and_update().as_ref().map(|members| members.encode());
                 if let Some(set) = set {
                     send(out, news::News::Members(pb::Members { set })).await?;
+                    // What was said of disks that were no members then was not listened to.
+                    let have = net.holdings.lock().have();
+                    send(out, news::News::HoldingsHave(have)).await?;
                 }
             }
             changed = abouts.changed() => {
@@ -239,8 +253,8 @@ async fn write_until(
                     send(out, news::News::Holdings(pb::Holdings::clone(&holdings))).await?;
                 }
                 Ok(_) => {}
-                // It will notice the gap, or hear it from another.
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                // A new link begins with what the other lacks.
+                Err(broadcast::error::RecvError::Lagged(_)) => return Err("too slow for the news".into()),
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             },
             () = asked.notify.notified() => {

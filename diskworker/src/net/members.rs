@@ -27,7 +27,8 @@ pub struct MembersStore {
     cluster: ClusterId,
     /// `None`: of a disk that no host has admitted yet.
     current: watch::Sender<Option<Arc<Members>>>,
-    writing: Mutex<()>,
+    /// Whether what is in memory is not written yet.
+    unsaved: Mutex<bool>,
 }
 
 impl MembersStore {
@@ -47,7 +48,7 @@ impl MembersStore {
                 Some(Arc::new(members.map_err(|error| FsError::new(Errno::EIO, format!("ROOT/members: {error}")))?))
             }
         };
-        Ok(Self { folder, cluster, current: watch::channel(current).0, writing: Mutex::default() })
+        Ok(Self { folder, cluster, current: watch::channel(current).0, unsaved: Mutex::default() })
     }
 
     /// The membership now.
@@ -65,25 +66,29 @@ impl MembersStore {
         self.current.borrow().as_ref().is_some_and(|members| members.is_disk(id))
     }
 
-    /// Join another set, durably. Whether anything is new.
+    /// Join another set, durably. Whether anything is new. It counts also when it cannot be written: then the next call tries
+    /// to write it again.
     ///
     /// # Errors
     /// `EINVAL` when it is not a set of this cluster, and what the disk says.
     pub fn absorb(&self, set: &[u8]) -> FsResult<bool> {
-        let _one = self.writing.lock();
+        let mut unsaved = self.unsaved.lock();
         let invalid = |error| FsError::new(Errno::EINVAL, format!("refused a membership set: {error}"));
         let members = match self.get() {
             Some(members) => {
                 let mut members = Members::clone(&members);
-                if !members.absorb(set).map_err(invalid)?.changed {
+                if !members.absorb(set).map_err(invalid)?.changed && !*unsaved {
                     return Ok(false);
                 }
                 members
             }
             None => Members::decode(self.cluster, set).map_err(invalid)?,
         };
-        self.write(&members.encode())?;
+        let bytes = members.encode();
         self.current.send_replace(Some(Arc::new(members)));
+        *unsaved = true;
+        self.write(&bytes)?;
+        *unsaved = false;
         Ok(true)
     }
 

@@ -12,6 +12,7 @@ use nix::fcntl::{OFlag, renameat};
 use prost::Message;
 
 use super::Net;
+use super::holdings::Parts;
 
 const FILE: &str = "holdings";
 const UNFINISHED: &str = "holdings.new";
@@ -31,6 +32,7 @@ impl Net {
         }
         let mut rest = &bytes[..];
         let mut last_epoch = 0;
+        let mut parts = Parts::default();
         while !rest.is_empty() {
             let Ok(message) = pb::Holdings::decode_length_delimited(&mut rest) else {
                 tracing::warn!("ROOT/holdings is damaged: what other disks hold is asked for again");
@@ -38,7 +40,7 @@ impl Net {
             };
             if message.disk_id == me.0 {
                 last_epoch = message.epoch;
-            } else {
+            } else if let Ok(Some(message)) = parts.add(message) {
                 self.holdings.lock().hear(&message);
             }
         }
@@ -51,6 +53,9 @@ impl Net {
             }
         }
         self.holdings.lock().begin(me, now.max(last_epoch + 1), held.into_iter());
+        // Links may be up already, and have said that nothing is known of this disk.
+        let known = self.holdings.lock().own(me);
+        known.into_iter().for_each(|message| self.tell(None, message));
         // On a full disk it is not written: then the clock alone makes the next epoch greater.
         if let Err(error) = self.remember_holdings() {
             tracing::warn!("what other disks hold is not written down: {error}");

@@ -23,7 +23,7 @@ use crate::content::torrent::{Torrent, torrent};
 /// For one step of librqbit: adding, starting, deleting a torrent.
 pub(super) const STEP_DEADLINE: Duration = Duration::from_secs(60);
 /// A disk slower than this while a file is hashed counts as hanging, in bytes per second.
-const SLOWEST_BYTES_PER_S: u64 = 5 << 20;
+pub(super) const SLOWEST_BYTES_PER_S: u64 = 5 << 20;
 
 /// A torrent in the session, not running yet.
 pub(super) struct Started {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use delugefs_proto::errno::FsError;
@@ -11,7 +12,7 @@ use nix::errno::Errno;
 
 use super::Fs;
 use crate::call::{Caller, Outcome, Patience, Stop};
-use crate::handles::{Content, FileHandle, Partial, Source, Ticket};
+use crate::handles::{Content, FileHandle, Partial, Ticket};
 use crate::os;
 
 /// Times a reader looks again because the content changed under it, before it takes what it finds.
@@ -42,10 +43,13 @@ impl Fs {
                 Content::Partial(partial) => {
                     let (partial, ticket) = (partial.clone(), source.ticket);
                     drop(source); // what follows may take long
-                    match self.read_partial(caller, &partial, ticket, offset, buf)? {
-                        Some(read) => return Ok(read),
-                        // The worker was restarted, and knows nothing of the handle: once more from the beginning.
-                        None => *file.source.write() = Source::default(),
+                    let result = self.read_partial(caller, &partial, ticket, offset, buf);
+                    // The worker was restarted, or has given up: the next read begins anew.
+                    if matches!(result, Ok(None) | Err(Stop::Failed(_))) {
+                        self.drop_partial(file, &partial);
+                    }
+                    if let Some(read) = result? {
+                        return Ok(read);
                     }
                 }
                 Content::None => {}
@@ -87,6 +91,19 @@ impl Fs {
         }
         let read = read_full(&partial.file, offset, &mut buf[..(end - offset) as usize])?;
         Ok(Some(read))
+    }
+
+    /// Forget a partial content, unless somebody has opened another one since.
+    fn drop_partial(&self, file: &FileHandle, partial: &Arc<Partial>) {
+        let mut source = file.source.write();
+        if !matches!(&source.content, Content::Partial(now) if Arc::ptr_eq(now, partial)) {
+            return;
+        }
+        let old = std::mem::take(&mut *source);
+        drop(source);
+        let ticket = old.ticket;
+        drop(old);
+        self.close_ticket(ticket);
     }
 
     /// Whether reading this handle may have to wait for another disk.
