@@ -311,8 +311,9 @@ mod tests {
             }
         }
         let lacks = mine.lacks(&near.have());
-        assert_eq!(hear(&mut near, lacks.clone()), [Heard::News]);
-        assert_eq!(hear(&mut near, lacks), [Heard::Nothing]);
+        assert!(hear(&mut near, lacks.clone()).iter().all(|heard| *heard == Heard::News));
+        assert!(hear(&mut near, lacks).iter().all(|heard| *heard == Heard::Nothing));
+        assert!(near.have() == mine.have());
         assert_eq!(held(&near), held(&mine));
         // Second hand.
         let messages = near.lacks(&far.have());
