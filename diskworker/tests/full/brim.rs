@@ -75,8 +75,14 @@ fn sweep(kind: Kind) {
             if round % 3 == 2 {
                 // A crash in the middle of it. The copy has more room: what is looked at is what was left.
                 let image = tempfile::tempdir().unwrap();
-                let copied = std::process::Command::new("cp").arg("-a").arg(small.root()).arg(image.path()).status();
-                assert!(copied.unwrap().success());
+                let copy = || {
+                    let mut cp = std::process::Command::new("cp");
+                    cp.arg("-a").arg(small.root()).arg(image.path()).status().unwrap().success()
+                };
+                // Its threads go on: a file may vanish while it is copied.
+                while !copy() {
+                    std::fs::remove_dir_all(image.path().join("d")).unwrap();
+                }
                 let folder = crate::disk::open(&image.path().join("d"));
                 let settings = Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) };
                 let again = Running::start(Arc::new(folder), settings).unwrap();
