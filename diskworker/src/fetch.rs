@@ -33,6 +33,7 @@ use crate::engine::{Engine, SessionId};
 use crate::net::Net;
 use crate::swarm::Swarm;
 
+pub(crate) use serve::hand_over;
 pub use serve::read_content;
 use transfer::Transfer;
 
@@ -109,10 +110,13 @@ impl Fetcher {
         self.runtime.spawn(async move {
             let work = async {
                 let places = if wanted.size > TORRENT_MIN_BYTES { &this.large } else { &this.small };
-                let Ok(_place) = places.clone().acquire_owned().await else { return };
                 let mut pause = Duration::from_secs(1);
                 for attempt in 1..=TRIES {
-                    match this.mirror_once(wanted).await {
+                    // Given back while it pauses: what cannot be reached keeps nobody else waiting.
+                    let Ok(place) = places.clone().acquire_owned().await else { return };
+                    let done = this.mirror_once(wanted).await;
+                    drop(place);
+                    match done {
                         Ok(()) => return,
                         Err(error) if attempt == TRIES || error.errno == Errno::ENOSPC => {
                             tracing::info!("content {} is not fetched: {error}", wanted.content);
@@ -232,6 +236,12 @@ impl Fetcher {
         let mirroring = self.mirroring.lock().remove(&content);
         if let Some(mirroring) = &mirroring {
             mirroring.stop.cancel();
+        }
+        // A transfer that nobody reads was for this alone.
+        if let Some(transfer) = self.transfers.lock().get(&content)
+            && !self.handles.lock().values().any(|(_, read)| Arc::ptr_eq(read, transfer))
+        {
+            transfer.stop();
         }
         self.swarm.deactivate(content).await?;
         Ok(mirroring.is_some())

@@ -12,7 +12,6 @@
 
 mod book;
 mod dial;
-mod frame;
 mod holdings;
 pub mod io;
 mod join;
@@ -228,7 +227,6 @@ impl Net {
             port: self.port.into(),
             site: self.settings.site.clone(),
             lazy: self.settings.lazy,
-            draining: false,
             total_bytes: space.total_bytes,
             free_bytes: space.free_bytes,
             read_only: space.read_only,

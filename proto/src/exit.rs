@@ -103,6 +103,7 @@ impl UserError {
 
 /// Print an error chain once, at the edge, and give its exit code.
 pub fn report(program: &str, error: &(dyn std::error::Error + 'static)) -> Exit {
+    use std::io::Write;
     let mut exit = Exit::Failure;
     let mut hints = Vec::new();
     let mut text = String::new();
@@ -119,9 +120,11 @@ pub fn report(program: &str, error: &(dyn std::error::Error + 'static)) -> Exit 
         }
         next = error.source();
     }
-    eprintln!("{program}: {text}");
+    // Whoever reads it may have gone: that changes nothing about how this ends.
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "{program}: {text}");
     for hint in hints {
-        eprintln!("Hint: {hint}");
+        let _ = writeln!(stderr, "Hint: {hint}");
     }
     exit
 }

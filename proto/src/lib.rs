@@ -18,6 +18,8 @@ pub mod limits;
 pub mod local;
 #[cfg(feature = "identity")]
 pub mod members;
+#[cfg(feature = "identity")]
+pub mod message;
 pub mod record;
 pub mod rundir;
 #[cfg(feature = "identity")]

@@ -182,7 +182,8 @@ impl Members {
         });
     }
 
-    /// Admit a host or a disk. Nothing happens when this host admitted it before as the same.
+    /// Admit a host or a disk. Nothing happens when this host admitted it before as the same and nobody else did since.
+    /// Otherwise the new record is the latest, also where this host's clock is behind: what is said last counts.
     ///
     /// # Errors
     /// When `by` is no host of this cluster, the subject was revoked, the label is unfit, or the set is full.
@@ -208,6 +209,7 @@ impl Members {
         if known.is_some_and(|member| member.by == host && member.label == label) {
             return Ok(());
         }
+        let at_s = known.map_or(at_s, |member| at_s.max(member.at_s.saturating_add(1)));
         self.sign_admission(role, subject, label, at_s, by)
     }
 

@@ -69,6 +69,11 @@ impl Addresses {
         }
     }
 
+    /// Where a disk was reached.
+    pub fn of(&self, disk: DiskId) -> Vec<String> {
+        self.known.lock().addresses.get(&disk.to_hex()).cloned().unwrap_or_default()
+    }
+
     /// All that is known, for a worker.
     pub fn hints(&self) -> Vec<Hint> {
         let known = self.known.lock();

@@ -1,7 +1,7 @@
 //! Keeps this host's workers and the cluster together: joins their membership with the host's, admits the host's disks, and
 //! tells every worker where others may be. Once a second, over the workers' own sockets; nothing here talks to the network.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,10 @@ use delugefs_proto::ids::DiskId;
 use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest, PeersRequest};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::addresses::Addresses;
+use crate::log::Logged;
 use crate::membership::Membership;
 use crate::worker;
 
@@ -35,6 +37,8 @@ pub struct Found {
 #[derive(Default)]
 struct Told {
     pid: u32,
+    /// Its disk was admitted in this life of the process: two hosts with copies of one disk must not admit it in turns.
+    admitted: bool,
     members: Vec<u8>,
     hints: Vec<Hint>,
     rounds: u32,
@@ -48,7 +52,7 @@ pub async fn follow(
     found: Arc<Found>,
 ) {
     let mut told: HashMap<PathBuf, Told> = HashMap::new();
-    let mut complained: BTreeSet<String> = BTreeSet::new();
+    let complained = Logged::default();
     loop {
         let host = snapshots.borrow_and_update().clone();
         let up: Vec<&pb::Disk> = host
@@ -57,7 +61,12 @@ pub async fn follow(
             .filter(|disk| disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty())
             .collect();
         let local = up.iter().filter(|disk| disk.tcp_port != 0).filter_map(|disk| {
-            let address = format!("127.0.0.1:{}", disk.tcp_port);
+            // A disk that listens on one address does not answer on the others.
+            let host = if disk.listen.is_empty() { "127.0.0.1" } else { &disk.listen };
+            let address = match host.contains(':') {
+                true => format!("[{host}]:{}", disk.tcp_port),
+                false => format!("{host}:{}", disk.tcp_port),
+            };
             Some(Hint { disk_id: DiskId::from_hex(&disk.disk_id)?.0.to_vec(), address })
         });
         let mut hints: Vec<Hint> = local.collect();
@@ -65,23 +74,37 @@ pub async fn follow(
         let nearby = found.nearby.lock().clone();
         hints.extend(nearby.into_iter().map(|(disk, address)| Hint { disk_id: disk.0.to_vec(), address }));
         hints.extend(found.peers.iter().map(|address| Hint { disk_id: Vec::new(), address: address.clone() }));
-        for disk in up {
+        let hints = Arc::new(hints);
+        let mut meetings = JoinSet::new();
+        for disk in up.into_iter().cloned() {
             let socket = PathBuf::from(&disk.grpc_socket);
-            let told = told.entry(socket.clone()).or_default();
-            if told.pid != disk.pid || told.rounds >= AGAIN {
-                *told = Told { pid: disk.pid, ..Told::default() };
+            let mut told = told.remove(&socket).filter(|told| told.pid == disk.pid).unwrap_or_default();
+            if told.rounds >= AGAIN {
+                told = Told { admitted: told.admitted, ..Told::default() };
             }
+            told.pid = disk.pid;
             told.rounds += 1;
             if let Ok(port) = u16::try_from(disk.tcp_port)
                 && port != 0
             {
                 addresses.set_port(&disk.disk_id, port);
             }
-            if let Err(why) = meet(disk, &socket, told, &membership, &addresses, &hints).await
-                && complained.insert(format!("{} {why}", disk.disk_id))
+            let (membership, addresses, hints) = (membership.clone(), addresses.clone(), hints.clone());
+            // Side by side: a stuck worker keeps no other one waiting.
+            meetings.spawn(async move {
+                let met = meet(&disk, &socket, &mut told, &membership, &addresses, &hints).await;
+                (disk.disk_id, socket, told, met)
+            });
+        }
+        told.clear();
+        while let Some(met) = meetings.join_next().await {
+            let Ok((disk_id, socket, its, met)) = met else { continue };
+            if let Err(why) = met
+                && complained.insert(&format!("{disk_id} {why}"))
             {
-                tracing::warn!("disk {}: {why}", short_id(&disk.disk_id));
+                tracing::warn!("disk {}: {why}", short_id(&disk_id));
             }
+            told.insert(socket, its);
         }
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
@@ -111,11 +134,13 @@ async fn meet(
     let Ok(peers) = answer else { return Ok(()) };
     addresses.learn_from(&peers.peers);
     membership.absorb(cluster, &peers.members).map_err(|error| format!("{error:#}"))?;
-    let admitted = membership.admit_disk(cluster, id).map_err(|error| format!("{error:#}"))?;
+    if !told.admitted {
+        told.admitted = membership.admit_disk(cluster, id).map_err(|error| format!("{error:#}"))?;
+    }
     let Some(set) = membership.set(cluster) else {
         return Err("it was made before disks could meet, and stays alone: make a new disk and copy its files".into());
     };
-    if !admitted && !set.is_disk(id) {
+    if !set.is_disk(id) {
         return Err("neither this host nor the disk is a member of the cluster: `--join TOKEN` makes it one".into());
     }
     let members = set.encode();

@@ -8,10 +8,9 @@ use delugefs_proto::identity::Identity;
 use delugefs_proto::identity::tls::ALPN_JOIN;
 use delugefs_proto::ids::ClusterId;
 use delugefs_proto::members::{Members, SET_MAX_BYTES};
+use delugefs_proto::message;
 use delugefs_proto::peer_pb::{JoinReply, JoinRequest};
 use delugefs_proto::token::Token;
-use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::failure::Failure;
 use crate::membership::Membership;
@@ -23,18 +22,25 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// Version of the join conversation.
 const VERSION: u32 = 1;
 
-/// Use an invitation; does nothing when this host is a member already. The cluster's id.
+/// Use an invitation; does nothing when this host is a member already. Besides the addresses in it those in `more` are
+/// tried: the inviter may have moved. The cluster's id.
 ///
 /// # Errors
 /// What is wrong with the invitation, or that its giver cannot be reached.
-pub async fn join(membership: &Membership, token: &Token, cluster: &str) -> Result<ClusterId, Failure> {
+pub async fn join(
+    membership: &Membership,
+    token: &Token,
+    cluster: &str,
+    more: &[String],
+) -> Result<ClusterId, Failure> {
     let me = membership.identity().host_id();
     if let Some(set) = membership.set(token.cluster).filter(|set| set.is_host(me)) {
         check_name(&set, cluster)?;
         return Ok(token.cluster);
     }
     let mut last = "the invitation names no address".to_owned();
-    for text in &token.addresses {
+    let others = more.iter().filter(|address| !token.addresses.contains(address));
+    for text in token.addresses.iter().chain(others) {
         let Ok(Ok(found)) = tokio::time::timeout(DIAL, tokio::net::lookup_host(text.clone())).await else {
             last = format!("{text}: no such address");
             continue;
@@ -83,17 +89,8 @@ async fn ask(identity: &Identity, label: &str, token: &Token, address: SocketAdd
         proof: Vec::new(),
     };
     let conversation = async {
-        let mut bytes = (request.encoded_len() as u32).to_le_bytes().to_vec();
-        request.encode(&mut bytes).map_err(std::io::Error::other)?;
-        stream.write_all(&bytes).await?;
-        stream.flush().await?;
-        let length = stream.read_u32_le().await? as usize;
-        if length > 2 * SET_MAX_BYTES {
-            return Err(std::io::Error::other("its answer is too long"));
-        }
-        let mut bytes = vec![0; length];
-        stream.read_exact(&mut bytes).await?;
-        JoinReply::decode(&bytes[..]).map_err(std::io::Error::other)
+        message::write(&mut stream, &request).await?;
+        message::read(&mut stream, 2 * SET_MAX_BYTES).await
     };
     match tokio::time::timeout(ANSWER, conversation).await {
         Ok(reply) => reply,

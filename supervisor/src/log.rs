@@ -9,3 +9,15 @@ pub fn init(level: &str) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     log.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false).init();
 }
+
+/// Remembers what was logged, so that nobody fills the log by asking often.
+#[derive(Debug, Default)]
+pub struct Logged(parking_lot::Mutex<std::collections::BTreeSet<String>>);
+
+impl Logged {
+    /// Whether it is to be logged.
+    pub fn insert(&self, what: &str) -> bool {
+        let mut logged = self.0.lock();
+        logged.len() < 1000 && logged.insert(what.to_owned())
+    }
+}

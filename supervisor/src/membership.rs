@@ -240,6 +240,10 @@ impl Membership {
                 return Err(Failure::new(Exit::Usage, format!("several members have ids that begin with {beginning}")));
             }
         };
+        if id == self.identity.host_id().into() {
+            let failure = Failure::new(Exit::Usage, "a host that shuts itself out can never come back");
+            return Err(failure.hint("do it on another host of the cluster"));
+        }
         set.revoke(id, now_s(), &self.identity).map_err(|error| match error {
             MembersError::NotAMember(_) => no_member(),
             error => Failure::new(Exit::Failure, error.to_string()),
@@ -320,5 +324,29 @@ mod tests {
         assert_eq!(one.revoke(cluster, "09090909").unwrap(), (disk.into(), false));
         assert!(!one.set(cluster).unwrap().is_disk(disk));
         assert!(third.invite(cluster, disk, vec![], 60).is_err());
+        let myself = one.identity().host_id().to_hex();
+        assert!(one.revoke(cluster, &myself).unwrap_err().message.contains("itself"));
+    }
+
+    #[test]
+    fn a_disk_that_moves_is_admitted_once_whatever_the_clocks_say() {
+        let (_dir, one) = host();
+        let cluster = one.cluster_for("home").unwrap();
+        let token = one.invite(cluster, DiskId([1; 32]), vec![], 60).unwrap();
+        let (_other_dir, other) = host();
+        let set = one.redeem(cluster, &token.secret, other.identity().host_id(), "x").unwrap();
+        other.absorb(cluster, &set.encode()).unwrap();
+        let disk = DiskId([9; 32]);
+        // Admitted by a host whose clock is days ahead.
+        let mut ahead = one.set(cluster).unwrap();
+        ahead.admit(Role::Disk, disk.into(), "ahead", now_s() + 500_000, one.identity()).unwrap();
+        other.absorb(cluster, &ahead.encode()).unwrap();
+        let count = |membership: &Membership| membership.set(cluster).unwrap().statements().count();
+        let before = count(&other);
+        for _ in 0..5 {
+            assert!(other.admit_disk(cluster, disk).unwrap());
+        }
+        assert_eq!(count(&other), before + 1);
+        assert_eq!(other.set(cluster).unwrap().disks()[&disk].by, other.identity().host_id());
     }
 }

@@ -5,7 +5,7 @@
 //! them and lets go only then. So of the policy's two steps the first, [`Decision::Confirm`], is all that is needed here.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +34,6 @@ const HEALTH_S: u64 = 10;
 pub struct Shown {
     /// How well contents are kept; `None` before the first look.
     pub health: Option<Health>,
-    /// Every disk of the cluster, as a worker of this host sees it.
-    pub peers: Vec<wpb::Peer>,
     /// Fetches that wait for others to end.
     pub waiting: u64,
 }
@@ -130,7 +128,7 @@ pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: wat
 impl Replicator {
     async fn round(&mut self, workers: &[(DiskId, PathBuf)], shown: &watch::Sender<Shown>) {
         let now = sys::uptime_s();
-        let Some((me, peers)) = self.look(workers, now).await else { return };
+        let Some(me) = self.look(workers, now).await else { return };
         let changed = self.walk(workers, now).await;
         self.follow_fetches(workers, now).await;
         self.desk.expire(now);
@@ -155,22 +153,19 @@ impl Replicator {
             let contents: Vec<Content> = self.contents.values().map(|known| known.content.clone()).collect();
             let view = View { me, disks: &disks, contents: &contents, desk: &self.desk, settings: &self.settings };
             let health = policy::health(&view, now);
-            shown.send_replace(Shown { health: Some(health), peers, waiting });
+            shown.send_replace(Shown { health: Some(health), waiting });
         } else {
-            shown.send_modify(|shown| {
-                shown.peers = peers;
-                shown.waiting = waiting;
-            });
+            shown.send_modify(|shown| shown.waiting = waiting);
         }
     }
 
-    /// Who is in the cluster and who is here: a disk that any worker of this host is connected with. This host's key, and
-    /// the disks as one worker sees them.
-    async fn look(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> Option<(HostId, Vec<wpb::Peer>)> {
+    /// Who is in the cluster and who is here: a disk that any worker of this host is connected with. This host's key.
+    async fn look(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> Option<HostId> {
         let mut seen: BTreeMap<DiskId, wpb::Peer> = BTreeMap::new();
         let mut me = None;
         for (_, socket) in workers {
-            let Ok(reply) = ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
+            let Ok(reply) =
+                worker::ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
             else {
                 continue;
             };
@@ -203,7 +198,8 @@ impl Replicator {
                     presence,
                     changed_s: before.map_or(now, |disk| disk.changed_s),
                     lazy: peer.lazy,
-                    draining: peer.draining,
+                    // Disks cannot be emptied yet.
+                    draining: false,
                     read_only: peer.read_only,
                     forgotten: false,
                     free_bytes: peer.free_bytes,
@@ -211,8 +207,8 @@ impl Replicator {
                 },
             };
             if let Some(before) = before {
-                let same = (before.host, before.lazy, before.draining, before.read_only, &before.site)
-                    == (disk.host, disk.lazy, disk.draining, disk.read_only, &disk.site);
+                let same = (before.host, before.lazy, before.read_only, &before.site)
+                    == (disk.host, disk.lazy, disk.read_only, &disk.site);
                 if !same {
                     disk.changed_s = now;
                 }
@@ -230,7 +226,7 @@ impl Replicator {
                 (disk.forgotten, disk.changed_s) = (true, now);
             }
         }
-        Some((me, seen.into_values().collect()))
+        Some(me)
     }
 
     /// Read what the catalog says, if it changed and the last look is not too recent. Whether anything is new.
@@ -284,7 +280,8 @@ impl Replicator {
                 continue;
             }
             let request = wpb::ActiveTorrentsRequest {};
-            let Ok(active) = ask(socket, |mut client| async move { client.active_torrents(request).await }).await
+            let Ok(active) =
+                worker::ask(socket, |mut client| async move { client.active_torrents(request).await }).await
             else {
                 continue;
             };
@@ -321,7 +318,8 @@ impl Replicator {
                 let Some(socket) = socket(&disk) else { return };
                 let pieces = self.contents.get(&content).map(|known| known.pieces.clone()).unwrap_or_default();
                 let request = wpb::PleaseMirrorRequest { content: content.0.to_vec(), size_bytes, pieces };
-                let answer = ask(&socket, |mut client| async move { client.please_mirror(request).await }).await;
+                let answer =
+                    worker::ask(&socket, |mut client| async move { client.please_mirror(request).await }).await;
                 use wpb::please_mirror_reply::Outcome;
                 match answer {
                     Ok(reply) if reply.outcome() == Outcome::Fetching => {
@@ -346,7 +344,8 @@ impl Replicator {
                 let until = now + policy::PROMISE_S;
                 let Some(socket) = socket(&disk) else { return };
                 let request = wpb::StopMirroringRequest { content: content.0.to_vec(), others: wanted };
-                let answer = ask(&socket, |mut client| async move { client.stop_mirroring(request).await }).await;
+                let answer =
+                    worker::ask(&socket, |mut client| async move { client.stop_mirroring(request).await }).await;
                 match answer {
                     Ok(reply) => {
                         let what = reply.outcome();
@@ -365,11 +364,4 @@ impl Replicator {
             Decision::Trim { .. } => {}
         }
     }
-}
-
-async fn ask<T, F: Future<Output = Result<tonic::Response<T>, tonic::Status>>>(
-    socket: &Path,
-    question: impl FnOnce(worker::Client) -> F,
-) -> Result<T, tonic::Status> {
-    worker::ask(socket, question).await
 }

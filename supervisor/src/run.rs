@@ -133,6 +133,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         run_dir: run_dir.clone(),
         membership,
         addresses,
+        found,
         replicated,
         refusals: Default::default(),
     };

@@ -19,7 +19,9 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::addresses::Addresses;
+use crate::cluster::Found;
 use crate::failure::Failure;
+use crate::log::Logged;
 use crate::membership::Membership;
 use crate::notes::{self, Note, WORKER};
 use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
@@ -40,22 +42,12 @@ pub struct Server {
     pub membership: Arc<Membership>,
     /// Where others are.
     pub addresses: Arc<Addresses>,
+    /// Where others may be.
+    pub found: Arc<Found>,
     /// What the replication policy sees.
     pub replicated: watch::Receiver<Shown>,
     /// Hosts that were not admitted, and were logged.
     pub refusals: Arc<Logged>,
-}
-
-/// Remembers what was logged, so that nobody fills the log by asking often.
-#[derive(Debug, Default)]
-pub struct Logged(parking_lot::Mutex<std::collections::BTreeSet<String>>);
-
-impl Logged {
-    /// Whether it is to be logged.
-    fn insert(&self, what: &str) -> bool {
-        let mut logged = self.0.lock();
-        logged.len() < 1000 && logged.insert(what.to_owned())
-    }
 }
 
 /// Longest life of an invitation, in seconds.
@@ -236,7 +228,10 @@ impl Control for Server {
     async fn join(&self, request: Request<pb::JoinRequest>) -> Answer<pb::JoinReply> {
         let request = request.into_inner();
         let token: Token = request.token.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
-        let cluster = join::join(&self.membership, &token, &request.cluster).await?;
+        let mut more = self.addresses.of(token.inviter);
+        more.extend(self.found.nearby.lock().get(&token.inviter).cloned());
+        more.extend(self.found.peers.iter().cloned());
+        let cluster = join::join(&self.membership, &token, &request.cluster, &more).await?;
         self.addresses.learn(token.inviter, &token.addresses);
         Ok(Response::new(pb::JoinReply { cluster_id: cluster.0.to_vec() }))
     }

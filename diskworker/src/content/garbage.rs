@@ -2,7 +2,7 @@
 //! decides what is referred to may be wrong or behind, and a content in the trash comes back when it is asked for.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use parking_lot::Mutex;
 
-use super::{ContentStore, content_of, data_path, fail, stat_regular};
+use super::{ContentStore, Shard, content_of, data_path, fail, stat_regular};
 use crate::folder::Dir;
 use crate::os;
 
@@ -23,6 +23,8 @@ pub(super) struct Keep {
     /// Finished or taken back since the last collection began: they may be recorded only after the live set was made.
     fresh: Mutex<BTreeSet<ContentId>>,
     pins: Mutex<HashMap<ContentId, u32>>,
+    /// Promised to other disks, until when.
+    promised: Mutex<HashMap<ContentId, Instant>>,
 }
 
 impl Keep {
@@ -30,8 +32,16 @@ impl Keep {
         self.fresh.lock().insert(content);
     }
 
+    fn is_used(&self, content: ContentId) -> bool {
+        self.pins.lock().contains_key(&content)
+    }
+
+    fn is_promised(&self, content: ContentId) -> bool {
+        self.promised.lock().get(&content).is_some_and(|until| *until > Instant::now())
+    }
+
     fn holds(&self, content: ContentId) -> bool {
-        self.fresh.lock().contains(&content) || self.pins.lock().contains_key(&content)
+        self.fresh.lock().contains(&content) || self.is_used(content) || self.is_promised(content)
     }
 }
 
@@ -65,6 +75,21 @@ impl ContentStore {
                 pins.remove(&content);
             }
         }
+    }
+
+    /// Keep a content for so long, whatever anybody says: other disks let their copies go relying on it. Does not survive
+    /// the process.
+    pub fn promise(&self, content: ContentId, lasts: Duration) {
+        let now = Instant::now();
+        let mut promised = self.keep.promised.lock();
+        promised.retain(|_, until| *until > now);
+        let until = promised.entry(content).or_insert(now);
+        *until = (*until).max(now + lasts);
+    }
+
+    /// Whether a content has to be kept because of [`ContentStore::promise`].
+    pub fn is_promised(&self, content: ContentId) -> bool {
+        self.keep.is_promised(content)
     }
 
     /// Move what is not in `live` to the trash, take back what is, and delete what has been in the trash (or lies in
@@ -108,7 +133,7 @@ impl ContentStore {
     /// here. Not through the trash: from there it would come back.
     pub fn let_go(&self, content: ContentId) -> FsResult<bool> {
         let mut shard = self.shard(content).lock();
-        if self.keep.pins.lock().contains_key(&content) {
+        if self.keep.is_used(content) || self.keep.is_promised(content) {
             return Ok(false);
         }
         self.keep.fresh.lock().remove(&content);
@@ -117,14 +142,7 @@ impl ContentStore {
             unlinkat(&from, content.to_hex().as_str(), UnlinkatFlags::NoRemoveDir).map(|()| size)
         });
         match deleted {
-            Ok(size) => {
-                if let Some(usage) = shard.as_mut() {
-                    usage.contents = usage.contents.saturating_sub(1);
-                    usage.bytes = usage.bytes.saturating_sub(size);
-                }
-                self.tell(content, false);
-                Ok(true)
-            }
+            Ok(size) => Ok(self.gone(&mut shard, content, size)),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(fail(errno, "delete", &data_path(content))),
         }
@@ -146,17 +164,20 @@ impl ContentStore {
             renameat(&from, name.as_str(), self.dir(Dir::Trash), name.as_str()).map(|()| size)
         });
         match moved {
-            Ok(size) => {
-                if let Some(usage) = shard.as_mut() {
-                    usage.contents = usage.contents.saturating_sub(1);
-                    usage.bytes = usage.bytes.saturating_sub(size);
-                }
-                self.tell(content, false);
-                Ok(true)
-            }
+            Ok(size) => Ok(self.gone(&mut shard, content, size)),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(fail(errno, "move to the trash", &data_path(content))),
         }
+    }
+
+    /// A content has left `data/`: always `true`.
+    fn gone(&self, shard: &mut Shard, content: ContentId, size: u64) -> bool {
+        if let Some(usage) = shard {
+            usage.contents = usage.contents.saturating_sub(1);
+            usage.bytes = usage.bytes.saturating_sub(size);
+        }
+        self.tell(content, false);
+        true
     }
 
     /// Take a content back from the trash; what is in `data/` then. Durable when it returns: a crash must not put a content

@@ -49,6 +49,14 @@ pub struct Ledger {
     pub entries: Vec<Entry>,
 }
 
+impl Ledger {
+    /// What is known of one content; `None` when no file has it.
+    pub fn find(&self, content: ContentId) -> Option<&Entry> {
+        let at = self.entries.binary_search_by_key(&content, |entry| entry.content).ok()?;
+        self.entries.get(at)
+    }
+}
+
 /// A directory while the catalog is walked.
 struct Directory {
     parent: Ino,

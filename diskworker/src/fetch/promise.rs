@@ -3,7 +3,7 @@
 //! each other. Promises end with the process; a disk that has just started neither promises nor lets go for as long as
 //! one lasts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::Fetcher;
+use crate::content::ContentStore;
 
 /// How long a promise lasts that we ask for.
 const PROMISE: Duration = Duration::from_secs(600);
@@ -24,23 +25,17 @@ const PROMISE_MAX: Duration = Duration::from_secs(3600);
 /// For one answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// What this disk has promised and is about to let go.
+/// What this disk is about to let go. What it has promised the store knows.
 pub(super) struct Promises {
     start: Instant,
     /// Set by tests only.
     settled: AtomicBool,
-    given: Mutex<Given>,
-}
-
-#[derive(Default)]
-struct Given {
-    until: HashMap<ContentId, Instant>,
-    leaving: HashSet<ContentId>,
+    leaving: Mutex<HashSet<ContentId>>,
 }
 
 impl Default for Promises {
     fn default() -> Self {
-        Self { start: Instant::now(), settled: AtomicBool::new(false), given: Mutex::default() }
+        Self { start: Instant::now(), settled: AtomicBool::new(false), leaving: Mutex::default() }
     }
 }
 
@@ -56,27 +51,23 @@ impl Promises {
     }
 
     /// Give one, unless the content is on its way out.
-    fn give(&self, content: ContentId, lasts: Duration) -> bool {
-        let mut given = self.given.lock();
-        let now = Instant::now();
-        given.until.retain(|_, until| *until > now);
-        if given.leaving.contains(&content) {
-            return false;
+    fn give(&self, store: &ContentStore, content: ContentId, lasts: Duration) -> bool {
+        let leaving = self.leaving.lock();
+        let given = !leaving.contains(&content);
+        if given {
+            store.promise(content, lasts.min(PROMISE_MAX));
         }
-        let until = given.until.entry(content).or_insert(now);
-        *until = (*until).max(now + lasts.min(PROMISE_MAX));
-        true
+        given
     }
 
     /// Begin to let a content go, unless it was promised.
-    fn begin(&self, content: ContentId) -> bool {
-        let mut given = self.given.lock();
-        let promised = given.until.get(&content).is_some_and(|until| *until > Instant::now());
-        !promised && given.leaving.insert(content)
+    fn begin(&self, store: &ContentStore, content: ContentId) -> bool {
+        let mut leaving = self.leaving.lock();
+        !store.is_promised(content) && leaving.insert(content)
     }
 
     fn end(&self, content: ContentId) {
-        self.given.lock().leaving.remove(&content);
+        self.leaving.lock().remove(&content);
     }
 }
 
@@ -91,12 +82,17 @@ impl Fetcher {
         if self.net.is_lazy() || self.engine.refusal().is_some() {
             return no("nobody should rely on it");
         }
-        if !self.promises.give(content, Duration::from_secs(request.seconds.into())) {
+        if !self.promises.give(&self.engine.store, content, Duration::from_secs(request.seconds.into())) {
             return no("it lets its own copy go");
         }
-        let engine = self.engine.clone();
+        let (engine, asked) = (self.engine.clone(), request.wanted);
         // After promising: what is there now stays.
         let held = tokio::task::spawn_blocking(move || {
+            // By what this disk knows: it may be behind, and would let the content go when the promise has ended.
+            match engine.ledger()?.find(content) {
+                Some(entry) if entry.wanted <= asked => {}
+                _ => return Ok(None),
+            }
             let held = engine.store.has(content)?;
             if held.is_some() {
                 engine.store.sync_content(content)?;
@@ -106,7 +102,7 @@ impl Fetcher {
         let held: Result<FsResult<Option<u64>>, _> = held.await;
         match held {
             Ok(Ok(Some(_))) => Ok(PromiseReply { promised: true, reason: String::new() }),
-            Ok(Ok(None)) => no("it does not hold it"),
+            Ok(Ok(None)) => no("it does not hold it, or knows more of what is wanted"),
             Ok(Err(error)) => Err(error),
             Err(_) => no("it is stopping"),
         }
@@ -120,7 +116,7 @@ impl Fetcher {
         if !self.promises.is_settled() {
             return Ok(Err("this disk has just started: it waits until older promises have ended".into()));
         }
-        if !self.promises.begin(content) {
+        if !self.promises.begin(&self.engine.store, content) {
             return Ok(Err("this disk has promised to keep its copy".into()));
         }
         let this = self.clone();
@@ -141,7 +137,7 @@ impl Fetcher {
             }
             let seconds = PROMISE.as_secs() as u32;
             let asked = async {
-                let request = PromiseRequest { content: content.0.to_vec(), seconds };
+                let request = PromiseRequest { content: content.0.to_vec(), seconds, wanted: others };
                 let reply = self.net.client(disk).await.ok()?.promise(request).await.ok()?;
                 Some(reply.into_inner().promised)
             };
@@ -161,15 +157,46 @@ impl Fetcher {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+    use crate::folder::DiskFolder;
 
     #[test]
     fn a_promise_and_a_farewell_exclude_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Arc::new(DiskFolder::create(&dir.path().join("d"), "test", None).unwrap());
+        let store = ContentStore::open(folder, 0).unwrap();
         let promises = Promises::default();
         let (one, other) = (ContentId([1; 32]), ContentId([2; 32]));
-        assert!(promises.give(one, PROMISE) && !promises.begin(one));
-        assert!(promises.begin(other) && !promises.begin(other) && !promises.give(other, PROMISE));
+        assert!(promises.give(&store, one, PROMISE) && !promises.begin(&store, one));
+        assert!(promises.begin(&store, other) && !promises.begin(&store, other));
+        assert!(!promises.give(&store, other, PROMISE));
         promises.end(other);
-        assert!(promises.give(other, Duration::ZERO) && promises.begin(other));
+        assert!(promises.give(&store, other, Duration::ZERO) && promises.begin(&store, other));
+    }
+
+    #[test]
+    fn what_was_promised_stays_whatever_the_catalog_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Arc::new(DiskFolder::create(&dir.path().join("d"), "test", None).unwrap());
+        let store = ContentStore::open(folder.clone(), 0).unwrap();
+        let content = |text: &[u8]| {
+            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text);
+            let id = ContentId::from_slice(hash.as_ref()).unwrap();
+            let file = store.incoming_file(id, text.len() as u64).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, text, 0).unwrap();
+            drop(file);
+            store.finish_incoming(id, text.len() as u64, &|| false).unwrap();
+            id
+        };
+        let (promised, other) = (content(b"promised"), content(b"other"));
+        store.promise(promised, PROMISE);
+        // Twice: what was finished since the last collection is spared.
+        for _ in 0..2 {
+            store.collect(&HashSet::new(), Duration::ZERO, SystemTime::now()).unwrap();
+        }
+        assert!(!store.let_go(promised).unwrap());
+        assert_eq!((store.has(promised).unwrap(), store.has(other).unwrap()), (Some(8), None));
     }
 }

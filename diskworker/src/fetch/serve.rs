@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use delugefs_proto::errno::FsError;
@@ -15,6 +16,8 @@ use crate::engine::Engine;
 
 /// Most bytes of one request.
 const REQUEST_MAX_BYTES: u64 = 64 << 20;
+/// A peer that takes nothing for so long is given up.
+const UNREAD: Duration = Duration::from_secs(30);
 /// Bytes of one message.
 const CHUNK_BYTES: u64 = 256 << 10;
 
@@ -36,16 +39,25 @@ pub fn read_content(
                 let mut data = vec![0; (end - offset).min(CHUNK_BYTES) as usize];
                 file.read_exact_at(&mut data, offset)?;
                 offset += data.len() as u64;
-                if sender.blocking_send(Ok(ReadContentReply { data: Bytes::from(data) })).is_err() {
+                if !hand_over(&sender, Ok(ReadContentReply { data: Bytes::from(data) })) {
                     return Err(Errno::EPIPE.into()); // it wants no more
                 }
             }
             Ok(())
         };
         match read() {
-            Err(error) if error.errno != Errno::EPIPE => drop(sender.blocking_send(Err(Status::from(error)))),
+            Err(error) if error.errno != Errno::EPIPE => {
+                hand_over(&sender, Err(Status::from(error)));
+            }
             _ => {}
         }
     });
     Ok(receiver)
+}
+
+/// Send from a blocking thread of the runtime; `false` when nobody takes it. A peer that does not read gives the thread
+/// back after a while: there are not many of them.
+pub(crate) fn hand_over<T>(sender: &mpsc::Sender<T>, message: T) -> bool {
+    let sending = tokio::time::timeout(UNREAD, sender.send(message));
+    matches!(tokio::runtime::Handle::current().block_on(sending), Ok(Ok(())))
 }

@@ -17,6 +17,8 @@ use super::{Fetcher, Wanted};
 const SOURCES_MAX: usize = 4;
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// Longest fetch, as long as it makes progress.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Without progress for so long, it is begun anew.
 const STUCK: Duration = Duration::from_secs(30);
 /// A source that ended is tried again after this.
@@ -64,6 +66,7 @@ impl Fetcher {
         let mut streams: JoinSet<DiskId> = JoinSet::new();
         let mut connected: HashSet<DiskId> = HashSet::new();
         let mut last = (0, Instant::now());
+        let mut finished = std::pin::pin!(self.swarm.finished(content, LONGEST));
         loop {
             for disk in self.net.holders(content) {
                 if connected.len() < SOURCES_MAX && connected.insert(disk) {
@@ -87,10 +90,8 @@ impl Fetcher {
                 }
             }
             tokio::select! {
-                finished = self.swarm.finished(content, LOOK) => match finished {
-                    Err(error) if error.errno == Errno::ETIMEDOUT => {}
-                    finished => return finished,
-                },
+                finished = &mut finished => return finished,
+                () = tokio::time::sleep(LOOK) => {}
                 Some(Ok(disk)) = streams.join_next() => drop(connected.remove(&disk)),
             }
             let active = self.swarm.active().await?;

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::piece_length_bytes;
 use delugefs_proto::local_pb::Create;
+use delugefs_proto::worker_pb::CopiesRequest;
 
 use super::*;
 use crate::engine::Opening;
@@ -147,6 +148,12 @@ async fn a_copy_goes_only_when_another_is_promised() {
     until("the second holder", || !nodes[0].net().holders(wanted.content).is_empty()).await;
     assert!(one.let_go(wanted.content, 1).await.unwrap().is_err(), "the other has just started");
     other.promises.settle();
+    // Two are wanted, as far as the other one knows.
+    assert!(one.let_go(wanted.content, 1).await.unwrap().is_err());
+    let set = CopiesRequest { path: b"/".to_vec(), set: 1 };
+    nodes[0].engine().copies(&set).unwrap();
+    let knows = || nodes[1].engine().ledger().unwrap().find(wanted.content).is_some_and(|entry| entry.wanted == 1);
+    until("one to be enough", knows).await;
     one.let_go(wanted.content, 1).await.unwrap().unwrap();
     assert!(nodes[0].engine().store.has(wanted.content).unwrap().is_none());
     until("the news", || nodes[1].net().holders(wanted.content).is_empty()).await;
@@ -181,4 +188,42 @@ async fn a_reader_takes_over_what_is_being_mirrored() {
         until("the end of it", || !fetcher.is_mirroring(wanted.content) && fetcher.swarming.lock().is_empty()).await;
     }
     assert!(nodes[1].engine().store.incoming().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_left_is_used_and_readers_do_not_wait_for_it() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let content = bytes(9 << 20);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    // As a fetch leaves it that was given up in the middle: the first half, and a piece that is wrong.
+    let file = nodes[1].engine().store.incoming_file(wanted.content, wanted.size).unwrap();
+    file.write_all_at(&content[..5 << 20], 0).unwrap();
+    file.write_all_at(b"wrong", 1 << 20).unwrap();
+    drop(file);
+    let fetcher = nodes[1].fetcher().clone();
+    blocking(move || fetcher.whole(wanted)).await.unwrap();
+    assert!(read(&nodes[1], wanted) == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_is_cancelled_ends_and_another_one_works() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    for size in [200_000, 9 << 20] {
+        let content = bytes(size);
+        let wanted = write(&nodes[0], &format!("file{size}"), &content);
+        known(&nodes[1], wanted).await;
+        let fetcher = nodes[1].fetcher();
+        fetcher.mirror(wanted);
+        fetcher.cancel(wanted.content).await.unwrap();
+        let at_rest = || {
+            !fetcher.is_mirroring(wanted.content)
+                && fetcher.transfers.lock().is_empty()
+                && fetcher.swarming.lock().is_empty()
+        };
+        until("the end of it", at_rest).await;
+        let again = fetcher.clone();
+        blocking(move || again.whole(wanted)).await.unwrap();
+        assert!(read(&nodes[1], wanted) == content);
+    }
 }

@@ -16,7 +16,7 @@ use delugefs_proto::peer_pb::ReadContentRequest;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::{Since, Wanted};
@@ -25,6 +25,8 @@ use crate::net::Net;
 
 /// Requests under way at once.
 const REQUESTS_MAX: usize = 4;
+/// Between two looks while nothing is under way.
+const TICK: Duration = Duration::from_millis(50);
 /// Bytes of one request that fills in the rest.
 const REQUEST_BYTES: u64 = 4 << 20;
 /// Requests grow to that from a single piece, so that the first bytes come at once.
@@ -63,6 +65,9 @@ struct State {
     progress: Instant,
     /// A file is being hashed: that is no standstill.
     hashing: bool,
+    /// What an earlier attempt left is known. Before, only what is waited for is asked for.
+    looked: bool,
+    stopped: bool,
     since: Since,
 }
 
@@ -92,6 +97,8 @@ impl Transfer {
             ended: None,
             progress: Instant::now(),
             hashing: false,
+            looked: false,
+            stopped: false,
             since: Since(Instant::now(), 0),
         };
         Ok(Self {
@@ -173,14 +180,26 @@ impl Transfer {
         }
     }
 
+    /// Give it up.
+    pub fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.news.notify_one();
+    }
+
     /// Fetch to the end.
     pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>) -> FsResult<()> {
-        self.look_what_is_here(engine).await?;
+        let mut looking = Some(self.look_what_is_here(engine)?);
         let mut holders = Holders::default();
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
         loop {
-            if self.is_complete() {
+            if self.state.lock().stopped {
+                return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
+            }
+            if let Some(looked) = looking.take_if(|looking| looking.is_finished()) {
+                self.take_what_is_here(looked.await)?;
+            }
+            if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
                 match self.finish(engine).await {
                     Ok(()) => return Ok(()),
@@ -200,14 +219,18 @@ impl Transfer {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
                 let Some((first, count)) = self.choose() else { break };
                 holders.last = Some(disk);
-                let (this, net) = (self.clone(), net.clone());
+                let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
-                    let done = this.request(&net, disk, first, count).await;
+                    let done = this.request(&engine, &net, disk, first, count).await;
                     this.give_back(first, count);
                     (disk, done)
                 });
             }
             if requests.is_empty() {
+                if looking.is_some() {
+                    let _ = timeout(TICK, self.news.notified()).await;
+                    continue;
+                }
                 // Somebody else (the swarm) may have brought it.
                 if engine.store.has(self.wanted.content)? == Some(self.wanted.size) {
                     return Ok(());
@@ -217,12 +240,14 @@ impl Transfer {
                     let text = holders.error.unwrap_or_else(|| "no disk that holds the content can be reached".into());
                     return Err(FsError::new(Errno::EHOSTUNREACH, text));
                 }
-                let _ = timeout(Duration::from_millis(50), self.news.notified()).await;
+                let _ = timeout(TICK, self.news.notified()).await;
                 continue;
             }
             tokio::select! {
                 Some(done) = requests.join_next() => match done {
                     Ok((_, Ok(()))) => nobody = None,
+                    // Our own disk's: no other holder can help.
+                    Ok((_, Err(error))) if is_ours(error.errno) => return Err(error),
                     Ok((disk, Err(error))) => {
                         tracing::debug!("content {} from disk {}: {error}", self.wanted.content, &disk.to_hex()[..8]);
                         let rest = if error.errno == Errno::EBADMSG { PATIENCE } else { REST };
@@ -234,7 +259,7 @@ impl Transfer {
                 () = self.news.notified() => {}
             }
             let quiet = self.state.lock().progress.elapsed();
-            if quiet > PATIENCE {
+            if looking.is_none() && quiet > PATIENCE {
                 return Err(FsError::new(Errno::ETIMEDOUT, "the content does not arrive"));
             }
         }
@@ -259,20 +284,30 @@ impl Transfer {
         state.since = Since(Instant::now(), 0);
     }
 
-    /// What an earlier attempt left is used.
-    async fn look_what_is_here(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<()> {
-        let (Some(pieces), Some(file)) = (self.pieces.clone(), self.file.lock().clone()) else { return Ok(()) };
-        let (engine, wanted) = (engine.clone(), self.wanted);
+    /// Find out what an earlier attempt left; readers are served meanwhile.
+    fn look_what_is_here(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<JoinHandle<FsResult<Vec<u8>>>> {
+        let file = self.file.lock().clone().ok_or(Errno::ECANCELED)?;
+        let (engine, this) = (engine.clone(), self.clone());
         self.state.lock().hashing = true;
-        let looking = tokio::task::spawn_blocking(move || {
-            engine.store.incoming_pieces(&file, wanted.content, wanted.size, &pieces, &|| false)
-        });
-        let looked = looking.await;
+        Ok(tokio::task::spawn_blocking(move || {
+            let Some(pieces) = &this.pieces else { return Ok(Vec::new()) };
+            let wanted = this.wanted;
+            let looked = engine.store.incoming_pieces(&file, wanted.content, wanted.size, pieces, &|| {
+                this.state.lock().stopped // an error of its own then
+            });
+            this.news.notify_one();
+            looked
+        }))
+    }
+
+    /// Use it.
+    fn take_what_is_here(&self, looked: Result<FsResult<Vec<u8>>, JoinError>) -> FsResult<()> {
         let mut state = self.state.lock();
-        (state.hashing, state.progress) = (false, Instant::now());
+        (state.hashing, state.looked, state.progress) = (false, true, Instant::now());
         let bits = looked.map_err(|_| FsError::from(Errno::EIO))??;
         for piece in 0..state.have.len() {
-            if bits[piece / 8] & (0x80 >> (piece % 8)) != 0 {
+            let is_good = bits.get(piece / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0);
+            if is_good && state.have[piece] != Piece::Here {
                 state.have[piece] = Piece::Here;
                 state.have_bytes += self.length(piece);
             }
@@ -300,6 +335,9 @@ impl Transfer {
         let count = state.have.len();
         let is_missing = |piece: &usize| state.have[*piece] == Piece::Missing;
         let cursor = state.cursor;
+        if first.is_none() && !state.looked {
+            return None;
+        }
         let first = first.or_else(|| (cursor..count).find(is_missing)).or_else(|| (0..cursor).find(is_missing))?;
         let run = (state.request_bytes / self.piece_bytes).max(1) as usize;
         let length = (first..count).take(run).take_while(is_missing).count();
@@ -322,7 +360,14 @@ impl Transfer {
     }
 
     /// Ask one disk for a run of pieces; each is verified and written as it comes.
-    async fn request(self: &Arc<Self>, net: &Net, disk: DiskId, first: usize, count: usize) -> FsResult<()> {
+    async fn request(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        net: &Net,
+        disk: DiskId,
+        first: usize,
+        count: usize,
+    ) -> FsResult<()> {
         let offset = first as u64 * self.piece_bytes;
         let length = (first..first + count).map(|piece| self.length(piece)).sum();
         let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
@@ -352,7 +397,7 @@ impl Transfer {
                 parts.push(data.split_to(take as usize));
                 gathered += take;
                 if gathered == self.length(piece) {
-                    self.take_piece(piece, std::mem::take(&mut parts)).await?;
+                    self.take_piece(engine, piece, std::mem::take(&mut parts)).await?;
                     (gathered, piece) = (0, piece + 1);
                 }
             }
@@ -361,8 +406,8 @@ impl Transfer {
     }
 
     /// Verify a piece and write it.
-    async fn take_piece(self: &Arc<Self>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
-        let this = self.clone();
+    async fn take_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
+        let (this, engine) = (self.clone(), engine.clone());
         let taking = tokio::task::spawn_blocking(move || {
             if let Some(hashes) = &this.pieces {
                 let mut sha1 = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
@@ -370,6 +415,10 @@ impl Transfer {
                 if sha1.finish().as_ref() != &hashes[piece * 20..piece * 20 + 20] {
                     return Err(FsError::new(Errno::EBADMSG, "it sent a corrupt piece"));
                 }
+            }
+            // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.
+            if engine.store.free_space()?.free < this.length(piece) {
+                return Err(FsError::new(Errno::ENOSPC, "no room to fetch more on this disk"));
             }
             let Some(file) = this.file.lock().clone() else { return Err(Errno::ECANCELED.into()) };
             let mut offset = piece as u64 * this.piece_bytes;
@@ -403,6 +452,11 @@ impl Transfer {
         (state.hashing, state.progress) = (false, Instant::now());
         finished.map_err(|_| FsError::from(Errno::EIO))?
     }
+}
+
+/// Whether an error is that of our own disk.
+fn is_ours(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EIO | Errno::EROFS | Errno::EFBIG)
 }
 
 /// Whom to ask next.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_TORRENT, ClientStream, peer_id};
 use delugefs_proto::ids::{DiskId, NodeId};
+use delugefs_proto::message;
 use delugefs_proto::peer_pb::{self as pb, peer_client::PeerClient};
 use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
@@ -15,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::io::{PeerInfo, PeerIo};
 use super::table::whom_to_meet;
-use super::{Net, frame, join, link};
+use super::{Net, join, link};
 
 /// For one address.
 const DIAL: Duration = Duration::from_secs(5);
@@ -126,8 +127,8 @@ impl Net {
     pub async fn torrent_stream(&self, disk: DiskId, request: pb::StreamRequest) -> FsResult<PeerIo<ClientStream>> {
         let (mut stream, from) = self.dial(disk, ALPN_TORRENT).await?;
         let asked = async {
-            frame::write(&mut stream, &request).await?;
-            frame::read::<pb::StreamReply>(&mut stream, frame::REQUEST_MAX_BYTES).await
+            message::write(&mut stream, &request).await?;
+            message::read::<pb::StreamReply>(&mut stream, message::REQUEST_MAX_BYTES).await
         };
         let reply = timeout(DIAL * 12, asked).await.map_err(|_| Errno::ETIMEDOUT)??;
         if !reply.error.is_empty() {

@@ -9,11 +9,12 @@ use delugefs_proto::control_pb::{RedeemRequest, control_client::ControlClient};
 use delugefs_proto::identity::tls::ALPN_JOIN;
 use delugefs_proto::ids::{DiskId, NodeId};
 use delugefs_proto::members::{PROOF_MAX_BYTES, SET_MAX_BYTES};
+use delugefs_proto::message;
 use delugefs_proto::peer_pb as pb;
 use delugefs_proto::rundir;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Net, frame};
+use super::Net;
 
 /// For the whole conversation.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
@@ -27,9 +28,9 @@ pub(super) async fn serve(
     key: NodeId,
     from: SocketAddr,
 ) -> std::io::Result<()> {
-    let request: pb::JoinRequest = frame::read(&mut stream, frame::REQUEST_MAX_BYTES).await?;
+    let request: pb::JoinRequest = message::read(&mut stream, message::REQUEST_MAX_BYTES).await?;
     let reply = answer(net, request, key, from).await;
-    frame::write(&mut stream, &reply).await
+    message::write(&mut stream, &reply).await
 }
 
 async fn answer(net: &Arc<Net>, request: pb::JoinRequest, key: NodeId, from: SocketAddr) -> pb::JoinReply {
@@ -81,8 +82,8 @@ pub(super) async fn introduce(net: &Net, disk: Option<NodeId>, address: SocketAd
     let cluster_id = net.engine.folder.cluster_id().0.to_vec();
     let request = pb::JoinRequest { version: VERSION, cluster_id, proof, ..pb::JoinRequest::default() };
     let talking = async {
-        frame::write(&mut stream, &request).await?;
-        frame::read::<pb::JoinReply>(&mut stream, 2 * SET_MAX_BYTES).await
+        message::write(&mut stream, &request).await?;
+        message::read::<pb::JoinReply>(&mut stream, 2 * SET_MAX_BYTES).await
     };
     let reply = tokio::time::timeout(PATIENCE, talking).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
     match reply.error.is_empty() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN, ALPN_TORRENT, peer_id};
 use delugefs_proto::ids::{DiskId, NodeId};
+use delugefs_proto::message;
 use delugefs_proto::peer_pb as pb;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -15,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::io::{PeerInfo, PeerIo};
-use super::{Net, frame, join};
+use super::{Net, join};
 
 /// For a handshake and the first message.
 const GREETING: Duration = Duration::from_secs(10);
@@ -107,11 +108,12 @@ pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accep
 async fn serve_torrent(net: &Arc<Net>, mut stream: TlsStream<TcpStream>, disk: DiskId) {
     let token = net.connection_token(disk);
     let work = async {
-        let request = timeout(GREETING, frame::read::<pb::StreamRequest>(&mut stream, frame::REQUEST_MAX_BYTES)).await;
+        let request =
+            timeout(GREETING, message::read::<pb::StreamRequest>(&mut stream, message::REQUEST_MAX_BYTES)).await;
         let Ok(Ok(request)) = request else { return };
         let accepted = net.accept_torrent(&request).await;
         let error = accepted.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        if frame::write(&mut stream, &pb::StreamReply { error }).await.is_err() {
+        if message::write(&mut stream, &pb::StreamReply { error }).await.is_err() {
             return;
         }
         if let Ok(content) = accepted

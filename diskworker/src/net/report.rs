@@ -104,7 +104,6 @@ fn describe(disk: DiskId, about: &About) -> pb::Peer {
         host_label: about.host_label.clone(),
         site: about.site.clone(),
         lazy: about.lazy,
-        draining: about.draining,
         total_bytes: about.total_bytes,
         free_bytes: about.free_bytes,
         read_only: about.read_only,

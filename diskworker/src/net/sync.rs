@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::Net;
+use crate::fetch::hand_over;
 
 /// States known to be part of ours.
 const INCLUDED_MAX: usize = 256;
@@ -175,12 +176,12 @@ pub(super) fn give(
     tokio::task::spawn_blocking(move || {
         let begin = |commit: Oid| {
             let first = pb::FetchPackReply { commit: commit.as_bytes().to_vec(), pack: Vec::new() };
-            sender.blocking_send(Ok(first)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+            hand_over(&sender, Ok(first)).then_some(()).ok_or(io::Error::from(io::ErrorKind::BrokenPipe))
         };
         let mut out = Packed { sender: sender.clone(), buffer: Vec::with_capacity(CHUNK_BYTES) };
         let exported = engine.export(&have, begin, &mut out).and_then(|()| Ok(out.flush()?));
         if let Err(error) = exported {
-            let _ = sender.blocking_send(Err(Status::from(error))); // it may have gone away
+            hand_over(&sender, Err(Status::from(error))); // it may have gone away
         }
     });
     receiver
@@ -229,6 +230,6 @@ impl Write for Packed {
         }
         let pack = std::mem::take(&mut self.buffer);
         let reply = pb::FetchPackReply { commit: Vec::new(), pack };
-        self.sender.blocking_send(Ok(reply)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        hand_over(&self.sender, Ok(reply)).then_some(()).ok_or(io::ErrorKind::BrokenPipe.into())
     }
 }

@@ -8,6 +8,7 @@ use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN};
 use delugefs_proto::ids::{ClusterId, Ino};
 use delugefs_proto::local_pb::{Lookup, Mkdir};
 use delugefs_proto::members::{Members, Role};
+use delugefs_proto::message;
 use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest};
 use tempfile::TempDir;
 
@@ -244,8 +245,8 @@ async fn strangers_get_nowhere() {
     assert!(answer.is_empty(), "{read:?} {answer:?}");
     let ask = |request: pb::JoinRequest| async move {
         let mut stream = dial(ALPN_JOIN).await.unwrap();
-        frame::write(&mut stream, &request).await.unwrap();
-        frame::read::<pb::JoinReply>(&mut stream, 1 << 20).await.unwrap().error
+        message::write(&mut stream, &request).await.unwrap();
+        message::read::<pb::JoinReply>(&mut stream, 1 << 20).await.unwrap().error
     };
     let cluster_id = nodes[0].net.engine.folder.cluster_id().0.to_vec();
     let good = pb::JoinRequest { version: 1, cluster_id, ..pb::JoinRequest::default() };

@@ -1,7 +1,6 @@
 //! The commands about the cluster as a whole: who is in it, conflicts, wanted copies.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::short_id;
@@ -11,10 +10,9 @@ use delugefs_proto::worker_pb as wpb;
 use serde::Serialize;
 
 use super::client::{Control, answer};
-use super::show::{print, print_json};
+use super::show::{Places, print, print_json};
 use super::table::{row, size, table};
 use crate::escape::{escape_bytes, escape_line};
-use crate::{paths, sys};
 
 #[derive(Serialize)]
 struct Peers {
@@ -150,14 +148,7 @@ pub(super) async fn conflicts(control: &mut Control, as_json: bool) -> anyhow::R
 }
 
 pub(super) async fn copies(control: &mut Control, typed: &Path, number: Option<u32>) -> anyhow::Result<Exit> {
-    let mut watch = answer(control.watch(pb::WatchRequest {}).await)?;
-    let host = answer(watch.message().await.map(|host| tonic::Response::new(host.unwrap_or_default())))?;
-    let ours: Vec<PathBuf> = host.mounts.iter().map(|mount| PathBuf::from(&mount.dir)).collect();
-    let mut boundaries = sys::delugefs_mounts()?;
-    boundaries.extend_from_slice(&ours);
-    let resolved = paths::resolve_here(typed, &boundaries)?;
-    let path = if ours.iter().any(|mount| resolved.starts_with(mount)) { &resolved } else { typed };
-    let path = path.as_os_str().as_bytes().to_vec();
+    let path = Places::look(control).await?.path(typed)?;
     let reply = answer(control.copies(wpb::CopiesRequest { path, set: number.unwrap_or(0) }).await)?;
     let from = match reply.from.is_empty() {
         true => "the default".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use delugefs_proto::control_pb as pb;
@@ -177,19 +177,39 @@ pub(super) async fn torrents(control: &mut Control, as_json: bool) -> anyhow::Re
     Ok(exit)
 }
 
+/// What a path on the command line can mean.
+pub(super) struct Places {
+    host: pb::HostStatus,
+    ours: Vec<PathBuf>,
+    boundaries: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Our supervisor's mounts, whatever the mount table says of them, and everybody's DelugeFS mounts in it.
+    pub async fn look(control: &mut Control) -> anyhow::Result<Self> {
+        let mut watch = answer(control.watch(pb::WatchRequest {}).await)?;
+        let host = answer(watch.message().await.map(|host| tonic::Response::new(host.unwrap_or_default())))?;
+        let ours: Vec<PathBuf> = host.mounts.iter().map(|mount| PathBuf::from(&mount.dir)).collect();
+        let mut boundaries = sys::delugefs_mounts()?;
+        boundaries.extend_from_slice(&ours);
+        Ok(Self { host, ours, boundaries })
+    }
+
+    /// What is sent to the supervisor: below one of its mounts as resolved, else as typed, from the root of the file system.
+    pub fn path(&self, typed: &Path) -> anyhow::Result<Vec<u8>> {
+        let resolved = paths::resolve_here(typed, &self.boundaries)?;
+        let below_ours = self.ours.iter().any(|mount| resolved.starts_with(mount));
+        let path = if below_ours { &resolved } else { typed };
+        Ok(path.as_os_str().as_bytes().to_vec())
+    }
+}
+
 pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: bool) -> anyhow::Result<Exit> {
-    // Our supervisor's mounts, whatever the mount table says of them, and everybody's DelugeFS mounts in it.
-    let mut watch = answer(control.watch(pb::WatchRequest {}).await)?;
-    let host = answer(watch.message().await.map(|host| tonic::Response::new(host.unwrap_or_default())))?;
-    let ours: Vec<PathBuf> = host.mounts.iter().map(|mount| PathBuf::from(&mount.dir)).collect();
-    let mut boundaries = sys::delugefs_mounts()?;
-    boundaries.extend_from_slice(&ours);
+    let places = Places::look(control).await?;
+    let host = &places.host;
     let (mut exit, mut forms, mut out) = (Exit::Ok, Vec::new(), String::new());
     for typed in typed {
-        let resolved = paths::resolve_here(typed, &boundaries)?;
-        let below_ours = ours.iter().any(|mount| resolved.starts_with(mount));
-        let path = if below_ours { &resolved } else { typed }; // else: from the root of the file system
-        let request = pb::WhereIsRequest { path: path.as_os_str().as_bytes().to_vec() };
+        let request = pb::WhereIsRequest { path: places.path(typed)? };
         let name = escape_bytes(typed.as_os_str().as_bytes());
         match answer(control.where_is(request).await) {
             Ok(reply) if as_json => forms.push(json::WhereIs::new(name, reply.answer.unwrap_or_default())),

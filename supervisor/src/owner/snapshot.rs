@@ -19,6 +19,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         by_hand: disk.child.by_hand,
         failure: disk.child.failure.as_ref().map(|failure| failure.to_pb()),
         cluster: disk.spec.cluster.clone(),
+        listen: disk.spec.net.listen.clone(),
         tcp_port: disk.tcp_port.into(),
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
     });

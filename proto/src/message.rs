@@ -1,4 +1,5 @@
-//! Single messages on a TLS stream, for the two protocols beside gRPC: 4 bytes little endian length, so many bytes.
+//! Single messages on a stream between hosts, for the two protocols beside gRPC: 4 bytes little endian length, so many
+//! bytes.
 
 use std::io;
 
@@ -9,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const REQUEST_MAX_BYTES: usize = 32 << 10;
 
 /// Read a message of at most `max` bytes.
+///
+/// # Errors
+/// `InvalidData` when it is longer or no such message, else those of the stream.
 pub async fn read<M: Message + Default>(from: &mut (impl AsyncRead + Unpin), max: usize) -> io::Result<M> {
     let length = from.read_u32_le().await? as usize;
     if length > max {
@@ -20,6 +24,9 @@ pub async fn read<M: Message + Default>(from: &mut (impl AsyncRead + Unpin), max
 }
 
 /// Write a message.
+///
+/// # Errors
+/// Those of the stream.
 pub async fn write(to: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> io::Result<()> {
     let mut bytes = (message.encoded_len() as u32).to_le_bytes().to_vec();
     message.encode(&mut bytes).map_err(io::Error::other)?;
