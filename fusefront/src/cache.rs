@@ -9,6 +9,8 @@
 //!   ([`Cache::begin_fetch`], [`Cache::finish_fetch`]).
 //! - An answer older than the newest event is not trusted: the names it mentions become unknown ("holes", to be asked
 //!   for one by one) and its inodes stale.
+//! - A file that was written here is what it was when its last writer left, until the worker has answered to that: an
+//!   answer made earlier may come in later, and the counter does not move while a file is written.
 //! - A new link starts with nothing: events were missed while the old one was lost.
 
 mod state;
@@ -20,9 +22,9 @@ use std::sync::Arc;
 use delugefs_proto::local_pb::{Attr, Changed, Entry};
 use parking_lot::RwLock;
 
-pub use self::state::Patch;
 use self::state::State;
 pub(crate) use self::state::kind_of;
+pub use self::state::{Patch, Written};
 use crate::worker::Stamp;
 
 /// Default bound on cached directory entries: about 80 MB with names of usual length.
@@ -210,11 +212,22 @@ impl Cache {
         }
     }
 
-    /// Change attributes that we know better than the worker, such as the size of a file we have just written.
-    pub fn amend(&self, ino: u64, change: impl FnOnce(&mut Attr)) {
-        if let Some(node) = self.state.write().nodes.get_mut(&ino) {
-            change(&mut node.attr);
+    /// A file that was written here is being handed over to the worker: from now on this is its size, whatever answers say
+    /// that were made before. A number for [`Cache::end_hand_over`], and the attributes, if they are held.
+    pub fn begin_hand_over(&self, ino: u64, written: Written) -> (u64, Option<Attr>) {
+        self.state.write().begin_hand_over(ino, written)
+    }
+
+    /// The worker's answer to it has come (or none will). It counts unless the file was written and handed over again since;
+    /// whether it does.
+    pub fn end_hand_over(&self, stamp: Stamp, ino: u64, number: u64, node: Option<Attr>) -> bool {
+        let mut state = self.state.write();
+        let counts = state.end_hand_over(ino, number);
+        if counts && stamp.link == state.link {
+            Patch::new(&mut state, stamp.seq).handed_over(node);
+            state.trim(self.capacity);
         }
+        counts
     }
 
     /// Start watching an inode, before something is asked about it: a directory for changes of its names, another for
@@ -291,5 +304,52 @@ impl Cache {
             held.list.keys().map(move |name| (dir, name.clone())).collect::<Vec<_>>()
         };
         state.dirs.iter().flat_map(names).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attr(size: u64) -> Attr {
+        Attr { ino: 77, size, ..Attr::default() }
+    }
+
+    fn stamp(seq: u64) -> Stamp {
+        Stamp { link: 1, seq }
+    }
+
+    #[test]
+    fn what_was_written_is_not_undone_by_answers_that_were_made_before() {
+        let cache = Cache::new(100);
+        cache.reset(stamp(0));
+        let size = || cache.attr(77).map(|attr| attr.size);
+        let late = |seq, size| cache.apply(stamp(seq), |patch| patch.node(Some(attr(size))));
+        late(5, 0);
+        let written = |size| Written { size, blocks: 8, mtime: 9, ctime: None };
+        let (first, before) = cache.begin_hand_over(77, written(10));
+        assert_eq!((before.map(|attr| attr.size), size()), (Some(10), Some(10)));
+        // Asked before the writing, with the counter of then, or of another change since.
+        late(5, 0);
+        late(6, 3);
+        assert_eq!(size(), Some(10));
+        // Written and handed over again before the first answer is there: that one is of no use any more.
+        let (second, _) = cache.begin_hand_over(77, written(20));
+        assert!(!cache.end_hand_over(stamp(6), 77, first, Some(attr(10))));
+        assert_eq!(size(), Some(20));
+        assert!(cache.end_hand_over(stamp(6), 77, second, Some(attr(20))));
+        // The counter has not moved: nothing says whether these were made before or after.
+        late(6, 10);
+        late(5, 0);
+        assert_eq!(size(), Some(20));
+        late(7, 30);
+        assert_eq!(size(), Some(30));
+        // Nothing is held of it when it is handed over.
+        let (third, before) = cache.begin_hand_over(78, written(40));
+        assert!(before.is_none());
+        cache.apply(stamp(7), |patch| patch.node(Some(Attr { ino: 78, ..attr(0) })));
+        assert_eq!(cache.attr(78).map(|attr| attr.size), Some(40));
+        // No answer comes.
+        assert!(cache.end_hand_over(stamp(0), 78, third, None));
     }
 }

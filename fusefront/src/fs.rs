@@ -16,6 +16,7 @@ mod paged;
 mod setattr;
 mod xattr;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -29,7 +30,7 @@ pub use self::names::{Making, RenameHow};
 pub use self::open::Opened;
 pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
-use crate::cache::Cache;
+use crate::cache::{Cache, Written};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
 use crate::known::Known;
@@ -83,6 +84,8 @@ pub struct Fs {
     handovers: AtomicU64,
     /// Inodes that have a writer, or are being handed over to the worker: spares the search in `open` where there are none.
     writers: AtomicUsize,
+    /// Contents being read that are still being fetched: spares the look into each handle where there are none.
+    partials: Arc<AtomicUsize>,
     files: Table<FileHandle>,
     dirs: Table<DirHandle>,
     statfs: Mutex<Option<(Instant, StatFsReply)>>,
@@ -102,6 +105,7 @@ impl Fs {
             open: OpenInodes::default(),
             handovers: AtomicU64::new(0),
             writers: AtomicUsize::new(0),
+            partials: Arc::default(),
             files: Table::default(),
             dirs: Table::default(),
             statfs: Mutex::new(None),
@@ -193,19 +197,22 @@ impl Fs {
     }
 }
 
-/// Size, blocks and times as the descriptor has them; an fstat that fails changes nothing.
-fn with_stat(mut attr: Attr, writer: &Writer) -> Attr {
-    if let Ok(stat) = nix::sys::stat::fstat(&writer.file) {
-        attr.size = u64::try_from(stat.st_size).unwrap_or(0);
-        attr.blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
-        attr.mtime = stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec;
+/// Attributes with size, blocks and times as the descriptor has them; an fstat that fails changes nothing.
+fn with_stat(attr: Attr, writer: &Writer) -> Attr {
+    written(writer).map_or(attr, |written| written.over(attr))
+}
+
+/// What the descriptor knows better than the worker's answers.
+fn written(writer: &Writer) -> Option<Written> {
+    let stat = nix::sys::stat::fstat(&writer.file).ok()?;
+    let ctime = ctime_of(&stat);
+    Some(Written {
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        mtime: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
         // Of the status changes, writes are only known there, and chmod and link only here.
-        let ctime = ctime_of(&stat);
-        if ctime != writer.opened_ctime {
-            attr.ctime = attr.ctime.max(ctime);
-        }
-    }
-    attr
+        ctime: (ctime != writer.opened_ctime).then_some(ctime),
+    })
 }
 
 fn ctime_of(stat: &nix::sys::stat::FileStat) -> i64 {

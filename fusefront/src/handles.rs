@@ -102,6 +102,21 @@ pub struct Partial {
     pub size: u64,
     /// What is there.
     pub here: Mutex<Ranges>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Partial {
+    /// Of which nothing is known to be there. `count` counts those that are open.
+    pub fn new(file: File, size: u64, count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self { file, size, here: Mutex::default(), count: count.clone() }
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// The worker's number for something open, and the link it belongs to.
@@ -133,6 +148,9 @@ pub struct OpenInode {
     pub told: AtomicBool,
     /// The attributes at the last opening: all that is left when the worker no longer knows the inode.
     pub last: Mutex<Attr>,
+    /// To read what the last writer left, for handles that were opened while it wrote: when they come to read, the file may
+    /// have lost its name.
+    pub kept: Mutex<Option<File>>,
 }
 
 /// The one descriptor through which an inode is written.
@@ -192,6 +210,7 @@ impl OpenInodes {
                 generation: AtomicU64::new(0),
                 told: AtomicBool::new(false),
                 last: Mutex::new(*attr),
+                kept: Mutex::new(None),
             }),
         });
         open.handles += 1;
@@ -208,15 +227,21 @@ impl OpenInodes {
         Some(open.inode.clone())
     }
 
-    /// One handle less.
-    pub fn release(&self, ino: u64) {
+    /// One handle less. Whether it was the last one.
+    pub fn release(&self, ino: u64) -> bool {
         let mut shard = self.shard(ino).lock();
-        if let Some(open) = shard.get_mut(&ino) {
-            open.handles -= 1;
-            if open.handles == 0 {
-                shard.remove(&ino);
-            }
+        let Some(open) = shard.get_mut(&ino) else { return false };
+        open.handles -= 1;
+        let is_last = open.handles == 0;
+        if is_last {
+            shard.remove(&ino);
         }
+        is_last
+    }
+
+    /// Number of the inode's handles.
+    pub fn handles(&self, ino: u64) -> u32 {
+        self.shard(ino).lock().get(&ino).map_or(0, |open| open.handles)
     }
 
     /// What the inode's handles share, if it has any.

@@ -458,3 +458,27 @@ fn another_worker_serves_when_the_first_stays_away() {
     assert_eq!((first.count("mkdir"), second.count("mkdir")), (1, 1));
     events.stop();
 }
+
+#[test]
+fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
+    let bench = Bench::start();
+    for removed_first in [false, true] {
+        let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644).unwrap();
+        bench.fs.remember(&attr);
+        let file = bench.fs.file(opened.handle).unwrap();
+        assert_eq!(bench.fs.write(&file, 0, b"content").unwrap(), 7);
+        drop(file);
+        let reader = bench.fs.open(&Caller::own(), attr.ino, false, false).unwrap();
+        let unlink = || bench.fs.unlink(&Caller::own(), 1, &Bytes::from("f")).unwrap();
+        if removed_first {
+            unlink();
+        }
+        bench.fs.release(opened.handle);
+        if !removed_first {
+            unlink();
+        }
+        assert_eq!(bench.read_handle(reader.handle), b"content");
+        bench.fs.release(reader.handle);
+        assert_eq!(bench.worker.open_handles(), 0);
+    }
+}

@@ -28,7 +28,37 @@ pub(super) struct State {
     pub(super) entries: usize,
     pub(super) fetches: InoMap<Watched>,
     next_fetch: u64,
+    /// Files being handed over to the worker.
+    handing: InoMap<Handing>,
+    next_handing: u64,
     clock: AtomicU64,
+}
+
+/// What a written file is, by its descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// In bytes.
+    pub size: u64,
+    /// Of 512 bytes.
+    pub blocks: u64,
+    /// Nanoseconds since 1970.
+    pub mtime: i64,
+    /// The same, if anything was written.
+    pub ctime: Option<i64>,
+}
+
+impl Written {
+    /// Attributes with this in them.
+    pub fn over(self, mut attr: Attr) -> Attr {
+        (attr.size, attr.blocks, attr.mtime) = (self.size, self.blocks, self.mtime);
+        attr.ctime = self.ctime.map_or(attr.ctime, |ctime| attr.ctime.max(ctime));
+        attr
+    }
+}
+
+struct Handing {
+    number: u64,
+    written: Written,
 }
 
 pub(super) struct Dir {
@@ -65,6 +95,8 @@ pub(super) struct Node {
     seq: u64,
     /// Cached names, plus one if it is a cached directory. A node without any is dropped at the next trimming.
     refs: u32,
+    /// From the answer to a hand-over: others with the same counter may have been made before it.
+    settled: bool,
     pub(super) fresh: bool,
     pub(super) no_xattrs: bool,
 }
@@ -102,7 +134,8 @@ impl Watched {
 impl State {
     pub(super) fn reset(&mut self, stamp: Stamp) {
         let (link, newest_event) = (stamp.link, stamp.seq);
-        *self = State { link, newest_event, next_fetch: self.next_fetch, ..State::default() };
+        let (next_fetch, next_handing) = (self.next_fetch, self.next_handing);
+        *self = State { link, newest_event, next_fetch, next_handing, ..State::default() };
     }
 
     pub(super) fn lookup(&self, dir: u64, name: &[u8]) -> Found {
@@ -131,13 +164,31 @@ impl State {
 
     /// Put in newer attributes; older ones are ignored.
     fn put_node(&mut self, attr: Attr, seq: u64) {
-        let node =
-            self.nodes.entry(attr.ino).or_insert_with(|| Node { attr, seq, refs: 0, fresh: true, no_xattrs: false });
-        if seq >= node.seq {
-            node.attr = attr;
-            node.seq = seq;
-            node.fresh = true;
+        let attr = self.handing.get(&attr.ino).map_or(attr, |handing| handing.written.over(attr));
+        let new = || Node { attr, seq, refs: 0, settled: false, fresh: true, no_xattrs: false };
+        let node = self.nodes.entry(attr.ino).or_insert_with(new);
+        if seq > node.seq || (seq == node.seq && !node.settled) {
+            (node.attr, node.seq, node.settled, node.fresh) = (attr, seq, false, true);
         }
+    }
+
+    pub(super) fn begin_hand_over(&mut self, ino: u64, written: Written) -> (u64, Option<Attr>) {
+        self.next_handing += 1;
+        self.handing.insert(ino, Handing { number: self.next_handing, written });
+        let node = self.nodes.get_mut(&ino);
+        let attr = node.map(|node| {
+            node.attr = written.over(node.attr);
+            node.attr
+        });
+        (self.next_handing, attr)
+    }
+
+    pub(super) fn end_hand_over(&mut self, ino: u64, number: u64) -> bool {
+        let counts = self.handing.get(&ino).is_some_and(|handing| handing.number == number);
+        if counts {
+            self.handing.remove(&ino);
+        }
+        counts
     }
 
     fn put_name(&mut self, dir: u64, name: &[u8], item: Item) {
@@ -338,6 +389,18 @@ impl<'a> Patch<'a> {
         }
         if self.late {
             self.state.make_stale(attr.ino);
+        }
+    }
+
+    /// The node of a file that was handed over: the last word with this counter.
+    pub(super) fn handed_over(&mut self, attr: Option<Attr>) {
+        if let Some(node) = attr.and_then(|attr| self.state.nodes.get_mut(&attr.ino)) {
+            node.settled = false;
+        }
+        self.node(attr);
+        let node = attr.and_then(|attr| self.state.nodes.get_mut(&attr.ino));
+        if let Some(node) = node.filter(|node| node.seq == self.seq) {
+            node.settled = true;
         }
     }
 

@@ -108,6 +108,9 @@ impl Fs {
 
     /// Whether reading this handle may have to wait for another disk.
     pub fn is_partial(&self, handle: u64) -> bool {
+        if self.partials.load(Ordering::Acquire) == 0 {
+            return false;
+        }
         self.files.get(handle).is_some_and(|file| {
             file.inode.writer.read().is_none() && matches!(file.source.read().content, Content::Partial(_))
         })

@@ -2,17 +2,17 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use delugefs_proto::local_pb::{Attr, Close, Create, Open, SetAttr, reply, request};
 use nix::errno::Errno;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use super::lookup::check_name;
-use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, ctime_of, is_gone, required, with_stat};
-use crate::call::{Caller, Outcome, Stop};
+use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, ctime_of, is_gone, required, written};
+use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
 use crate::known::Version;
 use crate::worker::{Answer, RECONNECT_WAIT, Stamp};
@@ -75,7 +75,7 @@ impl Fs {
             return Ok(Opened { handle, keep_pages });
         }
         let inode = self.open.acquire(&attr);
-        let source = RwLock::new(readable(&mut answer, inode.generation())?);
+        let source = RwLock::new(readable(&mut answer, inode.generation(), &self.partials)?);
         let handle = self.files.put(FileHandle { inode, writes: false, source });
         Ok(Opened { handle, keep_pages })
     }
@@ -185,7 +185,10 @@ impl Fs {
         let ticket = source.ticket;
         drop(source);
         self.close_ticket(ticket);
-        self.open.release(file.inode.ino);
+        if self.open.release(file.inode.ino) {
+            // What a last writer left for the others.
+            self.give_writer_up(&file.inode);
+        }
     }
 
     /// Close all handles: the kernel is gone, and some of its closing may have been lost on the way. A worker that is
@@ -209,39 +212,68 @@ impl Fs {
             let ino = format_args!("{:016x}", inode.ino);
             tracing::warn!(%ino, "closed without a diskworker; it will seal the file when it starts");
         }
-        if let Some((ticket, before)) = self.take_writer(inode) {
-            self.hand_over(inode, ticket, before);
+        if self.open.handles(inode.ino) > 1 && !self.keep_readable(inode) {
+            return; // it stays until the last handle is closed
+        }
+        self.give_writer_up(inode);
+    }
+
+    /// Before the last writer leaves: have something to read for those who stay. Afterwards the file may lose its name at
+    /// any moment, and the worker gives nothing of a file without one. `false`: it has none any more.
+    fn keep_readable(&self, inode: &OpenInode) -> bool {
+        *inode.kept.lock() = None; // of an earlier version
+        if self.known.orphan_attr(inode.ino).is_some() {
+            return false;
+        }
+        let op = request::Op::Open(Open { ino: inode.ino, dir: self.dir_of(inode.ino), write: false, truncate: false });
+        let caller = Caller::new(0, 0, Patience::Brief);
+        match self.worker.ask(&caller, op).and_then(|answer| Ok(answer.check()?)) {
+            Ok(mut answer) => {
+                // Of a file being written it is the staging file: a descriptor, and no handle.
+                *inode.kept.lock() = answer.fd.take().map(File::from);
+                true
+            }
+            Err(Stop::Failed(error)) => !is_gone(error.errno),
+            // Without a worker nobody can remove the name either.
+            Err(Stop::Later) => true,
+        }
+    }
+
+    /// Close the descriptor and hand the file over, unless somebody has begun to use it meanwhile.
+    fn give_writer_up(&self, inode: &OpenInode) {
+        if let Some((ticket, handing, before)) = self.take_writer(inode) {
+            self.hand_over(inode, ticket, handing, before);
             // Only now: until then `merged` must notice who is told something that the worker may correct.
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// Close the descriptor, unless somebody has begun to use it meanwhile. The attributes it left behind in the cache.
-    fn take_writer(&self, inode: &OpenInode) -> Option<(Option<Ticket>, Option<Attr>)> {
+    /// Close the descriptor, unless somebody has begun to use it meanwhile. The number of the hand-over, and the
+    /// attributes that the descriptor left behind in the cache.
+    fn take_writer(&self, inode: &OpenInode) -> Option<(Option<Ticket>, u64, Option<Attr>)> {
         let mut writer = inode.writer.write();
         let taken = writer.take_if(|writer| writer.users.load(Ordering::Acquire) == 0)?;
-        let mut before = None;
-        self.cache.amend(inode.ino, |attr| {
-            *attr = with_stat(*attr, &taken);
-            before = Some(*attr);
-        });
-        self.known.amend_orphan(inode.ino, |attr| *attr = with_stat(*attr, &taken));
+        let written = written(&taken);
+        let (handing, before) = written.map_or((0, None), |written| self.cache.begin_hand_over(inode.ino, written));
+        self.known.amend_orphan(inode.ino, |attr| *attr = written.map_or(*attr, |written| written.over(*attr)));
         inode.content_changed();
         // While the slot is still locked: who finds it empty sees the count.
         self.handovers.fetch_add(1, Ordering::AcqRel);
-        Some((taken.ticket, before))
+        Some((taken.ticket, handing, before))
     }
 
     /// Tell the worker that a written file is complete, and take in what it says of it.
-    fn hand_over(&self, inode: &OpenInode, ticket: Option<Ticket>, before: Option<Attr>) {
-        let Some((link, reply)) = self.close_ticket(ticket) else { return };
+    fn hand_over(&self, inode: &OpenInode, ticket: Option<Ticket>, handing: u64, before: Option<Attr>) {
+        let closed = self.close_ticket(ticket);
+        let (link, reply) = closed.unwrap_or_default();
         if reply.errno != 0 {
             let (ino, errno) = (format_args!("{:016x}", inode.ino), reply.errno);
             tracing::error!(%ino, errno, "the diskworker could not seal a written file: {}", reply.message);
-            return;
         }
-        if let Some(node) = reply.node.filter(|node| node.nlink > 0) {
-            self.cache.apply(Stamp { link, seq: reply.seq }, |patch| patch.node(Some(node)));
+        let node = reply.node.filter(|node| node.nlink > 0 && reply.errno == 0);
+        // Written and handed over again while this answer was on its way: that one says more.
+        let counts = self.cache.end_hand_over(Stamp { link, seq: reply.seq }, inode.ino, handing, node);
+        if let Some(node) = node.filter(|_| counts) {
             self.known.written(inode.ino, Version::of(&node));
             let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
             if inode.told.load(Ordering::Acquire) && before.is_none_or(|before| seen(&before) != seen(&node)) {
@@ -263,13 +295,19 @@ impl Fs {
             return Ok(());
         }
         let (ino, generation) = (file.inode.ino, file.inode.generation());
+        let kept = || file.inode.kept.lock().as_ref().and_then(|kept| kept.try_clone().ok());
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write: false, truncate: false });
         let answer = self.worker.ask(caller, op)?.check().map_err(Stop::from);
-        let fresh = answer.and_then(|mut answer| readable(&mut answer, generation));
+        let fresh = answer.and_then(|mut answer| readable(&mut answer, generation, &self.partials));
         let old = {
             let mut source = file.source.write();
             match fresh {
                 Ok(fresh) => std::mem::replace(&mut *source, fresh),
+                // Removed, and never opened for reading by itself: what its last writer left.
+                Err(Stop::Failed(error)) if is_gone(error.errno) && matches!(source.content, Content::None) => {
+                    let Some(kept) = kept() else { return Err(error.into()) };
+                    std::mem::replace(&mut *source, Source { content: Content::File(kept), generation, ticket: None })
+                }
                 // Removed by somebody else: what was opened can still be read.
                 Err(Stop::Failed(error)) if is_gone(error.errno) && !matches!(source.content, Content::None) => {
                     source.generation = generation;
@@ -316,11 +354,11 @@ fn writable(answer: &mut Answer) -> Outcome<(File, Option<Ticket>)> {
 }
 
 /// The content of an answer to opening for reading.
-fn readable(answer: &mut Answer, generation: u64) -> Outcome<Source> {
+fn readable(answer: &mut Answer, generation: u64, partials: &Arc<AtomicUsize>) -> Outcome<Source> {
     let ticket = ticket_of(answer);
     let content = match (&answer.reply.body, answer.fd.take()) {
         (Some(reply::Body::Opened(opened)), Some(fd)) if opened.partial => {
-            Content::Partial(Arc::new(Partial { file: File::from(fd), size: opened.size, here: Mutex::default() }))
+            Content::Partial(Arc::new(Partial::new(File::from(fd), opened.size, partials)))
         }
         (_, Some(fd)) => Content::File(File::from(fd)),
         (Some(reply::Body::Opened(opened)), None) if opened.has_inline => Content::Inline(opened.inline.clone()),
