@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::wait_for;
-use crate::e2e::{bin, children, is_ours, signal};
+use crate::e2e::{bin, clean, is_ours, kill_noted, noted, said, signal};
 
 /// See the module.
 pub struct Lab {
@@ -130,20 +130,15 @@ impl Host {
     }
 
     fn delugefs(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = clean(Command::new("nsenter"), self.dir.path());
         command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(bin("delugefs"));
-        command.env_clear().env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.envs(std::env::var("DELUGEFS_LOG").ok().map(|filter| ("RUST_LOG", filter)));
-        command.current_dir(self.dir.path()).stdin(Stdio::null());
         command.arg("--run-dir").arg(self.path("r")).args(arguments);
         command
     }
 
     /// Run it to its end: exit code and all it said.
     pub fn says(&self, arguments: &[&str]) -> (i32, String) {
-        let output = self.delugefs(arguments).output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+        said(&mut self.delugefs(arguments))
     }
 
     /// What it prints with --json.
@@ -202,16 +197,8 @@ impl Host {
             run.kill().unwrap();
             run.wait().unwrap();
         }
-        // Twice: a supervisor may just be starting another one.
-        for pid in self.noted().into_iter().chain(self.noted()) {
-            if is_ours(pid) {
-                for child in children(pid) {
-                    signal(child, Signal::SIGKILL);
-                }
-                signal(pid, Signal::SIGKILL);
-            }
-        }
-        wait_for("killed processes to end", || self.logs(), || !self.noted().into_iter().any(is_ours));
+        kill_noted(&self.path("r"));
+        wait_for("killed processes to end", || self.logs(), || !noted(&self.path("r")).into_iter().any(is_ours));
         for mount in delugefs_supervisor::sys::delugefs_mounts().unwrap_or_default() {
             if mount.starts_with(self.dir.path()) {
                 let _ = delugefs_supervisor::sys::detach(&mount);
@@ -235,22 +222,6 @@ impl Host {
         let read = |n| fs::read(self.path(&format!("run{n}.err"))).unwrap_or_default();
         let log = |n| format!("--- host {} run {n}\n{}", self.number, String::from_utf8_lossy(&read(n)));
         (1..=self.starts).map(log).collect()
-    }
-
-    /// Processes the supervisors wrote down.
-    fn noted(&self) -> Vec<u32> {
-        let mut pids = Vec::new();
-        for entry in fs::read_dir(self.path("r")).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            if name.ends_with(".pid") {
-                let note = serde_json::from_str::<Value>(&text).unwrap_or_default();
-                pids.extend(note["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()));
-            } else if name == "supervisor.lock" {
-                pids.extend(text.trim().parse::<u32>().ok());
-            }
-        }
-        pids
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a user does with several hosts, and what must not happen to his files.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -58,6 +59,12 @@ fn join_and_share() {
     for name in ["from-0-300000", "from-1-9437184"] {
         wait_for("two copies", || lab.logs(), || lab.hosts[0].copies(name) == 2 && lab.hosts[1].copies(name) == 2);
     }
+    // What another host wrote is changed here: first all of it comes.
+    let mut file = File::options().append(true).open(lab.hosts[1].file("from-0-9437184")).unwrap();
+    file.write_all(b"and more").unwrap();
+    drop(file);
+    let longer = [bytes(9 << 20), b"and more".to_vec()].concat();
+    wait_for_content(&lab, &lab.hosts[0].file("from-0-9437184"), &longer);
     // The invitation was used; others were never given.
     for (wrong, exit) in [(token.as_str(), 16), ("delugefs1-abc", 2), ("nonsense", 2)] {
         lab.hosts[2].begin("d", &["--join", wrong, "--no-mdns"]);
@@ -146,6 +153,9 @@ fn who_is_revoked_is_out() {
     let other = peers["hosts"].as_array().unwrap().iter().find(|host| host["host_id"] != me).unwrap();
     let id = other["host_id"].as_str().unwrap()[..12].to_owned();
     assert_eq!(lab.hosts[0].says(&["revoke", "1234"]).0, 2);
+    // It does not hear of it: it will come as if nothing had happened.
+    lab.hosts[1].plug(false);
+    lab.wait_for_peers(&[0], 0);
     assert_eq!(lab.hosts[0].says(&["revoke", &id]).0, 0);
     wait_for(
         "its disk to be out",
@@ -156,9 +166,10 @@ fn who_is_revoked_is_out() {
         },
     );
     fs::write(lab.hosts[0].file("secret"), "x").unwrap();
-    // It comes again and again, and is let in nowhere.
+    // It comes again and again, also after a restart, and is let in nowhere.
     lab.hosts[1].stop();
     lab.hosts[1].start("d", &["--no-mdns"]);
+    lab.hosts[1].plug(true);
     let refused = || lab.logs().matches("WARN refused [").count() >= 1;
     wait_for("it to be refused", || lab.logs(), refused);
     assert!(!lab.hosts[1].file("secret").exists());
@@ -225,4 +236,29 @@ fn where_multicast_does_not_reach_an_address_is_enough() {
     lab.hosts[1].move_to("10.77.0.60");
     lab.hosts[1].start("d", &["--no-mdns", "--peer", "10.77.0.50:41000"]);
     lab.wait_for_peers(&[0, 1], 1);
+}
+
+#[test]
+fn a_holder_that_stalls_ends_in_an_error_and_comes_back() {
+    let Some(lab) = joined(2) else { return };
+    let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
+    fs::create_dir(here.file("one")).unwrap();
+    assert_eq!(here.says(&["copies", here.file("one").to_str().unwrap(), "1"]).0, 0);
+    wait_for("the folder", || lab.logs(), || there.file("one").exists());
+    for (name, size) in [("one/large", 40 << 20), ("one/small", 70_000)] {
+        fs::write(here.file(name), bytes(size)).unwrap();
+        let arrived = || fs::metadata(there.file(name)).is_ok_and(|meta| meta.len() == size as u64);
+        wait_for(name, || lab.logs(), arrived);
+    }
+    let worker = here.worker();
+    signal(worker, Signal::SIGSTOP);
+    // It takes connections and answers nothing: bounded, an error, and no byte of it.
+    for name in ["one/large", "one/small"] {
+        let error = fs::read(there.file(name)).unwrap_err();
+        let expected = [nix::libc::EHOSTUNREACH, nix::libc::ETIMEDOUT];
+        assert!(error.raw_os_error().is_some_and(|errno| expected.contains(&errno)), "{name}: {error}");
+    }
+    signal(worker, Signal::SIGCONT);
+    wait_for_content(&lab, &there.file("one/small"), &bytes(70_000));
+    wait_for_content(&lab, &there.file("one/large"), &bytes(40 << 20));
 }

@@ -70,19 +70,14 @@ impl Host {
 
     /// `delugefs`, with nothing of the tester's environment.
     pub fn delugefs(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(bin("delugefs"));
-        command.env_clear().env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.envs(std::env::var("DELUGEFS_LOG").ok().map(|filter| ("DELUGEFS_LOG", filter)));
-        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        let mut command = clean(Command::new(bin("delugefs")), self.dir.path());
         command.arg("--run-dir").arg(self.path("r")).args(arguments);
         command
     }
 
     /// Run it to its end: exit code and all it said.
     pub fn says(&self, arguments: &[&str]) -> (i32, String) {
-        let output = self.delugefs(arguments).output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+        said(&mut self.delugefs(arguments))
     }
 
     /// Start `delugefs run` and wait until it is ready.
@@ -167,17 +162,7 @@ impl Host {
 
     /// Processes the supervisors wrote down.
     fn noted(&self) -> Vec<u32> {
-        let mut pids = Vec::new();
-        for entry in fs::read_dir(self.path("r")).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            if name.ends_with(".pid") {
-                pids.extend(serde_json::from_str::<Value>(&text).ok().and_then(|note| pid_of(&note)));
-            } else if name == "supervisor.lock" {
-                pids.extend(text.trim().parse::<u32>().ok());
-            }
-        }
-        pids
+        noted(&self.path("r"))
     }
 
     /// Nothing of ours runs or is mounted any more.
@@ -200,15 +185,7 @@ impl Drop for Host {
             self.dir.disable_cleanup(true);
         }
         self.kill_run();
-        // Twice: a supervisor may just be starting another one.
-        for pid in self.noted().into_iter().chain(self.noted()) {
-            if is_ours(pid) {
-                for child in children(pid) {
-                    signal(child, Signal::SIGKILL);
-                }
-                signal(pid, Signal::SIGKILL);
-            }
-        }
+        kill_noted(&self.path("r"));
         for mount in self.mounted() {
             let _ = delugefs_supervisor::sys::detach(&mount);
         }
@@ -230,6 +207,49 @@ pub fn is_ours(pid: u32) -> bool {
 
 fn pid_of(object: &Value) -> Option<u32> {
     object["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())
+}
+
+/// With nothing of the tester's environment, in a folder.
+pub fn clean(mut command: Command, folder: &Path) -> Command {
+    command.env_clear().env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command.envs(std::env::var("DELUGEFS_LOG").ok().map(|filter| ("DELUGEFS_LOG", filter)));
+    command.current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+/// Run it to its end: exit code and all it said.
+pub fn said(command: &mut Command) -> (i32, String) {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Processes that the supervisors of a run directory wrote down.
+pub fn noted(run_dir: &Path) -> Vec<u32> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir(run_dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        if name.ends_with(".pid") {
+            pids.extend(serde_json::from_str::<Value>(&text).ok().and_then(|note| pid_of(&note)));
+        } else if name == "supervisor.lock" {
+            pids.extend(text.trim().parse::<u32>().ok());
+        }
+    }
+    pids
+}
+
+/// Kill them and their children.
+pub fn kill_noted(run_dir: &Path) {
+    // Twice: a supervisor may just be starting another one.
+    for pid in noted(run_dir).into_iter().chain(noted(run_dir)) {
+        if is_ours(pid) {
+            for child in children(pid) {
+                signal(child, Signal::SIGKILL);
+            }
+            signal(pid, Signal::SIGKILL);
+        }
+    }
 }
 
 /// A program of this workspace; those in `DELUGEFS_BIN` if that is set, such as the release build's.
