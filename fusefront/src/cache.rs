@@ -222,7 +222,7 @@ impl Cache {
     /// whether it does.
     pub fn end_hand_over(&self, stamp: Stamp, ino: u64, number: u64, node: Option<Attr>) -> bool {
         let mut state = self.state.write();
-        let counts = state.end_hand_over(ino, number);
+        let counts = state.end_hand_over(ino, number, stamp.seq);
         if counts && stamp.link == state.link {
             Patch::new(&mut state, stamp.seq).handed_over(node);
             state.trim(self.capacity);
@@ -349,7 +349,32 @@ mod tests {
         assert!(before.is_none());
         cache.apply(stamp(7), |patch| patch.node(Some(Attr { ino: 78, ..attr(0) })));
         assert_eq!(cache.attr(78).map(|attr| attr.size), Some(40));
-        // No answer comes.
+        // No answer comes: what was put over an answer is asked for again.
         assert!(cache.end_hand_over(stamp(0), 78, third, None));
+        assert_eq!(cache.attr(78), None);
+    }
+
+    #[test]
+    fn our_own_changes_count_while_a_file_is_handed_over() {
+        for closed_at in [6, 8] {
+            let cache = Cache::new(100);
+            cache.reset(stamp(0));
+            let told = || cache.attr(77).map(|attr| (attr.size, attr.mtime));
+            cache.apply(stamp(5), |patch| patch.node(Some(attr(0))));
+            let (number, _) = cache.begin_hand_over(77, Written { size: 10, blocks: 8, mtime: 9, ctime: Some(9) });
+            cache.apply(stamp(7), |patch| patch.changed(Attr { mtime: 3, ..attr(10) }, false));
+            assert_eq!(told(), Some((10, 3)));
+            cache.apply(stamp(7), |patch| patch.changed(Attr { mtime: 4, ..attr(30) }, true));
+            assert_eq!(told(), Some((30, 4)));
+            assert!(cache.end_hand_over(
+                stamp(closed_at),
+                77,
+                number,
+                Some(Attr { mtime: closed_at as i64, ..attr(10) })
+            ));
+            // The worker made the change before the hand-over, and this is what it made of both, or after it, and then
+            // it is asked.
+            assert_eq!(told(), (closed_at == 8).then_some((10, 8)));
+        }
     }
 }

@@ -59,6 +59,8 @@ impl Written {
 struct Handing {
     number: u64,
     written: Written,
+    /// Counter of the newest answer that this was put over: it may have been made before or after the hand-over.
+    over: u64,
 }
 
 pub(super) struct Dir {
@@ -164,7 +166,10 @@ impl State {
 
     /// Put in newer attributes; older ones are ignored.
     fn put_node(&mut self, attr: Attr, seq: u64) {
-        let attr = self.handing.get(&attr.ino).map_or(attr, |handing| handing.written.over(attr));
+        let attr = self.handing.get_mut(&attr.ino).map_or(attr, |handing| {
+            handing.over = handing.over.max(seq);
+            handing.written.over(attr)
+        });
         let new = || Node { attr, seq, refs: 0, settled: false, fresh: true, no_xattrs: false };
         let node = self.nodes.entry(attr.ino).or_insert_with(new);
         if seq > node.seq || (seq == node.seq && !node.settled) {
@@ -174,7 +179,7 @@ impl State {
 
     pub(super) fn begin_hand_over(&mut self, ino: u64, written: Written) -> (u64, Option<Attr>) {
         self.next_handing += 1;
-        self.handing.insert(ino, Handing { number: self.next_handing, written });
+        self.handing.insert(ino, Handing { number: self.next_handing, written, over: 0 });
         let node = self.nodes.get_mut(&ino);
         let attr = node.map(|node| {
             node.attr = written.over(node.attr);
@@ -183,12 +188,24 @@ impl State {
         (self.next_handing, attr)
     }
 
-    pub(super) fn end_hand_over(&mut self, ino: u64, number: u64) -> bool {
+    /// The counter is of the worker's answer.
+    pub(super) fn end_hand_over(&mut self, ino: u64, number: u64, seq: u64) -> bool {
         let counts = self.handing.get(&ino).is_some_and(|handing| handing.number == number);
-        if counts {
-            self.handing.remove(&ino);
+        if counts && self.handing.remove(&ino).is_some_and(|handing| handing.over > seq) {
+            // By the counter it is newer than the file that was handed over, and yet what was written was put over it.
+            self.make_stale(ino);
         }
         counts
+    }
+
+    /// Our own change of a file that is being handed over: the worker made it either in the file that was being written or
+    /// in the one that was handed over, so it counts in both cases.
+    fn change_handed(&mut self, attr: &Attr, is_resized: bool) {
+        let Some(handing) = self.handing.get_mut(&attr.ino) else { return };
+        if is_resized {
+            (handing.written.size, handing.written.blocks) = (attr.size, attr.blocks);
+        }
+        (handing.written.mtime, handing.written.ctime) = (attr.mtime, Some(attr.ctime));
     }
 
     fn put_name(&mut self, dir: u64, name: &[u8], item: Item) {
@@ -390,6 +407,12 @@ impl<'a> Patch<'a> {
         if self.late {
             self.state.make_stale(attr.ino);
         }
+    }
+
+    /// The same after a change of its size or time by us.
+    pub fn changed(&mut self, attr: Attr, is_resized: bool) {
+        self.state.change_handed(&attr, is_resized);
+        self.node(Some(attr));
     }
 
     /// The node of a file that was handed over: the last word with this counter.

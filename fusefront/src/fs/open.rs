@@ -229,8 +229,9 @@ impl Fs {
         let caller = Caller::new(0, 0, Patience::Brief);
         match self.worker.ask(&caller, op).and_then(|answer| Ok(answer.check()?)) {
             Ok(mut answer) => {
-                // Of a file being written it is the staging file: a descriptor, and no handle.
+                // Of a file being written it is the staging file: its descriptor is all that is needed.
                 *inode.kept.lock() = answer.fd.take().map(File::from);
+                self.close_ticket(ticket_of(&answer));
                 true
             }
             Err(Stop::Failed(error)) => !is_gone(error.errno),
@@ -276,7 +277,8 @@ impl Fs {
         if let Some(node) = node.filter(|_| counts) {
             self.known.written(inode.ino, Version::of(&node));
             let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
-            if inode.told.load(Ordering::Acquire) && before.is_none_or(|before| seen(&before) != seen(&node)) {
+            let is_other = before.is_none_or(|before| seen(&before) != seen(&node));
+            if inode.told.load(Ordering::Acquire) && (is_other || self.cache.attr(inode.ino).is_none()) {
                 self.invalidate(Invalidation::Attr(inode.ino));
             }
         }

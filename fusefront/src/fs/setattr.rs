@@ -96,7 +96,10 @@ impl Fs {
         let answer = self.worker.change(caller, op)?;
         let node = node_of(&answer)?;
         self.cache.apply(answer.stamp(), |patch| {
-            patch.node(Some(node));
+            match change.size.is_some() || change.mtime.is_some() {
+                true => patch.changed(node, change.size.is_some()),
+                false => patch.node(Some(node)),
+            }
             patch.node(answer.reply.dir);
         });
         if change.size.is_some() {
