@@ -40,7 +40,6 @@ pub use self::make::Making;
 pub use self::node::{Kind, Node};
 pub use self::rename::Renamed;
 pub use self::txn::{Txn, now_ns};
-pub use self::xattr::NO_ATTR;
 
 use self::dir::Dir;
 use crate::catalog::{Catalog, CatalogError, Changes};

@@ -12,6 +12,7 @@ mod open_files;
 mod reference;
 #[cfg(target_os = "linux")]
 mod small;
+#[cfg(target_os = "linux")]
 mod user;
 #[cfg(target_os = "linux")]
 mod worker;

@@ -90,7 +90,7 @@ fn on_reference(model: &mut Reference, op: &Op, salt: usize) -> Result<(), Errno
         }
         Op::RemoveXattr(p) => {
             let id = model.find(p)?;
-            model.nodes[id].xattrs.remove(&b"user.x"[..]).map(drop).ok_or(Errno::ENODATA)
+            model.nodes[id].xattrs.remove(&b"user.x"[..]).map(drop).ok_or(delugefs_diskworker::os::ENOATTR)
         }
         Op::Restart | Op::Crash | Op::Foreign(_) => Ok(()),
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
+use delugefs_fusefront::os::ENOATTR;
 use delugefs_proto::ids::random_u64;
 use delugefs_proto::local::{LOCAL_VERSION, frame};
 use delugefs_proto::local_pb::*;
@@ -322,7 +323,7 @@ impl Shared {
                 self.opened_reply(tree, session, op.ino, true, None)
             }
             Op::GetXattr(op) => {
-                let value = tree.node(op.ino)?.xattrs.get(&op.name[..]).cloned().ok_or(Errno::ENODATA)?;
+                let value = tree.node(op.ino)?.xattrs.get(&op.name[..]).cloned().ok_or(ENOATTR)?;
                 data(tree, value)
             }
             Op::ListXattr(op) => {
@@ -333,7 +334,7 @@ impl Shared {
                 let node = tree.node(op.ino)?;
                 match node.xattrs.contains_key(&op.name[..]) {
                     true if op.create && !retry => return Err(Errno::EEXIST),
-                    false if op.replace => return Err(Errno::ENODATA),
+                    false if op.replace => return Err(ENOATTR),
                     _ => {}
                 }
                 node.xattrs.insert(op.name.to_vec(), op.value.to_vec());
@@ -344,7 +345,7 @@ impl Shared {
             Op::RemoveXattr(op) => {
                 let node = tree.node(op.ino)?;
                 if node.xattrs.remove(&op.name[..]).is_none() && !retry {
-                    return Err(Errno::ENODATA);
+                    return Err(ENOATTR);
                 }
                 node.attr.ctime = now();
                 tree.seq += 1;

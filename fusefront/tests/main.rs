@@ -5,4 +5,6 @@
 mod core;
 mod fake;
 mod model;
+// Compared call by call with what Linux does on a local file system.
+#[cfg(target_os = "linux")]
 mod mount;

@@ -3,7 +3,8 @@
 top=$(cd "${here}/.." && pwd)
 H="${T}/static"
 mkdir -p "${H}/bin"
-scripts="${top}/delugefs ${top}/delugefs_mount ${top}/periodic/daily/500.delugefs ${top}/periodic/monthly/500.delugefs"
+scripts="${top}/delugefs ${top}/delugefs_mount ${top}/periodic/daily/500.delugefs ${top}/periodic/monthly/500.delugefs
+	${top}/freebsd/cargo ${top}/freebsd/narrow-librqbit"
 quiet() { "$@" >"${H}/said" 2>&1; }
 # shellcheck disable=SC2086
 {

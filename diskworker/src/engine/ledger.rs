@@ -13,7 +13,8 @@ use delugefs_proto::worker_pb as pb;
 use nix::errno::Errno;
 
 use super::Engine;
-use crate::namespace::{NO_ATTR, catalog_error};
+use crate::namespace::catalog_error;
+use crate::os::ENOATTR;
 use crate::view;
 
 /// The extended attribute of a directory or file that says how many copies of what is in it are wanted.
@@ -201,7 +202,7 @@ impl Engine {
                         return Ok(pb::CopiesReply { wanted, from });
                     }
                 }
-                Err(error) if error.errno == NO_ATTR => {}
+                Err(error) if error.errno == ENOATTR => {}
                 Err(error) => return Err(error),
             }
         }

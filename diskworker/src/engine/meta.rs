@@ -314,7 +314,7 @@ impl Engine {
         self.change(Some(session), |core| {
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
             let node = match core.ns.remove_xattr(at.clone(), &q.name) {
-                Err(error) if retry && error.errno == crate::namespace::NO_ATTR => core.ns.node(&at)?,
+                Err(error) if retry && error.errno == crate::os::ENOATTR => core.ns.node(&at)?,
                 other => other?,
             };
             Ok(self.answer(core, Some(&node), None))

@@ -8,14 +8,8 @@ use nix::errno::Errno;
 
 use super::edit::change_attrs;
 use super::{Located, Namespace, Node, node};
+use crate::os::ENOATTR;
 use crate::view;
-
-/// What getxattr says when there is no such attribute.
-#[cfg(target_os = "linux")]
-pub const NO_ATTR: Errno = Errno::ENODATA;
-/// What getxattr says when there is no such attribute.
-#[cfg(not(target_os = "linux"))]
-pub const NO_ATTR: Errno = Errno::ENOATTR;
 
 impl Namespace {
     fn xattrs(&mut self, at: &Located) -> FsResult<Xattrs> {
@@ -50,7 +44,7 @@ impl Namespace {
     /// Value of an attribute.
     pub fn get_xattr(&mut self, at: &Located, name: &[u8]) -> FsResult<Bytes> {
         match self.xattrs(at)?.get(name) {
-            None => Err(NO_ATTR.into()),
+            None => Err(ENOATTR.into()),
             Some(XattrValue::Inline(value)) => Ok(Bytes::copy_from_slice(value)),
             Some(XattrValue::Blob { blob, .. }) => self.attachment(*blob),
         }
@@ -70,7 +64,7 @@ impl Namespace {
         let old = self.xattrs(&at)?;
         match old.contains_key(name) {
             true if create => return Err(Errno::EEXIST.into()),
-            false if replace => return Err(NO_ATTR.into()),
+            false if replace => return Err(ENOATTR.into()),
             false if old.len() >= XATTRS_MAX => return Err(Errno::ENOSPC.into()),
             _ => {}
         }
@@ -80,7 +74,7 @@ impl Namespace {
     /// Remove an attribute.
     pub fn remove_xattr(&mut self, at: Located, name: &[u8]) -> FsResult<Node> {
         if !self.xattrs(&at)?.contains_key(name) {
-            return Err(NO_ATTR.into());
+            return Err(ENOATTR.into());
         }
         self.change_xattrs(at, None, Some(name))
     }

@@ -6,6 +6,9 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
+/// What getxattr says when there is no such attribute.
+pub const ENOATTR: Errno = Errno::ENOATTR;
+
 /// Always `false`: there is no call that only clones.
 pub fn reflink(_from: &File, _to: &File) -> Result<bool, Errno> {
     Ok(false)

@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 
+/// What getxattr says when there is no such attribute.
+pub const ENOATTR: Errno = Errno::ENODATA;
+
 mod ioctl {
     nix::ioctl_write_int!(ficlone, 0x94, 9);
 }

@@ -67,6 +67,7 @@ impl Shelf {
         }
     }
 
+    #[cfg(target_os = "linux")]
     pub fn exchange(&mut self, one: &str, other: &str) {
         let (a, b) = (self.names[one], self.names[other]);
         self.names.insert(one.into(), b);
