@@ -99,6 +99,8 @@ pub struct Net {
     /// Disks that were shown why we are a member, in this life of the process.
     introduced: Mutex<HashSet<DiskId>>,
     links: AtomicU64,
+    /// When a second process with a disk's key was first refused, or we were.
+    copies: Mutex<HashMap<(DiskId, u64), Instant>>,
     /// A try to meet somebody may be due.
     wake: Notify,
     /// Somebody announced a state.
@@ -138,6 +140,7 @@ impl Net {
             unnamed_tried: Mutex::default(),
             introduced: Mutex::default(),
             links: AtomicU64::new(1),
+            copies: Mutex::default(),
             wake: Notify::new(),
             states: Notify::new(),
             about_changed: watch::channel(()).0,

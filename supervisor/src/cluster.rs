@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::{DiskToml, short_id};
-use delugefs_proto::ids::DiskId;
-use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest, PeersRequest};
+use delugefs_proto::ids::{DiskId, HostId};
+use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest, Peer, PeersRequest};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -75,6 +75,7 @@ pub async fn follow(
         hints.extend(nearby.into_iter().map(|(disk, address)| Hint { disk_id: disk.0.to_vec(), address }));
         hints.extend(found.peers.iter().map(|address| Hint { disk_id: Vec::new(), address: address.clone() }));
         let hints = Arc::new(hints);
+        let sockets: Arc<[PathBuf]> = up.iter().map(|disk| PathBuf::from(&disk.grpc_socket)).collect();
         let mut meetings = JoinSet::new();
         for disk in up.into_iter().cloned() {
             let socket = PathBuf::from(&disk.grpc_socket);
@@ -90,9 +91,10 @@ pub async fn follow(
                 addresses.set_port(&disk.disk_id, port);
             }
             let (membership, addresses, hints) = (membership.clone(), addresses.clone(), hints.clone());
+            let sockets = sockets.clone();
             // Side by side: a stuck worker keeps no other one waiting.
             meetings.spawn(async move {
-                let met = meet(&disk, &socket, &mut told, &membership, &addresses, &hints).await;
+                let met = meet(&disk, &sockets, &mut told, &membership, &addresses, &hints).await;
                 (disk.disk_id, socket, told, met)
             });
         }
@@ -120,7 +122,7 @@ pub async fn follow(
 
 async fn meet(
     disk: &pb::Disk,
-    socket: &Path,
+    sockets: &[PathBuf],
     told: &mut Told,
     membership: &Membership,
     addresses: &Addresses,
@@ -128,12 +130,22 @@ async fn meet(
 ) -> Result<(), String> {
     let identity = DiskToml::read(Path::new(&disk.root)).map_err(|error| error.to_string())?;
     let (Some(cluster), Some(id)) = (identity.cluster_id(), identity.disk_id()) else { return Ok(()) };
+    let socket = Path::new(&disk.grpc_socket);
     let busy = |_| (); // it is asked again in a moment
     let request = PeersRequest {};
     let answer = worker::ask(socket, |mut client| async move { client.peers(request).await }).await.map_err(busy);
     let Ok(peers) = answer else { return Ok(()) };
     addresses.learn_from(&peers.peers);
     membership.absorb(cluster, &peers.members).map_err(|error| format!("{error:#}"))?;
+    let host_id = membership.identity().host_id();
+    if !told.admitted
+        && let Some(host) = runs_at(id, host_id, sockets.iter().filter(|other| *other != socket)).await
+    {
+        return Err(format!(
+            "{} is a copy of a disk that is in use on host {host}; stop one of the two, and keep the other",
+            disk.root
+        ));
+    }
     if !told.admitted {
         told.admitted = membership.admit_disk(cluster, id).map_err(|error| format!("{error:#}"))?;
     }
@@ -145,11 +157,8 @@ async fn meet(
     }
     let members = set.encode();
     if told.members != members {
-        let request = MembersRequest {
-            set: members.clone(),
-            host_label: membership.label().into(),
-            host_id: membership.identity().host_id().0.to_vec(),
-        };
+        let request =
+            MembersRequest { set: members.clone(), host_label: membership.label().into(), host_id: host_id.0.to_vec() };
         let answer = worker::ask(socket, |mut client| async move { client.members(request).await }).await;
         answer.map_err(|status| status.message().to_owned())?;
         told.members = members;
@@ -161,4 +170,18 @@ async fn meet(
         told.hints = hints.to_vec();
     }
     Ok(())
+}
+
+/// The name of another host where these workers see a disk in use.
+async fn runs_at(id: DiskId, me: HostId, workers: impl Iterator<Item = &PathBuf>) -> Option<String> {
+    for socket in workers {
+        let request = PeersRequest {};
+        let answer = worker::ask(socket, |mut client| async move { client.peers(request).await }).await;
+        let is_it =
+            |peer: &Peer| peer.connected && peer.disk_id == id.0 && !peer.host_id.is_empty() && peer.host_id != me.0;
+        if let Some(peer) = answer.ok().and_then(|answer| answer.peers.into_iter().find(is_it)) {
+            return Some(peer.host_label);
+        }
+    }
+    None
 }

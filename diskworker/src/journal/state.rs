@@ -13,18 +13,17 @@ use crate::os;
 const STATE: &str = "state";
 const TEMPORARY: &str = "tmp-state";
 
-/// The actor, whether the last stop was clean, whether the machine still runs since. Nothing of it where it is not
-/// readable: that is the careful answer.
-pub(super) fn read(dir: &File) -> (Option<ActorId>, bool, bool) {
+/// Whether the last stop was clean, whether the machine still runs since. Neither where it is not readable: that is the
+/// careful answer. The actor is for people: every start takes a new one.
+pub(super) fn read(dir: &File) -> (bool, bool) {
     let mut text = String::new();
     let read = os::open_file(dir, STATE, OFlag::O_RDONLY).map(|file| file.take(256).read_to_string(&mut text));
     if !matches!(read, Ok(Ok(_))) {
         text.clear();
     }
-    let mut words = text.split_whitespace();
-    let actor = words.next().and_then(|w| u64::from_str_radix(w, 16).ok()).map(ActorId);
+    let mut words = text.split_whitespace().skip(1);
     let clean = words.next() == Some("clean");
-    (actor, clean, words.next().is_some_and(|boot| Some(boot) == os::boot_id().as_deref()))
+    (clean, words.next().is_some_and(|boot| Some(boot) == os::boot_id().as_deref()))
 }
 
 pub(super) fn write(dir: &File, actor: ActorId, clean: bool) -> io::Result<()> {
@@ -32,8 +31,8 @@ pub(super) fn write(dir: &File, actor: ActorId, clean: bool) -> io::Result<()> {
     let boot = os::boot_id().unwrap_or_default();
     let line = format!("{:016x} {word} {boot}\n", actor.0);
     match replace(dir, line.as_bytes()) {
-        // Then into the block it has, which is one sector's write. A mixture of both lines would do no harm either: an
-        // actor is written here before it is used.
+        // Then into the block it has, which is one sector's write. A mixture of both lines would do no harm either: it
+        // is taken for an unclean stop.
         Err(error) if super::is_full(&error) => {
             let _ = unlinkat(dir, TEMPORARY, UnlinkatFlags::NoRemoveDir);
             let Ok(file) = os::open_file(dir, STATE, OFlag::O_RDWR) else { return Err(error) };

@@ -73,7 +73,7 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
             let net = net.clone();
             tokio::spawn(async move {
                 if let Err(error) = meet(&net, disk).await {
-                    net.table.lock().disks.entry(disk).or_default().failed(error.to_string());
+                    net.table.lock().disks.entry(disk).or_default().failed(&error);
                 }
             });
         }

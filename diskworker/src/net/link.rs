@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::DiskId;
@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use super::Net;
 use super::holdings::{Heard, Parts, split};
 use super::io::PeerInfo;
-use super::table::Link;
+use super::table::{Link, Met};
 
 /// Interval of the pings that tell a dead peer, and how long one may take.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -34,6 +34,8 @@ const VERSION: u32 = 1;
 const GREETING: Duration = Duration::from_secs(10);
 /// For one message to get into the connection.
 const STALLED: Duration = Duration::from_secs(30);
+/// A connection of a disk that has died is noticed in less.
+const COPY_AFTER: Duration = Duration::from_secs(3 * KEEP_ALIVE.as_secs());
 /// Messages under way.
 const QUEUE: usize = 16;
 
@@ -103,10 +105,17 @@ async fn talk(
     let id = net.links.fetch_add(1, Ordering::Relaxed);
     let link = Link { id, token: info.token.child_token(), ours };
     let token = link.token.clone();
-    if !net.table.lock().connect(disk, link, about) {
-        return Ok(()); // the other one is kept
+    let run = about.run;
+    let met = net.table.lock().connect(disk, link, about);
+    match met {
+        Met::Kept => {}
+        Met::Spare => return Ok(()),
+        Met::Copy => return refuse_copy(net, disk, run, info, &out).await,
     }
-    tracing::info!("connected with disk {} at {}", &disk.to_hex()[..8], info.from);
+    let is_refused = net.copies.lock().contains_key(&(net.engine.folder.disk_id(), 0));
+    if !is_refused {
+        tracing::info!("connected with disk {} at {}", &disk.to_hex()[..8], info.from);
+    }
     let asked = Arc::new(Asked::default());
     let writer = tokio::spawn(write(net.clone(), out, asked.clone(), id, info));
     let ended = tokio::select! {
@@ -115,11 +124,27 @@ async fn talk(
     };
     token.cancel();
     writer.abort();
-    if net.table.lock().disconnect(disk, id) {
+    let is_refused = ended.as_ref().is_err_and(|error| error.errno == Errno::EEXIST);
+    if net.table.lock().disconnect(disk, id) && !is_refused {
         tracing::info!("connection with disk {} ended", &disk.to_hex()[..8]);
         net.wake.notify_one();
     }
     ended
+}
+
+/// Another process with the disk's key is connected. Perhaps it has just died and the disk was started again: then the
+/// connection ends in some seconds, and the new one is let in. If not, one of the two is a copy, and to follow both would mix
+/// up what the disk holds.
+async fn refuse_copy(net: &Net, disk: DiskId, run: u64, info: PeerInfo, out: &mpsc::Sender<pb::News>) -> FsResult<()> {
+    let id = disk.to_hex();
+    let why = format!("disk {} is connected from elsewhere: one of the two folders is a copy of the other", &id[..8]);
+    let news = pb::News { news: Some(news::News::Refused(why.clone())) };
+    let _ = timeout(GREETING, out.send(news)).await;
+    let first = *net.copies.lock().entry((disk, run)).or_insert_with(Instant::now);
+    if first.elapsed() > COPY_AFTER {
+        net.log.once("copy", &format!("{id} {run}"), || tracing::warn!("refused {}: {why}", info.from));
+    }
+    Err(FsError::new(Errno::EEXIST, why))
 }
 
 /// What the other end asked to be sent.
@@ -145,6 +170,7 @@ async fn read(
         match message.news {
             Some(news::News::State(state)) => {
                 let commit = git2::Oid::from_bytes(&state.commit).map_err(|_| Errno::EPROTO)?;
+                net.copies.lock().remove(&(net.engine.folder.disk_id(), 0)); // we are let in
                 if let Some(other) = net.table.lock().disks.get_mut(&disk) {
                     other.state = Some(commit);
                 }
@@ -196,6 +222,15 @@ async fn read(
                     other.about = Some(about);
                 }
             }
+            Some(news::News::Refused(why)) => {
+                let first = *net.copies.lock().entry((net.engine.folder.disk_id(), 0)).or_insert_with(Instant::now);
+                if first.elapsed() > COPY_AFTER {
+                    let hint =
+                        "stop one of the two, and remove its folder when `delugefs status -x` has nothing to say";
+                    net.log.once("refused", "", || tracing::error!("{why}; {hint}"));
+                }
+                return Err(FsError::new(Errno::EEXIST, why));
+            }
             None => {} // from a newer version
         }
     }
@@ -239,6 +274,8 @@ async fn write_until(
                     // What was said of disks that were no members then was not listened to.
                     let have = net.holdings.lock().have();
                     send(out, news::News::HoldingsHave(have)).await?;
+                    // Who is new is to be met.
+                    send(out, net.addresses(is_here)).await?;
                 }
             }
             changed = abouts.changed() => {
@@ -262,6 +299,8 @@ async fn write_until(
                 if again {
                     let have = net.holdings.lock().have();
                     send(out, news::News::HoldingsHave(have)).await?;
+                    // Who is new is to be met.
+                    send(out, net.addresses(is_here)).await?;
                 }
                 let have = asked.have.lock().take();
                 let lacks = have.map(|have| net.holdings.lock().lacks(&have)).unwrap_or_default();

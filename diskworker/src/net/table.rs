@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use delugefs_proto::errno::FsError;
 use delugefs_proto::ids::DiskId;
 use delugefs_proto::peer_pb::About;
+use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
 /// Pause before the first new try; doubles up to [`PAUSE_MAX`].
@@ -24,6 +26,17 @@ pub(super) struct Link {
     pub ours: bool,
 }
 
+/// What becomes of a link that has greeted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    /// It is the one on which the two disks talk.
+    Kept,
+    /// They talk on another one.
+    Spare,
+    /// Another process with the same key is connected: one of the two is a copy of the disk. Who came first stays.
+    Copy,
+}
+
 /// Another disk.
 #[derive(Debug, Default)]
 pub(super) struct Other {
@@ -40,9 +53,12 @@ pub(super) struct Other {
 }
 
 impl Other {
-    pub fn failed(&mut self, why: String) {
+    pub fn failed(&mut self, error: &FsError) {
         self.trying = false;
-        self.error = Some(why);
+        self.error = Some(error.to_string());
+        if error.errno == Errno::EEXIST {
+            self.failures = self.failures.max(10); // a copy of a disk: a person must do something
+        }
         let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
         self.failures += 1;
         self.next_try = Some(Instant::now() + pause);
@@ -66,13 +82,17 @@ impl Table {
     }
 
     /// A link has greeted. When both ends opened one at the same time, both keep the one that the disk with the smaller id
-    /// opened. `false`: this one is to be closed.
-    pub fn connect(&mut self, disk: DiskId, link: Link, about: About) -> bool {
+    /// opened.
+    pub fn connect(&mut self, disk: DiskId, link: Link, about: About) -> Met {
         let preferred = |link: &Link| link.ours == (self.me < disk);
         let other = self.disks.entry(disk).or_default();
         if let Some(old) = &other.link {
+            let is_same = other.about.as_ref().is_none_or(|old| old.run == about.run);
+            if !is_same && !old.token.is_cancelled() {
+                return Met::Copy;
+            }
             if preferred(old) && !preferred(&link) && !old.token.is_cancelled() {
-                return false;
+                return Met::Spare;
             }
             old.token.cancel();
         }
@@ -83,7 +103,7 @@ impl Table {
         other.failures = 0;
         other.next_try = None;
         other.trying = false;
-        true
+        Met::Kept
     }
 
     /// A link has ended. Whether it was the one in use.
@@ -158,14 +178,28 @@ mod tests {
         let by_small = (link(true), link(false));
         let by_large = (link(false), link(true));
         // Each end sees its own first.
-        assert!(small.connect(id(2), by_small.0.clone(), About::default()));
-        assert!(large.connect(id(1), by_large.1.clone(), About::default()));
-        assert!(!small.connect(id(2), by_large.0.clone(), About::default()));
-        assert!(large.connect(id(1), by_small.1.clone(), About::default()));
+        assert_eq!(small.connect(id(2), by_small.0.clone(), About::default()), Met::Kept);
+        assert_eq!(large.connect(id(1), by_large.1.clone(), About::default()), Met::Kept);
+        assert_eq!(small.connect(id(2), by_large.0.clone(), About::default()), Met::Spare);
+        assert_eq!(large.connect(id(1), by_small.1.clone(), About::default()), Met::Kept);
         assert!(by_large.1.token.is_cancelled() && !by_small.1.token.is_cancelled());
         assert!(small.is_connected(id(2)) && large.is_connected(id(1)));
         assert!(!large.disconnect(id(1), by_large.1.id) && large.is_connected(id(1)));
         assert!(large.disconnect(id(1), by_small.1.id) && !large.is_connected(id(1)));
+    }
+
+    #[test]
+    fn of_two_copies_of_a_disk_the_first_stays_until_it_is_gone() {
+        let mut table = Table::new(id(1));
+        let about = |run| About { run, ..About::default() };
+        let first = link(true);
+        assert_eq!(table.connect(id(2), first.clone(), about(7)), Met::Kept);
+        for ours in [true, false] {
+            assert_eq!(table.connect(id(2), link(ours), about(8)), Met::Copy);
+        }
+        assert!(!first.token.is_cancelled());
+        assert!(table.disconnect(id(2), first.id));
+        assert_eq!(table.connect(id(2), link(false), about(8)), Met::Kept);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub struct Host {
     number: usize,
     run: Option<Child>,
     starts: u32,
+    /// How far its clock is off, as faketime(1) has it.
+    pub clock: Option<&'static str>,
+    limited: Vec<PathBuf>,
 }
 
 fn ip(arguments: &[&str]) -> bool {
@@ -51,7 +54,16 @@ impl Lab {
             let name = format!("{prefix}-{number}");
             must(&["netns", "add", &name]);
             let dir = TempDir::with_prefix_in("dfc", "/tmp").unwrap();
-            let host = Host { dir, name, switch: switch.clone(), number, run: None, starts: 0 };
+            let host = Host {
+                dir,
+                name,
+                switch: switch.clone(),
+                number,
+                run: None,
+                starts: 0,
+                clock: None,
+                limited: Vec::new(),
+            };
             let (name, port) = (host.name.clone(), host.port());
             lab.hosts.push(host);
             must(&["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name]);
@@ -119,6 +131,15 @@ impl Host {
         assert!(ip(&["-n", &self.name, "route", "replace", "default", "via", "10.77.0.254"]));
     }
 
+    /// Put a file system of so many MiB behind a folder.
+    pub fn limit(&mut self, disk: &str, mib: u32) {
+        fs::create_dir(self.path(disk)).unwrap();
+        let size = format!("size={mib}m");
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(self.path(disk)).status();
+        assert!(status.unwrap().success());
+        self.limited.push(self.path(disk));
+    }
+
     /// Below the host's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -131,7 +152,11 @@ impl Host {
 
     fn delugefs(&self, arguments: &[&str]) -> Command {
         let mut command = clean(Command::new("nsenter"), self.dir.path());
-        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(bin("delugefs"));
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--");
+        if let Some(clock) = self.clock {
+            command.args(["faketime", "-f", clock]);
+        }
+        command.arg(bin("delugefs"));
         command.arg("--run-dir").arg(self.path("r")).args(arguments);
         command
     }
@@ -233,6 +258,9 @@ impl Drop for Lab {
             }
             if !std::thread::panicking() || host.run.is_some() {
                 host.kill();
+            }
+            for disk in &host.limited {
+                let _ = delugefs_supervisor::sys::detach(disk);
             }
             ip(&["netns", "del", &host.name]);
         }

@@ -5,6 +5,7 @@
 mod figures;
 mod lab;
 mod stories;
+mod trouble;
 
 use std::time::{Duration, Instant};
 

@@ -17,7 +17,7 @@ pub fn bytes(size: usize) -> Vec<u8> {
 }
 
 /// Wait until a file has this content, as another host wrote it.
-fn wait_for_content(lab: &Lab, path: &Path, content: &[u8]) {
+pub fn wait_for_content(lab: &Lab, path: &Path, content: &[u8]) {
     wait_for(&format!("{}", path.display()), || lab.logs(), || fs::read(path).is_ok_and(|found| found == content));
 }
 
