@@ -21,6 +21,7 @@ use crate::fetch::Fetcher;
 use crate::folder::DiskFolder;
 use crate::journal::JournalError;
 use crate::net::{Net, NetSettings};
+use crate::serve::neighbours::Neighbours;
 use crate::serve::{AllowedUids, grpc, local};
 use crate::swarm::Swarm;
 
@@ -126,9 +127,10 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     let engine = running.engine.clone();
     let accepting = {
         let (listener, allowed, fetcher) = (listener.try_clone()?, allowed.clone(), fetcher.clone());
+        let neighbours = Arc::new(Neighbours::new(net.clone(), cli.run_dir.clone()));
         std::thread::Builder::new()
             .name("accept".into())
-            .spawn(move || local::serve(&engine, &fetcher, &listener, &allowed))?
+            .spawn(move || local::serve(&engine, &fetcher, &neighbours, &listener, &allowed))?
     };
 
     let shutdown = CancellationToken::new();

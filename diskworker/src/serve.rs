@@ -4,6 +4,7 @@
 pub mod grpc;
 mod ledger;
 pub mod local;
+pub mod neighbours;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use delugefs_diskworker::fetch::Fetcher;
 use delugefs_diskworker::net::{Net, NetSettings};
+use delugefs_diskworker::serve::local;
+use delugefs_diskworker::serve::neighbours::Neighbours;
 use delugefs_diskworker::swarm::Swarm;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -113,13 +115,15 @@ fn what_is_opened_after_the_end_of_its_session_is_closed_with_its_connection() {
     let serving = {
         let (engine, listener) = (disk.engine().clone(), listener.try_clone().unwrap());
         let allowed = delugefs_diskworker::serve::AllowedUids::new(&[]);
+        let socket_dir = path.parent().unwrap().to_owned();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let swarm = Arc::new(Swarm::absent());
             let settings = NetSettings { listen: Some("127.0.0.1".into()), ..NetSettings::default() };
             let net = runtime.block_on(Net::start(engine.clone(), swarm.clone(), settings)).unwrap();
             let fetcher = Fetcher::new(engine.clone(), swarm, net.clone(), runtime.handle().clone());
-            delugefs_diskworker::serve::local::serve(&engine, &fetcher, &listener, &allowed);
+            let neighbours = Arc::new(Neighbours::new(net.clone(), socket_dir));
+            local::serve(&engine, &fetcher, &neighbours, &listener, &allowed);
             net.shutdown();
         })
     };

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::Ino;
+use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::local::{LOCAL_VERSION, frame};
 use delugefs_proto::local_pb as pb;
 use delugefs_proto::local_pb::{Hello, Opened, Reply, Request, Welcome, reply, request};
 use nix::errno::Errno;
 
 use super::AllowedUids;
+use super::neighbours::Neighbours;
 use crate::engine::{Answer, Engine, Opening, SessionId};
 use crate::fetch::Fetcher;
 
@@ -24,7 +25,13 @@ const CONNECTIONS_MAX: usize = 256;
 const GREETING_WAIT: Duration = Duration::from_secs(5);
 
 /// Accept frontends until the listener is shut down.
-pub fn serve(engine: &Arc<Engine>, fetcher: &Arc<Fetcher>, listener: &UnixListener, allowed: &AllowedUids) {
+pub fn serve(
+    engine: &Arc<Engine>,
+    fetcher: &Arc<Fetcher>,
+    neighbours: &Arc<Neighbours>,
+    listener: &UnixListener,
+    allowed: &AllowedUids,
+) {
     let connections = Arc::new(AtomicUsize::new(0));
     for socket in listener.incoming() {
         let socket = match socket {
@@ -53,10 +60,10 @@ pub fn serve(engine: &Arc<Engine>, fetcher: &Arc<Fetcher>, listener: &UnixListen
             continue;
         }
         let counted = Counted::new(&connections);
-        let (engine, fetcher) = (engine.clone(), fetcher.clone());
+        let (engine, fetcher, neighbours) = (engine.clone(), fetcher.clone(), neighbours.clone());
         let spawned = std::thread::Builder::new().name("frontend".into()).spawn(move || {
             let _counted = counted;
-            if let Err(error) = Connection::new(&engine, &fetcher, &socket).run() {
+            if let Err(error) = Connection::new(&engine, &fetcher, &neighbours, &socket).run() {
                 tracing::warn!("connection of a frontend: {error}");
             }
         });
@@ -94,13 +101,19 @@ fn failure(error: FsError, seq: u64) -> Reply {
 struct Connection<'a> {
     engine: &'a Arc<Engine>,
     fetcher: &'a Arc<Fetcher>,
+    neighbours: &'a Neighbours,
     socket: &'a UnixStream,
     receiver: frame::Receiver,
 }
 
 impl<'a> Connection<'a> {
-    fn new(engine: &'a Arc<Engine>, fetcher: &'a Arc<Fetcher>, socket: &'a UnixStream) -> Self {
-        Self { engine, fetcher, socket, receiver: frame::Receiver::default() }
+    fn new(
+        engine: &'a Arc<Engine>,
+        fetcher: &'a Arc<Fetcher>,
+        neighbours: &'a Neighbours,
+        socket: &'a UnixStream,
+    ) -> Self {
+        Self { engine, fetcher, neighbours, socket, receiver: frame::Receiver::default() }
     }
 
     fn run(&mut self) -> std::io::Result<()> {
@@ -177,7 +190,7 @@ impl<'a> Connection<'a> {
     fn answer_requests(&mut self, hello: &Hello) -> std::io::Result<()> {
         frame::send(self.socket, &self.welcome(), None)?;
         while let Some((request, fd)) = self.receiver.receive::<Request>(self.socket)? {
-            let (reply, fd) = match dispatch(self.engine, self.fetcher, hello.session, request, fd) {
+            let (reply, fd) = match dispatch(self.engine, self.fetcher, self.neighbours, hello.session, request, fd) {
                 Ok(done) => done,
                 Err(error) => (failure(error, self.engine.seq()), None),
             };
@@ -192,6 +205,7 @@ type Done = (Reply, Option<OwnedFd>);
 fn dispatch(
     engine: &Engine,
     fetcher: &Arc<Fetcher>,
+    neighbours: &Neighbours,
     session: SessionId,
     request: Request,
     fd: Option<OwnedFd>,
@@ -208,7 +222,13 @@ fn dispatch(
             return Ok(with_body(answer, reply::Body::Listing(listing)));
         }
         Op::Create(q) => return Ok(opened(engine.create(session, retry, &q)?)),
-        Op::Open(q) => return open(engine, fetcher, session, &q),
+        Op::Open(q) => return open(engine, fetcher, neighbours, session, &q),
+        Op::OpenContent(q) => {
+            let content = ContentId::from_slice(&q.content).ok_or(Errno::EINVAL)?;
+            let file = engine.store.open_content(content, q.size)?;
+            let answer = Answer { seq: engine.seq(), ..Answer::default() };
+            return Ok(opened((answer, Opening::File { handle: 0, file })));
+        }
         Op::Mknod(q) => engine.mknod(session, retry, &q)?,
         Op::Mkdir(q) => engine.mkdir(session, retry, &q)?,
         Op::Symlink(q) => engine.symlink(session, retry, &q)?,
@@ -253,8 +273,15 @@ fn dispatch(
     Ok((reply(answer), None))
 }
 
-/// Open, also what is not (all) on this disk: readers of a large content get it while it comes, the others wait for it.
-fn open(engine: &Engine, fetcher: &Arc<Fetcher>, session: SessionId, q: &pb::Open) -> FsResult<Done> {
+/// Open, also what is not (all) on this disk: readers get the file of another disk of this host, or a large content while it
+/// comes; the others wait for it.
+fn open(
+    engine: &Engine,
+    fetcher: &Arc<Fetcher>,
+    neighbours: &Neighbours,
+    session: SessionId,
+    q: &pb::Open,
+) -> FsResult<Done> {
     let mut fetched = false;
     loop {
         let error = match engine.open(session, q) {
@@ -263,6 +290,12 @@ fn open(engine: &Engine, fetcher: &Arc<Fetcher>, session: SessionId, q: &pb::Ope
             Err(error) => error,
         };
         let Some(wanted) = engine.absent(Ino(q.ino), Ino(q.dir))? else { return Err(error) };
+        if !q.write
+            && let Some(file) = neighbours.open(&wanted)
+        {
+            let node = engine.get_attr(&pb::GetAttr { ino: q.ino, dir: q.dir })?;
+            return Ok(opened((node, Opening::File { handle: 0, file })));
+        }
         if !q.write
             && let Some((handle, file)) = fetcher.open(session, wanted)?
         {

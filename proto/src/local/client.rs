@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -27,7 +28,18 @@ pub struct Disconnected(#[from] pub io::Error);
 impl Client {
     /// Connect and greet. `events` makes it the connection that carries pushed events and holds the session.
     pub fn connect(path: &Path, session: u64, events: bool) -> io::Result<Self> {
+        Self::greet(UnixStream::connect(path)?, session, events)
+    }
+
+    /// The same for a few requests that must not wait: no message takes longer than this.
+    pub fn connect_within(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
         let socket = UnixStream::connect(path)?;
+        socket.set_read_timeout(Some(patience))?;
+        socket.set_write_timeout(Some(patience))?;
+        Self::greet(socket, session, false)
+    }
+
+    fn greet(socket: UnixStream, session: u64, events: bool) -> io::Result<Self> {
         let mut client = Self { socket, receiver: frame::Receiver::default(), welcome: Welcome::default() };
         let hello = Hello { version: LOCAL_VERSION, session, events };
         let (reply, _) = client.call(&op(request::Op::Hello(hello)), None).map_err(|error| error.0)?;

@@ -2,6 +2,7 @@
 //! programs, real mounts; no packet leaves the namespaces. Needs root, /dev/fuse and `ip`; where they are missing a test
 //! says so and passes.
 
+mod disks;
 mod figures;
 mod lab;
 mod stories;
