@@ -23,6 +23,7 @@
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, Ino};
@@ -148,6 +149,13 @@ impl ContentStore {
             Ok(None) => self.take_back(content).map(|stat| stat.map(|stat| stat.st_size as u64)),
             Err(errno) => Err(fail(errno, "look for", &data_path(content))),
         }
+    }
+
+    /// When a content was read last, as far as the file system notes that, or came.
+    pub fn last_used(&self, content: ContentId) -> Option<SystemTime> {
+        let stat = self.stat(content).ok()??;
+        let seconds = u64::try_from(stat.st_atime.max(stat.st_mtime).max(0)).unwrap_or(0);
+        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
     }
 
     /// A descriptor to read a content by, from the trash if need be. It stays readable whatever happens to the name.

@@ -15,6 +15,7 @@ mod events;
 mod exchange;
 mod files;
 mod ledger;
+mod marks;
 mod meta;
 mod recover;
 mod report;

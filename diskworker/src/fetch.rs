@@ -8,6 +8,7 @@
 //! In every case the whole content is verified by its SHA-256 before it counts as held, and nothing unverified is ever read.
 //! One way at a time: BitTorrent writes before it verifies, so it is stopped before a reader is given the file.
 
+mod evict;
 mod promise;
 mod serve;
 mod swarming;

@@ -134,6 +134,9 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     };
 
     let shutdown = CancellationToken::new();
+    if cli.lazy {
+        tokio::spawn(fetcher.clone().keep_room(shutdown.clone()));
+    }
     let sockets = (local_path.display().to_string(), grpc_path.display().to_string());
     let grpc_listener = bind(&grpc_path)?;
     grpc_listener.set_nonblocking(true)?;

@@ -157,6 +157,10 @@ impl worker_server::Worker for Fake {
     async fn contents(&self, _: Request<pb::ContentsRequest>) -> Result<Response<Self::ContentsStream>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn mark_disk(&self, _: Request<pb::MarkDiskRequest>) -> Result<Response<pb::MarkDiskReply>, Status> {
+        Ok(Response::new(pb::MarkDiskReply {}))
+    }
+
     async fn copies(&self, _: Request<pb::CopiesRequest>) -> Result<Response<pb::CopiesReply>, Status> {
         Err(Status::unimplemented(""))
     }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use delugefs_proto::exit::Exit;
+use delugefs_proto::worker_pb::Mark;
 use delugefs_proto::{control_pb as pb, rundir};
 
 use crate::paths;
@@ -125,6 +126,19 @@ enum Disk {
         #[arg(long)]
         create: bool,
     },
+    /// Empty a disk: what it holds is copied to others, then it lets go
+    Drain {
+        /// The first 8 or more digits of its id
+        disk: String,
+        /// Keep it after all
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Do not wait any more for a disk that is away: its copies are made anew
+    Forget {
+        /// The first 8 or more digits of its id
+        disk: String,
+    },
     /// Serve it no longer; what is on it stays
     Remove {
         /// The disk's folder
@@ -193,6 +207,20 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             let request = pb::AddDiskRequest { root, create, remember: true, ..Default::default() };
             let added = client::answer(control.add_disk(request).await)?;
             println!("disk {}", delugefs_proto::disk::short_id(&added.disk_id));
+        }
+        Command::Disk(Disk::Drain { disk, undo }) => {
+            let mark = if undo { Mark::None } else { Mark::Draining };
+            let marked = client::answer(control.mark_disk(pb::MarkDiskRequest { id: disk, mark: mark.into() }).await)?;
+            let id = delugefs_proto::disk::short_id(&marked.disk_id).to_owned();
+            match undo {
+                true => println!("disk {id} is kept"),
+                false => println!("disk {id} is being emptied; `delugefs peers` shows how many contents are left"),
+            }
+        }
+        Command::Disk(Disk::Forget { disk }) => {
+            let mark = Mark::Forgotten.into();
+            let marked = client::answer(control.mark_disk(pb::MarkDiskRequest { id: disk, mark }).await)?;
+            println!("disk {} is not waited for any more", delugefs_proto::disk::short_id(&marked.disk_id));
         }
         Command::Disk(Disk::Remove { root }) => {
             let root = paths::typed(&root)?;

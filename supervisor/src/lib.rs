@@ -16,6 +16,7 @@ pub mod join;
 pub mod libexec;
 pub mod log;
 pub mod logtail;
+pub mod marks;
 pub mod membership;
 pub mod notes;
 pub mod owner;

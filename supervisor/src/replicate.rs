@@ -5,13 +5,13 @@
 //! them and lets go only then. So of the policy's two steps the first, [`Decision::Confirm`], is all that is needed here.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::short_id;
-use delugefs_proto::ids::{ContentId, DiskId, HostId};
+use delugefs_proto::ids::{ContentId, DiskId, HostId, hex};
 use delugefs_proto::worker_pb as wpb;
 use tokio::sync::watch;
 
@@ -170,6 +170,9 @@ impl Replicator {
                 continue;
             };
             me = me.or_else(|| HostId::from_slice(&reply.me.as_ref()?.host_id));
+            if let Some(disk) = reply.me.as_ref().filter(|disk| disk.mark() == wpb::Mark::Forgotten) {
+                remember(socket, disk).await;
+            }
             for peer in reply.me.into_iter().chain(reply.peers) {
                 let Some(id) = DiskId::from_slice(&peer.disk_id) else { continue };
                 match seen.get_mut(&id) {
@@ -198,7 +201,6 @@ impl Replicator {
                     presence,
                     changed_s: before.map_or(now, |disk| disk.changed_s),
                     lazy: peer.lazy,
-                    // Disks cannot be emptied yet.
                     draining: false,
                     read_only: peer.read_only,
                     forgotten: false,
@@ -206,9 +208,12 @@ impl Replicator {
                     backlog_s: 0,
                 },
             };
+            // Of one that is away too.
+            disk.draining = peer.mark() == wpb::Mark::Draining;
+            disk.forgotten = peer.mark() == wpb::Mark::Forgotten;
             if let Some(before) = before {
-                let same = (before.host, before.lazy, before.read_only, &before.site)
-                    == (disk.host, disk.lazy, disk.read_only, &disk.site);
+                let flags = |disk: &Disk| (disk.lazy, disk.read_only, disk.draining, disk.forgotten);
+                let same = (before.host, &before.site, flags(before)) == (disk.host, &disk.site, flags(&disk));
                 if !same {
                     disk.changed_s = now;
                 }
@@ -363,5 +368,15 @@ impl Replicator {
             // Never decided: no promise is ever recorded at this desk.
             Decision::Trim { .. } => {}
         }
+    }
+}
+
+/// A disk that was given up is here again: what it holds counts as before.
+async fn remember(socket: &Path, disk: &wpb::Peer) {
+    tracing::info!("disk {}: it was forgotten, and is here again", short_id(&hex(&disk.disk_id)));
+    let request = wpb::MarkDiskRequest { disk_id: disk.disk_id.clone(), mark: wpb::Mark::None.into() };
+    let answer = worker::ask(socket, |mut client| async move { client.mark_disk(request).await }).await;
+    if let Err(error) = answer {
+        tracing::debug!(error = error.message(), "its mark stays for now");
     }
 }

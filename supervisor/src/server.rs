@@ -8,7 +8,7 @@ use delugefs_proto::control_pb as pb;
 use delugefs_proto::control_pb::control_server::Control;
 use delugefs_proto::disk::{DiskToml, is_cluster_name, short_id};
 use delugefs_proto::exit::Exit;
-use delugefs_proto::ids::{ClusterId, DiskId, HostId};
+use delugefs_proto::ids::{ClusterId, DiskId, HostId, hex};
 use delugefs_proto::members::clean_label;
 use delugefs_proto::peer_pb::JoinReply;
 use delugefs_proto::token::{ADDRESSES_MAX, Token};
@@ -27,7 +27,7 @@ use crate::notes::{self, Note, WORKER};
 use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
 use crate::process::Events;
 use crate::replicate::Shown;
-use crate::{join, paths, sys, worker};
+use crate::{join, marks, paths, sys, worker};
 
 /// The service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -239,21 +239,7 @@ impl Control for Server {
     async fn peers(&self, _: Request<pb::PeersRequest>) -> Answer<pb::PeersReply> {
         let mut reply =
             pb::PeersReply { host_id: self.membership.identity().host_id().0.to_vec(), ..Default::default() };
-        let answers = self.ask_all(|socket| async move {
-            let request = worker_pb::PeersRequest {};
-            worker::ask(&socket, |mut client| async move { client.peers(request).await }).await
-        });
-        let mut disks: std::collections::BTreeMap<Vec<u8>, worker_pb::Peer> = Default::default();
-        for (_, answer) in answers.await {
-            let Ok(answer) = answer else { continue };
-            for peer in answer.me.into_iter().chain(answer.peers) {
-                let better = disks.get(&peer.disk_id).is_none_or(|known| !known.connected && peer.connected);
-                if better {
-                    disks.insert(peer.disk_id.clone(), peer);
-                }
-            }
-        }
-        reply.disks = disks.into_values().collect();
+        reply.disks = self.members_disks().await;
         let cluster = self.disks_up().first().and_then(|disk| ids(disk).ok()).map(|(cluster, _)| cluster);
         if let Some(set) = cluster.and_then(|cluster| self.membership.set(cluster)) {
             let host = |(id, member): (&HostId, &delugefs_proto::members::Member)| pb::PeerHost {
@@ -290,6 +276,17 @@ impl Control for Server {
         Ok(Response::new(pb::RevokeReply { id: id.to_hex(), what: what.into() }))
     }
 
+    async fn mark_disk(&self, request: Request<pb::MarkDiskRequest>) -> Answer<pb::MarkDiskReply> {
+        let request = request.into_inner();
+        let disks = self.disks_up();
+        let disk = disks.first().ok_or_else(no_disk)?;
+        let socket = Path::new(&disk.grpc_socket);
+        let peer = marks::find(self.members_disks().await.into_iter(), &request.id, request.mark())?;
+        let marking = worker_pb::MarkDiskRequest { disk_id: peer.disk_id.clone(), mark: request.mark };
+        worker::ask(socket, |mut client| async move { client.mark_disk(marking).await }).await?;
+        Ok(Response::new(pb::MarkDiskReply { disk_id: hex(&peer.disk_id) }))
+    }
+
     async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Answer<pb::ConflictsReply> {
         let disks = self.disks_up();
         let disk = disks.first().ok_or_else(no_disk)?;
@@ -310,6 +307,25 @@ impl Server {
         let stopping = |_| Failure::new(Exit::NoSupervisor, "the supervisor is stopping");
         self.events.send(event(reply)).map_err(|_| stopping(()))?;
         Ok(answer.await.map_err(|_| stopping(()))??)
+    }
+
+    /// All disks of the cluster, each as the worker sees it that is connected with it.
+    async fn members_disks(&self) -> Vec<worker_pb::Peer> {
+        let answers = self.ask_all(|socket| async move {
+            let request = worker_pb::PeersRequest {};
+            worker::ask(&socket, |mut client| async move { client.peers(request).await }).await
+        });
+        let mut disks: std::collections::BTreeMap<Vec<u8>, worker_pb::Peer> = Default::default();
+        for (_, answer) in answers.await {
+            let Ok(answer) = answer else { continue };
+            for peer in answer.me.into_iter().chain(answer.peers) {
+                let better = disks.get(&peer.disk_id).is_none_or(|known| !known.connected && peer.connected);
+                if better {
+                    disks.insert(peer.disk_id.clone(), peer);
+                }
+            }
+        }
+        disks.into_values().collect()
     }
 
     fn now(&self) -> pb::HostStatus {

@@ -154,6 +154,8 @@ fn disk() {
 
     Commands:
       add     Serve a disk, now and at every start
+      drain   Empty a disk: what it holds is copied to others, then it lets go
+      forget  Do not wait any more for a disk that is away: its copies are made anew
       remove  Serve it no longer; what is on it stays
       help    Print this message or the help of the given subcommand(s)
 

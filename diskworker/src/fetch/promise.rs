@@ -88,6 +88,9 @@ impl Fetcher {
         let (engine, asked) = (self.engine.clone(), request.wanted);
         // After promising: what is there now stays.
         let held = tokio::task::spawn_blocking(move || {
+            if engine.marks()?.contains_key(&engine.folder.disk_id()) {
+                return Ok(None);
+            }
             // By what this disk knows: it may be behind, and would let the content go when the promise has ended.
             match engine.ledger()?.find(content) {
                 Some(entry) if entry.wanted <= asked => {}
@@ -102,7 +105,7 @@ impl Fetcher {
         let held: Result<FsResult<Option<u64>>, _> = held.await;
         match held {
             Ok(Ok(Some(_))) => Ok(PromiseReply { promised: true, reason: String::new() }),
-            Ok(Ok(None)) => no("it does not hold it, or knows more of what is wanted"),
+            Ok(Ok(None)) => no("it does not hold it, is to be emptied, or knows more of what is wanted"),
             Ok(Err(error)) => Err(error),
             Err(_) => no("it is stopping"),
         }

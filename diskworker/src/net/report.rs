@@ -52,6 +52,8 @@ impl Net {
 
     /// Peers.
     pub fn peers(&self) -> pb::PeersReply {
+        let marks = self.engine.marks().unwrap_or_default();
+        let mark = |disk| marks.get(&disk).copied().unwrap_or_default().into();
         let members = self.members.get();
         let me = self.engine.folder.disk_id();
         let mine = match self.about().news {
@@ -64,6 +66,7 @@ impl Net {
                 connected: true,
                 contents: self.holdings.lock().count(me),
                 state_commit: self.engine.commits().borrow().to_string(),
+                mark: mark(me),
                 ..describe(me, &mine)
             }),
             peers: Vec::new(),
@@ -90,6 +93,7 @@ impl Net {
             peer.state_commit = state.map(|commit| commit.to_string()).unwrap_or_default();
             peer.error = other.and_then(|other| other.error.clone()).unwrap_or_default();
             peer.addresses = book.of(*disk);
+            peer.mark = mark(*disk);
             peer.contents = holdings.count(*disk);
             reply.peers.push(peer);
         }

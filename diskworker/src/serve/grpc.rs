@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use delugefs_proto::errno::FsResult;
-use delugefs_proto::ids::ContentId;
+use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::worker_pb::{self as pb, worker_server::Worker};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::StreamExt;
@@ -161,6 +161,14 @@ impl Worker for WorkerService {
         self.check(&request)?;
         let request = request.into_inner();
         Ok(Response::new(self.blocking(move |engine| engine.copies(&request)).await?))
+    }
+
+    async fn mark_disk(&self, request: Request<pb::MarkDiskRequest>) -> Answer<pb::MarkDiskReply> {
+        self.check(&request)?;
+        let (disk, mark) = (DiskId::from_slice(&request.get_ref().disk_id), request.get_ref().mark());
+        let disk = disk.ok_or_else(|| Status::invalid_argument("a disk id has 32 bytes"))?;
+        self.blocking(move |engine| engine.mark(disk, mark)).await?;
+        Ok(Response::new(pb::MarkDiskReply {}))
     }
 
     async fn please_mirror(&self, request: Request<pb::PleaseMirrorRequest>) -> Answer<pb::PleaseMirrorReply> {

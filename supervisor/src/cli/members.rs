@@ -37,6 +37,7 @@ struct Disk {
     site: String,
     lazy: bool,
     read_only: bool,
+    mark: &'static str,
     connected: bool,
     absent_s: Option<u32>,
     free_bytes: u64,
@@ -49,6 +50,11 @@ struct Disk {
 
 impl From<wpb::Peer> for Disk {
     fn from(peer: wpb::Peer) -> Self {
+        let mark = match peer.mark() {
+            wpb::Mark::None => "",
+            wpb::Mark::Draining => "draining",
+            wpb::Mark::Forgotten => "forgotten",
+        };
         Self {
             disk_id: hex(&peer.disk_id),
             host_id: hex(&peer.host_id),
@@ -56,6 +62,7 @@ impl From<wpb::Peer> for Disk {
             site: peer.site,
             lazy: peer.lazy,
             read_only: peer.read_only,
+            mark,
             connected: peer.connected,
             absent_s: (peer.absent_s != u32::MAX).then_some(peer.absent_s),
             free_bytes: peer.free_bytes,
@@ -101,6 +108,7 @@ pub(super) async fn peers(control: &mut Control, as_json: bool) -> anyhow::Resul
             (false, Some(seconds)) => format!("away for {}", span(seconds)),
             (false, None) => "not seen yet".to_owned(),
         };
+        let state = if disk.mark.is_empty() { state } else { format!("{state}, {}", disk.mark) };
         row([
             short_id(&disk.disk_id),
             &escape_line(&disk.host_label),

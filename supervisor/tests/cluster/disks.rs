@@ -9,7 +9,7 @@ use delugefs_proto::local::client::{Client, check, op};
 use delugefs_proto::local_pb::{Close, Create, reply, request};
 
 use super::lab::Lab;
-use super::stories::{bytes, wait_for_content};
+use super::stories::{bytes, joined, wait_for_content};
 use super::wait_for;
 
 /// Write a file through the worker of a disk that is not mounted, as a frontend would.
@@ -58,4 +58,57 @@ fn what_another_disk_of_the_host_holds_is_read_there_and_not_copied() {
     wait_for_content(&lab, &lab.hosts[0].file("large"), &longer);
     wait_for("the changed file", || lab.logs(), || lab.hosts[0].copies("large") == 1);
     assert!(fs::read(lab.hosts[0].file("small")).unwrap() == bytes(70_000));
+}
+
+#[test]
+fn a_disk_is_emptied_and_another_one_is_forgotten() {
+    let Some(mut lab) = joined(3) else { return };
+    const FILES: usize = 6;
+    let name = |n: usize| format!("f{n}");
+    for n in 0..FILES {
+        fs::write(lab.hosts[0].file(&name(n)), bytes(100_000 + n)).unwrap();
+    }
+    let holders = |lab: &Lab, n: usize| -> Vec<String> {
+        let file = lab.hosts[0].file(&name(n));
+        let answer = lab.hosts[0].json(&["whereis", file.to_str().unwrap()]);
+        let ids = answer[0]["disk_ids"].as_array().cloned().unwrap_or_default();
+        ids.iter().map(|id| id.as_str().unwrap().to_owned()).collect()
+    };
+    wait_for("two copies", || lab.logs(), || (0..FILES).all(|n| holders(&lab, n).len() == 2));
+    let id = |at: usize| disk_of(&lab, at)["disk_id"].as_str().unwrap().to_owned();
+    let ids = [id(0), id(1), id(2)];
+    assert_eq!(lab.hosts[1].says(&["disk", "drain", "12"]).0, 2);
+    assert_eq!(lab.hosts[1].says(&["disk", "drain", "0123456789"]).0, 2);
+    // All is on the first disk and one of the others. Empty the first: the two others take everything.
+    assert_eq!(lab.hosts[1].says(&["disk", "drain", &ids[0][..8]]).0, 0);
+    let both = |n| holders(&lab, n).contains(&ids[1]) && holders(&lab, n).contains(&ids[2]);
+    wait_for("copies on the others", || lab.logs(), || (0..FILES).all(both));
+    wait_for("everybody to know", || lab.logs(), || (0..3).all(|at| mark(&lab, at, &ids[0]) == "draining"));
+    assert_eq!(lab.hosts[2].says(&["disk", "drain", "--undo", &ids[0][..8]]).0, 0);
+    wait_for("everybody to know", || lab.logs(), || (0..3).all(|at| mark(&lab, at, &ids[0]) == ""));
+    // Who is here is not forgotten; who is away is not waited for, and is welcome when he comes back.
+    assert_eq!(lab.hosts[0].says(&["disk", "forget", &ids[2]]).0, 14);
+    lab.hosts[2].kill();
+    lab.wait_for_peers(&[0, 1], 1);
+    fs::write(lab.hosts[0].file("new"), bytes(300_000)).unwrap();
+    assert_eq!(lab.hosts[0].says(&["disk", "forget", &ids[2]]).0, 0);
+    let lost = || lab.hosts[0].says(&["status", "-x"]).1;
+    wait_for("copies on those that are left", lost, || {
+        let whole = |n| holders(&lab, n).contains(&ids[0]) && holders(&lab, n).contains(&ids[1]);
+        (0..FILES).all(whole) && lab.hosts[0].says(&["status", "-x"]).0 == 0
+    });
+    lab.hosts[2].start("d", &["--no-mdns"]);
+    lab.wait_for_peers(&[0, 1, 2], 2);
+    wait_for("it to be remembered", || lab.logs(), || (0..3).all(|at| mark(&lab, at, &ids[2]) == ""));
+}
+
+/// The first disk of a host.
+fn disk_of(lab: &Lab, at: usize) -> serde_json::Value {
+    lab.hosts[at].json(&["status"])["disks"][0].clone()
+}
+
+/// What is said of a disk, as a host has it.
+fn mark(lab: &Lab, at: usize, id: &str) -> serde_json::Value {
+    let disks = lab.hosts[at].json(&["peers"])["disks"].as_array().cloned().unwrap_or_default();
+    disks.into_iter().find(|disk| disk["disk_id"] == id).map(|disk| disk["mark"].clone()).unwrap_or_default()
 }

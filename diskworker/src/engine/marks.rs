@@ -1,0 +1,62 @@
+//! What people have said about disks: that one is to be emptied, or is gone for good. Kept as extended attributes of the
+//! root, so that every disk knows it and it survives like everything else in the catalog.
+
+use std::collections::HashMap;
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::{DiskId, Ino};
+use delugefs_proto::local_pb;
+use delugefs_proto::worker_pb::Mark;
+use nix::errno::Errno;
+
+use super::Engine;
+use crate::os::ENOATTR;
+
+/// Followed by the disk's id in hex.
+const PREFIX: &str = "user.delugefs.disk.";
+const DRAINING: &[u8] = b"draining";
+const FORGOTTEN: &[u8] = b"forgotten";
+
+impl Engine {
+    /// All marks.
+    pub fn marks(&self) -> FsResult<HashMap<DiskId, Mark>> {
+        let mut core = self.core();
+        let root = core.ns.locate(Ino::ROOT, Ino::ROOT)?;
+        let names = core.ns.list_xattr(&root)?;
+        let mut marks = HashMap::new();
+        for name in names.split(|byte| *byte == 0) {
+            let hex = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix(PREFIX));
+            let Some(disk) = hex.and_then(DiskId::from_hex) else { continue };
+            match &core.ns.get_xattr(&root, name)?[..] {
+                DRAINING => drop(marks.insert(disk, Mark::Draining)),
+                FORGOTTEN => drop(marks.insert(disk, Mark::Forgotten)),
+                _ => {} // of a newer version
+            }
+        }
+        Ok(marks)
+    }
+
+    /// Mark a disk, or take its mark away.
+    pub fn mark(&self, disk: DiskId, mark: Mark) -> FsResult<()> {
+        let name: bytes::Bytes = format!("{PREFIX}{}", disk.to_hex()).into();
+        let (ino, dir) = (Ino::ROOT.0, Ino::ROOT.0);
+        let value = match mark {
+            Mark::None => {
+                return match self.remove_xattr(0, false, &local_pb::RemoveXattr { ino, dir, name }) {
+                    Err(error) if error.errno == ENOATTR => Ok(()),
+                    other => other.map(drop),
+                };
+            }
+            Mark::Draining => DRAINING,
+            Mark::Forgotten => FORGOTTEN,
+        };
+        let value = bytes::Bytes::from_static(value);
+        let set = local_pb::SetXattr { ino, dir, name, value, create: false, replace: false };
+        match self.set_xattr(0, false, &set) {
+            Err(error) if error.errno == Errno::ENOSPC => {
+                Err(FsError::new(Errno::ENOSPC, "too many extended attributes on the root: take some away"))
+            }
+            other => other.map(drop),
+        }
+    }
+}
