@@ -18,6 +18,7 @@ mod join;
 mod link;
 mod listener;
 mod members;
+pub(crate) mod pace;
 mod remember;
 mod report;
 mod service;
@@ -51,6 +52,7 @@ use crate::swarm::Swarm;
 use book::Book;
 use holdings::Holdings;
 use members::MembersStore;
+use pace::Limits;
 use table::Table;
 
 /// Changes of holdings on their way to links.
@@ -73,6 +75,8 @@ pub struct NetSettings {
     pub lazy: bool,
     /// Where the disk is, for spreading copies.
     pub site: String,
+    /// Most bytes of contents to send and to receive in a second; 0: no limit.
+    pub limits: (u64, u64),
     /// Where the supervisor's socket is.
     pub run_dir: PathBuf,
 }
@@ -86,6 +90,7 @@ pub struct Net {
     members: MembersStore,
     /// Key and name of the host this disk is on, once the supervisor has said so.
     host: Mutex<(Vec<u8>, String)>,
+    limits: Limits,
     port: u16,
     run: u64,
     stop: CancellationToken,
@@ -124,6 +129,7 @@ impl Net {
         let net = Arc::new(Self {
             port: bound.local_addr()?.port(),
             run: random_u64(),
+            limits: Limits::new(settings.limits.0, settings.limits.1),
             table: Mutex::new(Table::new(engine.folder.disk_id())),
             engine,
             swarm,

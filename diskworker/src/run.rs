@@ -95,6 +95,7 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
         last_port: cli.last_port,
         lazy: cli.lazy,
         site: cli.site.clone(),
+        limits: (cli.upload_limit.unwrap_or(0), cli.download_limit.unwrap_or(0)),
         run_dir: cli.run_dir.clone(),
     };
     let net = Net::start(running.engine.clone(), swarm.clone(), settings).await.map_err(|error| {

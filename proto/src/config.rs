@@ -45,7 +45,14 @@ pub struct DiskConfig {
     /// Where the disk is: copies are spread over sites.
     #[serde(default)]
     pub site: String,
+    /// Most bytes of contents to send to other hosts in a second; without it no limit.
+    pub upload_bytes_per_s: Option<u64>,
+    /// The same for what is received.
+    pub download_bytes_per_s: Option<u64>,
 }
+
+/// Below this a content's pieces take too long: who waits for them gives up.
+pub const LIMIT_MIN_BYTES_PER_S: u64 = 64 << 10;
 
 /// One `[[mount]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +105,10 @@ impl Config {
                 return Err(format!("{} must be an absolute path", dir.display()));
             }
         }
+        let limits = config.disks.iter().flat_map(|disk| [disk.upload_bytes_per_s, disk.download_bytes_per_s]);
+        if let Some(limit) = limits.flatten().find(|limit| *limit < LIMIT_MIN_BYTES_PER_S) {
+            return Err(format!("a limit of {limit} bytes a second is too low: at least {LIMIT_MIN_BYTES_PER_S}"));
+        }
         Ok(config)
     }
 }
@@ -111,8 +122,13 @@ mod tests {
         let good = Config::parse("cluster = 'home'\n[[disk]]\nroot = '/mnt/a'\n[[mount]]\ndir = '/d'\n").unwrap();
         assert_eq!(good.disks[0].retention_s, 3600);
         assert_eq!(Config::parse(&toml::to_string(&good).unwrap()).unwrap(), good);
-        for bad in ["clutser = 'x'", "[[disk]]\nroot = 'a'", "[[disk]]\nroot = '/a'\nlazzy = true", "cluster = '../x'"]
-        {
+        for bad in [
+            "clutser = 'x'",
+            "[[disk]]\nroot = 'a'",
+            "[[disk]]\nroot = '/a'\nlazzy = true",
+            "[[disk]]\nroot = '/a'\nupload_bytes_per_s = 1000",
+            "cluster = '../x'",
+        ] {
             assert!(Config::parse(bad).is_err(), "{bad}");
         }
     }

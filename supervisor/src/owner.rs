@@ -241,6 +241,11 @@ fn network(net: &pb::NetSettings) -> Vec<OsString> {
     if !net.site.is_empty() {
         args.extend(arguments([("--site", net.site.clone().into())]));
     }
+    for (flag, limit) in [("--upload-limit", net.upload_bytes_per_s), ("--download-limit", net.download_bytes_per_s)] {
+        if limit != 0 {
+            args.extend(arguments([(flag, limit.to_string().into())]));
+        }
+    }
     if net.lazy {
         args.push("--lazy".into());
     }

@@ -241,6 +241,8 @@ fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool)
                 port: disk.btport.into(),
                 lazy: disk.lazy,
                 site: disk.site.clone(),
+                upload_bytes_per_s: disk.upload_bytes_per_s.unwrap_or(0),
+                download_bytes_per_s: disk.download_bytes_per_s.unwrap_or(0),
             },
             cluster_id: None,
         };

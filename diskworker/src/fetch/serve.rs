@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::engine::Engine;
+use crate::net::pace::Pace;
 
 /// Most bytes of one request.
 const REQUEST_MAX_BYTES: u64 = 64 << 20;
@@ -25,6 +26,7 @@ const CHUNK_BYTES: u64 = 256 << 10;
 pub fn read_content(
     engine: &Arc<Engine>,
     request: &ReadContentRequest,
+    pace: Option<Arc<Pace>>,
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
     let content = ContentId::from_slice(&request.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
     let (size, mut offset, length) = (request.size_bytes, request.offset, request.length);
@@ -35,10 +37,14 @@ pub fn read_content(
     tokio::task::spawn_blocking(move || {
         let mut read = || -> Result<(), FsError> {
             let file = engine.store.open_content(content, size)?;
+            let block = pace.as_ref().map_or(CHUNK_BYTES, |pace| pace.block(CHUNK_BYTES));
             while offset < end {
-                let mut data = vec![0; (end - offset).min(CHUNK_BYTES) as usize];
+                let mut data = vec![0; (end - offset).min(block) as usize];
                 file.read_exact_at(&mut data, offset)?;
                 offset += data.len() as u64;
+                if let Some(wait) = pace.as_ref().and_then(|pace| pace.pass(data.len())) {
+                    std::thread::sleep(wait);
+                }
                 if !hand_over(&sender, Ok(ReadContentReply { data: Bytes::from(data) })) {
                     return Err(Errno::EPIPE.into()); // it wants no more
                 }

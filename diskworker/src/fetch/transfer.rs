@@ -371,6 +371,7 @@ impl Transfer {
         let offset = first as u64 * self.piece_bytes;
         let length = (first..first + count).map(|piece| self.length(piece)).sum();
         let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
+        let pace = net.pace_from(disk);
         let request = ReadContentRequest {
             content: self.wanted.content.0.to_vec(),
             size_bytes: self.wanted.size,
@@ -389,6 +390,9 @@ impl Transfer {
                 return Err(FsError::new(Errno::ECONNRESET, "it sent less than it was asked for"));
             };
             let mut data = reply.data;
+            if let Some(pace) = &pace {
+                pace.passed(data.len()).await;
+            }
             while !data.is_empty() {
                 if piece >= first + count {
                     return Err(FsError::new(Errno::EBADMSG, "it sent more than it was asked for"));

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 use super::io::{PeerInfo, PeerIo};
+use super::pace::Pace;
 use super::table::whom_to_meet;
 use super::{Net, join, link};
 
@@ -120,6 +121,12 @@ impl Net {
         Ok(client)
     }
 
+    /// What limits the contents that come over the channel of a disk.
+    pub(crate) fn pace_from(&self, disk: DiskId) -> Option<Arc<Pace>> {
+        let from = self.channels.lock().get(&disk)?.info.from.ip();
+        self.limits.towards(from).map(|limits| limits.down.clone())
+    }
+
     /// A stream on which BitTorrent about one content can be spoken: the other end has accepted.
     ///
     /// # Errors
@@ -134,7 +141,8 @@ impl Net {
         if !reply.error.is_empty() {
             return Err(FsError::new(Errno::ENOENT, format!("disk {}: {}", &disk.to_hex()[..8], reply.error)));
         }
-        Ok(PeerIo::new(stream, PeerInfo { disk, from, token: self.connection_token(disk) }))
+        let io = PeerIo::new(stream, PeerInfo { disk, from, token: self.connection_token(disk) });
+        Ok(io.limited(&self.limits))
     }
 
     /// Try the addresses of a disk in turn.

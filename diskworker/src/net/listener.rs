@@ -97,7 +97,7 @@ pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accep
                     let io = PeerIo::new(stream, PeerInfo { disk, from, token });
                     let _ = accepted.send(Ok(io)).await; // fails when the server has stopped
                 }
-                ALPN_TORRENT => serve_torrent(&net, stream, disk).await,
+                ALPN_TORRENT => serve_torrent(&net, stream, disk, from).await,
                 _ => {}
             }
         });
@@ -105,8 +105,10 @@ pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accep
 }
 
 /// A torrent stream: which content, whether, and then BitTorrent until it ends.
-async fn serve_torrent(net: &Arc<Net>, mut stream: TlsStream<TcpStream>, disk: DiskId) {
+async fn serve_torrent(net: &Arc<Net>, mut stream: TlsStream<TcpStream>, disk: DiskId, from: SocketAddr) {
     let token = net.connection_token(disk);
+    let info = PeerInfo { disk, from, token: token.child_token() };
+    let limited = |stream| PeerIo::new(stream, info).limited(&net.limits);
     let work = async {
         let request =
             timeout(GREETING, message::read::<pb::StreamRequest>(&mut stream, message::REQUEST_MAX_BYTES)).await;
@@ -117,7 +119,7 @@ async fn serve_torrent(net: &Arc<Net>, mut stream: TlsStream<TcpStream>, disk: D
             return;
         }
         if let Ok(content) = accepted
-            && let Err(error) = net.swarm.attach(content, stream).await
+            && let Err(error) = net.swarm.attach(content, limited(stream)).await
         {
             tracing::debug!(%error, "a torrent stream ended");
         }

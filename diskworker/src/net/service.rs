@@ -45,8 +45,9 @@ impl Peer for PeerService {
     }
 
     async fn read_content(&self, request: Request<pb::ReadContentRequest>) -> Answer<Self::ReadContentStream> {
-        caller(&request)?;
-        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref())?)))
+        let from = caller(&request)?.from.ip();
+        let pace = self.0.limits.towards(from).map(|limits| limits.up.clone());
+        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace)?)))
     }
 
     async fn promise(&self, request: Request<pb::PromiseRequest>) -> Answer<pb::PromiseReply> {

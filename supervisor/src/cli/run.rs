@@ -309,6 +309,8 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
                 port: arguments.btport.unwrap_or(0).into(),
                 lazy: arguments.lazy,
                 site: arguments.site.clone().unwrap_or_default(),
+                // Only the configuration has limits.
+                ..pb::NetSettings::default()
             }),
             cluster_id: Vec::new(),
         },

@@ -370,6 +370,8 @@ impl State {
                     btport: u16::try_from(disk.spec.net.port).unwrap_or(0),
                     lazy: disk.spec.net.lazy,
                     site: disk.spec.net.site.clone(),
+                    upload_bytes_per_s: Some(disk.spec.net.upload_bytes_per_s).filter(|limit| *limit != 0),
+                    download_bytes_per_s: Some(disk.spec.net.download_bytes_per_s).filter(|limit| *limit != 0),
                 })
                 .collect(),
             mounts: mounts
