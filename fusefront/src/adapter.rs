@@ -5,23 +5,22 @@
 //! taken, and for anything known to be slow, the operation moves to the pool.
 
 mod convert;
+mod invalidate;
 mod requests;
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_channel::Receiver;
-use fuser::{Config, Errno, INodeNo, Notifier, Request, Session, SessionACL};
+use fuser::{Config, Errno, Request, Session, SessionACL};
 
+use self::invalidate::{Device, carry_out};
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
-use crate::os;
 use crate::pool::Pool;
 use crate::trouble;
 
@@ -35,7 +34,9 @@ pub struct Adapter {
 
 struct Shared {
     fs: Arc<Fs>,
-    /// Reading threads that are waiting for something.
+    /// Threads that read requests.
+    threads: usize,
+    /// Those of them that are waiting for something.
     waiting: AtomicUsize,
 }
 
@@ -44,7 +45,7 @@ struct Permit<'a>(&'a AtomicUsize);
 
 impl Shared {
     fn permit(&self) -> Option<Permit<'_>> {
-        let most = os::FUSE_THREADS - 1;
+        let most = self.threads - 1;
         if self.waiting.fetch_add(1, Ordering::AcqRel) < most {
             return Some(Permit(&self.waiting));
         }
@@ -60,58 +61,31 @@ impl Drop for Permit<'_> {
 }
 
 /// Answer the greeting of the kernel on this descriptor of /dev/fuse. The session serves when it is run; the thread
-/// that carries out invalidations runs from now on.
+/// that carries out invalidations runs from now on. `threads` read requests, at least one.
 pub fn connect(
     fs: Arc<Fs>,
     pool: Arc<Pool>,
     fuse: OwnedFd,
     invalidations: Receiver<Invalidation>,
+    threads: usize,
 ) -> io::Result<Session<Adapter>> {
     let device = File::from(fuse.try_clone()?);
-    let shared = Arc::new(Shared { fs: fs.clone(), waiting: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared { fs: fs.clone(), threads, waiting: AtomicUsize::new(0) });
     let mut config = Config::default();
-    config.n_threads = Some(os::FUSE_THREADS);
+    config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
     let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
-    let notifier = session.notifier();
+    let kernel = Device::new(session.notifier(), device);
     let invalidate = move || {
         for what in invalidations {
-            if let Err(error) = carry_out(&fs, &notifier, &device, &what) {
+            // A kernel that does not know the message, or is gone: the next may be heard.
+            if let Err(error) = carry_out(&fs, &kernel, &what) {
                 tracing::debug!(%error, ?what, "invalidation");
             }
         }
     };
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)
-}
-
-fn carry_out(fs: &Fs, notifier: &Notifier, device: &File, what: &Invalidation) -> io::Result<()> {
-    match what {
-        Invalidation::Name { dir, name } => notifier.inval_entry(INodeNo(*dir), OsStr::from_bytes(name)),
-        Invalidation::Attr(ino) => notifier.inval_inode(INodeNo(*ino), -1, 0),
-        Invalidation::Content(ino) if fs.pages_are_current(*ino) => notifier.inval_inode(INodeNo(*ino), -1, 0),
-        Invalidation::Content(ino) | Invalidation::Dir(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
-        Invalidation::All => {
-            fs.invalidating_all();
-            if let Err(error) = drop_all_names(device) {
-                tracing::debug!(%error, "dropping names one by one");
-                for (dir, name) in fs.cached_names() {
-                    notifier.inval_entry(INodeNo(dir), OsStr::from_bytes(&name))?;
-                }
-            }
-            fs.known_inodes().into_iter().try_for_each(|ino| notifier.inval_inode(INodeNo(ino), 0, 0))
-        }
-    }
-}
-
-/// Make the kernel ask again for every name, also those it knows to be absent. FUSE_NOTIFY_INC_EPOCH: Linux 6.16.
-fn drop_all_names(mut device: &File) -> io::Result<()> {
-    const HEADER_BYTES: u32 = 16;
-    const FUSE_NOTIFY_INC_EPOCH: i32 = 8;
-    let mut message = [0; HEADER_BYTES as usize];
-    message[..4].copy_from_slice(&HEADER_BYTES.to_ne_bytes());
-    message[4..8].copy_from_slice(&FUSE_NOTIFY_INC_EPOCH.to_ne_bytes());
-    device.write(&message).map(drop)
 }
 
 impl Adapter {

@@ -19,6 +19,7 @@ use crate::adapter::{self, Adapter};
 use crate::cli::Args;
 use crate::events::Events;
 use crate::fs::{Fs, Invalidation};
+use crate::os;
 use crate::pool::Pool;
 use crate::worker::{FAILOVER_AFTER, Worker};
 
@@ -66,7 +67,8 @@ impl Server {
 
     /// Answer the kernel's greeting on this descriptor of /dev/fuse.
     pub fn attach(&self, fuse: OwnedFd) -> anyhow::Result<Session<Adapter>> {
-        let session = adapter::connect(self.fs.clone(), self.pool.clone(), fuse, self.invalidations.clone());
+        let (fs, pool, invalidations) = (self.fs.clone(), self.pool.clone(), self.invalidations.clone());
+        let session = adapter::connect(fs, pool, fuse, invalidations, os::FUSE_THREADS);
         session.context("answering the kernel")
     }
 

@@ -19,7 +19,7 @@ use delugefs_proto::ids::random_u64;
 use delugefs_proto::local::{LOCAL_VERSION, frame};
 use delugefs_proto::local_pb::*;
 use nix::errno::Errno;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use self::tree::{Tree, now};
 
@@ -36,6 +36,9 @@ pub struct Shared {
     pub requests: Mutex<HashMap<&'static str, usize>>,
     /// So many changing requests are carried out without an answer, the connection is closed instead.
     pub swallow: AtomicUsize,
+    /// Requests of this name wait until that changes.
+    silent_to: Mutex<Option<&'static str>>,
+    answering: Condvar,
     connections: Mutex<Vec<UnixStream>>,
     events: Mutex<Vec<(u64, UnixStream)>>,
     handles: Mutex<HashMap<u64, Handle>>,
@@ -59,6 +62,8 @@ impl FakeWorker {
             tree: Mutex::new(Tree::new(dir.path())),
             requests: Mutex::default(),
             swallow: AtomicUsize::new(0),
+            silent_to: Mutex::default(),
+            answering: Condvar::new(),
             connections: Mutex::default(),
             events: Mutex::default(),
             handles: Mutex::default(),
@@ -119,6 +124,17 @@ impl FakeWorker {
         self.shared.handles.lock().len()
     }
 
+    /// Carry out and answer no request of this name until [`Self::answer`].
+    pub fn be_silent_to(&self, op: &'static str) {
+        *self.shared.silent_to.lock() = Some(op);
+    }
+
+    /// Answer everything again, also what has been waiting.
+    pub fn answer(&self) {
+        *self.shared.silent_to.lock() = None;
+        self.shared.answering.notify_all();
+    }
+
     /// Do something to the tree as another host would, and tell everybody.
     pub fn elsewhere(&self, change: impl FnOnce(&mut Tree) -> Vec<Changed>) {
         let event = {
@@ -176,6 +192,7 @@ impl Shared {
             let Some(op) = request.op else { break };
             let (name, changes) = name_of(&op);
             *self.requests.lock().entry(name).or_default() += 1;
+            self.answering.wait_while(&mut self.silent_to.lock(), |silent_to| *silent_to == Some(name));
             let (mut reply, fd) = match self.carry_out(session, request.retry, op, fd) {
                 Ok(answer) => answer,
                 Err(errno) => (Reply { errno: errno as u32, ..Reply::default() }, None),

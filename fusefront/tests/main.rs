@@ -4,6 +4,7 @@
 
 mod core;
 mod fake;
+mod kernel;
 mod model;
 // Compared call by call with what Linux does on a local file system.
 #[cfg(target_os = "linux")]

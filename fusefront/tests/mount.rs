@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use crate::fake::FakeWorker;
 
 mod ending;
+mod export;
 mod posix;
 mod sharing;
 

@@ -48,6 +48,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_EXPORT_SUPPORT,
             InitFlags::FUSE_PARALLEL_DIROPS,
         ] {
             if config.add_capabilities(capability).is_err() {

@@ -7,7 +7,7 @@ use delugefs_proto::limits::{NAME_MAX_BYTES, READDIR_MAX_ENTRIES};
 use delugefs_proto::local_pb::{Attr, GetAttr, Lookup, ReadDir, ReadLink, StatFs, StatFsReply, reply, request};
 use nix::errno::Errno;
 
-use super::{Fs, is_gone, required};
+use super::{Fs, S_IFDIR, S_IFMT, is_gone, required};
 use crate::cache::{Fetched, Found, Item, List, Snapshot, kind_of};
 use crate::call::{Caller, Outcome, Stop};
 use crate::worker::Answer;
@@ -18,9 +18,14 @@ const FETCH_TRIES: usize = 3;
 const STATFS_AGE: Duration = Duration::from_secs(1);
 
 impl Fs {
-    /// The node a name belongs to; `None` if there is no such name.
+    /// The node a name belongs to; `None` if there is no such name. Also "." of any inode, and ".." of a directory:
+    /// that is how a kernel finds what an NFS client has the number of, and it may have forgotten the inode long ago.
     pub fn lookup(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<Option<Attr>> {
-        check_name(name)?;
+        match name {
+            b"." => return self.getattr(caller, dir).map(Some),
+            b".." => return self.parent(caller, dir).map(Some),
+            _ => check_name(name)?,
+        }
         let since = self.moment();
         match self.cache.lookup(dir, name) {
             Found::Node(attr) => return self.current(caller, since, attr).map(Some),
@@ -74,6 +79,15 @@ impl Fs {
             if let Some(attr) = self.merged(since, attr) {
                 return Ok(attr);
             }
+        }
+    }
+
+    /// The directory a directory hangs in; the root hangs in itself.
+    fn parent(&self, caller: &Caller, dir: u64) -> Outcome<Attr> {
+        let attr = self.getattr(caller, dir)?;
+        match attr.mode & S_IFMT {
+            S_IFDIR => self.getattr(caller, attr.dir),
+            _ => Err(Errno::ENOTDIR.into()),
         }
     }
 

@@ -1,0 +1,135 @@
+//! Files: contents, sizes, extended attributes, and what is left of one that was removed.
+
+use delugefs_fusefront::os::ENOATTR;
+use delugefs_proto::local_pb::Changed;
+use nix::errno::Errno;
+
+use super::wire::{Body, CALLER, notice, op};
+use super::{BLOCK_BYTES, KERNELS, Mount, ROOT};
+
+/// More than three blocks.
+fn content() -> Vec<u8> {
+    (0..3 * BLOCK_BYTES + 1000).map(|n| (n / 7) as u8).collect()
+}
+
+#[test]
+fn a_file_of_several_blocks_comes_back_as_written() {
+    for kernel in KERNELS {
+        let (mut mount, bytes) = (Mount::new(kernel), content());
+        let (file, handle) = mount.create(ROOT, "f");
+        assert_eq!((file.mode, file.nlink, file.size), (0o100_644, 1, 0));
+        assert_eq!(file.owner.0, CALLER.0);
+        mount.write(file.ino, handle, &bytes);
+        mount.kernel.call(op::FSYNC, file.ino, &Body::new().u64(handle).u32(0).u32(0));
+        mount.release(file.ino, handle);
+        assert_eq!(mount.lookup(ROOT, "f").unwrap().size, bytes.len() as u64);
+        let handle = mount.open(file.ino, libc::O_RDONLY).unwrap();
+        let mut read = Vec::new();
+        loop {
+            let block = mount.read(file.ino, handle, read.len() as u64);
+            if block.is_empty() {
+                break;
+            }
+            assert!(block.len() == BLOCK_BYTES as usize || read.len() + block.len() == bytes.len());
+            read.extend(block);
+        }
+        assert!(read == bytes);
+        mount.release(file.ino, handle);
+    }
+}
+
+#[test]
+fn setattr_truncates_and_extends() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let file = mount.file(ROOT, "f", &content());
+        assert_eq!(mount.truncate(file.ino, 3).size, 3);
+        assert_eq!(mount.truncate(file.ino, 6).size, 6);
+        let handle = mount.open(file.ino, libc::O_RDONLY).unwrap();
+        assert_eq!(mount.read(file.ino, handle, 0), [&content()[..3], &[0; 3]].concat());
+        mount.release(file.ino, handle);
+    }
+}
+
+#[test]
+fn what_came_with_later_protocols_works() {
+    // LSEEK came with 7.24, COPY_FILE_RANGE with 7.28.
+    for kernel in KERNELS.into_iter().filter(|kernel| kernel.minor >= 28) {
+        let mut mount = Mount::new(kernel);
+        let from = mount.file(ROOT, "from", &content());
+        let handle = mount.open(from.ino, libc::O_RDONLY).unwrap();
+        let seek = |whence: i32| Body::new().u64(handle).u64(5).u32(whence as u32).u32(0);
+        assert_eq!(mount.kernel.call(op::LSEEK, from.ino, &seek(libc::SEEK_DATA)).u64(0), 5);
+        assert_eq!(mount.kernel.call(op::LSEEK, from.ino, &seek(libc::SEEK_HOLE)).u64(0), content().len() as u64);
+        let (to, to_handle) = mount.create(ROOT, "to");
+        let copy = Body::new().u64(handle).u64(10).u64(to.ino).u64(to_handle).u64(0).u64(1000).u64(0);
+        assert_eq!(mount.kernel.call(op::COPY_FILE_RANGE, from.ino, &copy).u32(0), 1000);
+        assert_eq!(mount.read(to.ino, to_handle, 0), content()[10..1010]);
+        mount.release(to.ino, to_handle);
+        mount.release(from.ino, handle);
+    }
+}
+
+#[test]
+fn a_removed_file_lives_until_it_is_closed() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let (file, handle) = mount.create(ROOT, "f");
+        mount.write(file.ino, handle, b"before");
+        mount.unlink(ROOT, "f");
+        assert_eq!(mount.lookup(ROOT, "f"), Err(Errno::ENOENT));
+        mount.write(file.ino, handle, b"behind");
+        let left = mount.getattr(file.ino).unwrap();
+        assert_eq!((left.nlink, left.size), (0, 6));
+        assert_eq!(mount.read(file.ino, handle, 0), b"behind");
+        mount.release(file.ino, handle);
+        // Once by CREATE.
+        mount.forget(file.ino, 1);
+        assert_eq!(mount.getattr(file.ino), Err(Errno::ESTALE));
+    }
+}
+
+#[test]
+fn extended_attributes_with_freebsds_short_header() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let file = mount.file(ROOT, "f", b"");
+        // Eight bytes: size and flags. The third and fourth word came with 7.33.
+        let set = |name, value: &[u8]| Body::new().u32(value.len() as u32).u32(0).name(name).bytes(value);
+        for (name, value) in [("user.a", &b"first"[..]), ("user.b", b""), ("user.a", b"second")] {
+            mount.kernel.call(op::SETXATTR, file.ino, &set(name, value));
+        }
+        let get = |name, size| Body::new().u32(size).u32(0).name(name);
+        // FreeBSD asks for the size first.
+        assert_eq!(mount.kernel.call(op::GETXATTR, file.ino, &get("user.a", 0)).u32(0), 6);
+        assert_eq!(mount.kernel.call(op::GETXATTR, file.ino, &get("user.a", 6)).body, b"second");
+        assert_eq!(mount.kernel.fail(op::GETXATTR, file.ino, &get("user.a", 5)), Errno::ERANGE);
+        assert_eq!(mount.kernel.fail(op::GETXATTR, file.ino, &get("user.none", 0)), ENOATTR);
+        let list = |size| Body::new().u32(size).u32(0);
+        assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(0)).u32(0), 14);
+        assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(14)).body, b"user.a\0user.b\0");
+        mount.kernel.call(op::REMOVEXATTR, file.ino, &Body::new().name("user.a"));
+        assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(64)).body, b"user.b\0");
+    }
+}
+
+#[test]
+fn the_kernel_is_told_of_a_content_written_elsewhere() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let file = mount.file(ROOT, "f", b"old");
+        let handle = mount.open(file.ino, libc::O_RDONLY).unwrap();
+        assert_eq!(mount.read(file.ino, handle, 0), b"old");
+        mount.settle();
+        mount.worker.elsewhere(|tree| {
+            tree.replace(file.ino, b"newer");
+            vec![Changed { dir: 0, names: vec![], inos: vec![file.ino] }]
+        });
+        let told = mount.kernel.notice();
+        // Node, offset, length: from 0 on, which is to say with the pages.
+        assert_eq!((told.errno, told.u64(0), told.u64(8)), (notice::INVAL_INODE, file.ino, 0));
+        assert_eq!(mount.getattr(file.ino).unwrap().size, 5);
+        assert_eq!(mount.read(file.ino, handle, 0), b"newer");
+        mount.release(file.ino, handle);
+    }
+}

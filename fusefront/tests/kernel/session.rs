@@ -1,0 +1,102 @@
+//! From INIT to DESTROY: what is agreed on, what is refused, and that nobody waits for another's request.
+
+use nix::errno::Errno;
+
+use super::requests::{attributes, getattr};
+use super::wire::{Body, op};
+use super::{ASYNC_READ, BIG_WRITES, BLOCK_BYTES, EXPORT_SUPPORT, KERNELS, Mount, ROOT};
+
+/// Bytes of fuse_init_out since 7.23. FreeBSD refuses the mount if the answer has another length.
+const INIT_OUT_BYTES: usize = 64;
+
+#[test]
+fn the_greeting_grants_only_what_freebsd_offers() {
+    for kernel in KERNELS {
+        let mount = Mount::new(kernel);
+        let greeting = &mount.greeting;
+        assert_eq!((greeting.errno, greeting.body.len()), (0, INIT_OUT_BYTES));
+        let (major, theirs) = (greeting.u32(0), greeting.u32(4));
+        // The lower of the two minors holds: the kernel's, which it knows.
+        assert!(major == 7 && theirs >= kernel.minor, "{major}.{theirs}");
+        let (max_readahead, granted, max_write) = (greeting.u32(8), greeting.u32(12), greeting.u32(20));
+        assert_eq!(granted & !kernel.offered, 0, "granted without having been offered");
+        // Not the write-back cache, nor locks of our own; files and directories are opened.
+        assert_eq!(granted, ASYNC_READ | EXPORT_SUPPORT | BIG_WRITES);
+        assert_eq!(max_readahead, BLOCK_BYTES);
+        assert!((BLOCK_BYTES..=16 << 20).contains(&max_write), "{max_write}");
+        assert_eq!(greeting.u32(24), 1, "granularity of times, in nanoseconds");
+        // The flags of later protocols, passthrough among them, and what belongs to them.
+        assert_eq!(greeting.body[30..], [0; 34]);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_refused_and_the_session_goes_on() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let file = mount.file(ROOT, "f", b"text");
+        // FreeBSD does not ask again for what was answered so, and does without.
+        for (request, body) in [
+            (4711, Body::new()),
+            (op::ACCESS, Body::new().u32(4).u32(0)),
+            (op::FLUSH, Body::new().u64(0).u32(0).u32(0).u64(0)),
+            (op::BMAP, Body::new().u64(0).u32(BLOCK_BYTES).u32(0)),
+            (op::INTERRUPT, Body::new().u64(2)),
+        ] {
+            assert_eq!(mount.kernel.fail(request, file.ino, &body), Errno::ENOSYS, "request {request}");
+            assert_eq!(mount.getattr(file.ino).unwrap().size, 4);
+        }
+    }
+}
+
+#[test]
+fn statfs_has_the_sizes_of_the_disk() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let sizes = mount.kernel.call(op::STATFS, ROOT, &Body::new());
+        let counts = [0, 8, 16, 24, 32].map(|at| sizes.u64(at));
+        assert_eq!(counts, [1000, 600, 500, 100, 50]);
+        assert_eq!([40, 44, 48].map(|at| sizes.u32(at)), [4096, 255, 4096]);
+    }
+}
+
+#[test]
+fn one_request_that_waits_keeps_no_other_waiting() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let file = mount.file(ROOT, "f", b"text");
+        mount.getattr(file.ino).unwrap();
+        mount.getattr(ROOT).unwrap();
+        mount.worker.be_silent_to("mkdir");
+        // More than any pool might have of idle threads.
+        let name = |n| format!("d{n}");
+        let mkdir = |n| Body::new().u32(0o040_755).u32(0o022).name(&name(n));
+        let waiting: Vec<_> = (0..20).map(|n| mount.kernel.send(op::MKDIR, ROOT, &mkdir(n))).collect();
+        for _ in 0..100 {
+            let answered = mount.kernel.call(op::GETATTR, file.ino, &getattr());
+            assert_eq!(attributes(&answered).size, 4);
+        }
+        let handle = mount.open(file.ino, libc::O_RDONLY).unwrap();
+        assert_eq!(mount.read(file.ino, handle, 0), b"text");
+        mount.release(file.ino, handle);
+        assert!(!waiting.iter().any(|unique| mount.kernel.has_reply_to(*unique)), "the worker was not silent");
+        mount.worker.answer();
+        for unique in waiting {
+            assert_eq!(mount.kernel.reply_to(unique).errno, 0);
+        }
+        assert!(mount.lookup(ROOT, &name(19)).is_ok());
+    }
+}
+
+#[test]
+fn destroy_ends_the_session_and_loses_nothing_open() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        // Still open, as after `umount -f`.
+        let (file, handle) = mount.create(ROOT, "open");
+        mount.write(file.ino, handle, b"written");
+        mount.unmount().unwrap();
+        assert_eq!(mount.worker.shared.tree.lock().lookup(1, b"open").unwrap().size, 7);
+        assert_eq!(mount.worker.open_handles(), 0);
+    }
+}
