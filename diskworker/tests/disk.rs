@@ -52,13 +52,29 @@ impl Disk {
 
     /// Start from what the folder held at this moment, as after a crash of the process.
     pub fn crash(&mut self) {
+        self.crash_after(|_| {});
+    }
+
+    fn crash_after(&mut self, change: impl FnOnce(&std::path::Path)) {
         let image = tempfile::tempdir().unwrap();
         let status =
             std::process::Command::new("cp").arg("-a").arg(self.dir.path().join("d")).arg(image.path()).status();
         assert!(status.unwrap().success());
         self.running.take().unwrap().stop().unwrap();
         self.dir = image;
+        change(&self.dir.path().join("d"));
         self.running = Some(start(open(&self.dir.path().join("d"))));
+    }
+
+    /// The same after the machine went down: as [`Self::crash`], and the machine has been started since.
+    pub fn power_loss(&mut self) {
+        self.crash_after(|root| {
+            let path = root.join("journal/state");
+            let state = std::fs::read_to_string(&path).unwrap();
+            let mut words: Vec<&str> = state.split_whitespace().collect();
+            words[2] = "another-boot";
+            std::fs::write(&path, words.join(" ") + "\n").unwrap();
+        });
     }
 
     /// Give our state to another disk and take its state.

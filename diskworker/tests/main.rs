@@ -9,6 +9,7 @@ mod full;
 mod hostile;
 mod model;
 mod open_files;
+mod power;
 mod reference;
 #[cfg(target_os = "linux")]
 mod small;

@@ -1,6 +1,6 @@
 //! Starting and stopping: from a folder to a disk at work, whatever the last life left behind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use delugefs_proto::disk;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{Ino, random_u64};
+use delugefs_proto::ids::{ContentId, Ino, random_u64};
 use delugefs_proto::record::{Body, Data, Element, Key, Perm};
 use nix::errno::Errno;
 
@@ -19,7 +19,7 @@ use super::ballast::Ballast;
 use super::room::is_full;
 use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Changes};
 use crate::content::ContentStore;
 use crate::folder::DiskFolder;
 use crate::journal::{Journal, Recovered};
@@ -154,9 +154,13 @@ fn open_journal(folder: &DiskFolder, ballast: &Ballast) -> anyhow::Result<(Journ
 /// Take what the journal has and no commit. Gives the directory of every file it mentions.
 fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> anyhow::Result<HashMap<Ino, Ino>> {
     let mut homes = HashMap::new();
+    let lost = match recovered.same_boot {
+        true => HashSet::new(),
+        false => lost(ns.catalog(), store, &recovered.changes)?,
+    };
     for mut change in recovered.changes {
         change.sets.retain(|key, elements| {
-            let is_kept = recovered.same_boot || is_intact(store, elements);
+            let is_kept = !elements.iter().any(|element| is_lost(store, &lost, element));
             if !is_kept {
                 tracing::error!(
                     "{key:?}: its content did not reach the disk before the machine went down; \
@@ -181,15 +185,40 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
     Ok(homes)
 }
 
-/// After the machine went down, a content named in the journal may be a file whose bytes never reached the disk.
-fn is_intact(store: &ContentStore, elements: &[Element]) -> bool {
-    elements.iter().all(|element| match &element.body {
-        Body::Content { ino, data: Data::Stored { content, size, .. } } => {
-            // Staged still: then it is sealed anew.
-            matches!(store.staged_stat(*ino), Ok(Some(_))) || store.check(*content, *size).is_ok()
+/// After the machine went down, a content named in the journal may be a file whose bytes never reached the disk: those that
+/// are not here as they should be. One that the last commit knows is not among them: the journal has a change of its name or
+/// attributes, and to drop that would lose a file whose content may well be on another disk.
+fn lost(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow::Result<HashSet<ContentId>> {
+    let mut lost = HashSet::new();
+    for element in changes.iter().flat_map(|change| change.sets.values().flatten()) {
+        if let Body::Content { data: Data::Stored { content, size, .. }, .. } = &element.body
+            && !lost.contains(content)
+            && store.check(*content, *size).is_err()
+        {
+            lost.insert(*content);
         }
-        _ => true,
-    })
+    }
+    if !lost.is_empty() {
+        catalog.for_each(&mut |_: &Key, elements: &[Element]| {
+            for element in elements {
+                if let Body::Content { data: Data::Stored { content, .. }, .. } = &element.body {
+                    lost.remove(content);
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(lost)
+}
+
+/// Of one that is staged still nothing is lost: it is sealed anew.
+fn is_lost(store: &ContentStore, lost: &HashSet<ContentId>, element: &Element) -> bool {
+    match &element.body {
+        Body::Content { ino, data: Data::Stored { content, .. } } => {
+            lost.contains(content) && !matches!(store.staged_stat(*ino), Ok(Some(_)))
+        }
+        _ => false,
+    }
 }
 
 /// Put every staged file into the table, or remove it when its name is gone.
@@ -209,7 +238,7 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
             }
             Ok(())
         };
-        let wanted: std::collections::HashSet<Ino> = inos.iter().copied().collect();
+        let wanted: HashSet<Ino> = inos.iter().copied().collect();
         ns.catalog().clone().for_each(&mut visit)?;
         homes.retain(|ino, _| wanted.contains(ino));
     }
