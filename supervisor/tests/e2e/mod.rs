@@ -3,6 +3,7 @@
 //!
 //! `DELUGEFS_E2E_SEED` repeats a run, `DELUGEFS_E2E_ROUNDS` makes the long ones longer (default 20).
 
+mod big;
 mod crash;
 mod host;
 mod random;
