@@ -3,12 +3,14 @@
 //! --nocapture`
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::lab::Lab;
-use super::stories::{bytes, joined};
+use super::stories::bytes;
 use super::wait_for;
 
 /// The value below which this part of the sorted values lies.
@@ -24,12 +26,21 @@ fn wait(lab: &Lab, what: &str, condition: impl FnMut() -> bool) {
 #[test]
 #[ignore = "figures, not a test"]
 fn figures() {
-    let Some(lab) = joined(2) else { return };
+    let Some(mut lab) = Lab::new(3) else { return };
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    let token = lab.hosts[0].invite();
+    lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
+    lab.wait_for_peers(&[0, 1], 1);
+    between_two(&lab);
+    of_many_names(&mut lab);
+}
+
+fn between_two(lab: &Lab) {
     let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
     // One copy: what is read there comes from here.
     fs::create_dir(here.file("one")).unwrap();
     assert_eq!(here.says(&["copies", here.file("one").to_str().unwrap(), "1"]).0, 0);
-    wait(&lab, "the folder", || there.file("one").exists());
+    wait(lab, "the folder", || there.file("one").exists());
 
     let mut seen: Vec<Duration> = Vec::new();
     for number in 0..200 {
@@ -57,7 +68,7 @@ fn figures() {
         fs::write(here.file(&format!("many/{number}")), &content).unwrap();
     }
     let written = begin.elapsed();
-    wait(&lab, "the last file", || there.file(&format!("many/{}", FILES - 1)).exists());
+    wait(lab, "the last file", || there.file(&format!("many/{}", FILES - 1)).exists());
     for number in 0..FILES {
         let path = there.file(&format!("many/{number}"));
         assert!(fs::read(&path).unwrap() == content, "{}", path.display());
@@ -65,19 +76,20 @@ fn figures() {
     let rate = FILES as f64 / begin.elapsed().as_secs_f64();
     println!("{FILES} files of 4 KiB written here ({written:?}) and read there: {rate:.0} files/s");
 
-    const SIZE: usize = 512 << 20;
+    const SIZE: usize = 1 << 30;
     let content = bytes(SIZE);
     // Of another content: equal ones are stored once, and would be there already.
     let other: Vec<u8> = content.iter().map(|byte| !byte).collect();
     for (name, content) in [("one/sequential", &content), ("one/random", &other)] {
         fs::write(here.file(name), content).unwrap();
-        wait(&lab, name, || fs::metadata(there.file(name)).is_ok_and(|meta| meta.len() == SIZE as u64));
+        wait(lab, name, || fs::metadata(there.file(name)).is_ok_and(|meta| meta.len() == SIZE as u64));
     }
-    let begin = Instant::now();
+    let cpu = || here.usage().0 + there.usage().0;
+    let (begin, before) = (Instant::now(), cpu());
     let mut file = File::open(there.file("one/sequential")).unwrap();
     let mut first = [0];
     file.read_exact(&mut first).unwrap();
-    println!("first byte of a remote file of 512 MiB: {:?}", begin.elapsed());
+    println!("first byte of a remote file of 1 GiB: {:?}", begin.elapsed());
     let mut block = vec![0; 1 << 20];
     let (mut offset, mut right) = (1, first[0] == content[0]);
     loop {
@@ -89,7 +101,11 @@ fn figures() {
         offset += length;
     }
     assert!(right && offset == SIZE, "wrong bytes");
-    println!("all of it, in order: {:.0} MB/s", SIZE as f64 / 1e6 / begin.elapsed().as_secs_f64());
+    let rate = SIZE as f64 / 1e6 / begin.elapsed().as_secs_f64();
+    // The rest of the work: hashing it as a whole, and the holding.
+    wait(lab, "the copy", || there.copies("one/sequential") == 2);
+    println!("all of it, in order: {rate:.0} MB/s, {:.1} CPU seconds of both ends together", cpu() - before);
+    by_libtorrent(lab, &here.path("sequential"), &content);
 
     let file = File::open(there.file("one/random")).unwrap();
     let mut times: Vec<Duration> = Vec::new();
@@ -104,4 +120,67 @@ fn figures() {
         assert!(block == other[offset..offset + block.len()], "wrong bytes");
     }
     println!("random 64 KiB of it: p50 {:?}, p99 {:?}", quantile(&mut times, 0.5), quantile(&mut times, 0.99));
+}
+
+/// The same content by libtorrent, between the same two networks.
+fn by_libtorrent(lab: &Lab, file: &Path, content: &[u8]) {
+    const PYTHON: &str = "/usr/bin/python3";
+    let has = Command::new(PYTHON).args(["-c", "import libtorrent"]).stderr(Stdio::null()).status();
+    if !has.is_ok_and(|status| status.success()) {
+        return println!("the same by libtorrent: not measured, there is no python3-libtorrent");
+    }
+    let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
+    fs::write(file, content).unwrap();
+    let script = here.path("libtorrent.py");
+    fs::write(&script, include_str!("libtorrent.py")).unwrap();
+    let mut seed = here.command(PYTHON);
+    seed.arg(&script).arg("seed").arg(file).args(["10.77.0.1", "6881"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut seed = seed.spawn().unwrap();
+    let mut said = BufReader::new(seed.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let torrent = said.next().unwrap();
+    let folder = there.path("fetched");
+    fs::create_dir(&folder).unwrap();
+    let mut fetch = there.command(PYTHON);
+    fetch.arg(&script).arg("fetch").arg(torrent).arg(&folder).args(["10.77.0.2", "6881", "10.77.0.1", "6881"]);
+    let fetched = fetch.output().unwrap();
+    drop(seed.stdin.take());
+    let seeded = said.next().unwrap_or_default();
+    seed.wait().unwrap();
+    let numbers = format!("{}{seeded}", String::from_utf8_lossy(&fetched.stdout));
+    let numbers: Vec<f64> = numbers.lines().filter_map(|line| line.parse().ok()).collect();
+    let [seconds, fetching, seeding] = numbers[..] else { panic!("{fetched:?}") };
+    assert!(fs::read(folder.join(file.file_name().unwrap())).unwrap() == content, "wrong bytes");
+    println!(
+        "the same by libtorrent, without FUSE and TLS: {:.0} MB/s, {:.1} CPU seconds of both ends together",
+        content.len() as f64 / 1e6 / seconds,
+        fetching + seeding
+    );
+}
+
+/// A catalog of 100,000 names: what it costs to do nothing, and how long a new disk takes to have it.
+fn of_many_names(lab: &mut Lab) {
+    const NAMES: usize = 100_000;
+    let begin = Instant::now();
+    for dir in 0..100 {
+        fs::create_dir(lab.hosts[0].file(&format!("dir{dir}"))).unwrap();
+        for number in 0..NAMES / 100 {
+            File::create(lab.hosts[0].file(&format!("dir{dir}/{number}"))).unwrap();
+        }
+    }
+    println!("{NAMES} empty files made: {:.0} files/s", NAMES as f64 / begin.elapsed().as_secs_f64());
+    lab.wait_for_one_catalog(&[0, 1]);
+    let before = lab.hosts[0].usage().0;
+    let begin = Instant::now();
+    std::thread::sleep(Duration::from_secs(10));
+    let (after, memory) = lab.hosts[0].usage();
+    println!(
+        "doing nothing with {NAMES} names: {:.1} % of a core, {memory} MiB, all processes of a host",
+        (after - before) / begin.elapsed().as_secs_f64() * 100.0
+    );
+    let token = lab.hosts[0].invite();
+    let begin = Instant::now();
+    lab.hosts[2].start("d", &["--join", &token, "--no-mdns"]);
+    let last = lab.hosts[2].file(&format!("dir99/{}", NAMES / 100 - 1));
+    wait(lab, "the last name", || last.exists());
+    println!("an empty disk joined, until the last of {NAMES} names is there: {:?}", begin.elapsed());
 }

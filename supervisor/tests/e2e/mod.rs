@@ -13,7 +13,7 @@ mod writers;
 
 use std::time::{Duration, Instant};
 
-pub use host::{bin, clean, is_ours, kill_noted, noted, said, signal};
+pub use host::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
 
 /// Longest wait for anything: more than an operation may wait for its worker.
 const PATIENCE: Duration = Duration::from_secs(60);
