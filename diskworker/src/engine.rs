@@ -22,6 +22,7 @@ mod report;
 mod room;
 mod seal;
 mod staged;
+mod take;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -78,6 +79,7 @@ pub struct Engine {
     /// Wakes the cleaning thread for the stop.
     halt: Condvar,
     halt_lock: Mutex<()>,
+    placer: std::sync::OnceLock<take::Placer>,
     retention: Duration,
 }
 

@@ -124,11 +124,17 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     let fetcher = Fetcher::new(running.engine.clone(), swarm.clone(), net.clone(), runtime);
     net.serve_contents(&fetcher);
 
+    let neighbours = Arc::new(Neighbours::new(net.clone(), cli.run_dir.clone()));
+    running.engine.place_with({
+        let (engine, neighbours) = (Arc::downgrade(&running.engine), neighbours.clone());
+        Box::new(move |content, size, file| {
+            engine.upgrade().is_some_and(|engine| neighbours.place(&engine, content, size, file))
+        })
+    });
     let listener = bind(&local_path)?;
     let engine = running.engine.clone();
     let accepting = {
         let (listener, allowed, fetcher) = (listener.try_clone()?, allowed.clone(), fetcher.clone());
-        let neighbours = Arc::new(Neighbours::new(net.clone(), cli.run_dir.clone()));
         std::thread::Builder::new()
             .name("accept".into())
             .spawn(move || local::serve(&engine, &fetcher, &neighbours, &listener, &allowed))?

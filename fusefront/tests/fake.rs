@@ -241,7 +241,7 @@ impl Shared {
         };
         match op {
             Op::Hello(_) => Err(Errno::EPROTO),
-            Op::Need(_) | Op::OpenContent(_) => Err(Errno::ENOSYS),
+            Op::Need(_) | Op::OpenContent(_) | Op::TakeContent(_) => Err(Errno::ENOSYS),
             Op::Lookup(op) => plain(tree, Some(tree.lookup(op.dir, &op.name)?), None),
             Op::GetAttr(op) => plain(tree, Some(tree.attr(op.ino)?), None),
             Op::ReadDir(op) => {
@@ -447,6 +447,7 @@ fn name_of(op: &request::Op) -> (&'static str, bool) {
         Op::ReadLink(_) => ("readlink", false),
         Op::Need(_) => ("need", false),
         Op::OpenContent(_) => ("open content", false),
+        Op::TakeContent(_) => ("take content", false),
     }
 }
 

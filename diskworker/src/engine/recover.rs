@@ -84,6 +84,7 @@ impl Running {
             published,
             halt: Default::default(),
             halt_lock: Default::default(),
+            placer: Default::default(),
             retention: settings.retention,
         });
         // Without room (or on a failing disk) it is served as it is, and the journal keeps what is not committed.

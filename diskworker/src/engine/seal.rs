@@ -144,7 +144,13 @@ impl Engine {
             Ok(Seal::Large(_)) if size == Size::Small => Ok(Done::TooLarge),
             Ok(Seal::Large(job)) => match job.run() {
                 Err(error) if error.errno == Errno::EBUSY => Ok(Done::Finished), // it is being written again
-                sealed => self.finish_large(seen, &sealed?),
+                sealed => {
+                    let sealed = sealed?;
+                    match self.place(seen.ino, sealed.content, sealed.size)? {
+                        true => self.finish_placed(seen, &sealed),
+                        false => self.finish_large(seen, &sealed),
+                    }
+                }
             },
         }
     }
@@ -190,6 +196,30 @@ impl Engine {
         Ok(Done::Finished)
     }
 
+    /// Record a content that another disk of this host holds now, and let the staged file go. The record must be committed
+    /// before: a journal that names a content which is not here is not believed after a power loss.
+    fn finish_placed(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Done> {
+        let recorded = self.change(seen.session, |core| {
+            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
+            if !self.store.can_finish(&sealed.ticket)? {
+                return Ok(false);
+            }
+            core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            // Nobody writes it until it is gone; readers have it meanwhile.
+            if let Some(staged) = core.staged.get_mut(seen.ino) {
+                staged.work = Work::Making;
+            }
+            Ok(true)
+        })?;
+        if recorded {
+            self.commit()?;
+            let removed = self.store.remove_staged(seen.ino);
+            self.core().staged.remove(seen.ino);
+            removed?;
+        }
+        Ok(Done::Finished)
+    }
+
     /// Record a content in a file of its own, and give that file its name.
     fn finish_large(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Done> {
         self.change(seen.session, |core| {
@@ -197,13 +227,15 @@ impl Engine {
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(Done::Finished);
             }
-            let content =
-                NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() };
             // The record first: after a crash in between, the staged file is still there and is sealed again.
-            core.ns.set_content(at, content, base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
             self.store.finish_seal(sealed)?;
             core.staged.remove(seen.ino);
             Ok(Done::Finished)
         })
     }
+}
+
+fn stored(sealed: &Sealed) -> NewContent {
+    NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() }
 }

@@ -50,7 +50,19 @@ impl Net {
         self.wake.notify_one();
     }
 
-    /// Peers.
+    /// Disks of this host that are connected and may keep contents, with what they last said of their room: total and free
+    /// bytes.
+    pub fn roommates(&self) -> Vec<(DiskId, u64, u64)> {
+        let (host, _) = self.host.lock().clone();
+        let table = self.table.lock();
+        let here = table.disks.iter().filter(|(_, other)| other.link.is_some());
+        here.filter_map(|(disk, other)| Some((*disk, other.about.as_ref()?)))
+            .filter(|(_, about)| !host.is_empty() && about.host_id == host && !about.lazy && !about.read_only)
+            .map(|(disk, about)| (disk, about.total_bytes, about.free_bytes))
+            .collect()
+    }
+
+    /// For the supervisor: this disk, the others, and the members.
     pub fn peers(&self) -> pb::PeersReply {
         let marks = self.engine.marks().unwrap_or_default();
         let mark = |disk| marks.get(&disk).copied().unwrap_or_default().into();

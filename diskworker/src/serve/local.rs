@@ -1,5 +1,6 @@
 //! Serving frontends: a thread per connection, one request at a time on each.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -228,6 +229,12 @@ fn dispatch(
             let file = engine.store.open_content(content, q.size)?;
             let answer = Answer { seq: engine.seq(), ..Answer::default() };
             return Ok(opened((answer, Opening::File { handle: 0, file })));
+        }
+        Op::TakeContent(q) => {
+            let content = ContentId::from_slice(&q.content).ok_or(Errno::EINVAL)?;
+            let fd = fd.ok_or_else(|| FsError::new(Errno::EBADF, "TakeContent came without a descriptor"))?;
+            engine.take_content(content, q.size, &File::from(fd))?;
+            Answer { seq: engine.seq(), ..Answer::default() }
         }
         Op::Mknod(q) => engine.mknod(session, retry, &q)?,
         Op::Mkdir(q) => engine.mkdir(session, retry, &q)?,

@@ -1,21 +1,24 @@
-//! The other disks of this host: what one of them holds is read from its file, through a descriptor its worker passes. No
-//! copy is made, and reading is as fast as from this disk.
+//! The other disks of this host. What one of them holds is read from its file, through a descriptor its worker passes: no
+//! copy is made, and reading is as fast as from this disk. And what is written here goes to the one with the most room, by a
+//! descriptor too.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::disk::short_id;
-use delugefs_proto::ids::{DiskId, random_u64};
+use delugefs_proto::ids::{ContentId, DiskId, random_u64};
 use delugefs_proto::local::client::{Client, check, op};
-use delugefs_proto::local_pb::{OpenContent, request};
+use delugefs_proto::local_pb::{OpenContent, TakeContent, request};
 use delugefs_proto::rundir;
 use nix::sys::stat::fstat;
 use parking_lot::Mutex;
 
+use crate::engine::Engine;
 use crate::fetch::Wanted;
 use crate::net::Net;
 use crate::os;
@@ -24,28 +27,33 @@ use crate::os;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A worker that did not answer is not asked again for so long.
 const SULK: Duration = Duration::from_secs(30);
+/// So much more of a disk must be free for a content to be copied there: two hundredths.
+const WORTH: f64 = 0.02;
+/// The slowest that a disk may take a content, in bytes per second, after [`PATIENCE`].
+const SLOW_BYTES_PER_S: u64 = 1 << 20;
 
 /// See the module.
 pub struct Neighbours {
     net: Arc<Net>,
     run_dir: PathBuf,
     silent: Mutex<HashMap<DiskId, Instant>>,
+    /// What was given to a disk since it last said how much is free, and what it said.
+    given: Mutex<HashMap<DiskId, (u64, u64)>>,
 }
 
 impl Neighbours {
     /// The disks whose workers have their sockets in this folder.
     pub fn new(net: Arc<Net>, run_dir: PathBuf) -> Self {
-        Self { net, run_dir, silent: Mutex::default() }
+        Self { net, run_dir, silent: Mutex::default(), given: Mutex::default() }
     }
 
     /// The content's file on another disk of this host.
     pub fn open(&self, wanted: &Wanted) -> Option<File> {
         self.net.holders(wanted.content).into_iter().find_map(|disk| {
-            let socket = rundir::local_socket(&self.run_dir, short_id(&disk.to_hex()));
-            if !socket.exists() || self.silent.lock().get(&disk).is_some_and(|at| at.elapsed() < SULK) {
+            if !self.may_ask(disk) {
                 return None;
             }
-            match ask(&socket, disk, wanted) {
+            match ask(&self.socket(disk), disk, wanted) {
                 Ok(file) => Some(file),
                 Err(error) => {
                     tracing::debug!(%error, "disk {} of this host does not give a content", short_id(&disk.to_hex()));
@@ -57,13 +65,76 @@ impl Neighbours {
             }
         })
     }
+
+    /// Give a content that was written here to the disk that has the most room, if that is another one. Whether it holds it
+    /// now, durably.
+    pub fn place(&self, engine: &Engine, content: ContentId, size: u64, file: &File) -> bool {
+        let mates = self.net.roommates();
+        if mates.is_empty() {
+            return false;
+        }
+        let marks = engine.marks().unwrap_or_default();
+        let Ok(space) = engine.store.free_space() else { return false };
+        // A disk that is to be emptied, or keeps nothing for others, takes only what nobody else can.
+        let stays = !self.net.is_lazy() && !marks.contains_key(&engine.folder.disk_id());
+        let own = stays.then_some((space.total, space.free));
+        let others = mates.into_iter().filter(|(disk, ..)| !marks.contains_key(disk) && self.may_ask(*disk));
+        let others = others.map(|(disk, total, free)| (disk, total, free.saturating_sub(self.given_to(disk, free))));
+        let Some(disk) = roomiest(size, own, others) else { return false };
+        match self.give(disk, content, size, file) {
+            Ok(()) => {
+                self.given.lock().entry(disk).or_default().1 += size;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "disk {} of this host does not take a content", short_id(&disk.to_hex()));
+                self.silent.lock().insert(disk, Instant::now());
+                false
+            }
+        }
+    }
+
+    /// What was given to it since it said that so much is free.
+    fn given_to(&self, disk: DiskId, free: u64) -> u64 {
+        let mut given = self.given.lock();
+        let given = given.entry(disk).or_default();
+        if given.0 != free {
+            *given = (free, 0);
+        }
+        given.1
+    }
+
+    fn may_ask(&self, disk: DiskId) -> bool {
+        self.socket(disk).exists() && self.silent.lock().get(&disk).is_none_or(|at| at.elapsed() >= SULK)
+    }
+
+    fn socket(&self, disk: DiskId) -> PathBuf {
+        rundir::local_socket(&self.run_dir, short_id(&disk.to_hex()))
+    }
+
+    fn give(&self, disk: DiskId, content: ContentId, size: u64, file: &File) -> io::Result<()> {
+        let patience = PATIENCE + Duration::from_secs(size / SLOW_BYTES_PER_S);
+        let mut client = connect(&self.socket(disk), disk, patience)?;
+        let take = TakeContent { content: content.0.to_vec().into(), size };
+        let (reply, _) =
+            client.call(&op(request::Op::TakeContent(take)), Some(file.as_fd())).map_err(|error| error.0)?;
+        check(reply).map(drop).map_err(io::Error::other)
+    }
+}
+
+/// The disk with the greatest part of it free, if that is so much more than here that it is worth a copy. `None`: here.
+fn roomiest(size: u64, own: Option<(u64, u64)>, others: impl Iterator<Item = (DiskId, u64, u64)>) -> Option<DiskId> {
+    let part = |total: u64, free: u64| free.saturating_sub(size) as f64 / total.max(1) as f64;
+    let best = others
+        .filter(|(_, _, free)| *free >= size)
+        .map(|(disk, total, free)| (part(total, free), disk))
+        .max_by(|one, other| one.0.total_cmp(&other.0).then(one.1.cmp(&other.1)))?;
+    let here = own.map_or(f64::NEG_INFINITY, |(total, free)| if free < size { -1.0 } else { part(total, free) });
+    (best.0 > here + WORTH).then_some(best.1)
 }
 
 fn ask(socket: &Path, disk: DiskId, wanted: &Wanted) -> io::Result<File> {
-    let mut client = Client::connect_within(socket, random_u64(), PATIENCE)?;
-    if client.welcome.disk_id != disk.to_hex() {
-        return Err(io::Error::other("another disk has its socket"));
-    }
+    let mut client = connect(socket, disk, PATIENCE)?;
     let open = OpenContent { content: wanted.content.0.to_vec().into(), size: wanted.size };
     let (reply, fd) = client.call(&op(request::Op::OpenContent(open)), None).map_err(|error| error.0)?;
     check(reply).map_err(io::Error::other)?;
@@ -72,5 +143,39 @@ fn ask(socket: &Path, disk: DiskId, wanted: &Wanted) -> io::Result<File> {
     match os::is_regular(&stat) && stat.st_size as u64 == wanted.size {
         true => Ok(file),
         false => Err(io::Error::other("what came is not the content")),
+    }
+}
+
+fn connect(socket: &Path, disk: DiskId, patience: Duration) -> io::Result<Client> {
+    let client = Client::connect_within(socket, random_u64(), patience)?;
+    match client.welcome.disk_id == disk.to_hex() {
+        true => Ok(client),
+        false => Err(io::Error::other("another disk has its socket")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_go_where_the_greatest_part_is_free() {
+        let disk = |n: u8| DiskId([n; 32]);
+        let mut free = [(100_000_u64, 100_000_u64), (400_000, 400_000), (200_000, 150_000)];
+        for _ in 0..500 {
+            let others = [(disk(1), free[1].0, free[1].1), (disk(2), free[2].0, free[2].1)].into_iter();
+            let at = roomiest(1000, Some(free[0]), others).map_or(0, |disk| disk.0[0] as usize);
+            free[at].1 -= 1000;
+        }
+        for (total, free) in free {
+            // 150,000 of 700,000 are left.
+            assert!((free as f64 / total as f64 - 150.0 / 700.0).abs() < 0.03, "{free} of {total}");
+        }
+        // A little more elsewhere is not worth it; a full disk, or one that keeps nothing, gives what it can.
+        let other = |free| [(disk(1), 100, free)].into_iter();
+        assert_eq!(roomiest(10, Some((100, 60)), other(61)), None);
+        assert_eq!(roomiest(10, Some((100, 5)), other(10)), Some(disk(1)));
+        assert_eq!(roomiest(10, None, other(11)), Some(disk(1)));
+        assert_eq!(roomiest(10, None, other(9)), None);
     }
 }

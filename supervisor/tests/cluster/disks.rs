@@ -102,6 +102,48 @@ fn a_disk_is_emptied_and_another_one_is_forgotten() {
     wait_for("it to be remembered", || lab.logs(), || (0..3).all(|at| mark(&lab, at, &ids[2]) == ""));
 }
 
+#[test]
+fn unequal_disks_of_a_host_fill_evenly() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    lab.hosts[0].limit("d", 200);
+    lab.hosts[0].limit("d2", 400);
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    let (first, second) = (lab.hosts[0].path("d"), lab.hosts[0].path("d2"));
+    assert_eq!(lab.hosts[0].says(&["copies", lab.hosts[0].file("").to_str().unwrap(), "1"]).0, 0);
+    assert_eq!(lab.hosts[0].says(&["disk", "add", second.to_str().unwrap(), "--create"]).0, 0);
+    lab.wait_for_peers(&[0], 1);
+    lab.wait_for_one_catalog(&[0]);
+    // More than the disk that is mounted could hold.
+    const FILES: usize = 50;
+    let content = |n: usize| bytes((5 << 20) + n * 4);
+    let name = |n: usize| format!("f{n}");
+    let staged = |lab: &Lab| disk(lab, &first)["worker"]["staged_files"].as_u64();
+    for n in 0..FILES {
+        fs::write(lab.hosts[0].file(&name(n)), content(n)).unwrap();
+        // One at a time: what waits to be sealed is on the disk that is mounted.
+        wait_for("it to be sealed", || lab.logs(), || staged(&lab) == Some(0));
+    }
+    let held = |folder: &Path| disk(&lab, folder)["worker"]["content_bytes"].as_u64().unwrap() >> 20;
+    let (one, other) = (held(&first), held(&second));
+    println!("{one} MiB and {other} MiB");
+    // 136 MiB and 336 MiB could be used: as much of each is left, of its whole size.
+    let left = |free: u64, held: u64, size: u64| free.saturating_sub(held) as f64 / size as f64;
+    assert!((left(136, one, 200) - left(336, other, 400)).abs() < 0.08, "{one} MiB and {other} MiB");
+    assert_eq!(one + other, 250, "each once");
+    for n in 0..FILES {
+        assert!(fs::read(lab.hosts[0].file(&name(n))).unwrap() == content(n), "f{n}");
+    }
+    // What the other disk took is whole there, also after both were killed.
+    lab.hosts[0].kill();
+    lab.hosts[0].start("d", &["--no-mdns"]);
+    lab.wait_for_peers(&[0], 1);
+    for n in 0..FILES {
+        wait_for_content(&lab, &lab.hosts[0].file(&name(n)), &content(n));
+    }
+    let (code, text) = lab.hosts[0].says(&["scrub"]);
+    assert_eq!(code, 0, "{text}\n{}", lab.logs());
+}
+
 /// The first disk of a host.
 fn disk_of(lab: &Lab, at: usize) -> serde_json::Value {
     lab.hosts[at].json(&["status"])["disks"][0].clone()
