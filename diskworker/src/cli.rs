@@ -48,7 +48,7 @@ pub struct Cli {
     /// Where the disk is: copies are spread over sites
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub site: String,
-    /// Most bytes of contents to send to other hosts in a second, at least 65536 [default: no limit]
+    /// Most bytes of contents to send to other hosts in a second, at least 262144 [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(config::LIMIT_MIN_BYTES_PER_S..))]
     pub upload_limit: Option<u64>,
     /// The same for what is received

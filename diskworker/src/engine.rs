@@ -79,6 +79,7 @@ pub struct Engine {
     /// Wakes the cleaning thread for the stop.
     halt: Condvar,
     halt_lock: Mutex<()>,
+    marks: Mutex<Option<marks::Known>>,
     placer: std::sync::OnceLock<take::Placer>,
     retention: Duration,
 }

@@ -77,6 +77,8 @@ pub struct Fetcher {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
     promises: promise::Promises,
+    /// Contents that could not be let go, and when.
+    kept: Mutex<HashMap<ContentId, Instant>>,
 }
 
 impl Fetcher {
@@ -94,6 +96,7 @@ impl Fetcher {
             small: Arc::new(Semaphore::new(SMALL_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
             promises: promise::Promises::default(),
+            kept: Mutex::default(),
         })
     }
 

@@ -52,7 +52,7 @@ pub struct DiskConfig {
 }
 
 /// Below this a content's pieces take too long: who waits for them gives up.
-pub const LIMIT_MIN_BYTES_PER_S: u64 = 64 << 10;
+pub const LIMIT_MIN_BYTES_PER_S: u64 = 256 << 10;
 
 /// One `[[mount]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

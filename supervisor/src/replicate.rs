@@ -373,10 +373,10 @@ impl Replicator {
 
 /// A disk that was given up is here again: what it holds counts as before.
 async fn remember(socket: &Path, disk: &wpb::Peer) {
-    tracing::info!("disk {}: it was forgotten, and is here again", short_id(&hex(&disk.disk_id)));
     let request = wpb::MarkDiskRequest { disk_id: disk.disk_id.clone(), mark: wpb::Mark::None.into() };
     let answer = worker::ask(socket, |mut client| async move { client.mark_disk(request).await }).await;
-    if let Err(error) = answer {
-        tracing::debug!(error = error.message(), "its mark stays for now");
+    match answer {
+        Ok(_) => tracing::info!("disk {}: it was forgotten, and is here again", short_id(&hex(&disk.disk_id))),
+        Err(error) => tracing::debug!(error = error.message(), "its mark stays for now"),
     }
 }

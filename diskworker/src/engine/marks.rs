@@ -2,6 +2,7 @@
 //! root, so that every disk knows it and it survives like everything else in the catalog.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{DiskId, Ino};
@@ -17,9 +18,26 @@ const PREFIX: &str = "user.delugefs.disk.";
 const DRAINING: &[u8] = b"draining";
 const FORGOTTEN: &[u8] = b"forgotten";
 
+/// All of them.
+pub type Marks = HashMap<DiskId, Mark>;
+/// As of which commit.
+pub(super) type Known = (git2::Oid, Arc<Marks>);
+
 impl Engine {
-    /// All marks.
-    pub fn marks(&self) -> FsResult<HashMap<DiskId, Mark>> {
+    /// All marks of the committed state, or newer ones. Does not wait for those who change the catalog while nothing is new.
+    pub fn marks(&self) -> FsResult<Arc<Marks>> {
+        let commit = *self.published.borrow();
+        if let Some((of, marks)) = &*self.marks.lock()
+            && *of == commit
+        {
+            return Ok(marks.clone());
+        }
+        let marks = Arc::new(self.read_marks()?);
+        *self.marks.lock() = Some((commit, marks.clone()));
+        Ok(marks)
+    }
+
+    fn read_marks(&self) -> FsResult<Marks> {
         let mut core = self.core();
         let root = core.ns.locate(Ino::ROOT, Ino::ROOT)?;
         let names = core.ns.list_xattr(&root)?;

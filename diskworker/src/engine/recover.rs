@@ -84,6 +84,7 @@ impl Running {
             published,
             halt: Default::default(),
             halt_lock: Default::default(),
+            marks: Default::default(),
             placer: Default::default(),
             retention: settings.retention,
         });

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ContentId;
@@ -20,6 +20,8 @@ const EVERY: Duration = Duration::from_secs(30);
 const LOW_SHARE: u64 = 20;
 /// Contents asked for in one look: each costs a question to the others.
 const ASKED_MAX: usize = 256;
+/// A content that had to stay is not asked for again for so long.
+const KEPT: Duration = Duration::from_secs(600);
 
 impl Fetcher {
     /// Keep room on a lazy disk, until told to stop.
@@ -55,16 +57,29 @@ impl Fetcher {
             Ok(oldest)
         });
         let oldest = oldest.await.map_err(|_| FsError::from(Errno::EIO))??;
-        let mut gone = 0;
-        for (_, content, wanted) in oldest.into_iter().take(ASKED_MAX) {
+        let (mut gone, mut asked) = (0, 0);
+        for (_, content, wanted) in oldest {
             if missing(self.engine.store.free_space()?, low_share, 2) == 0 {
                 break;
             }
+            // Whom nobody else could promise it, or who was refused lately, is not asked: what comes behind it must have its turn.
+            let is_kept = self.kept.lock().get(&content).is_some_and(|at| at.elapsed() < KEPT);
+            if is_kept || self.net.holders(content).len() < wanted as usize {
+                continue;
+            }
+            asked += 1;
             match self.let_go(content, wanted).await? {
                 Ok(()) => gone += 1,
-                Err(why) => tracing::debug!("content {content} stays: {why}"),
+                Err(why) => {
+                    tracing::debug!("content {content} stays: {why}");
+                    self.kept.lock().insert(content, Instant::now());
+                }
+            }
+            if asked == ASKED_MAX {
+                break;
             }
         }
+        self.kept.lock().retain(|_, at| at.elapsed() < KEPT);
         if gone > 0 {
             tracing::info!("made room: {gone} contents went that other disks keep");
         }

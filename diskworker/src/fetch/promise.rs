@@ -82,15 +82,20 @@ impl Fetcher {
         if self.net.is_lazy() || self.engine.refusal().is_some() {
             return no("nobody should rely on it");
         }
+        // Before promising: whoever is refused must not bind it.
+        let (engine, me) = (self.engine.clone(), self.engine.folder.disk_id());
+        let checking = tokio::task::spawn_blocking(move || -> FsResult<bool> {
+            Ok(!engine.marks()?.contains_key(&me) && engine.store.has(content)?.is_some())
+        });
+        if !checking.await.map_err(|_| FsError::from(Errno::EIO))?? {
+            return no("it does not hold it, or is to be emptied");
+        }
         if !self.promises.give(&self.engine.store, content, Duration::from_secs(request.seconds.into())) {
             return no("it lets its own copy go");
         }
         let (engine, asked) = (self.engine.clone(), request.wanted);
         // After promising: what is there now stays.
         let held = tokio::task::spawn_blocking(move || {
-            if engine.marks()?.contains_key(&engine.folder.disk_id()) {
-                return Ok(None);
-            }
             // By what this disk knows: it may be behind, and would let the content go when the promise has ended.
             match engine.ledger()?.find(content) {
                 Some(entry) if entry.wanted <= asked => {}
@@ -105,7 +110,7 @@ impl Fetcher {
         let held: Result<FsResult<Option<u64>>, _> = held.await;
         match held {
             Ok(Ok(Some(_))) => Ok(PromiseReply { promised: true, reason: String::new() }),
-            Ok(Ok(None)) => no("it does not hold it, is to be emptied, or knows more of what is wanted"),
+            Ok(Ok(None)) => no("it does not hold it, or knows more of what is wanted"),
             Ok(Err(error)) => Err(error),
             Err(_) => no("it is stopping"),
         }

@@ -9,7 +9,7 @@ use delugefs_proto::errno::FsError;
 use delugefs_proto::ids::ContentId;
 use delugefs_proto::peer_pb::{ReadContentReply, ReadContentRequest};
 use nix::errno::Errno;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::Status;
 
 use crate::engine::Engine;
@@ -26,7 +26,7 @@ const CHUNK_BYTES: u64 = 256 << 10;
 pub fn read_content(
     engine: &Arc<Engine>,
     request: &ReadContentRequest,
-    pace: Option<Arc<Pace>>,
+    pace: Option<(Arc<Pace>, OwnedSemaphorePermit)>,
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
     let content = ContentId::from_slice(&request.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
     let (size, mut offset, length) = (request.size_bytes, request.offset, request.length);
@@ -37,12 +37,12 @@ pub fn read_content(
     tokio::task::spawn_blocking(move || {
         let mut read = || -> Result<(), FsError> {
             let file = engine.store.open_content(content, size)?;
-            let block = pace.as_ref().map_or(CHUNK_BYTES, |pace| pace.block(CHUNK_BYTES));
+            let block = pace.as_ref().map_or(CHUNK_BYTES, |(pace, _)| pace.block(CHUNK_BYTES));
             while offset < end {
                 let mut data = vec![0; (end - offset).min(block) as usize];
                 file.read_exact_at(&mut data, offset)?;
                 offset += data.len() as u64;
-                if let Some(wait) = pace.as_ref().and_then(|pace| pace.pass(data.len())) {
+                if let Some(wait) = pace.as_ref().and_then(|(pace, _)| pace.pass(data.len())) {
                     std::thread::sleep(wait);
                 }
                 if !hand_over(&sender, Ok(ReadContentReply { data: Bytes::from(data) })) {

@@ -20,7 +20,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Longest fetch, as long as it makes progress.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Without progress for so long, it is begun anew.
-const STUCK: Duration = Duration::from_secs(30);
+/// A piece of 1 MiB takes a while on a limited line.
+const STUCK: Duration = Duration::from_secs(120);
 /// A source that ended is tried again after this.
 const AGAIN: Duration = Duration::from_secs(3);
 

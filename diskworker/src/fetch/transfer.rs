@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::{Since, Wanted};
 use crate::engine::Engine;
 use crate::net::Net;
+use crate::net::pace::Pace;
 
 /// Requests under way at once.
 const REQUESTS_MAX: usize = 4;
@@ -370,8 +371,10 @@ impl Transfer {
     ) -> FsResult<()> {
         let offset = first as u64 * self.piece_bytes;
         let length = (first..first + count).map(|piece| self.length(piece)).sum();
+        if let Some(pace) = net.pace_from(disk) {
+            self.wait_for_turn(&pace, length).await;
+        }
         let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
-        let pace = net.pace_from(disk);
         let request = ReadContentRequest {
             content: self.wanted.content.0.to_vec(),
             size_bytes: self.wanted.size,
@@ -390,9 +393,7 @@ impl Transfer {
                 return Err(FsError::new(Errno::ECONNRESET, "it sent less than it was asked for"));
             };
             let mut data = reply.data;
-            if let Some(pace) = &pace {
-                pace.passed(data.len()).await;
-            }
+            self.state.lock().progress = Instant::now();
             while !data.is_empty() {
                 if piece >= first + count {
                     return Err(FsError::new(Errno::EBADMSG, "it sent more than it was asked for"));
@@ -407,6 +408,17 @@ impl Transfer {
             }
         }
         Ok(())
+    }
+
+    /// A limited line is used by one after the other, before they ask: what is asked for and not taken would keep back all
+    /// else that comes on the same connection. Waiting for one's turn is no standstill.
+    async fn wait_for_turn(&self, pace: &Pace, bytes: u64) {
+        let Some(wait) = pace.turn(bytes) else { return };
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            tokio::time::sleep((until - Instant::now()).min(SILENT / 4)).await;
+            self.state.lock().progress = Instant::now();
+        }
     }
 
     /// Verify a piece and write it.

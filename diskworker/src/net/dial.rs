@@ -1,6 +1,6 @@
 //! Opening connections: whom to meet, trying addresses, and channels for requests.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 use super::io::{PeerInfo, PeerIo};
-use super::pace::Pace;
+use super::pace::{Limits, Pace};
 use super::table::whom_to_meet;
 use super::{Net, join, link};
 
@@ -124,7 +124,13 @@ impl Net {
     /// What limits the contents that come over the channel of a disk.
     pub(crate) fn pace_from(&self, disk: DiskId) -> Option<Arc<Pace>> {
         let from = self.channels.lock().get(&disk)?.info.from.ip();
-        self.limits.towards(from).map(|limits| limits.down.clone())
+        self.limits_for(disk, from).map(|limits| limits.down)
+    }
+
+    /// What limits contents to and from a disk: none for those of this host.
+    pub(super) fn limits_for(&self, disk: DiskId, address: IpAddr) -> Option<Limits> {
+        let is_here = address.to_canonical().is_loopback() || self.roommates().iter().any(|(mate, ..)| *mate == disk);
+        (!is_here).then(|| self.limits.clone())
     }
 
     /// A stream on which BitTorrent about one content can be spoken: the other end has accepted.
@@ -142,7 +148,7 @@ impl Net {
             return Err(FsError::new(Errno::ENOENT, format!("disk {}: {}", &disk.to_hex()[..8], reply.error)));
         }
         let io = PeerIo::new(stream, PeerInfo { disk, from, token: self.connection_token(disk) });
-        Ok(io.limited(&self.limits))
+        Ok(io.limited(self.limits_for(disk, from.ip())))
     }
 
     /// Try the addresses of a disk in turn.

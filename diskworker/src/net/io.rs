@@ -49,8 +49,8 @@ impl<S> PeerIo<S> {
     }
 
     /// The same for a stream of contents.
-    pub fn limited(mut self, limits: &Limits) -> Self {
-        self.limits = limits.towards(self.info.from.ip()).cloned();
+    pub fn limited(mut self, limits: Option<Limits>) -> Self {
+        self.limits = limits;
         self
     }
 

@@ -108,7 +108,7 @@ pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accep
 async fn serve_torrent(net: &Arc<Net>, mut stream: TlsStream<TcpStream>, disk: DiskId, from: SocketAddr) {
     let token = net.connection_token(disk);
     let info = PeerInfo { disk, from, token: token.child_token() };
-    let limited = |stream| PeerIo::new(stream, info).limited(&net.limits);
+    let limited = |stream| PeerIo::new(stream, info).limited(net.limits_for(disk, from.ip()));
     let work = async {
         let request =
             timeout(GREETING, message::read::<pb::StreamRequest>(&mut stream, message::REQUEST_MAX_BYTES)).await;

@@ -2,11 +2,11 @@
 //! questions are not held up: they are small, and what waits behind a limit would look dead. Disks of one host are not
 //! limited among each other.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 /// What may pass at once after a pause.
 const BURST: Duration = Duration::from_millis(100);
@@ -48,11 +48,19 @@ impl Pace {
         }
     }
 
-    /// [`Self::pass`], and wait so long.
-    pub async fn passed(&self, bytes: usize) {
-        if let Some(wait) = self.pass(bytes) {
-            tokio::time::sleep(wait).await;
+    /// So many bytes will pass as fast as they can, once those before are through. How long to wait for that.
+    pub fn turn(&self, bytes: u64) -> Option<Duration> {
+        self.turn_at(bytes, Instant::now())
+    }
+
+    fn turn_at(&self, bytes: u64, now: Instant) -> Option<Duration> {
+        if self.bytes_per_s == 0 {
+            return None;
         }
+        let mut through = self.through.lock();
+        let begin = (*through).max(now);
+        *through = begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        begin.checked_duration_since(now + BURST).filter(|wait| !wait.is_zero())
     }
 }
 
@@ -63,17 +71,17 @@ pub struct Limits {
     pub up: Arc<Pace>,
     /// What it receives.
     pub down: Arc<Pace>,
+    /// Streams that share `up`: with more, each would be silent for longer than who waits for it endures.
+    pub places: Arc<Semaphore>,
 }
+
+/// See [`Limits::places`].
+const STREAMS_MAX: usize = 16;
 
 impl Limits {
     /// In bytes per second; 0 is no limit.
     pub fn new(up: u64, down: u64) -> Self {
-        Self { up: Pace::new(up), down: Pace::new(down) }
-    }
-
-    /// Those that hold for a peer at this address.
-    pub fn towards(&self, peer: IpAddr) -> Option<&Self> {
-        (!peer.to_canonical().is_loopback()).then_some(self)
+        Self { up: Pace::new(up), down: Pace::new(down), places: Arc::new(Semaphore::new(STREAMS_MAX)) }
     }
 }
 
@@ -101,12 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn disks_of_one_host_are_not_limited() {
-        let limits = Limits::new(1, 1);
-        for (address, limited) in
-            [("127.0.0.1", false), ("::1", false), ("::ffff:127.0.0.1", false), ("10.0.0.1", true)]
-        {
-            assert_eq!(limits.towards(address.parse().unwrap()).is_some(), limited, "{address}");
-        }
+    fn turns_come_one_after_the_other() {
+        let pace = Pace::new(1_000_000);
+        let now = Instant::now();
+        assert_eq!(pace.turn_at(2_000_000, now), None);
+        let wait = pace.turn_at(1_000_000, now).unwrap().as_secs_f64();
+        assert!((1.8..2.1).contains(&wait), "{wait}");
+        let wait = pace.turn_at(1, now).unwrap().as_secs_f64();
+        assert!((2.8..3.1).contains(&wait), "{wait}");
+        assert_eq!(pace.turn_at(1, now + Duration::from_secs(60)), None);
     }
 }

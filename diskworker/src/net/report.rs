@@ -92,10 +92,11 @@ impl Net {
             if peer.host_label.is_empty() {
                 peer.host_label.clone_from(&member.label);
             }
-            if peer.host_id.is_empty() {
+            peer.connected = table.is_connected(*disk);
+            // One that is here says itself where it is, as soon as its supervisor has told it: it may have moved.
+            if peer.host_id.is_empty() && !peer.connected {
                 peer.host_id = member.by.0.to_vec();
             }
-            peer.connected = table.is_connected(*disk);
             peer.absent_s = match other.and_then(|other| other.last_seen) {
                 _ if peer.connected => 0,
                 Some(at) => Instant::now().duration_since(at).as_secs().min(u64::from(u32::MAX) - 1) as u32,

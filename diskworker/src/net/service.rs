@@ -45,8 +45,14 @@ impl Peer for PeerService {
     }
 
     async fn read_content(&self, request: Request<pb::ReadContentRequest>) -> Answer<Self::ReadContentStream> {
-        let from = caller(&request)?.from.ip();
-        let pace = self.0.limits.towards(from).map(|limits| limits.up.clone());
+        let info = caller(&request)?;
+        let pace = match self.0.limits_for(info.disk, info.from.ip()) {
+            Some(limits) => {
+                let place = limits.places.acquire_owned().await;
+                Some((limits.up, place.map_err(|_| Status::unavailable("it is stopping"))?))
+            }
+            None => None,
+        };
         Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace)?)))
     }
 

@@ -297,16 +297,27 @@ fn open(
             Err(error) => error,
         };
         let Some(wanted) = engine.absent(Ino(q.ino), Ino(q.dir))? else { return Err(error) };
+        // What is told of the file and what can be read must be of one version; while others were asked, another host may
+        // have replaced it.
+        let current = || -> FsResult<Option<Answer>> {
+            let node = engine.get_attr(&pb::GetAttr { ino: q.ino, dir: q.dir })?;
+            Ok((engine.absent(Ino(q.ino), Ino(q.dir))? == Some(wanted)).then_some(node))
+        };
         if !q.write
             && let Some(file) = neighbours.open(&wanted)
         {
-            let node = engine.get_attr(&pb::GetAttr { ino: q.ino, dir: q.dir })?;
-            return Ok(opened((node, Opening::File { handle: 0, file })));
+            match current()? {
+                Some(node) => return Ok(opened((node, Opening::File { handle: 0, file }))),
+                None => continue,
+            }
         }
         if !q.write
             && let Some((handle, file)) = fetcher.open(session, wanted)?
         {
-            let node = engine.get_attr(&pb::GetAttr { ino: q.ino, dir: q.dir })?;
+            let Some(node) = current()? else {
+                fetcher.close(session, handle);
+                continue;
+            };
             let body = Opened { handle, partial: true, size: wanted.size, ..Opened::default() };
             return Ok((Reply { body: Some(reply::Body::Opened(body)), ..reply(node) }, Some(file.into())));
         }

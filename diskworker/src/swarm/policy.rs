@@ -9,7 +9,7 @@ pub(super) const LIVE_MAX: usize = 200;
 /// A content nobody fetches from here for so long is no longer offered; the next peer that asks brings it back.
 pub(super) const IDLE_AFTER: Duration = Duration::from_secs(300);
 /// A fetch that has peers but gets no piece for so long is begun anew: librqbit can lose a piece for ever.
-pub(super) const STALLED_AFTER: Duration = Duration::from_secs(60);
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(120);
 /// So many new beginnings in a row without a single piece, and the fetch has failed: the peers have nothing, or rot.
 pub(super) const RESTARTS_MAX: u32 = 3;
 

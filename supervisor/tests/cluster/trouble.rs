@@ -87,6 +87,15 @@ fn a_copy_of_a_disk_in_use_is_kept_out() {
             disks.iter().filter(|disk| disk["connected"] == true).count() == 3
         },
     );
+    let me = lab.hosts[2].json(&["peers"])["host_id"].clone();
+    wait_for(
+        "everybody to know where the disk is now",
+        || lab.hosts[0].says(&["peers"]).1 + &lab.logs(),
+        || {
+            let disks = lab.hosts[0].json(&["peers"])["disks"].as_array().cloned().unwrap_or_default();
+            disks.iter().filter(|disk| disk["host_id"] == me).count() == 2
+        },
+    );
     lab.wait_for_one_catalog(&[0, 2]);
     for (at, size) in [(0, 200_001), (1, 300_000), (2, 400_000)] {
         wait_for_content(&lab, &lab.hosts[2].file(&format!("by-{at}")), &bytes(size));
