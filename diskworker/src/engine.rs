@@ -40,6 +40,7 @@ pub use self::ledger::{Entry as LedgerEntry, Ledger};
 pub use self::meta::Answer;
 pub use self::recover::{Running, Settings, make_catalog};
 pub use self::report::ScrubReport;
+pub use self::take::Placer;
 
 use self::staged::StagedTable;
 use crate::catalog::Catalog;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::CatalogError;
 use crate::cli::Cli;
-use crate::engine::{self, Running, Settings};
+use crate::engine::{self, Placer, Running, Settings};
 use crate::fetch::Fetcher;
 use crate::folder::DiskFolder;
 use crate::journal::JournalError;
@@ -127,9 +127,11 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     let neighbours = Arc::new(Neighbours::new(net.clone(), cli.run_dir.clone()));
     running.engine.place_with({
         let (engine, neighbours) = (Arc::downgrade(&running.engine), neighbours.clone());
-        Box::new(move |content, size, file| {
-            engine.upgrade().is_some_and(|engine| neighbours.place(&engine, content, size, file))
-        })
+        let net = Arc::downgrade(&net);
+        Placer {
+            give: Box::new(move |content, size, file| neighbours.place(&*engine.upgrade()?, content, size, file)),
+            state_of: Box::new(move |disk| net.upgrade()?.state_of(disk)),
+        }
     });
     let listener = bind(&local_path)?;
     let engine = running.engine.clone();

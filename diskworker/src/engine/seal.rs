@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use delugefs_proto::errno::FsResult;
-use delugefs_proto::ids::Ino;
+use delugefs_proto::ids::{DiskId, Ino};
 use delugefs_proto::record::Dot;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
@@ -147,8 +147,8 @@ impl Engine {
                 sealed => {
                     let sealed = sealed?;
                     match self.place(seen.ino, sealed.content, sealed.size)? {
-                        true => self.finish_placed(seen, &sealed),
-                        false => self.finish_large(seen, &sealed),
+                        Some(disk) => self.finish_placed(seen, &sealed, disk),
+                        None => self.finish_large(seen, &sealed),
                     }
                 }
             },
@@ -198,7 +198,7 @@ impl Engine {
 
     /// Record a content that another disk of this host holds now, and let the staged file go. The record must be committed
     /// before: a journal that names a content which is not here is not believed after a power loss.
-    fn finish_placed(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Done> {
+    fn finish_placed(&self, seen: &Seen, sealed: &Sealed, disk: DiskId) -> FsResult<Done> {
         let recorded = self.change(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
             if !self.store.can_finish(&sealed.ticket)? {
@@ -213,9 +213,13 @@ impl Engine {
         })?;
         if recorded {
             self.commit()?;
-            let removed = self.store.remove_staged(seen.ino);
+            // Both keep it when the other one does not follow: it might not know that a file has it.
+            let done = match self.is_followed_by(disk) {
+                true => self.store.remove_staged(seen.ino),
+                false => self.store.finish_seal(sealed),
+            };
             self.core().staged.remove(seen.ino);
-            removed?;
+            done?;
         }
         Ok(Done::Finished)
     }

@@ -1,27 +1,38 @@
 //! Contents that one disk of a host gives to another when they are sealed, so that unequal disks fill evenly. The file was
 //! written on the disk that is mounted; the one with more room copies it, verifies it, and holds it from then on.
 //!
-//! Order: durable there, recorded and committed here, and only then is the staged file removed. A crash before that leaves the
-//! staged file, which is sealed anew; a copy that nothing refers to then is collected there.
+//! Order: durable there, recorded and committed here, that commit followed there, and only then is the staged file removed. A
+//! crash before that leaves the staged file, which is sealed anew; a copy that nothing refers to then is collected there.
+//! Without the third step the other disk might take the content for rubbish while this one is away.
 
 use std::fs::File;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::ids::{ContentId, DiskId, Ino};
 use nix::errno::Errno;
 
 use super::Engine;
 use crate::content::Seal;
 use crate::os;
 
-/// Gives a content to another disk of this host: its id, its length in bytes, its file. Whether that one holds it now.
-pub type Placer = Box<dyn Fn(ContentId, u64, &File) -> bool + Send + Sync>;
+/// Gives a content to another disk of this host: its id, its length in bytes, its file. Which one holds it now.
+type Give = dyn Fn(ContentId, u64, &File) -> Option<DiskId> + Send + Sync;
+
+/// The other disks of this host, as sealing sees them.
+pub struct Placer {
+    /// See [`Give`].
+    pub give: Box<Give>,
+    /// The state that a disk has announced last.
+    pub state_of: Box<dyn Fn(DiskId) -> Option<git2::Oid> + Send + Sync>,
+}
 
 /// What is smaller stays where it was written: to copy it costs more than it evens out.
 pub(super) const PLACED_MIN_BYTES: u64 = 1 << 20;
 /// By then the catalog with the file has come.
 const KEPT: Duration = Duration::from_secs(600);
+/// The other disk may take so long to follow a commit; on a running host it takes milliseconds.
+const FOLLOWS: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Ask this before a content is kept here. Once.
@@ -29,14 +40,32 @@ impl Engine {
         let _ = self.placer.set(placer); // there is one
     }
 
-    /// Give a staged file's content to another disk, if that is better. Whether one holds it now, durably.
-    pub(super) fn place(&self, ino: Ino, content: ContentId, size: u64) -> FsResult<bool> {
-        let Some(placer) = self.placer.get().filter(|_| size >= PLACED_MIN_BYTES) else { return Ok(false) };
+    /// Give a staged file's content to another disk, if that is better. The one that holds it now, durably.
+    pub(super) fn place(&self, ino: Ino, content: ContentId, size: u64) -> FsResult<Option<DiskId>> {
+        let Some(placer) = self.placer.get().filter(|_| size >= PLACED_MIN_BYTES) else { return Ok(None) };
         if self.store.has(content)?.is_some() {
-            return Ok(false);
+            return Ok(None);
         }
-        let Some(file) = self.store.open_staged(ino, false)? else { return Ok(false) };
-        Ok(placer(content, size, &file))
+        let Some(file) = self.store.open_staged(ino, false)? else { return Ok(None) };
+        Ok((placer.give)(content, size, &file))
+    }
+
+    /// Wait until that disk has the last commit of this one, or a later one. `false` when it takes too long.
+    pub(super) fn is_followed_by(&self, disk: DiskId) -> bool {
+        let Some(placer) = self.placer.get() else { return false };
+        let begin = Instant::now();
+        let mut ours = Vec::new();
+        while begin.elapsed() < FOLLOWS {
+            let commit = *self.published.borrow();
+            if ours.last() != Some(&commit) {
+                ours.push(commit);
+            }
+            if (placer.state_of)(disk).is_some_and(|state| ours.contains(&state)) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
     }
 
     /// Keep a content that another disk of this host gives: when this returns, it is whole, verified and on stable storage.

@@ -62,6 +62,12 @@ impl Net {
             .collect()
     }
 
+    /// The state that a disk has announced last, if it is connected.
+    pub fn state_of(&self, disk: DiskId) -> Option<git2::Oid> {
+        let table = self.table.lock();
+        table.disks.get(&disk).filter(|other| other.link.is_some())?.state
+    }
+
     /// For the supervisor: this disk, the others, and the members.
     pub fn peers(&self) -> pb::PeersReply {
         let marks = self.engine.marks().unwrap_or_default();

@@ -66,30 +66,29 @@ impl Neighbours {
         })
     }
 
-    /// Give a content that was written here to the disk that has the most room, if that is another one. Whether it holds it
+    /// Give a content that was written here to the disk that has the most room, if that is another one. Which one holds it
     /// now, durably.
-    pub fn place(&self, engine: &Engine, content: ContentId, size: u64, file: &File) -> bool {
+    pub fn place(&self, engine: &Engine, content: ContentId, size: u64, file: &File) -> Option<DiskId> {
         let mates = self.net.roommates();
         if mates.is_empty() {
-            return false;
+            return None;
         }
-        let marks = engine.marks().unwrap_or_default();
-        let Ok(space) = engine.store.free_space() else { return false };
+        let (marks, space) = (engine.marks().ok()?, engine.store.free_space().ok()?);
         // A disk that is to be emptied, or keeps nothing for others, takes only what nobody else can.
         let stays = !self.net.is_lazy() && !marks.contains_key(&engine.folder.disk_id());
         let own = stays.then_some((space.total, space.free));
         let others = mates.into_iter().filter(|(disk, ..)| !marks.contains_key(disk) && self.may_ask(*disk));
         let others = others.map(|(disk, total, free)| (disk, total, free.saturating_sub(self.given_to(disk, free))));
-        let Some(disk) = roomiest(size, own, others) else { return false };
+        let disk = roomiest(size, own, others)?;
         match self.give(disk, content, size, file) {
             Ok(()) => {
                 self.given.lock().entry(disk).or_default().1 += size;
-                true
+                Some(disk)
             }
             Err(error) => {
                 tracing::debug!(%error, "disk {} of this host does not take a content", short_id(&disk.to_hex()));
                 self.silent.lock().insert(disk, Instant::now());
-                false
+                None
             }
         }
     }
