@@ -54,6 +54,9 @@ pub struct Cli {
     /// The same for what is received
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(config::LIMIT_MIN_BYTES_PER_S..))]
     pub download_limit: Option<u64>,
+    /// Run as root all the same: everything in the disk's folder then belongs to root
+    #[arg(long)]
+    pub allow_root: bool,
     /// Do not tell the host's supervisor about this disk
     #[arg(long)]
     pub no_register: bool,

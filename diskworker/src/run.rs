@@ -30,6 +30,11 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Run until told to stop.
 pub fn run(cli: &Cli) -> anyhow::Result<()> {
+    if nix::unistd::geteuid().is_root() && !cli.allow_root {
+        let error =
+            UserError::new(Exit::NotPermitted, "a diskworker needs no rights of root, and does not run with them");
+        return Err(error.hint("run it as the user who owns the disk's folder, or say --allow-root").into());
+    }
     // Descriptors: one per connection, pack and open file.
     raise_descriptor_limit();
     rundir::prepare(&cli.run_dir).map_err(|e| UserError::new(Exit::NotPermitted, e.to_string()))?;

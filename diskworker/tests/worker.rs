@@ -73,7 +73,7 @@ impl Host {
         let mut command = Command::new(env!("CARGO_BIN_EXE_delugefs-diskworker"));
         command.env_clear().env("RUST_BACKTRACE", "1").stdin(Stdio::null());
         command.arg("--root").arg(self.root()).arg("--run-dir").arg(self.path("r")).arg("--no-register");
-        command.args(["--cluster", "test"]).args(arguments);
+        command.args(["--cluster", "test", "--allow-root"]).args(arguments);
         command
     }
 

@@ -59,15 +59,15 @@ sample()
 {
 	sed -n -e 's/^#\([a-z_]*\) = .*/\1/p' -e 's/^#\(\[\[[a-z]*\]\]\)/\1/p' "${top}/delugefs.toml.sample" | tr '\n' ' '
 }
-settings="cluster peers [[disk]] root reserve_bytes retention_s listen btport lazy site [[mount]] dir user "
+settings="cluster peers [[disk]] root reserve_bytes retention_s listen btport lazy site upload_bytes_per_s download_bytes_per_s [[mount]] dir user "
 check "the sample has all settings" [ "$(sample)" = "${settings}" ]
-for setting in cluster peers root reserve_bytes retention_s listen btport lazy site dir user; do
+for setting in cluster peers root reserve_bytes retention_s listen btport lazy site upload_bytes_per_s download_bytes_per_s dir user; do
 	check "delugefs.toml(5) explains ${setting}" grep -q "^\\.It Ic ${setting} No =" "${top}/man/delugefs.toml.5"
 done
 if [ -f "${top}/../proto/src/config.rs" ]; then
 	known() { sed -n 's/^    pub \([a-z_]*\): .*/\1/p' "${top}/../proto/src/config.rs" | tr '\n' ' '; }
 	check "the programs know these and no others" [ "$(known)" = \
-		"cluster peers disks mounts root reserve_bytes retention_s listen btport lazy site dir user " ]
+		"cluster peers disks mounts root reserve_bytes retention_s listen btport lazy site upload_bytes_per_s download_bytes_per_s dir user " ]
 fi
 
 # The port installs what is here.

@@ -82,3 +82,19 @@ fn who_is_named_on_the_command_line_is_served() {
     });
     worker.assert_sound();
 }
+
+#[test]
+fn root_is_served_only_when_told() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: it needs root");
+        return;
+    }
+    let host = Host::new();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_delugefs-diskworker"));
+    command.env_clear().arg("--root").arg(host.root()).arg("--run-dir").arg(host.path("r"));
+    let output = command.args(["--cluster", "test", "--create"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(16) && said.contains("--allow-root"), "{said}");
+    assert!(!host.root().join("disk.toml").exists() && !host.path("r").exists());
+    host.create(&[]).stop();
+}

@@ -94,7 +94,7 @@ impl Lab {
     pub fn start(&mut self) {
         let mut worker = program("delugefs-diskworker");
         worker.arg("--root").arg(self.path("disk/d")).arg("--run-dir").arg(self.path("r")).arg("--no-register");
-        worker.args(["--cluster", "test"]).args(&self.arguments);
+        worker.args(["--cluster", "test", "--allow-root"]).args(&self.arguments);
         worker.args((!self.root("disk.toml").exists()).then_some("--create"));
         let (child, line) = self.spawn(worker);
         self.worker = Some(child);
@@ -148,7 +148,7 @@ impl Lab {
         worker.wait().unwrap();
         let mut worker = program("delugefs-diskworker");
         worker.arg("--root").arg(self.path("disk/d")).arg("--run-dir").arg(self.path("r")).arg("--no-register");
-        worker.args(["--cluster", "test"]).args(&self.arguments);
+        worker.args(["--cluster", "test", "--allow-root"]).args(&self.arguments);
         let (child, line) = self.spawn(worker);
         self.worker = Some(child);
         assert!(line.starts_with("ready "), "{}", self.log());
