@@ -131,8 +131,8 @@ fn by_libtorrent(lab: &Lab, file: &Path, content: &[u8]) {
     }
     let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
     fs::write(file, content).unwrap();
-    let script = here.path("libtorrent.py");
-    fs::write(&script, include_str!("libtorrent.py")).unwrap();
+    let script = here.path("by_libtorrent.py");
+    fs::write(&script, include_str!("by_libtorrent.py")).unwrap();
     let mut seed = here.command(PYTHON);
     seed.arg(&script).arg("seed").arg(file).args(["10.77.0.1", "6881"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut seed = seed.spawn().unwrap();
