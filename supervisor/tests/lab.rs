@@ -181,17 +181,7 @@ impl Lab {
 
     /// Processes the supervisors wrote down.
     pub fn noted(&self) -> Vec<u32> {
-        let mut pids = Vec::new();
-        for entry in fs::read_dir(self.run_dir()).into_iter().flatten().flatten() {
-            let name = entry.file_name().into_string().unwrap();
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            if name.ends_with(".pid") {
-                pids.extend(serde_json::from_str::<Value>(&text).ok().and_then(|note| pid_of(&note)));
-            } else if name == "supervisor.lock" {
-                pids.extend(text.trim().parse::<u32>().ok());
-            }
-        }
-        pids
+        crate::e2e::noted(&self.run_dir())
     }
 
     /// Nothing is left that should not be.

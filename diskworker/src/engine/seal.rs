@@ -214,12 +214,12 @@ impl Engine {
         if recorded {
             self.commit()?;
             // Both keep it when the other one does not follow: it might not know that a file has it.
-            let done = match self.is_followed_by(disk) {
-                true => self.store.remove_staged(seen.ino),
-                false => self.store.finish_seal(sealed),
-            };
+            match self.is_followed_by(disk) {
+                true => self.store.remove_staged(seen.ino)?,
+                false => self.store.finish_seal(sealed)?,
+            }
+            // After an error it stays in the table, and is sealed once more.
             self.core().staged.remove(seen.ino);
-            done?;
         }
         Ok(Done::Finished)
     }
