@@ -260,7 +260,7 @@ pub fn bin(program: &str) -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_delugefs")).with_file_name(program)
 }
 
-fn which(program: &str) -> Option<PathBuf> {
+pub fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }

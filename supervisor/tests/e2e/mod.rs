@@ -6,9 +6,11 @@
 mod big;
 mod crash;
 mod host;
+mod mount_figures;
 mod random;
 mod shelf;
 mod tree;
+mod work;
 mod writers;
 
 use std::time::{Duration, Instant};
