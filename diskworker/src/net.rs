@@ -205,14 +205,19 @@ impl Net {
     }
 
     /// Every disk that said it holds a content, also those that are away and this one.
-    pub fn known_holders(&self, content: ContentId) -> Vec<DiskId> {
-        self.holdings.lock().holders(content).to_vec()
+    pub fn known_holders(&self, content: ContentId) -> Arc<[DiskId]> {
+        self.holdings.lock().holders(content)
+    }
+
+    /// All disks that said what they hold.
+    pub fn holding_disks(&self) -> Vec<DiskId> {
+        self.holdings.lock().disks()
     }
 
     /// Other disks that hold a content and are connected or may be reached; connected ones first.
     pub fn holders(&self, content: ContentId) -> Vec<DiskId> {
         let me = self.engine.folder.disk_id();
-        let mut holders: Vec<DiskId> = self.known_holders(content).into_iter().filter(|disk| *disk != me).collect();
+        let mut holders: Vec<DiskId> = self.known_holders(content).iter().copied().filter(|disk| *disk != me).collect();
         holders.retain(|disk| self.members.is_disk(*disk));
         let (table, book) = (self.table.lock(), self.book.lock());
         holders.retain(|disk| table.is_connected(*disk) || !book.of(*disk).is_empty());

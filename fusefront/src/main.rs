@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    delugefs_proto::memory::return_early();
     delugefs_fusefront::run::run().into()
 }

@@ -18,6 +18,7 @@ pub mod limits;
 pub mod local;
 #[cfg(feature = "identity")]
 pub mod members;
+pub mod memory;
 #[cfg(feature = "identity")]
 pub mod message;
 pub mod record;

@@ -4,6 +4,8 @@
 //! The round trip of a promise is the worker's own: `stop_mirroring` with the number of disks that must promise asks
 //! them and lets go only then. So of the policy's two steps the first, [`Decision::Confirm`], is all that is needed here.
 
+mod contents;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +17,8 @@ use delugefs_proto::ids::{ContentId, DiskId, HostId, hex};
 use delugefs_proto::worker_pb as wpb;
 use tokio::sync::watch;
 
-use crate::policy::{self, Content, Decision, Desk, Disk, Health, Presence, Settings, View};
+use self::contents::Contents;
+use crate::policy::{self, Decision, Desk, Disk, Health, Presence, Settings, View};
 use crate::{sys, worker};
 
 /// Between two looks.
@@ -26,8 +29,10 @@ const WALK_MIN: Duration = Duration::from_secs(2);
 const WALK_SHARE: u32 = 20;
 /// A disk that refused or failed is left alone with a content for so long, in seconds.
 const REFUSED_S: u64 = 60;
-/// Health of all contents is worked out again after this many seconds even if nothing changed.
-const HEALTH_S: u64 = 10;
+/// All contents are looked at again after this many seconds even if nothing changed, sooner while a disk is away: then
+/// time alone changes what counts.
+const QUIET_S: u64 = 60;
+const AWAY_S: u64 = 10;
 
 /// What `status` and `whereis` show of the policy's view.
 #[derive(Clone, Debug, Default)]
@@ -74,7 +79,7 @@ struct Replicator {
     desk: Desk,
     settings: Settings,
     disks: BTreeMap<DiskId, Disk>,
-    contents: HashMap<ContentId, Known>,
+    contents: Contents,
     /// Which worker's answer `contents` is, and its generation.
     source: (PathBuf, u64),
     walked: (Option<tokio::time::Instant>, Duration),
@@ -84,19 +89,13 @@ struct Replicator {
     health_s: u64,
 }
 
-#[derive(Debug)]
-struct Known {
-    content: Content,
-    pieces: Vec<u8>,
-}
-
 /// Until the supervisor ends.
 pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: watch::Sender<Shown>, settings: Settings) {
     let mut this = Replicator {
         desk: Desk::new(sys::uptime_s()),
         settings,
         disks: BTreeMap::new(),
-        contents: HashMap::new(),
+        contents: Contents::default(),
         source: Default::default(),
         walked: (None, Duration::ZERO),
         fetches: HashSet::new(),
@@ -128,20 +127,22 @@ pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: wat
 impl Replicator {
     async fn round(&mut self, workers: &[(DiskId, PathBuf)], shown: &watch::Sender<Shown>) {
         let now = sys::uptime_s();
-        let Some(me) = self.look(workers, now).await else { return };
-        let changed = self.walk(workers, now).await;
+        let Some((me, moved)) = self.look(workers, now).await else { return };
+        let changed = self.walk(workers, now).await || moved;
         self.follow_fetches(workers, now).await;
         self.desk.expire(now);
         let disks: Vec<Disk> = self.disks.values().cloned().collect();
+        let is_away = |disk: &Disk| !disk.presence.is_here() && !disk.forgotten;
+        let quiet_s = if disks.iter().any(is_away) { AWAY_S } else { QUIET_S };
         let mut waiting = shown.borrow().waiting;
         if changed || self.again_s.is_some_and(|at| at <= now) || self.again_s.is_none() {
             // All of them: a hundred thousand take some ten milliseconds.
-            let contents: Vec<Content> = self.contents.values().map(|known| known.content.clone()).collect();
-            let view = View { me, disks: &disks, contents: &contents, desk: &self.desk, settings: &self.settings };
+            let contents = self.contents.all();
+            let view = View { me, disks: &disks, contents, desk: &self.desk, settings: &self.settings };
             let plan = policy::plan(&view, now);
             waiting = plan.waiting;
             self.again_s = Some(match plan.decisions.is_empty() && plan.waiting == 0 {
-                true => plan.again_s.unwrap_or(now + HEALTH_S).clamp(now + 1, now + HEALTH_S),
+                true => plan.again_s.unwrap_or(now + quiet_s).clamp(now + 1, now + quiet_s),
                 false => now + 1,
             });
             for decision in plan.decisions {
@@ -149,9 +150,9 @@ impl Replicator {
             }
         }
         if changed || now >= self.health_s {
-            self.health_s = now + HEALTH_S;
-            let contents: Vec<Content> = self.contents.values().map(|known| known.content.clone()).collect();
-            let view = View { me, disks: &disks, contents: &contents, desk: &self.desk, settings: &self.settings };
+            self.health_s = now + quiet_s;
+            let contents = self.contents.all();
+            let view = View { me, disks: &disks, contents, desk: &self.desk, settings: &self.settings };
             let health = policy::health(&view, now);
             shown.send_replace(Shown { health: Some(health), waiting });
         } else {
@@ -159,8 +160,10 @@ impl Replicator {
         }
     }
 
-    /// Who is in the cluster and who is here: a disk that any worker of this host is connected with. This host's key.
-    async fn look(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> Option<HostId> {
+    /// Who is in the cluster and who is here: a disk that any worker of this host is connected with. This host's key, and
+    /// whether any of that changed.
+    async fn look(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> Option<(HostId, bool)> {
+        let mut moved = false;
         let mut seen: BTreeMap<DiskId, wpb::Peer> = BTreeMap::new();
         let mut me = None;
         for (_, socket) in workers {
@@ -217,21 +220,25 @@ impl Replicator {
                 if !same {
                     disk.changed_s = now;
                 }
+                moved |= !same || before.presence != presence;
                 if before.host != me && disk.host == me {
                     self.desk.arrived(*id, now);
                 }
-            } else if disk.host == me {
-                self.desk.arrived(*id, now);
+            } else {
+                moved = true;
+                if disk.host == me {
+                    self.desk.arrived(*id, now);
+                }
             }
             self.disks.insert(*id, disk);
         }
         // Not a member any more: revoked.
         for (id, disk) in &mut self.disks {
             if !seen.contains_key(id) && !disk.forgotten {
-                (disk.forgotten, disk.changed_s) = (true, now);
+                (disk.forgotten, disk.changed_s, moved) = (true, now, true);
             }
         }
-        Some(me)
+        Some((me, moved))
     }
 
     /// Read what the catalog says, if it changed and the last look is not too recent. Whether anything is new.
@@ -245,37 +252,45 @@ impl Replicator {
         }
         let last = if *socket == self.source.0 { self.source.1 } else { 0 };
         let begin = tokio::time::Instant::now();
-        let answer = worker::contents(socket, last).await;
+        let walked = Self::read(socket, last, &self.contents, now).await;
         self.walked = (Some(begin), begin.elapsed());
-        let messages = match answer {
-            Ok(messages) => messages,
+        match walked {
+            Ok((generation, contents)) => {
+                self.source = (socket.clone(), generation);
+                let Some(contents) = contents else { return false };
+                self.contents = contents;
+                true
+            }
             Err(error) => {
                 tracing::debug!(error = error.message(), "no contents");
-                return false;
+                false
             }
-        };
-        let Some(first) = messages.first() else { return false };
-        self.source = (socket.clone(), first.generation);
+        }
+    }
+
+    /// The generation of what a worker says, and the contents unless they are as they were.
+    async fn read(
+        socket: &Path,
+        last: u64,
+        before: &Contents,
+        now: u64,
+    ) -> Result<(u64, Option<Contents>), tonic::Status> {
+        let mut messages = worker::contents(socket, last).await?;
+        let empty = || tonic::Status::data_loss("the worker said nothing");
+        let first = messages.message().await?.ok_or_else(empty)?;
         if first.unchanged {
-            return false;
+            return Ok((first.generation, None));
         }
         let ids: Vec<Option<DiskId>> = first.disks.iter().map(|id| DiskId::from_slice(id)).collect();
-        let mut old = std::mem::take(&mut self.contents);
-        for said in messages.iter().flat_map(|message| &message.contents) {
-            let Some(id) = ContentId::from_slice(&said.content) else { continue };
-            let mut holders: Vec<DiskId> =
-                said.holders.iter().filter_map(|at| ids.get(*at as usize).copied().flatten()).collect();
-            holders.sort_unstable();
-            let changed_s = match old.remove(&id) {
-                Some(before) if before.content.holders == holders && before.content.wanted == said.wanted => {
-                    before.content.changed_s
-                }
-                _ => now,
-            };
-            let content = Content { id, size_bytes: said.size_bytes, wanted: said.wanted, holders, changed_s };
-            self.contents.insert(id, Known { content, pieces: said.pieces.clone() });
+        let mut contents = Contents::default();
+        contents.add(before, &ids, &first.contents, now);
+        let generation = first.generation;
+        drop(first);
+        while let Some(message) = messages.message().await? {
+            contents.add(before, &ids, &message.contents, now);
         }
-        true
+        contents.end();
+        Ok((generation, Some(contents)))
     }
 
     /// Which fetches have ended, and how far the others are.
@@ -304,7 +319,7 @@ impl Replicator {
                     None => {
                         self.fetches.remove(&(*disk, content));
                         self.desk.fetch_ended(*disk, content);
-                        let held = self.contents.get(&content).is_some_and(|k| k.content.holders.contains(disk));
+                        let held = self.contents.get(content).is_some_and(|known| known.holders.contains(disk));
                         if !held {
                             // Done and not published yet, or failed: neither is to be asked for again at once.
                             self.desk.refused(*disk, content, now + REFUSED_S);
@@ -321,7 +336,7 @@ impl Replicator {
         match decision {
             Decision::Mirror { disk, content, size_bytes, reason } => {
                 let Some(socket) = socket(&disk) else { return };
-                let pieces = self.contents.get(&content).map(|known| known.pieces.clone()).unwrap_or_default();
+                let pieces = self.contents.pieces(content);
                 let request = wpb::PleaseMirrorRequest { content: content.0.to_vec(), size_bytes, pieces };
                 let answer =
                     worker::ask(&socket, |mut client| async move { client.please_mirror(request).await }).await;

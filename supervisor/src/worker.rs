@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use delugefs_proto::worker_pb as pb;
 use delugefs_proto::worker_pb::worker_client::WorkerClient;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Status, Streaming};
 
 use crate::uds;
 
@@ -37,14 +37,9 @@ pub type Client = WorkerClient<Channel>;
 ///
 /// # Errors
 /// The worker's, or `Unavailable`.
-pub async fn contents(socket: &Path, last: u64) -> Result<Vec<pb::ContentsReply>, Status> {
+pub async fn contents(socket: &Path, last: u64) -> Result<Streaming<pb::ContentsReply>, Status> {
     let request = pb::ContentsRequest { generation: last };
-    let mut replies = client(socket).await?.contents(request).await?.into_inner();
-    let mut messages = Vec::new();
-    while let Some(message) = replies.message().await? {
-        messages.push(message);
-    }
-    Ok(messages)
+    client(socket).await?.contents(request).await.map(tonic::Response::into_inner)
 }
 
 /// Files that exist in several versions. Walks the whole catalog.

@@ -3,6 +3,7 @@
 //! needed for one to be taken for another, and a wrong guess costs one refused request.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb as pb;
@@ -28,7 +29,11 @@ struct Disk {
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
     disks: HashMap<DiskId, Disk>,
-    by_content: HashMap<Short, Vec<DiskId>>,
+    /// Equal sets of disks are one in memory: there are many contents, and few sets.
+    by_content: HashMap<Short, Arc<[DiskId]>>,
+    sets: HashSet<Arc<[DiskId]>>,
+    /// So many sets are cleared of those that nobody uses any more.
+    sets_max: usize,
     version: u64,
 }
 
@@ -127,9 +132,14 @@ impl Holdings {
         pb::HoldingsHave { disks: self.disks.iter().map(known).collect() }
     }
 
-    /// Who holds a content.
-    pub fn holders(&self, content: ContentId) -> &[DiskId] {
-        self.by_content.get(&short(content)).map_or(&[], Vec::as_slice)
+    /// Who holds a content, in the order of their ids.
+    pub fn holders(&self, content: ContentId) -> Arc<[DiskId]> {
+        self.by_content.get(&short(content)).cloned().unwrap_or_default()
+    }
+
+    /// All disks of which something is known.
+    pub fn disks(&self) -> Vec<DiskId> {
+        self.disks.keys().copied().collect()
     }
 
     /// How many contents a disk holds.
@@ -166,7 +176,7 @@ impl Holdings {
             self.unlist(*gone, id);
         }
         for new in held.difference(&old) {
-            self.by_content.entry(*new).or_default().push(id);
+            self.list(*new, id);
         }
         self.disks.insert(id, Disk { epoch, generation, held, ..Disk::default() });
     }
@@ -179,7 +189,7 @@ impl Holdings {
                 disk.log.push_back((generation, *content, held));
                 let changed = if held { disk.held.insert(*content) } else { disk.held.remove(content) };
                 match (changed, held) {
-                    (true, true) => self.by_content.entry(*content).or_default().push(id),
+                    (true, true) => self.list(*content, id),
                     (true, false) => self.unlist(*content, id),
                     _ => {}
                 }
@@ -196,13 +206,37 @@ impl Holdings {
         }
     }
 
+    fn list(&mut self, content: Short, id: DiskId) {
+        let before = self.by_content.get(&content);
+        let mut holders: Vec<DiskId> = before.into_iter().flat_map(|set| set.iter().copied()).chain([id]).collect();
+        holders.sort_unstable();
+        holders.dedup();
+        self.set(content, &holders);
+    }
+
     fn unlist(&mut self, content: Short, id: DiskId) {
-        if let Some(holders) = self.by_content.get_mut(&content) {
-            holders.retain(|holder| *holder != id);
-            if holders.is_empty() {
-                self.by_content.remove(&content);
-            }
+        let Some(before) = self.by_content.get(&content) else { return };
+        let holders: Vec<DiskId> = before.iter().copied().filter(|holder| *holder != id).collect();
+        match holders.is_empty() {
+            true => drop(self.by_content.remove(&content)),
+            false => self.set(content, &holders),
         }
+    }
+
+    fn set(&mut self, content: Short, holders: &[DiskId]) {
+        let set = match self.sets.get(holders) {
+            Some(set) => set.clone(),
+            None => {
+                if self.sets.len() >= self.sets_max {
+                    self.sets.retain(|set| Arc::strong_count(set) > 1);
+                    self.sets_max = 2 * self.sets.len() + 64;
+                }
+                let set: Arc<[DiskId]> = holders.into();
+                self.sets.insert(set.clone());
+                set
+            }
+        };
+        self.by_content.insert(content, set);
     }
 }
 
@@ -325,7 +359,7 @@ mod tests {
         assert_eq!(held(&far), held(&mine));
         for n in 0..12_000 {
             let is_held = mine.disks[&ME].held.contains(&short(content(n)));
-            assert_eq!(far.holders(content(n)), if is_held { &[ME][..] } else { &[] });
+            assert_eq!(*far.holders(content(n)), *if is_held { &[ME][..] } else { &[] });
         }
         assert!(far.lacks(&mine.have()).is_empty() && far.dump(ME).is_empty());
         // A new count replaces the old one, and what comes late of the old one is ignored.
@@ -334,6 +368,6 @@ mod tests {
         let lacks = mine.lacks(&far.have());
         hear(&mut far, lacks);
         assert_eq!(far.hear(&late), Heard::Nothing);
-        assert_eq!((far.count(ME), far.epoch(ME), far.holders(content(1))), (1, 8, &[ME][..]));
+        assert_eq!((far.count(ME), far.epoch(ME), &*far.holders(content(1))), (1, 8, &[ME][..]));
     }
 }

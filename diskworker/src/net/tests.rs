@@ -186,13 +186,13 @@ async fn a_disk_that_was_away_catches_up_and_is_known_meanwhile() {
     until("both to meet", || nodes[0].connected(&nodes[1])).await;
     let content = ContentId([9; 32]);
     nodes[1].net.holding_changed(content, true);
-    until("the holder to be known", || nodes[0].net.known_holders(content) == [nodes[1].id()]).await;
+    until("the holder to be known", || *nodes[0].net.known_holders(content) == [nodes[1].id()]).await;
     let away = nodes.pop().unwrap();
     let (id, port) = (away.id(), away.net.port());
     let dir = away.stop().await;
     until("it to be missed", || !nodes[0].net.table.lock().is_connected(id)).await;
     nodes[0].mkdir("meanwhile");
-    assert_eq!(nodes[0].net.known_holders(content), [id]);
+    assert_eq!(*nodes[0].net.known_holders(content), [id]);
     let back = Node::start(dir, port).await;
     until("it to be back", || nodes[0].connected(&back)).await;
     until("it to catch up", || back.sees("meanwhile") && back.commit() == nodes[0].commit()).await;

@@ -139,10 +139,11 @@ impl Worker for WorkerService {
     async fn contents(&self, request: Request<pb::ContentsRequest>) -> Answer<Self::ContentsStream> {
         self.check(&request)?;
         let (net, last) = (self.net.clone(), request.get_ref().generation);
-        let messages = self.blocking(move |engine| super::ledger::contents(engine, &net, last)).await?;
+        let mut messages = self.blocking(move |engine| super::ledger::contents(engine, &net, last)).await?;
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let net = self.net.clone();
         tokio::spawn(async move {
-            for message in messages {
+            while let Some(message) = messages.next(&net) {
                 if sender.send(Ok(message)).await.is_err() {
                     return; // the caller has gone
                 }
@@ -242,7 +243,8 @@ impl Worker for WorkerService {
         let mut reply = self.blocking(move |engine| engine.where_is(&path)).await?;
         // Every disk that said it holds the content, also those that are away.
         if let Some(content) = ContentId::from_slice(&reply.content) {
-            let others = self.net.known_holders(content).into_iter().map(|disk| disk.to_hex());
+            let holders = self.net.known_holders(content);
+            let others = holders.iter().map(|disk| disk.to_hex());
             reply.disk_ids.extend(others);
             reply.disk_ids.sort();
             reply.disk_ids.dedup();

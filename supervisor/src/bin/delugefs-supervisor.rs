@@ -4,10 +4,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use delugefs_proto::exit::{Exit, report};
+use delugefs_proto::memory;
 use delugefs_supervisor::{log, run};
 
+fn main() -> ExitCode {
+    memory::return_early();
+    serve()
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn serve() -> ExitCode {
     let options = run::Options::parse();
     log::init("info");
     match run::run(options).await {

@@ -116,7 +116,7 @@ impl<'a> Cluster<'a> {
     /// The known disks that say they hold a content, each once.
     pub(super) fn holders(&self, content: &Content) -> Vec<usize> {
         let mut found = Vec::with_capacity(content.holders.len());
-        for id in &content.holders {
+        for id in content.holders.iter() {
             if let Some(at) = self.find(*id).filter(|at| !found.contains(at)) {
                 found.push(at);
             }

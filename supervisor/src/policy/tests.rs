@@ -1,5 +1,7 @@
 //! Examples, one rule each. Hosts are letters, disks `a1`, `a2`, `b1`: host and number. It is 1,000,000 s by the clock.
 
+use std::sync::Arc;
+
 use delugefs_proto::ids::{ContentId, DiskId, HostId};
 
 use super::*;
@@ -293,7 +295,7 @@ fn what_cannot_be_relied_on_makes_no_surplus() {
 #[test]
 fn a_holder_named_twice_is_one_copy_and_so_is_a_cloned_disk() {
     let mut lab = surplus();
-    lab.contents[0].holders = ["a1", "b1", "b1"].map(id).into();
+    lab.contents[0].holders = ["a1", "b1", "b1"].map(id).to_vec().into();
     assert_eq!(lab.decisions(NOW_S), []);
     let clone = Disk { host: host('c'), ..disk("b1") };
     lab.disks.push(clone);
@@ -306,7 +308,7 @@ fn a_draining_disk_is_copied_first_and_lets_go_then() {
     let mut lab = Lab::new(vec![draining, disk("b1"), disk("c1"), disk("d1")], vec![content(1, &["a1", "b1"])]);
     let decisions = lab.decisions(NOW_S);
     let [Decision::Mirror { disk, reason: Reason::Drain, .. }] = decisions[..] else { panic!("{decisions:?}") };
-    lab.contents[0].holders.push(disk);
+    lab.contents[0].holders = ["a1", "b1"].map(id).into_iter().chain([disk]).collect();
     lab.contents[0].changed_s = NOW_S;
     assert_eq!(confirm(&lab, NOW_S).0, id("a1"));
 }
@@ -318,8 +320,7 @@ fn a_lazy_disk_may_evict_what_others_promise_to_keep() {
     let cluster = Cluster::new(host('c'), &lab.disks, &lab.desk, &lab.settings);
     let Release::Ask { keepers } = release(&cluster, &lab.contents[0], id("c1"), NOW_S) else { panic!() };
     assert_eq!(keepers.len(), 2);
-    lab.contents[0].holders.pop();
-    lab.contents[0].holders[1] = id("c1");
+    lab.contents[0].holders = ["a1", "c1"].map(id).to_vec().into();
     assert_eq!(release(&cluster, &lab.contents[0], id("c1"), NOW_S), Release::No);
 }
 
@@ -458,7 +459,7 @@ fn health_counts_and_names() {
 fn a_hundred_thousand_contents_on_a_hundred_disks() {
     let names: Vec<String> = (0..100).map(|n| format!("{}{n}", (b'a' + (n % 20) as u8) as char)).collect();
     let disks: Vec<Disk> = names.iter().map(|name| disk(name)).collect();
-    let holders = |n: u32, copies: usize| -> Vec<DiskId> {
+    let holders = |n: u32, copies: usize| -> Arc<[DiskId]> {
         let at = |copy| weight::mix(u64::from(n)).wrapping_add(copy as u64 * 7) as usize % 100;
         (0..copies).map(|copy| id(&names[at(copy)])).collect()
     };

@@ -4,6 +4,8 @@
 //! `CLOCK_BOOTTIME`, not `CLOCK_MONOTONIC`: a promise that ran out during a suspend must not look fresh). They say
 //! when *this host* first saw something; no other host's clock enters anywhere.
 
+use std::sync::Arc;
+
 use delugefs_proto::ids::{ContentId, DiskId, HostId};
 
 use super::Desk;
@@ -77,7 +79,7 @@ pub struct Content {
     /// more; the policy leaves such a content alone, removing it is up to the retention of each disk.
     pub wanted: u32,
     /// The disks that say they hold it, absent ones included.
-    pub holders: Vec<DiskId>,
+    pub holders: Arc<[DiskId]>,
     /// When this host last saw `holders` or `wanted` change; after a start of the supervisor, that moment.
     pub changed_s: u64,
 }

@@ -1,0 +1,23 @@
+//! How the programs treat memory they no longer need.
+//!
+//! A walk of a large catalog takes tens of megabytes for a moment. glibc's allocator keeps what is freed, in an arena for
+//! each thread, and raises the size from which it asks the kernel for pages of their own. With 100,000 contents an idle
+//! host had 177 MB that way, and 140 MB with what is set here. FreeBSD's jemalloc returns pages by itself.
+
+// The one call that sets the allocator up.
+#![allow(unsafe_code)]
+
+/// Give memory back to the system early. To be called once, before there are threads.
+pub fn return_early() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const ARENAS: nix::libc::c_int = 2;
+        const LARGE_BYTES: nix::libc::c_int = 128 << 10;
+        // SAFETY: mallopt only sets numbers of the allocator; no thread but this one exists yet.
+        unsafe {
+            nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS);
+            nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+            nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, LARGE_BYTES);
+        }
+    }
+}
