@@ -1,6 +1,5 @@
 //! What the network costs, as figures: not a test, so it runs only when asked for, and asserts nothing but right bytes.
-//! `cargo build --release && DELUGEFS_BIN=$PWD/target/release cargo test -p delugefs-supervisor --test main figures -- --ignored
-//! --nocapture`
+//! `cargo build --release && DELUGEFS_BIN=$PWD/target/release cargo test --workspace --test main -- --ignored --nocapture figures`
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::lab::Lab;
 use super::stories::bytes;
 use super::wait_for;
+use crate::e2e::setting;
 
 /// The value below which this part of the sorted values lies.
 fn quantile(values: &mut [Duration], part: f64) -> Duration {
@@ -33,6 +33,15 @@ fn figures() {
     lab.wait_for_peers(&[0, 1], 1);
     between_two(&lab);
     of_many_names(&mut lab);
+    of_many_contents(&mut lab);
+}
+
+/// What a host does that is left alone: CPU in per cent of a core, and memory in MiB, of all its processes.
+fn idle(lab: &Lab) -> (f64, u64) {
+    let (before, begin) = (lab.hosts[0].usage().0, Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let (after, memory) = lab.hosts[0].usage();
+    ((after - before) / begin.elapsed().as_secs_f64() * 100.0, memory)
 }
 
 fn between_two(lab: &Lab) {
@@ -169,13 +178,9 @@ fn of_many_names(lab: &mut Lab) {
     }
     println!("{NAMES} empty files made: {:.0} files/s", NAMES as f64 / begin.elapsed().as_secs_f64());
     lab.wait_for_one_catalog(&[0, 1]);
-    let before = lab.hosts[0].usage().0;
-    let begin = Instant::now();
-    std::thread::sleep(Duration::from_secs(10));
-    let (after, memory) = lab.hosts[0].usage();
+    let (busy, memory) = idle(lab);
     println!(
-        "doing nothing with {NAMES} names: {:.1} % of a core, {memory} MiB, all processes of a host",
-        (after - before) / begin.elapsed().as_secs_f64() * 100.0
+        "doing nothing with {NAMES} names in memory: {busy:.1} % of a core, {memory} MiB, all processes of a host"
     );
     let token = lab.hosts[0].invite();
     let begin = Instant::now();
@@ -183,4 +188,26 @@ fn of_many_names(lab: &mut Lab) {
     let last = lab.hosts[2].file(&format!("dir99/{}", NAMES / 100 - 1));
     wait(lab, "the last name", || last.exists());
     println!("an empty disk joined, until the last of {NAMES} names is there: {:?}", begin.elapsed());
+}
+
+/// What it costs to hold many contents: `DELUGEFS_FIGURES_SCALE` in per cent of 100,000.
+fn of_many_contents(lab: &mut Lab) {
+    let contents = 1000 * usize::try_from(setting("DELUGEFS_FIGURES_SCALE").unwrap_or(100)).unwrap();
+    let mut content = bytes(5000);
+    for dir in 0..100 {
+        fs::create_dir(lab.hosts[0].file(&format!("held{dir}"))).unwrap();
+        for number in 0..contents / 100 {
+            content[..16].copy_from_slice(&((dir * contents + number) as u128).to_le_bytes());
+            fs::write(lab.hosts[0].file(&format!("held{dir}/{number}")), &content).unwrap();
+        }
+    }
+    let held = || lab.hosts[0].json(&["status"])["disks"][0]["worker"]["contents"].as_u64().unwrap_or(0);
+    wait(lab, "all to be sealed", || held() >= contents as u64);
+    lab.hosts[0].stop();
+    lab.hosts[0].start("d", &["--no-mdns"]);
+    lab.wait_for_peers(&[0], 2);
+    let counted = || lab.hosts[0].json(&["status"])["replication"]["contents"].as_u64().unwrap_or(0);
+    wait(lab, "the policy to know them", || counted() >= contents as u64);
+    let (busy, memory) = idle(lab);
+    println!("doing nothing with {contents} contents: {busy:.1} % of a core, {memory} MiB, all processes of a host");
 }

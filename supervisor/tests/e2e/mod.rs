@@ -30,6 +30,6 @@ fn wait_for(what: &str, why: impl Fn() -> String, mut condition: impl FnMut() ->
 }
 
 /// A number from the environment.
-fn setting(name: &str) -> Option<u64> {
+pub fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
