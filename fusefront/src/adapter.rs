@@ -7,6 +7,7 @@
 mod convert;
 mod invalidate;
 mod requests;
+mod waiting;
 
 use std::fs::File;
 use std::io;
@@ -19,6 +20,7 @@ use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
 
 use self::invalidate::{Device, carry_out};
+use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
 use crate::pool::Pool;
@@ -38,6 +40,8 @@ struct Shared {
     threads: usize,
     /// Those of them that are waiting for something.
     waiting: AtomicUsize,
+    /// Replies of what may take long.
+    replies: Waiting,
 }
 
 /// Permission for a reading thread to wait.
@@ -70,7 +74,10 @@ pub fn connect(
     threads: usize,
 ) -> io::Result<Session<Adapter>> {
     let device = File::from(fuse.try_clone()?);
-    let shared = Arc::new(Shared { fs: fs.clone(), threads, waiting: AtomicUsize::new(0) });
+    let waiting = AtomicUsize::new(0);
+    let shared = Arc::new(Shared { fs: fs.clone(), threads, waiting, replies: Waiting::default() });
+    let watching = shared.clone();
+    std::thread::Builder::new().name("interrupts".into()).spawn(move || watching.replies.watch(&watching.fs))?;
     let mut config = Config::default();
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
@@ -88,6 +95,12 @@ pub fn connect(
     Ok(session)
 }
 
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        self.shared.replies.end();
+    }
+}
+
 impl Adapter {
     /// Do an operation here if that is quick, else on the pool, and send its result.
     fn serve<T, R>(
@@ -97,6 +110,7 @@ impl Adapter {
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
     ) where
+        T: 'static,
         R: Send + 'static,
     {
         if self.pool.is_closed() {
@@ -108,9 +122,50 @@ impl Adapter {
         match guarded(|| operation(&self.shared.fs, &caller)) {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(&self.pool, caller, reply, operation, send);
+                self.later(&self.pool, (request.pid(), caller), reply, operation, send);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
+        }
+    }
+
+    /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`.
+    /// `slow`: on the pool in any case.
+    fn serve_opening<T, R>(
+        &self,
+        request: &Request,
+        slow: bool,
+        reply: R,
+        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
+        send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
+        unwanted: impl FnOnce(&Fs, T) + Send + 'static,
+    ) where
+        T: 'static,
+        R: Send + 'static,
+    {
+        let fs = self.shared.fs.clone();
+        if self.pool.is_closed() {
+            return send(&fs, reply, Err(Errno::ENOTCONN));
+        }
+        let permit = if slow { None } else { self.shared.permit() };
+        let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
+        let mut caller = Caller::new(request.uid(), request.gid(), patience);
+        let pending = self.shared.replies.add(request.pid(), reply, send);
+        let end = move |fs: &Fs, result: Outcome<T>| {
+            if let Some(unused) = pending.finish(fs, result.map_err(errno)) {
+                unwanted(fs, unused);
+            }
+        };
+        let result = if slow { Err(Stop::Later) } else { guarded(|| operation(&fs, &caller)) };
+        match result {
+            Err(Stop::Later) => {
+                drop(permit);
+                caller.patience = Patience::Patient;
+                self.pool.run(move || {
+                    let result = guarded(|| operation(&fs, &caller));
+                    end(&fs, result);
+                });
+            }
+            result => end(&fs, result),
         }
     }
 
@@ -122,19 +177,22 @@ impl Adapter {
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
     ) where
+        T: 'static,
         R: Send + 'static,
     {
-        self.later(&self.pool, Caller::new(request.uid(), request.gid(), Patience::Patient), reply, operation, send);
+        let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
+        self.later(&self.pool, (request.pid(), caller), reply, operation, send);
     }
 
     fn later<T, R>(
         &self,
         pool: &Pool,
-        mut caller: Caller,
+        (tid, mut caller): (u32, Caller),
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
     ) where
+        T: 'static,
         R: Send + 'static,
     {
         let fs = self.shared.fs.clone();
@@ -142,9 +200,10 @@ impl Adapter {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
         caller.patience = Patience::Patient;
+        let pending = self.shared.replies.add(tid, reply, send);
         pool.run(move || {
             let result = guarded(|| operation(&fs, &caller));
-            send(&fs, reply, result.map_err(errno));
+            drop(pending.finish(&fs, result.map_err(errno)));
         });
     }
 }

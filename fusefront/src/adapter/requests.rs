@@ -190,10 +190,8 @@ impl Filesystem for Adapter {
             Ok(opened) => reply.opened(FileHandle(opened.handle), fopen_flags(&opened)),
             Err(errno) => reply.error(errno),
         };
-        match write && !truncate && self.shared.fs.opening_bytes(ino.0) > OPEN_NOW_BYTES {
-            true => self.serve_slow(request, reply, open, send),
-            false => self.serve(request, reply, open, send),
-        }
+        let slow = write && !truncate && self.shared.fs.opening_bytes(ino.0) > OPEN_NOW_BYTES;
+        self.serve_opening(request, slow, reply, open, send, |fs, unused| fs.release(unused.handle));
     }
 
     fn create(
@@ -216,7 +214,7 @@ impl Filesystem for Adapter {
             }
             Err(errno) => reply.error(errno),
         };
-        self.serve(request, reply, create, send);
+        self.serve_opening(request, false, reply, create, send, |fs, (_, unused)| fs.release(unused.handle));
     }
 
     fn read(
@@ -248,7 +246,7 @@ impl Filesystem for Adapter {
         };
         if self.shared.fs.is_partial(handle.0) {
             let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            return self.later(&self.remote, caller, reply, read, send);
+            return self.later(&self.remote, (request.pid(), caller), reply, read, send);
         }
         self.serve(request, reply, read, send);
     }

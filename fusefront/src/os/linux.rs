@@ -23,6 +23,20 @@ pub const MOUNT_KIND: &str = "fuse.delugefs";
 /// Longest that a mount shows as its source.
 const SOURCE_MAX_BYTES: usize = 255;
 
+/// Whether a thread, anybody's, has a signal to end by that it cannot keep from it. `false` when nobody can tell.
+pub fn is_to_end(tid: u32) -> bool {
+    const SIGNALS: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGALRM, libc::SIGTERM];
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+    };
+    let bits = |signals: &[i32]| signals.iter().fold(0_u64, |set, signal| set | 1 << (signal - 1));
+    let pending = set("SigPnd") | set("ShdPnd");
+    let asked = pending & bits(&SIGNALS) & !set("SigBlk") & !set("SigIgn");
+    pending & bits(&[libc::SIGKILL]) != 0 || asked != 0
+}
+
 /// Mount on the directory. The descriptor is /dev/fuse.
 pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str) -> io::Result<()> {
     let options = format!(

@@ -4,6 +4,7 @@
 
 mod disks;
 mod figures;
+mod killed;
 mod lab;
 mod stories;
 mod trouble;

@@ -1,0 +1,110 @@
+//! Answers to programs that are to end. fuser tells nobody of FUSE_INTERRUPT, and without an answer a killed program stays
+//! in the kernel until its operation comes to an end: for a file that another host holds and does not give, many seconds.
+//! So an operation that may take long leaves its reply here; who has waited for a moment and has a deadly signal by then
+//! is answered EINTR, and the operation ends for itself.
+
+use std::marker::PhantomData;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use fuser::Errno;
+use parking_lot::{Condvar, Mutex};
+
+use crate::fs::Fs;
+use crate::os;
+
+/// Between two looks, and as long as nobody is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The replies of operations under way.
+#[derive(Default)]
+pub(super) struct Waiting {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    list: Vec<Entry>,
+    ended: bool,
+}
+
+struct Entry {
+    /// Thread of the program, as the kernel numbers it.
+    tid: u32,
+    since: Instant,
+    reply: Weak<dyn Abandon>,
+}
+
+/// A reply that nobody has sent yet, and how to send it.
+pub(super) struct Pending<T, R, S> {
+    reply: Mutex<Option<(R, S)>>,
+    result: PhantomData<fn(T)>,
+}
+
+trait Abandon: Send + Sync {
+    fn abandon(&self, fs: &Fs);
+}
+
+impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
+    /// Send the reply; the result is given back when somebody else has answered.
+    pub fn finish(&self, fs: &Fs, result: Result<T, Errno>) -> Option<T> {
+        let taken = self.reply.lock().take();
+        match taken {
+            Some((reply, send)) => {
+                send(fs, reply, result);
+                None
+            }
+            None => result.ok(),
+        }
+    }
+}
+
+impl<T, R: Send, S: FnOnce(&Fs, R, Result<T, Errno>) + Send> Abandon for Pending<T, R, S> {
+    fn abandon(&self, fs: &Fs) {
+        // Nobody is left to use it: whatever becomes of the operation is given back by `finish`.
+        drop(self.finish(fs, Err(Errno::EINTR)));
+    }
+}
+
+impl Waiting {
+    /// Leave a reply here until it is sent.
+    pub fn add<T, R, S>(&self, tid: u32, reply: R, send: S) -> Arc<Pending<T, R, S>>
+    where
+        T: 'static,
+        R: Send + 'static,
+        S: FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
+    {
+        let pending = Arc::new(Pending { reply: Mutex::new(Some((reply, send))), result: PhantomData });
+        let here: Weak<Pending<T, R, S>> = Arc::downgrade(&pending);
+        let mut state = self.state.lock();
+        state.list.retain(|entry| entry.reply.strong_count() > 0);
+        state.list.push(Entry { tid, since: Instant::now(), reply: here });
+        if state.list.len() == 1 {
+            self.changed.notify_one();
+        }
+        pending
+    }
+
+    /// Body of the thread that looks.
+    pub fn watch(&self, fs: &Fs) {
+        let mut state = self.state.lock();
+        while !state.ended {
+            state.list.retain(|entry| entry.reply.strong_count() > 0);
+            if state.list.is_empty() {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            self.changed.wait_for(&mut state, LOOK);
+            let late = |entry: &&Entry| entry.since.elapsed() >= LOOK && os::is_to_end(entry.tid);
+            let replies: Vec<_> = state.list.iter().filter(late).filter_map(|entry| entry.reply.upgrade()).collect();
+            parking_lot::MutexGuard::unlocked(&mut state, || replies.iter().for_each(|reply| reply.abandon(fs)));
+        }
+    }
+
+    /// The thread that looks shall end.
+    pub fn end(&self) {
+        self.state.lock().ended = true;
+        self.changed.notify_all();
+    }
+}
