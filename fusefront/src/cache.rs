@@ -352,6 +352,10 @@ mod tests {
         // No answer comes: what was put over an answer is asked for again.
         assert!(cache.end_hand_over(stamp(0), 78, third, None));
         assert_eq!(cache.attr(78), None);
+        // Removed before the answer is there: nothing brings it back.
+        let (fourth, _) = cache.begin_hand_over(79, written(50));
+        assert!(cache.end_hand_over(stamp(8), 79, fourth, Some(Attr { ino: 79, ..attr(50) })));
+        assert_eq!(cache.attr(79), None);
     }
 
     #[test]

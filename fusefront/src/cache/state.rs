@@ -415,13 +415,14 @@ impl<'a> Patch<'a> {
         self.node(Some(attr));
     }
 
-    /// The node of a file that was handed over: the last word with this counter.
+    /// The node of a file that was handed over: the last word with this counter. Of one that is not held nothing is put in:
+    /// it may have been removed since the answer was made.
     pub(super) fn handed_over(&mut self, attr: Option<Attr>) {
-        if let Some(node) = attr.and_then(|attr| self.state.nodes.get_mut(&attr.ino)) {
-            node.settled = false;
-        }
-        self.node(attr);
-        let node = attr.and_then(|attr| self.state.nodes.get_mut(&attr.ino));
+        let Some(attr) = attr else { return };
+        let Some(node) = self.state.nodes.get_mut(&attr.ino) else { return };
+        node.settled = false;
+        self.node(Some(attr));
+        let node = self.state.nodes.get_mut(&attr.ino);
         if let Some(node) = node.filter(|node| node.seq == self.seq) {
             node.settled = true;
         }
