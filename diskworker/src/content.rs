@@ -37,6 +37,7 @@ use crate::folder::{Dir, DiskFolder};
 use crate::os;
 
 mod durable;
+mod earlier;
 mod fail;
 mod garbage;
 mod hash;
@@ -59,6 +60,7 @@ pub struct ContentStore {
     staging: Mutex<staging::State>,
     durable: durable::Durable,
     keep: garbage::Keep,
+    earlier: earlier::Earlier,
     watch: std::sync::OnceLock<Watch>,
 }
 
@@ -109,6 +111,7 @@ impl ContentStore {
             staging: Mutex::default(),
             durable: durable::Durable::default(),
             keep: garbage::Keep::default(),
+            earlier: earlier::Earlier::default(),
             watch: std::sync::OnceLock::new(),
         };
         this.remove_half_made()?;

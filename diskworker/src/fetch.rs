@@ -5,9 +5,12 @@
 //!   verified one by one and fetched where he reads first, the rest behind it.
 //! - [`Fetcher::whole`]: waits until all of it is here, for writers and for small contents.
 //!
+//! Large contents begin with what the version before has in common with them ([`earlier`]).
+//!
 //! In every case the whole content is verified by its SHA-256 before it counts as held, and nothing unverified is ever read.
 //! One way at a time: BitTorrent writes before it verifies, so it is stopped before a reader is given the file.
 
+mod earlier;
 mod evict;
 mod promise;
 mod serve;
@@ -76,6 +79,8 @@ pub struct Fetcher {
     swarming: Mutex<HashMap<ContentId, CancellationToken>>,
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    /// Contents that are begun with the version before, see [`earlier`].
+    fills: Arc<Semaphore>,
     promises: promise::Promises,
     /// Contents that could not be let go, and when.
     kept: Mutex<HashMap<ContentId, Instant>>,
@@ -95,6 +100,7 @@ impl Fetcher {
             swarming: Mutex::default(),
             small: Arc::new(Semaphore::new(SMALL_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
+            fills: Arc::new(Semaphore::new(1)),
             promises: promise::Promises::default(),
             kept: Mutex::default(),
         })
@@ -291,7 +297,7 @@ impl Fetcher {
         drop(transfers);
         let (this, running) = (self.clone(), transfer.clone());
         self.runtime.spawn(async move {
-            let ended = running.run(&this.engine, &this.net).await;
+            let ended = running.run(&this.engine, &this.net, &this.fills).await;
             this.transfers.lock().remove(&wanted.content);
             running.end(ended);
         });

@@ -67,6 +67,8 @@ pub struct ActiveTorrent {
     pub down_bps: u64,
     /// Bytes per second going out.
     pub up_bps: u64,
+    /// Bytes given to peers since it is live.
+    pub uploaded: u64,
     /// Why it failed.
     pub error: Option<FsError>,
 }

@@ -11,6 +11,8 @@ use super::*;
 use crate::engine::Opening;
 use crate::net::tests::{Node, cluster, until};
 
+mod versions;
+
 /// Bytes that no two offsets share.
 fn bytes(size: usize) -> Vec<u8> {
     (0..size as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(size).collect()
@@ -26,10 +28,16 @@ fn write(node: &Node, name: &str, content: &[u8]) -> Wanted {
     drop(file);
     engine.close(1, handle).unwrap();
     let ino = Ino(answer.node.unwrap().ino);
+    sealed(node, ino, None)
+}
+
+/// What a file is once it is sealed and not this any more.
+fn sealed(node: &Node, ino: Ino, not: Option<Wanted>) -> Wanted {
     let begin = Instant::now();
     loop {
-        if let Some(wanted) = engine.stored(ino).unwrap() {
-            return wanted;
+        match node.engine().stored(ino).unwrap() {
+            Some(wanted) if Some(wanted) != not => return wanted,
+            _ => {}
         }
         assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
         std::thread::sleep(Duration::from_millis(5));

@@ -15,11 +15,12 @@ use delugefs_proto::local_pb::Ranges;
 use delugefs_proto::peer_pb::ReadContentRequest;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use super::{Since, Wanted};
+use super::{Since, Wanted, earlier};
 use crate::engine::Engine;
 use crate::net::Net;
 use crate::net::pace::Pace;
@@ -50,6 +51,7 @@ pub(super) struct Transfer {
     state: Mutex<State>,
     changed: Condvar,
     news: Notify,
+    stopped: CancellationToken,
 }
 
 struct State {
@@ -68,7 +70,6 @@ struct State {
     hashing: bool,
     /// What an earlier attempt left is known. Before, only what is waited for is asked for.
     looked: bool,
-    stopped: bool,
     since: Since,
 }
 
@@ -99,7 +100,6 @@ impl Transfer {
             progress: Instant::now(),
             hashing: false,
             looked: false,
-            stopped: false,
             since: Since(Instant::now(), 0),
         };
         Ok(Self {
@@ -110,6 +110,7 @@ impl Transfer {
             state: Mutex::new(state),
             changed: Condvar::new(),
             news: Notify::new(),
+            stopped: CancellationToken::new(),
         })
     }
 
@@ -183,22 +184,36 @@ impl Transfer {
 
     /// Give it up.
     pub fn stop(&self) {
-        self.state.lock().stopped = true;
+        self.stopped.cancel();
         self.news.notify_one();
     }
 
-    /// Fetch to the end.
-    pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>) -> FsResult<()> {
-        let mut looking = Some(self.look_what_is_here(engine)?);
+    /// Fetch to the end. Afterwards nobody writes the file any more.
+    pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>, fills: &Arc<Semaphore>) -> FsResult<()> {
+        let mut looking = Some(self.look_what_is_here(engine, fills)?);
+        let ended = self.fetch(engine, net, &mut looking).await;
+        if let Some(looking) = looking {
+            self.stop();
+            let _ = looking.await; // it has nothing more to say
+        }
+        ended
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        net: &Arc<Net>,
+        looking: &mut Option<JoinHandle<FsResult<()>>>,
+    ) -> FsResult<()> {
         let mut holders = Holders::default();
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
         loop {
-            if self.state.lock().stopped {
+            if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
             }
             if let Some(looked) = looking.take_if(|looking| looking.is_finished()) {
-                self.take_what_is_here(looked.await)?;
+                self.looked(looked.await)?;
             }
             if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
@@ -285,27 +300,32 @@ impl Transfer {
         state.since = Since(Instant::now(), 0);
     }
 
-    /// Find out what an earlier attempt left; readers are served meanwhile.
-    fn look_what_is_here(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<JoinHandle<FsResult<Vec<u8>>>> {
+    /// Find out what an earlier attempt left, and copy what the version before has; readers are served meanwhile.
+    fn look_what_is_here(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        fills: &Arc<Semaphore>,
+    ) -> FsResult<JoinHandle<FsResult<()>>> {
         let file = self.file.lock().clone().ok_or(Errno::ECANCELED)?;
-        let (engine, this) = (engine.clone(), self.clone());
+        let (engine, fills, this) = (engine.clone(), fills.clone(), self.clone());
         self.state.lock().hashing = true;
-        Ok(tokio::task::spawn_blocking(move || {
-            let Some(pieces) = &this.pieces else { return Ok(Vec::new()) };
-            let wanted = this.wanted;
-            let looked = engine.store.incoming_pieces(&file, wanted.content, wanted.size, pieces, &|| {
-                this.state.lock().stopped // an error of its own then
+        Ok(tokio::spawn(async move {
+            let Some(pieces) = this.pieces.clone() else { return Ok(()) };
+            let (wanted, store, stopped) = (this.wanted, engine.clone(), this.clone());
+            let looking = tokio::task::spawn_blocking(move || {
+                let stop = || stopped.stopped.is_cancelled(); // an error of its own then
+                store.store.incoming_pieces(&file, wanted.content, wanted.size, &pieces, &stop)
             });
+            let bits = looking.await.map_err(|_| FsError::from(Errno::EIO))??;
+            this.take_what_is_here(&bits);
+            earlier::fill(this.clone(), engine, fills, bits).await;
             this.news.notify_one();
-            looked
+            Ok(())
         }))
     }
 
-    /// Use it.
-    fn take_what_is_here(&self, looked: Result<FsResult<Vec<u8>>, JoinError>) -> FsResult<()> {
+    fn take_what_is_here(&self, bits: &[u8]) {
         let mut state = self.state.lock();
-        (state.hashing, state.looked, state.progress) = (false, true, Instant::now());
-        let bits = looked.map_err(|_| FsError::from(Errno::EIO))??;
         for piece in 0..state.have.len() {
             let is_good = bits.get(piece / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0);
             if is_good && state.have[piece] != Piece::Here {
@@ -315,7 +335,35 @@ impl Transfer {
         }
         state.since = Since(Instant::now(), state.have_bytes);
         self.changed.notify_all();
-        Ok(())
+    }
+
+    /// A piece came from the version before.
+    pub fn copied(&self, piece: usize) {
+        let mut state = self.state.lock();
+        if state.have[piece] != Piece::Here {
+            state.have[piece] = Piece::Here;
+            state.have_bytes += self.length(piece);
+            // It did not come from elsewhere.
+            state.since.1 += self.length(piece);
+        }
+        self.changed.notify_all();
+    }
+
+    /// What is here is known: now the rest may be asked for.
+    fn looked(&self, looked: Result<FsResult<()>, JoinError>) -> FsResult<()> {
+        let mut state = self.state.lock();
+        (state.hashing, state.looked, state.progress) = (false, true, Instant::now());
+        looked.map_err(|_| FsError::from(Errno::EIO))?
+    }
+
+    /// What it is and where it goes to.
+    pub fn parts(&self) -> (Wanted, Option<Bytes>, Option<Arc<File>>) {
+        (self.wanted, self.pieces.clone(), self.file.lock().clone())
+    }
+
+    /// Cancelled when it is given up.
+    pub fn stopped(&self) -> &CancellationToken {
+        &self.stopped
     }
 
     fn length(&self, piece: usize) -> u64 {

@@ -40,9 +40,9 @@ fn the_trash_makes_room_and_then_it_is_enospc() {
             let Seal::Large(job) = store.begin_seal(Ino(ino)).unwrap() else { panic!("large") };
             let sealed = job.run().unwrap();
             store.finish_seal(&sealed).unwrap();
-            sealed.content
+            (sealed.content, sealed.pieces)
         };
-        let (kept, gone) = (seal(1, &noise(5 << 20)), seal(2, &noise((5 << 20) + 1)));
+        let ((kept, kept_pieces), (gone, _)) = (seal(1, &noise(5 << 20)), seal(2, &noise((5 << 20) + 1)));
         let live = HashSet::from([kept]);
         for _ in 0..2 {
             store.collect(&live, Duration::from_secs(3600), SystemTime::now()).unwrap();
@@ -55,6 +55,20 @@ fn the_trash_makes_room_and_then_it_is_enospc() {
         let error = store.stage_copy(Ino(4), kept, 5 << 20, u64::MAX, None).unwrap_err();
         assert!(error.errno == Errno::ENOSPC && error.message.contains("the disk is full"), "{error}");
         assert_eq!(store.incoming_file(gone, 6 << 20).unwrap_err().errno, Errno::ENOSPC);
+        // The version before is not copied into the reserve either.
+        let file = store.incoming_file(gone, 1 << 20).unwrap();
+        file.set_len(5 << 20).unwrap();
+        let copy_it = |found: &mut Vec<usize>| {
+            let hashes = kept_pieces.as_ref().unwrap();
+            store.note_version(Ino(1), Some(gone), Some(kept));
+            store.fill_from_earlier(&file, (gone, 5 << 20), (hashes, &[]), &|| false, &mut |piece| found.push(piece))
+        };
+        let mut found = Vec::new();
+        assert_eq!(copy_it(&mut found).unwrap_err().errno, Errno::ENOSPC);
+        let allocated = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
+        assert!(found.len() < 20 && allocated == found.len() as u64 * (256 << 10), "{found:?}");
+        drop(file);
+        store.remove_incoming(gone).unwrap();
         // A writer with a descriptor may go on into the reserve until nothing is left; then nothing new begins.
         let writer = store.stage_new(Ino(5)).unwrap();
         let mut full = 0;
