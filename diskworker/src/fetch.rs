@@ -314,6 +314,11 @@ impl Fetcher {
     }
 }
 
+/// Whether a piece's bit is set: the first piece is the highest bit of the first byte.
+fn is_set(bits: &[u8], piece: usize) -> bool {
+    bits.get(piece / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0)
+}
+
 fn describe(content: ContentId, size: u64, have: u64, rate: u64) -> pb::Torrent {
     pb::Torrent {
         content: content.0.to_vec(),

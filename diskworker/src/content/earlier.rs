@@ -56,6 +56,17 @@ fn remember<T: PartialEq>(known: &mut VecDeque<(T, ContentId)>, newer: T, older:
     }
 }
 
+/// The version before a content, open.
+pub struct Older {
+    content: ContentId,
+    file: File,
+    length: u64,
+    newer: ContentId,
+    /// Of the newer one.
+    size: u64,
+    block: Vec<u8>,
+}
+
 impl ContentStore {
     /// Remember that a file's content came in place of another; of `newer` nothing is known while the first content of a file
     /// that took another one's name is still being written, and of `older` when that content comes.
@@ -75,7 +86,7 @@ impl ContentStore {
     }
 
     /// The latest version before this one that is on this disk. What is in the trash stays there: nobody relies on it.
-    fn open_earlier(&self, content: ContentId) -> Option<(ContentId, File)> {
+    pub fn open_earlier(&self, content: ContentId, size: u64) -> Option<Older> {
         let mut at = content;
         for _ in 0..STEPS_MAX {
             at = self.earlier.0.lock().before(at)?;
@@ -83,59 +94,56 @@ impl ContentStore {
             let held = self.open_shard(at).and_then(|dir| os::open_file(dir, &name, OFlag::O_RDONLY));
             let file = held.or_else(|_| os::open_file(self.dir(Dir::Trash), &name, OFlag::O_RDONLY));
             if let Ok(file) = file {
-                return Some((at, file));
+                let length = file.metadata().map_or(0, |metadata| metadata.len());
+                return Some(Older { content: at, file, length, newer: content, size, block: Vec::new() });
             }
         }
         None
     }
 
-    /// Copy into a file of [`ContentStore::incoming_file`] the pieces that the version before has as well, but for those
-    /// that `have` says are there. `found` is told of each piece that was copied. Without an earlier version here nothing
-    /// happens. One that was looked through to the end is forgotten: another attempt, perhaps because this one ended with a
-    /// wrong whole, begins with nothing of it. The number of bytes copied.
+    /// The version before was looked through to the end. Another attempt, perhaps because this one ended with a wrong whole,
+    /// begins with nothing of it.
+    pub fn forget_earlier(&self, content: ContentId) {
+        self.earlier.0.lock().contents.retain(|(newer, _)| *newer != content);
+    }
+
+    /// Copy a piece, by its number and hash, into a file of [`ContentStore::incoming_file`]; whether the version before has it.
     ///
     /// # Errors
-    /// `EBUSY` as soon as `stop` says so, `ENOSPC`, and what the disk says when writing. Whatever was copied before stays.
-    pub fn fill_from_earlier(
+    /// `EBUSY` as soon as `stop` says so, `ENOSPC`, and what the disk says when writing.
+    pub fn copy_piece(
         &self,
-        file: &File,
-        (content, size): (ContentId, u64),
-        (pieces, have): (&[u8], &[u8]),
+        older: &mut Older,
+        to: &File,
+        (number, wanted): (usize, &[u8]),
         stop: &dyn Fn() -> bool,
-        found: &mut dyn FnMut(usize),
-    ) -> FsResult<u64> {
-        let Some((older, from)) = self.open_earlier(content) else { return Ok(0) };
-        let failed = |errno| fail::fail(errno, "copy from the version before", &format!("incoming/{content}"));
-        let length = from.metadata()?.len();
-        let piece_bytes = u64::from(piece_length_bytes(size));
-        let (mut block, mut copied) = (Vec::new(), 0);
-        for (number, wanted) in pieces.chunks(20).enumerate() {
-            let (start, end) = (number as u64 * piece_bytes, size.min((number as u64 + 1) * piece_bytes));
-            if end > length {
-                break;
-            }
-            if have.get(number / 8).is_some_and(|byte| byte & (0x80 >> (number % 8)) != 0) {
-                continue;
-            }
-            match sha1(&from, start, end, &mut block, stop) {
-                Ok(Some(sha1)) if sha1 == wanted => {}
-                Ok(_) => continue,
-                Err(Errno::EBUSY) => return Err(Errno::EBUSY.into()),
-                // It is fetched instead, as is what lies behind it: more of a failing disk is not read for this.
-                Err(errno) => {
-                    tracing::debug!("content {older}, the version before {content}, cannot be read: {errno}");
-                    break;
-                }
-            }
-            if self.free_space()?.free < end - start {
-                return Err(FsError::new(Errno::ENOSPC, "no room to fetch more on this disk"));
-            }
-            os::copy_range(&from, file, start, end).map_err(failed)?;
-            copied += end - start;
-            found(number);
+    ) -> FsResult<bool> {
+        let piece_bytes = u64::from(piece_length_bytes(older.size));
+        let (start, end) = (number as u64 * piece_bytes, older.size.min((number as u64 + 1) * piece_bytes));
+        if end > older.length {
+            return Ok(false);
         }
-        self.earlier.0.lock().contents.retain(|(newer, _)| *newer != content);
-        Ok(copied)
+        match sha1(&older.file, start, end, &mut older.block, stop) {
+            Ok(Some(sha1)) if sha1 == wanted => {}
+            Ok(_) => return Ok(false),
+            Err(Errno::EBUSY) => return Err(Errno::EBUSY.into()),
+            // It is fetched instead, as is all else: more of a failing disk is not read for this.
+            Err(errno) => {
+                tracing::debug!(
+                    "content {}, the version before {}, cannot be read: {errno}",
+                    older.content,
+                    older.newer
+                );
+                older.length = 0;
+                return Ok(false);
+            }
+        }
+        if self.free_space()?.free < end - start {
+            return Err(FsError::new(Errno::ENOSPC, "no room to fetch more on this disk"));
+        }
+        os::copy_range(&older.file, to, start, end)
+            .map_err(|errno| fail::fail(errno, "copy from the version before", &format!("incoming/{}", older.newer)))?;
+        Ok(true)
     }
 }
 

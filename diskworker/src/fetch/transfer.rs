@@ -20,7 +20,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Since, Wanted, earlier};
+use super::{Since, Wanted, earlier, is_set};
 use crate::engine::Engine;
 use crate::net::Net;
 use crate::net::pace::Pace;
@@ -70,7 +70,27 @@ struct State {
     hashing: bool,
     /// What an earlier attempt left is known. Before, only what is waited for is asked for.
     looked: bool,
+    /// Pieces that the version before may have: until that is known nobody is asked for them. Empty when none may.
+    unlooked: Vec<bool>,
+    /// Where it is looked for next, but for what readers wait for.
+    look_at: usize,
     since: Since,
+}
+
+impl State {
+    /// The next piece to look for in the version before: what a reader waits for, or else in order.
+    fn next_to_copy(&mut self) -> Option<usize> {
+        let State { wants, have, unlooked, look_at, .. } = self;
+        let may_have = |piece: &usize| unlooked[*piece] && have[*piece] == Piece::Missing;
+        if let Some(piece) = wants.iter().copied().find(may_have) {
+            return Some(piece);
+        }
+        let next = (*look_at..have.len()).find(may_have);
+        // What comes from elsewhere already is asked for again if need be.
+        unlooked[*look_at..next.unwrap_or(have.len())].fill(false);
+        *look_at = next.map_or(have.len(), |next| next + 1);
+        next
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,6 +120,8 @@ impl Transfer {
             progress: Instant::now(),
             hashing: false,
             looked: false,
+            unlooked: Vec::new(),
+            look_at: 0,
             since: Since(Instant::now(), 0),
         };
         Ok(Self {
@@ -318,7 +340,7 @@ impl Transfer {
             });
             let bits = looking.await.map_err(|_| FsError::from(Errno::EIO))??;
             this.take_what_is_here(&bits);
-            earlier::fill(this.clone(), engine, fills, bits).await;
+            earlier::fill(this.clone(), engine, fills).await;
             this.news.notify_one();
             Ok(())
         }))
@@ -327,8 +349,7 @@ impl Transfer {
     fn take_what_is_here(&self, bits: &[u8]) {
         let mut state = self.state.lock();
         for piece in 0..state.have.len() {
-            let is_good = bits.get(piece / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0);
-            if is_good && state.have[piece] != Piece::Here {
+            if is_set(bits, piece) && state.have[piece] != Piece::Here {
                 state.have[piece] = Piece::Here;
                 state.have_bytes += self.length(piece);
             }
@@ -337,16 +358,33 @@ impl Transfer {
         self.changed.notify_all();
     }
 
-    /// A piece came from the version before.
-    pub fn copied(&self, piece: usize) {
+    /// The version before is about to be looked through; the first piece to look for.
+    pub fn begin_copying(&self) -> Option<usize> {
         let mut state = self.state.lock();
-        if state.have[piece] != Piece::Here {
+        state.unlooked = vec![true; state.have.len()];
+        state.next_to_copy()
+    }
+
+    /// Whether the version before has a piece, and then it is here; the next piece to look for.
+    pub fn copied(&self, piece: usize, is_here: bool) -> Option<usize> {
+        let mut state = self.state.lock();
+        if is_here && state.have[piece] != Piece::Here {
             state.have[piece] = Piece::Here;
             state.have_bytes += self.length(piece);
             // It did not come from elsewhere.
             state.since.1 += self.length(piece);
+            self.changed.notify_all();
         }
-        self.changed.notify_all();
+        state.unlooked[piece] = false;
+        if !is_here && state.wants.contains(&piece) {
+            self.news.notify_one();
+        }
+        state.next_to_copy()
+    }
+
+    /// No more is looked for.
+    pub fn end_copying(&self) {
+        self.state.lock().unlooked.clear();
     }
 
     /// What is here is known: now the rest may be asked for.
@@ -374,26 +412,22 @@ impl Transfer {
     /// The next run of pieces to ask for; they are marked as coming.
     fn choose(&self) -> Option<(usize, usize)> {
         let mut state = self.state.lock();
-        let mut first = None;
-        while let Some(piece) = state.wants.pop_front() {
-            if state.have[piece] == Piece::Missing {
-                first = Some(piece);
-                break;
-            }
-        }
-        let count = state.have.len();
-        let is_missing = |piece: &usize| state.have[*piece] == Piece::Missing;
-        let cursor = state.cursor;
-        if first.is_none() && !state.looked {
+        let State { wants, have, unlooked, cursor, request_bytes, looked, .. } = &mut *state;
+        let is_missing =
+            |piece: &usize| have[*piece] == Piece::Missing && !unlooked.get(*piece).is_some_and(|unlooked| *unlooked);
+        let first = wants.iter().position(is_missing).and_then(|at| wants.remove(at));
+        wants.retain(|piece| have[*piece] == Piece::Missing);
+        if first.is_none() && !*looked {
             return None;
         }
+        let (cursor, count) = (*cursor, have.len());
         let first = first.or_else(|| (cursor..count).find(is_missing)).or_else(|| (0..cursor).find(is_missing))?;
-        let run = (state.request_bytes / self.piece_bytes).max(1) as usize;
+        let run = (*request_bytes / self.piece_bytes).max(1) as usize;
         let length = (first..count).take(run).take_while(is_missing).count();
-        state.have[first..first + length].fill(Piece::Coming);
-        if state.wants.is_empty() {
+        have[first..first + length].fill(Piece::Coming);
+        if wants.is_empty() {
             // Nobody waits: fill in with larger requests.
-            state.request_bytes = (state.request_bytes * 2).min(REQUEST_BYTES);
+            *request_bytes = (*request_bytes * 2).min(REQUEST_BYTES);
         }
         Some((first, length))
     }
@@ -404,6 +438,8 @@ impl Transfer {
         for piece in &mut state.have[first..first + count] {
             if *piece == Piece::Coming {
                 *piece = Piece::Missing;
+                // Who waits for it says so again.
+                self.changed.notify_all();
             }
         }
     }

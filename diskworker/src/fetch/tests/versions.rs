@@ -168,3 +168,33 @@ async fn a_fetch_that_is_given_up_while_it_copies_leaves_nothing_wrong() {
         until("the end of it", at_rest).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_gets_right_bytes_while_they_are_copied() {
+    let (nodes, mut content, _) = both_hold().await;
+    content.extend_from_slice(&bytes(60 << 20));
+    let wanted = change(&nodes[0], "file", SIZE, &content[SIZE..]);
+    fetch(&nodes[1], wanted).await;
+    content[7 << 20] ^= 1;
+    let byte = content[7 << 20];
+    let wanted = change(&nodes[0], "file", 7 << 20, &[byte]);
+    known(&nodes[1], wanted).await;
+    let before = nodes[0].net().given_bytes();
+    let fetcher = nodes[1].fetcher().clone();
+    let found = blocking(move || {
+        let (handle, file) = fetcher.open(7, wanted).unwrap().unwrap();
+        let mut found = vec![0; wanted.size as usize];
+        for (n, part) in found.chunks_mut(128 << 10).enumerate() {
+            let offset = (n as u64) * (128 << 10);
+            fetcher.need(7, handle, offset, part.len() as u64).unwrap();
+            file.read_exact_at(part, offset).unwrap();
+        }
+        fetcher.close(7, handle);
+        found
+    })
+    .await;
+    assert!(found == content);
+    // What he waits for is looked for in the version before first; at most what he asks for before that begins is fetched.
+    let given = nodes[0].net().given_bytes() - before;
+    assert!((PIECE..SIZE as u64).contains(&given), "{given}");
+}
