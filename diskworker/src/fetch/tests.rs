@@ -245,6 +245,29 @@ async fn what_was_left_is_used_and_readers_do_not_wait_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_gets_it_although_the_mirror_is_given_up() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    for size in [200_000, 20 << 20] {
+        let content = bytes(size);
+        let wanted = write(&nodes[0], &format!("file{size}"), &content);
+        known(&nodes[1], wanted).await;
+        let fetcher = nodes[1].fetcher();
+        let waiting = fetcher.clone();
+        let waiting = tokio::task::spawn_blocking(move || waiting.whole(wanted));
+        let done = || nodes[1].engine().store.has(wanted.content).unwrap().is_some();
+        while !done() {
+            fetcher.mirror(wanted);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            fetcher.cancel(wanted.content).await.unwrap();
+        }
+        waiting.await.unwrap().unwrap();
+        assert!(read(&nodes[1], wanted) == content);
+        until("the end of it", || fetcher.transfers.lock().is_empty() && fetcher.swarming.lock().is_empty()).await;
+        assert!(!fetcher.is_mirroring(wanted.content));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_that_is_cancelled_ends_and_another_one_works() {
     let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
     for size in [200_000, 9 << 20] {

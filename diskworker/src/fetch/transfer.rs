@@ -20,6 +20,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::using::Users;
 use super::{Since, Wanted, earlier, is_set};
 use crate::engine::Engine;
 use crate::net::Net;
@@ -45,6 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// See the module.
 pub(super) struct Transfer {
     pub wanted: Wanted,
+    pub users: Users,
     pieces: Option<Bytes>,
     piece_bytes: u64,
     file: Mutex<Option<Arc<File>>>,
@@ -126,6 +128,7 @@ impl Transfer {
         };
         Ok(Self {
             wanted,
+            users: Users::default(),
             pieces,
             piece_bytes,
             file: Mutex::new(Some(Arc::new(file))),
