@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
-use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::limits::piece_length_bytes;
 use nix::errno::Errno;
@@ -138,9 +138,7 @@ impl ContentStore {
                 return Ok(false);
             }
         }
-        if self.free_space()?.free < end - start {
-            return Err(FsError::new(Errno::ENOSPC, "no room to fetch more on this disk"));
-        }
+        self.make_room(end - start)?;
         os::copy_range(&older.file, to, start, end)
             .map_err(|errno| fail::fail(errno, "copy from the version before", &format!("incoming/{}", older.newer)))?;
         Ok(true)

@@ -520,9 +520,7 @@ impl Transfer {
                 }
             }
             // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.
-            if engine.store.free_space()?.free < this.length(piece) {
-                return Err(FsError::new(Errno::ENOSPC, "no room to fetch more on this disk"));
-            }
+            engine.store.make_room(this.length(piece))?;
             let Some(file) = this.file.lock().clone() else { return Err(Errno::ECANCELED.into()) };
             let mut offset = piece as u64 * this.piece_bytes;
             for part in &parts {

@@ -97,3 +97,29 @@ fn the_trash_makes_room_and_then_it_is_enospc() {
         store.stage_new(Ino(6)).unwrap();
     });
 }
+
+#[test]
+fn what_is_being_fetched_gets_the_trash_s_room() {
+    on_tiny_disk(16, |dir| {
+        let folder = DiskFolder::create(&dir.join("disk"), "test", None).unwrap();
+        let store = ContentStore::open(Arc::new(folder), 1 << 20).unwrap();
+        store.stage_new(Ino(1)).unwrap().write_all_at(&noise(5 << 20), 0).unwrap();
+        let Seal::Large(job) = store.begin_seal(Ino(1)).unwrap() else { panic!("large") };
+        let sealed = job.run().unwrap();
+        store.finish_seal(&sealed).unwrap();
+        for _ in 0..2 {
+            store.collect(&HashSet::new(), Duration::from_secs(3600), SystemTime::now()).unwrap();
+        }
+        // It fits when it begins; then somebody else writes.
+        let file = store.incoming_file(ContentId([1; 32]), 8 << 20).unwrap();
+        let writer = store.stage_new(Ino(2)).unwrap();
+        writer.write_all_at(&vec![7; 9 << 20], 0).unwrap();
+        assert!(store.free_space().unwrap().free < 2 << 20);
+        assert_eq!(fs::read_dir(dir.join("disk/trash")).unwrap().count(), 1);
+        store.make_room(2 << 20).unwrap();
+        file.write_all_at(&vec![8; 2 << 20], 0).unwrap();
+        assert_eq!(fs::read_dir(dir.join("disk/trash")).unwrap().count(), 0);
+        let error = store.make_room(6 << 20).unwrap_err();
+        assert!(error.errno == Errno::ENOSPC && error.message.contains("no room"), "{error}");
+    });
+}
