@@ -1,6 +1,7 @@
 //! Contents that are not on this disk: fetched to be kept (the policy asks), or because somebody reads them now.
 //!
-//! - [`Fetcher::mirror`]: small contents come as one stream, larger ones by BitTorrent from several disks at once.
+//! - [`Fetcher::mirror`]: small contents come as one stream, larger ones by BitTorrent from several disks at once, or by
+//!   ranges where that does not work.
 //! - [`Fetcher::open`]: a reader gets the descriptor of the file in `incoming/` and asks for ranges ([`transfer`]); pieces are
 //!   verified one by one and fetched where he reads first, the rest behind it.
 //! - [`Fetcher::whole`]: waits until all of it is here, for writers and for small contents.
@@ -126,7 +127,7 @@ impl Fetcher {
                 for attempt in 1..=TRIES {
                     // Given back while it pauses: what cannot be reached keeps nobody else waiting.
                     let Ok(place) = places.clone().acquire_owned().await else { return };
-                    let done = this.mirror_once(wanted).await;
+                    let done = this.mirror_once(wanted, attempt).await;
                     drop(place);
                     match done {
                         Ok(()) => return,
@@ -154,14 +155,17 @@ impl Fetcher {
         });
     }
 
-    async fn mirror_once(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
+    async fn mirror_once(self: &Arc<Self>, wanted: Wanted, attempt: u32) -> FsResult<()> {
         if self.engine.store.has(wanted.content)? == Some(wanted.size) {
             return Ok(());
         }
         let reading = self.transfers.lock().contains_key(&wanted.content);
         match wanted.pieces {
-            // A reader's transfer goes on to the end.
-            Some(pieces) if !reading => self.swarm_fetch(wanted, pieces).await,
+            // A reader's transfer goes on to the end. Where there is no torrent session, or at the other end, it has to do for
+            // mirrors too.
+            Some(pieces) if !reading && !self.swarm.is_absent() && attempt < TRIES => {
+                self.swarm_fetch(wanted, pieces).await
+            }
             _ => {
                 let this = self.clone();
                 let waiting = tokio::task::spawn_blocking(move || this.wait_whole(wanted, false));

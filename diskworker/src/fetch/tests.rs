@@ -245,6 +245,23 @@ async fn what_was_left_is_used_and_readers_do_not_wait_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_torrent_session_large_contents_come_by_ranges() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let content = bytes(9 << 20);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    let (engine, net) = (nodes[1].engine().clone(), nodes[1].net().clone());
+    let fetcher = Fetcher::new(engine, Arc::new(Swarm::absent()), net, Handle::current());
+    fetcher.mirror(wanted);
+    assert!(fetcher.cancel(wanted.content).await.unwrap());
+    until("the end of it", || fetcher.transfers.lock().is_empty() && !fetcher.is_mirroring(wanted.content)).await;
+    fetcher.mirror(wanted);
+    until("the content", || nodes[1].engine().store.has(wanted.content).unwrap() == Some(wanted.size)).await;
+    assert!(read(&nodes[1], wanted) == content);
+    assert!(nodes[0].net().given_bytes() >= wanted.size);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_waits_gets_it_although_the_mirror_is_given_up() {
     let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
     for size in [200_000, 20 << 20] {
