@@ -58,15 +58,15 @@ mod tests {
     fn what_came_in_place_of_what() {
         let (one, two) = (ContentId([1; 32]), ContentId([2; 32]));
         let says = |ino, newer, older| Some(Succession { ino: Ino(ino), newer, older });
-        let (old, new) = (file(5, large(1)), file(5, large(2)));
-        let before = [old.clone()];
-        assert_eq!(succession(&before, &[new.clone()]), says(5, Some(two), Some(one)));
+        let (before, after) = ([file(5, large(1))], [file(5, large(2))]);
+        assert_eq!(succession(&before, &after), says(5, Some(two), Some(one)));
         // Another file was renamed over it, before or after its content was known.
         assert_eq!(succession(&before, &[file(6, large(2))]), says(6, Some(two), Some(one)));
         assert_eq!(succession(&before, &[file(6, Data::Empty)]), says(6, None, Some(one)));
         assert_eq!(succession(&[file(6, Data::Empty)], &[file(6, large(2))]), says(6, Some(two), None));
         // Changed in two places.
-        assert_eq!(succession(&before, &[old.clone(), new]), says(5, Some(two), Some(one)));
+        let both = [before.clone(), after].concat();
+        assert_eq!(succession(&before, &both), says(5, Some(two), Some(one)));
         // Nothing to be learned: new, gone, small, the same.
         let small = Data::Stored { content: two, size: TORRENT_MIN_BYTES, pieces: None };
         let empty = [file(6, Data::Empty)];
