@@ -38,7 +38,7 @@
 //! moves the ref (synced too) and only then returns. Every state between is a valid catalog: the old one.
 //!
 //! Reading order: `changes.rs`, `layout.rs` (where a key lies), `content.rs` (leaves and buckets), `store.rs`
-//! (the [`Catalog`]), `join.rs`, `exchange.rs` and `check.rs` (what a peer may send), `consolidate.rs`.
+//! (the [`Catalog`]), `join.rs`, `versions.rs`, `exchange.rs` and `check.rs` (what a peer may send), `consolidate.rs`.
 
 mod changes;
 mod check;
@@ -57,6 +57,7 @@ mod scan;
 mod store;
 mod tree;
 mod verify;
+mod versions;
 mod walk;
 
 pub use changes::{Changes, State, Visit, attachable, blob_id};
@@ -66,6 +67,7 @@ pub use exchange::ImportLimits;
 pub use join::Joined;
 pub use store::Catalog;
 pub use verify::VerifyReport;
+pub use versions::Succession;
 
 /// Version of the layout, in the state's `version` blob. A reader refuses a newer one and touches nothing.
 pub const STATE_FORMAT: u32 = 1;

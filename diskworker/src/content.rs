@@ -25,7 +25,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, Ino};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, renameat};
@@ -37,6 +37,7 @@ use crate::folder::{Dir, DiskFolder};
 use crate::os;
 
 mod durable;
+mod earlier;
 mod fail;
 mod garbage;
 mod hash;
@@ -59,6 +60,7 @@ pub struct ContentStore {
     staging: Mutex<staging::State>,
     durable: durable::Durable,
     keep: garbage::Keep,
+    earlier: earlier::Earlier,
     watch: std::sync::OnceLock<Watch>,
 }
 
@@ -109,6 +111,7 @@ impl ContentStore {
             staging: Mutex::default(),
             durable: durable::Durable::default(),
             keep: garbage::Keep::default(),
+            earlier: earlier::Earlier::default(),
             watch: std::sync::OnceLock::new(),
         };
         this.remove_half_made()?;
@@ -239,6 +242,17 @@ impl ContentStore {
         let bytes = |blocks: u64| blocks.saturating_mul(vfs.fragment_size() as u64);
         let available = bytes(vfs.blocks_available() as u64);
         Ok(Space { total: bytes(vfs.blocks() as u64), free: available.saturating_sub(self.reserve_bytes), available })
+    }
+
+    /// See to it that so much room is left beyond the reserve, which belongs to the catalog: if need be the trash is emptied.
+    ///
+    /// # Errors
+    /// `ENOSPC`, and what the disk says.
+    pub fn make_room(&self, bytes: u64) -> FsResult<()> {
+        self.with_room(bytes, || Ok(())).map_err(|errno| match errno {
+            Errno::ENOSPC | Errno::EDQUOT => FsError::new(errno, "no room to fetch more on this disk"),
+            _ => fail(errno, "make room on", "the disk"),
+        })
     }
 
     /// Do something that takes room; when there is none, empty the trash and try once more.

@@ -1,18 +1,23 @@
 //! Contents that are not on this disk: fetched to be kept (the policy asks), or because somebody reads them now.
 //!
-//! - [`Fetcher::mirror`]: small contents come as one stream, larger ones by BitTorrent from several disks at once.
+//! - [`Fetcher::mirror`]: small contents come as one stream, larger ones by BitTorrent from several disks at once, or by
+//!   ranges where that does not work.
 //! - [`Fetcher::open`]: a reader gets the descriptor of the file in `incoming/` and asks for ranges ([`transfer`]); pieces are
 //!   verified one by one and fetched where he reads first, the rest behind it.
 //! - [`Fetcher::whole`]: waits until all of it is here, for writers and for small contents.
 //!
+//! Large contents begin with what the version before has in common with them ([`earlier`]).
+//!
 //! In every case the whole content is verified by its SHA-256 before it counts as held, and nothing unverified is ever read.
 //! One way at a time: BitTorrent writes before it verifies, so it is stopped before a reader is given the file.
 
+mod earlier;
 mod evict;
 mod promise;
 mod serve;
 mod swarming;
 mod transfer;
+mod using;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -37,6 +42,7 @@ use crate::swarm::Swarm;
 pub(crate) use serve::hand_over;
 pub use serve::read_content;
 use transfer::Transfer;
+use using::Using;
 
 /// Without any progress for so long a reader or writer gets an error.
 const STALLED: Duration = Duration::from_secs(20);
@@ -70,12 +76,14 @@ pub struct Fetcher {
     net: Arc<Net>,
     runtime: Handle,
     transfers: Mutex<HashMap<ContentId, Arc<Transfer>>>,
-    handles: Mutex<HashMap<u64, (SessionId, Arc<Transfer>)>>,
+    handles: Mutex<HashMap<u64, (SessionId, Arc<Using>)>>,
     mirroring: Mutex<HashMap<ContentId, Mirroring>>,
     /// Contents that BitTorrent fetches now, and what stops it. Taken after `transfers`.
     swarming: Mutex<HashMap<ContentId, CancellationToken>>,
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    /// Contents that are begun with the version before, see [`earlier`].
+    fills: Arc<Semaphore>,
     promises: promise::Promises,
     /// Contents that could not be let go, and when.
     kept: Mutex<HashMap<ContentId, Instant>>,
@@ -95,6 +103,7 @@ impl Fetcher {
             swarming: Mutex::default(),
             small: Arc::new(Semaphore::new(SMALL_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
+            fills: Arc::new(Semaphore::new(1)),
             promises: promise::Promises::default(),
             kept: Mutex::default(),
         })
@@ -118,7 +127,7 @@ impl Fetcher {
                 for attempt in 1..=TRIES {
                     // Given back while it pauses: what cannot be reached keeps nobody else waiting.
                     let Ok(place) = places.clone().acquire_owned().await else { return };
-                    let done = this.mirror_once(wanted).await;
+                    let done = this.mirror_once(wanted, attempt).await;
                     drop(place);
                     match done {
                         Ok(()) => return,
@@ -134,7 +143,8 @@ impl Fetcher {
             };
             let mut work = std::pin::pin!(work);
             tokio::select! {
-                () = &mut work => {}
+                () = &mut work => drop(this.mirroring.lock().remove(&wanted.content)),
+                // `cancel` has removed it; another one may have begun since.
                 () = stop.cancelled() => {
                     // Before `work` is dropped: as long as it is there, nobody else gets the file.
                     if let Err(error) = this.swarm.deactivate(wanted.content).await {
@@ -142,21 +152,23 @@ impl Fetcher {
                     }
                 }
             }
-            this.mirroring.lock().remove(&wanted.content);
         });
     }
 
-    async fn mirror_once(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
+    async fn mirror_once(self: &Arc<Self>, wanted: Wanted, attempt: u32) -> FsResult<()> {
         if self.engine.store.has(wanted.content)? == Some(wanted.size) {
             return Ok(());
         }
         let reading = self.transfers.lock().contains_key(&wanted.content);
         match wanted.pieces {
-            // A reader's transfer goes on to the end.
-            Some(pieces) if !reading => self.swarm_fetch(wanted, pieces).await,
+            // A reader's transfer goes on to the end. Where there is no torrent session, or at the other end, it has to do for
+            // mirrors too.
+            Some(pieces) if !reading && !self.swarm.is_absent() && attempt < TRIES => {
+                self.swarm_fetch(wanted, pieces).await
+            }
             _ => {
                 let this = self.clone();
-                let waiting = tokio::task::spawn_blocking(move || this.whole(wanted));
+                let waiting = tokio::task::spawn_blocking(move || this.wait_whole(wanted, false));
                 waiting.await.map_err(|_| FsError::from(Errno::EIO))?
             }
         }
@@ -167,28 +179,32 @@ impl Fetcher {
     /// # Errors
     /// `EHOSTUNREACH` when nobody who holds it can be reached, `ETIMEDOUT` without progress, or what the disk says.
     pub fn whole(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
-        match self.begin(wanted)? {
+        self.wait_whole(wanted, true)
+    }
+
+    fn wait_whole(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<()> {
+        match self.begin(wanted, counts)? {
             Some(transfer) => transfer.wait_whole(STALLED),
             None => Ok(()),
         }
     }
 
     /// The transfer of a content, with BitTorrent stopped; `None` when it is here meanwhile. Blocks.
-    fn begin(self: &Arc<Self>, wanted: Wanted) -> FsResult<Option<Arc<Transfer>>> {
+    fn begin(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<Option<Using>> {
         loop {
             if self.engine.store.has(wanted.content)? == Some(wanted.size) {
                 return Ok(None);
             }
-            if let Some(transfer) = self.transfer(wanted)? {
+            if let Some(transfer) = self.transfer(wanted, counts)? {
                 return Ok(Some(transfer));
             }
             let swarming = self.swarming.lock().get(&wanted.content).cloned();
             if let Some(swarming) = swarming {
                 swarming.cancel();
                 self.runtime.block_on(self.swarm.deactivate(wanted.content))?;
-                // Its task says when it is out of the way.
-                std::thread::sleep(Duration::from_millis(2));
             }
+            // The task says when it is out of the way.
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -201,10 +217,10 @@ impl Fetcher {
         if wanted.pieces.is_none() {
             return Ok(None);
         }
-        let Some(transfer) = self.begin(wanted)? else { return Ok(None) };
+        let Some(transfer) = self.begin(wanted, true)? else { return Ok(None) };
         let Some(file) = self.engine.store.open_incoming(wanted.content)? else { return Ok(None) };
         let handle = self.engine.new_handle();
-        self.handles.lock().insert(handle, (session, transfer));
+        self.handles.lock().insert(handle, (session, Arc::new(transfer)));
         Ok(Some((handle, file)))
     }
 
@@ -241,9 +257,9 @@ impl Fetcher {
         if let Some(mirroring) = &mirroring {
             mirroring.stop.cancel();
         }
-        // A transfer that nobody reads was for this alone.
+        // A transfer that nobody else uses was for this alone.
         if let Some(transfer) = self.transfers.lock().get(&content)
-            && !self.handles.lock().values().any(|(_, read)| Arc::ptr_eq(read, transfer))
+            && transfer.users.is_none()
         {
             transfer.stop();
         }
@@ -272,11 +288,13 @@ impl Fetcher {
         found.into_values().filter(|torrent| !but.iter().any(|but| but.0 == torrent.content[..])).collect()
     }
 
-    /// The transfer of a content, begun now unless it is under way; `None` while BitTorrent fetches it.
-    fn transfer(self: &Arc<Self>, wanted: Wanted) -> FsResult<Option<Arc<Transfer>>> {
+    /// The transfer of a content, begun now unless it is under way; `None` while BitTorrent fetches it, or one that was given
+    /// up has not ended.
+    fn transfer(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<Option<Using>> {
         let mut transfers = self.transfers.lock();
         if let Some(transfer) = transfers.get(&wanted.content) {
-            return Ok(Some(transfer.clone()));
+            let goes_on = !transfer.stopped().is_cancelled();
+            return Ok(goes_on.then(|| Using::new(transfer.clone(), counts)));
         }
         if self.swarming.lock().contains_key(&wanted.content) {
             return Ok(None);
@@ -288,14 +306,15 @@ impl Fetcher {
         let file = self.engine.store.incoming_file(wanted.content, wanted.size)?;
         let transfer = Arc::new(Transfer::new(wanted, pieces, file)?);
         transfers.insert(wanted.content, transfer.clone());
+        let using = Using::new(transfer.clone(), counts);
         drop(transfers);
-        let (this, running) = (self.clone(), transfer.clone());
+        let (this, running) = (self.clone(), transfer);
         self.runtime.spawn(async move {
-            let ended = running.run(&this.engine, &this.net).await;
+            let ended = running.run(&this.engine, &this.net, &this.fills).await;
             this.transfers.lock().remove(&wanted.content);
             running.end(ended);
         });
-        Ok(Some(transfer))
+        Ok(Some(using))
     }
 
     /// What a content is, as somebody said or else as the whole catalog says. Blocks.
@@ -306,6 +325,11 @@ impl Fetcher {
         let found = self.engine.find_content(content)?;
         Ok(found.map(|(size, pieces)| Wanted { content, size, pieces }))
     }
+}
+
+/// Whether a piece's bit is set: the first piece is the highest bit of the first byte.
+fn is_set(bits: &[u8], piece: usize) -> bool {
+    bits.get(piece / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0)
 }
 
 fn describe(content: ContentId, size: u64, have: u64, rate: u64) -> pb::Torrent {

@@ -29,7 +29,7 @@ pub(crate) mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -104,6 +104,7 @@ pub struct Net {
     /// Disks that were shown why we are a member, in this life of the process.
     introduced: Mutex<HashSet<DiskId>>,
     links: AtomicU64,
+    given_bytes: AtomicU64,
     /// When a second process with a disk's key was first refused, or we were.
     copies: Mutex<HashMap<(DiskId, u64), Instant>>,
     /// A try to meet somebody may be due.
@@ -146,6 +147,7 @@ impl Net {
             unnamed_tried: Mutex::default(),
             introduced: Mutex::default(),
             links: AtomicU64::new(1),
+            given_bytes: AtomicU64::new(0),
             copies: Mutex::default(),
             wake: Notify::new(),
             states: Notify::new(),
@@ -184,6 +186,11 @@ impl Net {
     /// The TCP port others reach this disk at.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Bytes of contents given to other disks by ranges since the start.
+    pub fn given_bytes(&self) -> u64 {
+        self.given_bytes.load(Ordering::Relaxed)
     }
 
     /// Who answers for contents.

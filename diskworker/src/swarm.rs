@@ -67,6 +67,8 @@ pub struct ActiveTorrent {
     pub down_bps: u64,
     /// Bytes per second going out.
     pub up_bps: u64,
+    /// Bytes given to peers since it is live.
+    pub uploaded: u64,
     /// Why it failed.
     pub error: Option<FsError>,
 }
@@ -121,9 +123,14 @@ impl Swarm {
         Ok(Self { commands, addr: Some(addr), threads })
     }
 
-    /// None at all: everything asked of it is `ESHUTDOWN`. For a disk whose session does not start.
+    /// None at all: nothing is ever live, and what is to be made live is `ESHUTDOWN`. For a disk whose session does not start.
     pub fn absent() -> Self {
         Self { commands: mpsc::unbounded_channel().0, addr: None, threads: Mutex::default() }
+    }
+
+    /// Whether there is no session.
+    pub fn is_absent(&self) -> bool {
+        self.addr.is_none()
     }
 
     /// Offer a content this disk holds. Answers when it is live. Does nothing when it is live already; may drop the
@@ -157,11 +164,17 @@ impl Swarm {
     /// Stop offering or fetching. What was fetched so far stays in `incoming/` for the next attempt, or until the store
     /// is told to remove it. Does nothing when it is not live.
     pub async fn deactivate(&self, content: ContentId) -> FsResult<()> {
+        if self.is_absent() {
+            return Ok(());
+        }
         self.ask(|reply| Command::Stop { content, reply }).await
     }
 
     /// What is live, starting, or has failed not long ago.
     pub async fn active(&self) -> FsResult<Vec<ActiveTorrent>> {
+        if self.is_absent() {
+            return Ok(Vec::new());
+        }
         self.ask(|reply| Command::List { reply }).await
     }
 

@@ -17,7 +17,11 @@ use super::layout::{self, Place, SHARD_LEVELS, Space, width};
 use super::objects::Objects;
 use super::packdir;
 use super::tree::{self, HexTree, Node};
+use super::versions::{Succession, succession};
 use super::{Catalog, CatalogError, State};
+
+/// Successions one join reports.
+const SUCCESSIONS_MAX: usize = 1024;
 
 /// What a join made.
 #[derive(Clone, Debug)]
@@ -26,6 +30,8 @@ pub struct Joined {
     pub state: State,
     /// Keys whose set differs from the state before, with their new set (empty: gone).
     pub changed: BTreeMap<Key, Vec<Element>>,
+    /// Large contents that came in place of others: the first ones, when there are very many.
+    pub successions: Vec<Succession>,
 }
 
 impl Catalog {
@@ -37,14 +43,15 @@ impl Catalog {
         let _writer = self.writer.lock();
         let (ours, handle) = (self.current(), self.handles.get()?);
         if ours.commit == theirs.commit {
-            return Ok(Joined { state: State::clone(&ours), changed: BTreeMap::new() });
+            return Ok(Joined { state: State::clone(&ours), changed: BTreeMap::new(), successions: Vec::new() });
         }
         let mut objects = Objects::new(&handle)?;
         let (root, their_root) = (layout::root(&objects, ours.tree)?, layout::root(&objects, theirs.tree)?);
-        let mut join = Join { objects: &mut objects, ours: &ours.ctx, theirs: &theirs.ctx, changed: BTreeMap::new() };
+        let (changed, successions) = (BTreeMap::new(), Vec::new());
+        let mut join = Join { objects: &mut objects, ours: &ours.ctx, theirs: &theirs.ctx, changed, successions };
         let dirs = join.shards(Space::Dirs, root.dirs, their_root.dirs, 0, Place::TOP)?;
         let inodes = join.shards(Space::Inodes, root.inodes, their_root.inodes, 0, Place::TOP)?;
-        let changed = join.changed;
+        let (changed, successions) = (join.changed, join.successions);
         let mut ctx = ours.ctx.clone();
         ctx.merge(&theirs.ctx);
         let (commit, tree) = layout::put_state(&mut objects, dirs, inodes, &ctx)?;
@@ -56,7 +63,7 @@ impl Catalog {
             }
             self.publish(self.pins.pin(commit, tree, ctx))?
         };
-        Ok(Joined { state, changed })
+        Ok(Joined { state, changed, successions })
     }
 }
 
@@ -79,6 +86,7 @@ struct Join<'a, 'r> {
     ours: &'a VersionVector,
     theirs: &'a VersionVector,
     changed: BTreeMap<Key, Vec<Element>>,
+    successions: Vec<Succession>,
 }
 
 /// The keys of two trees.
@@ -202,6 +210,9 @@ impl Join<'_, '_> {
             let other = theirs.get(name).map_or(&[][..], Vec::as_slice);
             let set = join_sets((before, self.ours), (other, self.theirs));
             if set != before {
+                if self.successions.len() < SUCCESSIONS_MAX {
+                    self.successions.extend(succession(before, &set));
+                }
                 self.changed.insert(key(name.clone()), set.clone());
             }
             if !set.is_empty() {

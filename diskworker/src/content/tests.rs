@@ -416,4 +416,5 @@ fn a_large_sparse_file_is_sealed() {
     assert!(fs::metadata(lab.path(data_path(sealed.content))).unwrap().blocks() * 512 < size / 10);
 }
 
+mod earlier;
 mod full_disk;

@@ -55,13 +55,16 @@ impl Engine {
                 // Changed again between the commit and here: commit that first.
                 if core.ns.is_dirty() {
                     if attempt < PATIENT_JOINS {
-                        return Ok(false);
+                        return Ok(None);
                     }
                     self.commit_locked(core)?;
                 }
-                core.ns.join(&theirs).map(|()| true)
+                core.ns.join(&theirs).map(Some)
             })?;
-            if joined {
+            if let Some(successions) = joined {
+                for step in &successions {
+                    self.store.note_version(step.ino, step.newer, step.older);
+                }
                 self.publish_commit();
                 return Ok(());
             }

@@ -22,11 +22,12 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Bytes of one message.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// A range of a content that this disk holds, as messages.
+/// A range of a content that this disk holds, as messages; `count` is told how many bytes were given.
 pub fn read_content(
     engine: &Arc<Engine>,
     request: &ReadContentRequest,
     pace: Option<(Arc<Pace>, OwnedSemaphorePermit)>,
+    mut count: impl FnMut(u64) + Send + 'static,
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
     let content = ContentId::from_slice(&request.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
     let (size, mut offset, length) = (request.size_bytes, request.offset, request.length);
@@ -42,6 +43,7 @@ pub fn read_content(
                 let mut data = vec![0; (end - offset).min(block) as usize];
                 file.read_exact_at(&mut data, offset)?;
                 offset += data.len() as u64;
+                count(data.len() as u64);
                 if let Some(wait) = pace.as_ref().and_then(|(pace, _)| pace.pass(data.len())) {
                     std::thread::sleep(wait);
                 }

@@ -26,9 +26,9 @@ const STUCK: Duration = Duration::from_secs(120);
 const AGAIN: Duration = Duration::from_secs(3);
 
 /// A content that BitTorrent fetches, until this is dropped.
-struct Swarming<'a>(&'a Fetcher, ContentId);
+pub(super) struct Swarming(Arc<Fetcher>, ContentId);
 
-impl Drop for Swarming<'_> {
+impl Drop for Swarming {
     fn drop(&mut self) {
         self.0.swarming.lock().remove(&self.1);
     }
@@ -40,15 +40,16 @@ impl Fetcher {
         let reading = tokio::task::spawn_blocking(move || engine.attachment(pieces));
         let hashes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
         let stop = CancellationToken::new();
-        let _swarming = {
+        let swarming = {
             let transfers = self.transfers.lock();
             if transfers.contains_key(&content) {
                 return Err(FsError::new(Errno::EAGAIN, "somebody reads it: it comes that way"));
             }
             self.swarming.lock().insert(content, stop.clone());
-            Swarming(self, content)
+            Arc::new(Swarming(self.clone(), content))
         };
         let fetching = async {
+            self.fill_for_swarm(wanted, hashes.clone(), swarming.clone()).await;
             self.swarm.fetch(content, wanted.size, hashes).await?;
             self.feed(wanted, pieces).await
         };

@@ -11,6 +11,8 @@ use super::*;
 use crate::engine::Opening;
 use crate::net::tests::{Node, cluster, until};
 
+mod versions;
+
 /// Bytes that no two offsets share.
 fn bytes(size: usize) -> Vec<u8> {
     (0..size as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(size).collect()
@@ -26,10 +28,16 @@ fn write(node: &Node, name: &str, content: &[u8]) -> Wanted {
     drop(file);
     engine.close(1, handle).unwrap();
     let ino = Ino(answer.node.unwrap().ino);
+    sealed(node, ino, None)
+}
+
+/// What a file is once it is sealed and not this any more.
+fn sealed(node: &Node, ino: Ino, not: Option<Wanted>) -> Wanted {
     let begin = Instant::now();
     loop {
-        if let Some(wanted) = engine.stored(ino).unwrap() {
-            return wanted;
+        match node.engine().stored(ino).unwrap() {
+            Some(wanted) if Some(wanted) != not => return wanted,
+            _ => {}
         }
         assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
         std::thread::sleep(Duration::from_millis(5));
@@ -234,6 +242,46 @@ async fn what_was_left_is_used_and_readers_do_not_wait_for_it() {
     let fetcher = nodes[1].fetcher().clone();
     blocking(move || fetcher.whole(wanted)).await.unwrap();
     assert!(read(&nodes[1], wanted) == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_torrent_session_large_contents_come_by_ranges() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let content = bytes(9 << 20);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    let (engine, net) = (nodes[1].engine().clone(), nodes[1].net().clone());
+    let fetcher = Fetcher::new(engine, Arc::new(Swarm::absent()), net, Handle::current());
+    fetcher.mirror(wanted);
+    assert!(fetcher.cancel(wanted.content).await.unwrap());
+    until("the end of it", || fetcher.transfers.lock().is_empty() && !fetcher.is_mirroring(wanted.content)).await;
+    fetcher.mirror(wanted);
+    until("the content", || nodes[1].engine().store.has(wanted.content).unwrap() == Some(wanted.size)).await;
+    assert!(read(&nodes[1], wanted) == content);
+    assert!(nodes[0].net().given_bytes() >= wanted.size);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_gets_it_although_the_mirror_is_given_up() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    for size in [200_000, 20 << 20] {
+        let content = bytes(size);
+        let wanted = write(&nodes[0], &format!("file{size}"), &content);
+        known(&nodes[1], wanted).await;
+        let fetcher = nodes[1].fetcher();
+        let waiting = fetcher.clone();
+        let waiting = tokio::task::spawn_blocking(move || waiting.whole(wanted));
+        let done = || nodes[1].engine().store.has(wanted.content).unwrap().is_some();
+        while !done() {
+            fetcher.mirror(wanted);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            fetcher.cancel(wanted.content).await.unwrap();
+        }
+        waiting.await.unwrap().unwrap();
+        assert!(read(&nodes[1], wanted) == content);
+        until("the end of it", || fetcher.transfers.lock().is_empty() && fetcher.swarming.lock().is_empty()).await;
+        assert!(!fetcher.is_mirroring(wanted.content));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

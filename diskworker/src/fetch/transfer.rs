@@ -15,14 +15,18 @@ use delugefs_proto::local_pb::Ranges;
 use delugefs_proto::peer_pb::ReadContentRequest;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::Notify;
-use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
+use super::using::Users;
 use super::{Since, Wanted};
 use crate::engine::Engine;
 use crate::net::Net;
 use crate::net::pace::Pace;
+
+mod here;
 
 /// Requests under way at once.
 const REQUESTS_MAX: usize = 4;
@@ -44,12 +48,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// See the module.
 pub(super) struct Transfer {
     pub wanted: Wanted,
+    pub users: Users,
     pieces: Option<Bytes>,
     piece_bytes: u64,
     file: Mutex<Option<Arc<File>>>,
     state: Mutex<State>,
     changed: Condvar,
     news: Notify,
+    stopped: CancellationToken,
 }
 
 struct State {
@@ -68,7 +74,10 @@ struct State {
     hashing: bool,
     /// What an earlier attempt left is known. Before, only what is waited for is asked for.
     looked: bool,
-    stopped: bool,
+    /// Pieces that the version before may have: until that is known nobody is asked for them. Empty when none may.
+    unlooked: Vec<bool>,
+    /// Where it is looked for next, but for what readers wait for.
+    look_at: usize,
     since: Since,
 }
 
@@ -99,17 +108,20 @@ impl Transfer {
             progress: Instant::now(),
             hashing: false,
             looked: false,
-            stopped: false,
+            unlooked: Vec::new(),
+            look_at: 0,
             since: Since(Instant::now(), 0),
         };
         Ok(Self {
             wanted,
+            users: Users::default(),
             pieces,
             piece_bytes,
             file: Mutex::new(Some(Arc::new(file))),
             state: Mutex::new(state),
             changed: Condvar::new(),
             news: Notify::new(),
+            stopped: CancellationToken::new(),
         })
     }
 
@@ -183,22 +195,36 @@ impl Transfer {
 
     /// Give it up.
     pub fn stop(&self) {
-        self.state.lock().stopped = true;
+        self.stopped.cancel();
         self.news.notify_one();
     }
 
-    /// Fetch to the end.
-    pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>) -> FsResult<()> {
-        let mut looking = Some(self.look_what_is_here(engine)?);
+    /// Fetch to the end. Afterwards nobody writes the file any more.
+    pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>, fills: &Arc<Semaphore>) -> FsResult<()> {
+        let mut looking = Some(self.look_what_is_here(engine, fills)?);
+        let ended = self.fetch(engine, net, &mut looking).await;
+        if let Some(looking) = looking {
+            self.stop();
+            let _ = looking.await; // it has nothing more to say
+        }
+        ended
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        net: &Arc<Net>,
+        looking: &mut Option<JoinHandle<FsResult<()>>>,
+    ) -> FsResult<()> {
         let mut holders = Holders::default();
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
         loop {
-            if self.state.lock().stopped {
+            if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
             }
             if let Some(looked) = looking.take_if(|looking| looking.is_finished()) {
-                self.take_what_is_here(looked.await)?;
+                self.looked(looked.await)?;
             }
             if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
@@ -285,37 +311,14 @@ impl Transfer {
         state.since = Since(Instant::now(), 0);
     }
 
-    /// Find out what an earlier attempt left; readers are served meanwhile.
-    fn look_what_is_here(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<JoinHandle<FsResult<Vec<u8>>>> {
-        let file = self.file.lock().clone().ok_or(Errno::ECANCELED)?;
-        let (engine, this) = (engine.clone(), self.clone());
-        self.state.lock().hashing = true;
-        Ok(tokio::task::spawn_blocking(move || {
-            let Some(pieces) = &this.pieces else { return Ok(Vec::new()) };
-            let wanted = this.wanted;
-            let looked = engine.store.incoming_pieces(&file, wanted.content, wanted.size, pieces, &|| {
-                this.state.lock().stopped // an error of its own then
-            });
-            this.news.notify_one();
-            looked
-        }))
+    /// What it is and where it goes to.
+    pub fn parts(&self) -> (Wanted, Option<Bytes>, Option<Arc<File>>) {
+        (self.wanted, self.pieces.clone(), self.file.lock().clone())
     }
 
-    /// Use it.
-    fn take_what_is_here(&self, looked: Result<FsResult<Vec<u8>>, JoinError>) -> FsResult<()> {
-        let mut state = self.state.lock();
-        (state.hashing, state.looked, state.progress) = (false, true, Instant::now());
-        let bits = looked.map_err(|_| FsError::from(Errno::EIO))??;
-        for piece in 0..state.have.len() {
-            let is_good = bits.get(piece / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0);
-            if is_good && state.have[piece] != Piece::Here {
-                state.have[piece] = Piece::Here;
-                state.have_bytes += self.length(piece);
-            }
-        }
-        state.since = Since(Instant::now(), state.have_bytes);
-        self.changed.notify_all();
-        Ok(())
+    /// Cancelled when it is given up.
+    pub fn stopped(&self) -> &CancellationToken {
+        &self.stopped
     }
 
     fn length(&self, piece: usize) -> u64 {
@@ -326,26 +329,22 @@ impl Transfer {
     /// The next run of pieces to ask for; they are marked as coming.
     fn choose(&self) -> Option<(usize, usize)> {
         let mut state = self.state.lock();
-        let mut first = None;
-        while let Some(piece) = state.wants.pop_front() {
-            if state.have[piece] == Piece::Missing {
-                first = Some(piece);
-                break;
-            }
-        }
-        let count = state.have.len();
-        let is_missing = |piece: &usize| state.have[*piece] == Piece::Missing;
-        let cursor = state.cursor;
-        if first.is_none() && !state.looked {
+        let State { wants, have, unlooked, cursor, request_bytes, looked, .. } = &mut *state;
+        let is_missing =
+            |piece: &usize| have[*piece] == Piece::Missing && !unlooked.get(*piece).is_some_and(|unlooked| *unlooked);
+        let first = wants.iter().position(is_missing).and_then(|at| wants.remove(at));
+        wants.retain(|piece| have[*piece] == Piece::Missing);
+        if first.is_none() && !*looked {
             return None;
         }
+        let (cursor, count) = (*cursor, have.len());
         let first = first.or_else(|| (cursor..count).find(is_missing)).or_else(|| (0..cursor).find(is_missing))?;
-        let run = (state.request_bytes / self.piece_bytes).max(1) as usize;
+        let run = (*request_bytes / self.piece_bytes).max(1) as usize;
         let length = (first..count).take(run).take_while(is_missing).count();
-        state.have[first..first + length].fill(Piece::Coming);
-        if state.wants.is_empty() {
+        have[first..first + length].fill(Piece::Coming);
+        if wants.is_empty() {
             // Nobody waits: fill in with larger requests.
-            state.request_bytes = (state.request_bytes * 2).min(REQUEST_BYTES);
+            *request_bytes = (*request_bytes * 2).min(REQUEST_BYTES);
         }
         Some((first, length))
     }
@@ -356,6 +355,8 @@ impl Transfer {
         for piece in &mut state.have[first..first + count] {
             if *piece == Piece::Coming {
                 *piece = Piece::Missing;
+                // Who waits for it says so again.
+                self.changed.notify_all();
             }
         }
     }
@@ -433,9 +434,7 @@ impl Transfer {
                 }
             }
             // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.
-            if engine.store.free_space()?.free < this.length(piece) {
-                return Err(FsError::new(Errno::ENOSPC, "no room to fetch more on this disk"));
-            }
+            engine.store.make_room(this.length(piece))?;
             let Some(file) = this.file.lock().clone() else { return Err(Errno::ECANCELED.into()) };
             let mut offset = piece as u64 * this.piece_bytes;
             for part in &parts {

@@ -7,13 +7,14 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Element, Key, Name, Perm, Xattrs};
 
 use super::{Namespace, Txn, catalog_error, node, rename};
-use crate::catalog::State;
+use crate::catalog::{State, Succession};
 use crate::view;
 
 impl Namespace {
     /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
-    /// leave behind is repaired at once: a directory in two places, in none, or below itself.
-    pub fn join(&mut self, theirs: &State) -> FsResult<()> {
+    /// leave behind is repaired at once: a directory in two places, in none, or below itself. Answers which contents came in
+    /// place of which.
+    pub fn join(&mut self, theirs: &State) -> FsResult<Vec<Succession>> {
         debug_assert!(!self.is_dirty());
         let joined = self.catalog.join(theirs).map_err(catalog_error)?;
         self.ctx = joined.state.ctx.clone();
@@ -32,7 +33,8 @@ impl Namespace {
                 Key::Inode(ino) => drop(self.inodes.remove(ino)),
             }
         }
-        self.repair(&joined.changed)
+        self.repair(&joined.changed)?;
+        Ok(joined.successions)
     }
 
     /// Give every directory that the join touched exactly one place. All replicas make the same decision from the same

@@ -1,6 +1,7 @@
 //! gRPC that members call: every request comes on a connection whose key was checked.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use delugefs_proto::peer_pb::{self as pb, peer_server::Peer};
 use tokio_stream::wrappers::ReceiverStream;
@@ -53,7 +54,11 @@ impl Peer for PeerService {
             }
             None => None,
         };
-        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace)?)))
+        let net = self.0.clone();
+        let count = move |bytes| {
+            net.given_bytes.fetch_add(bytes, Ordering::Relaxed);
+        };
+        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace, count)?)))
     }
 
     async fn promise(&self, request: Request<pb::PromiseRequest>) -> Answer<pb::PromiseReply> {

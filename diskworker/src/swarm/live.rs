@@ -84,6 +84,7 @@ impl Live {
             peers: 0,
             down_bps: 0,
             up_bps: 0,
+            uploaded: self.uploaded,
             error: None,
         };
         match &self.phase {
@@ -91,6 +92,7 @@ impl Live {
                 let stats = handle.stats();
                 torrent.have = stats.progress_bytes;
                 torrent.peers = peers(&stats);
+                torrent.uploaded = stats.uploaded_bytes;
                 if let Some(live) = &stats.live {
                     torrent.down_bps = live.download_speed.as_bytes();
                     torrent.up_bps = live.upload_speed.as_bytes();

@@ -81,7 +81,7 @@ impl Start {
             let stop = || self.stop.load(Ordering::Relaxed);
             let bits = self.store.incoming_pieces(&file, content, size, &self.pieces, &stop)?;
             let store = self.store.clone();
-            let room = Box::new(move || store.free_space().is_ok_and(|space| space.free > 0));
+            let room = Box::new(move || store.make_room(1).is_ok());
             (Gate::fetching(file, self.news.clone(), room), bits, Role::Fetch)
         };
         self.engine.hand_in(torrent.info_hash, &bits)?;

@@ -40,9 +40,9 @@ fn the_trash_makes_room_and_then_it_is_enospc() {
             let Seal::Large(job) = store.begin_seal(Ino(ino)).unwrap() else { panic!("large") };
             let sealed = job.run().unwrap();
             store.finish_seal(&sealed).unwrap();
-            sealed.content
+            (sealed.content, sealed.pieces)
         };
-        let (kept, gone) = (seal(1, &noise(5 << 20)), seal(2, &noise((5 << 20) + 1)));
+        let ((kept, kept_pieces), (gone, _)) = (seal(1, &noise(5 << 20)), seal(2, &noise((5 << 20) + 1)));
         let live = HashSet::from([kept]);
         for _ in 0..2 {
             store.collect(&live, Duration::from_secs(3600), SystemTime::now()).unwrap();
@@ -55,6 +55,25 @@ fn the_trash_makes_room_and_then_it_is_enospc() {
         let error = store.stage_copy(Ino(4), kept, 5 << 20, u64::MAX, None).unwrap_err();
         assert!(error.errno == Errno::ENOSPC && error.message.contains("the disk is full"), "{error}");
         assert_eq!(store.incoming_file(gone, 6 << 20).unwrap_err().errno, Errno::ENOSPC);
+        // The version before is not copied into the reserve either.
+        let file = store.incoming_file(gone, 1 << 20).unwrap();
+        file.set_len(5 << 20).unwrap();
+        let copy_it = |found: &mut Vec<usize>| {
+            let hashes = kept_pieces.as_ref().unwrap();
+            store.note_version(Ino(1), Some(gone), Some(kept));
+            let mut older = store.open_earlier(gone, 5 << 20).unwrap();
+            hashes.chunks(20).enumerate().try_for_each(|(piece, hash)| {
+                let copied = store.copy_piece(&mut older, &file, (piece, hash), &|| false)?;
+                found.extend(copied.then_some(piece));
+                FsResult::Ok(())
+            })
+        };
+        let mut found = Vec::new();
+        assert_eq!(copy_it(&mut found).unwrap_err().errno, Errno::ENOSPC);
+        let allocated = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
+        assert!(found.len() < 20 && allocated == found.len() as u64 * (256 << 10), "{found:?}");
+        drop(file);
+        store.remove_incoming(gone).unwrap();
         // A writer with a descriptor may go on into the reserve until nothing is left; then nothing new begins.
         let writer = store.stage_new(Ino(5)).unwrap();
         let mut full = 0;
@@ -76,5 +95,31 @@ fn the_trash_makes_room_and_then_it_is_enospc() {
         store.remove_staged(Ino(5)).unwrap();
         drop(writer);
         store.stage_new(Ino(6)).unwrap();
+    });
+}
+
+#[test]
+fn what_is_being_fetched_gets_the_trash_s_room() {
+    on_tiny_disk(16, |dir| {
+        let folder = DiskFolder::create(&dir.join("disk"), "test", None).unwrap();
+        let store = ContentStore::open(Arc::new(folder), 1 << 20).unwrap();
+        store.stage_new(Ino(1)).unwrap().write_all_at(&noise(5 << 20), 0).unwrap();
+        let Seal::Large(job) = store.begin_seal(Ino(1)).unwrap() else { panic!("large") };
+        let sealed = job.run().unwrap();
+        store.finish_seal(&sealed).unwrap();
+        for _ in 0..2 {
+            store.collect(&HashSet::new(), Duration::from_secs(3600), SystemTime::now()).unwrap();
+        }
+        // It fits when it begins; then somebody else writes.
+        let file = store.incoming_file(ContentId([1; 32]), 8 << 20).unwrap();
+        let writer = store.stage_new(Ino(2)).unwrap();
+        writer.write_all_at(&vec![7; 9 << 20], 0).unwrap();
+        assert!(store.free_space().unwrap().free < 2 << 20);
+        assert_eq!(fs::read_dir(dir.join("disk/trash")).unwrap().count(), 1);
+        store.make_room(2 << 20).unwrap();
+        file.write_all_at(&vec![8; 2 << 20], 0).unwrap();
+        assert_eq!(fs::read_dir(dir.join("disk/trash")).unwrap().count(), 0);
+        let error = store.make_room(6 << 20).unwrap_err();
+        assert!(error.errno == Errno::ENOSPC && error.message.contains("no room"), "{error}");
     });
 }

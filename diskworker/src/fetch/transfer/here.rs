@@ -1,0 +1,104 @@
+//! What of a content is on this disk when its transfer begins: what an earlier attempt left, and what the version before has.
+//! Until both are known others are asked only for what a reader waits for; and of that not for what may still be found here.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use delugefs_proto::errno::{FsError, FsResult};
+use nix::errno::Errno;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinHandle};
+
+use super::{Piece, State, Transfer};
+use crate::engine::Engine;
+use crate::fetch::{Since, earlier, is_set};
+
+impl Transfer {
+    /// Find out what an earlier attempt left, and copy what the version before has; readers are served meanwhile.
+    pub(super) fn look_what_is_here(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        fills: &Arc<Semaphore>,
+    ) -> FsResult<JoinHandle<FsResult<()>>> {
+        let file = self.file.lock().clone().ok_or(Errno::ECANCELED)?;
+        let (engine, fills, this) = (engine.clone(), fills.clone(), self.clone());
+        self.state.lock().hashing = true;
+        Ok(tokio::spawn(async move {
+            let Some(pieces) = this.pieces.clone() else { return Ok(()) };
+            let (wanted, store, stopped) = (this.wanted, engine.clone(), this.clone());
+            let looking = tokio::task::spawn_blocking(move || {
+                let stop = || stopped.stopped.is_cancelled(); // an error of its own then
+                store.store.incoming_pieces(&file, wanted.content, wanted.size, &pieces, &stop)
+            });
+            let bits = looking.await.map_err(|_| FsError::from(Errno::EIO))??;
+            this.take_what_is_here(&bits);
+            earlier::fill(this.clone(), engine, fills).await;
+            this.news.notify_one();
+            Ok(())
+        }))
+    }
+
+    fn take_what_is_here(&self, bits: &[u8]) {
+        let mut state = self.state.lock();
+        for piece in 0..state.have.len() {
+            if is_set(bits, piece) && state.have[piece] != Piece::Here {
+                state.have[piece] = Piece::Here;
+                state.have_bytes += self.length(piece);
+            }
+        }
+        state.since = Since(Instant::now(), state.have_bytes);
+        self.changed.notify_all();
+    }
+
+    /// The version before is about to be looked through; the first piece to look for.
+    pub fn begin_copying(&self) -> Option<usize> {
+        let mut state = self.state.lock();
+        state.unlooked = vec![true; state.have.len()];
+        state.next_to_copy()
+    }
+
+    /// Whether the version before has a piece, and then it is here; the next piece to look for.
+    pub fn copied(&self, piece: usize, is_here: bool) -> Option<usize> {
+        let mut state = self.state.lock();
+        if is_here && state.have[piece] != Piece::Here {
+            state.have[piece] = Piece::Here;
+            state.have_bytes += self.length(piece);
+            // It did not come from elsewhere.
+            state.since.1 += self.length(piece);
+            self.changed.notify_all();
+        }
+        state.unlooked[piece] = false;
+        if !is_here && state.wants.contains(&piece) {
+            self.news.notify_one();
+        }
+        state.next_to_copy()
+    }
+
+    /// No more is looked for.
+    pub fn end_copying(&self) {
+        self.state.lock().unlooked.clear();
+    }
+
+    /// What is here is known: now the rest may be asked for.
+    pub(super) fn looked(&self, looked: Result<FsResult<()>, JoinError>) -> FsResult<()> {
+        let mut state = self.state.lock();
+        (state.hashing, state.looked, state.progress) = (false, true, Instant::now());
+        looked.map_err(|_| FsError::from(Errno::EIO))?
+    }
+}
+
+impl State {
+    /// The next piece to look for in the version before: what a reader waits for, or else in order.
+    fn next_to_copy(&mut self) -> Option<usize> {
+        let State { wants, have, unlooked, look_at, .. } = self;
+        let may_have = |piece: &usize| unlooked[*piece] && have[*piece] == Piece::Missing;
+        if let Some(piece) = wants.iter().copied().find(may_have) {
+            return Some(piece);
+        }
+        let next = (*look_at..have.len()).find(may_have);
+        // What comes from elsewhere already is asked for again if need be.
+        unlooked[*look_at..next.unwrap_or(have.len())].fill(false);
+        *look_at = next.map_or(have.len(), |next| next + 1);
+        next
+    }
+}
