@@ -1,5 +1,7 @@
 //! Disks in one process that meet on the loopback interface.
 
+mod liar;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
