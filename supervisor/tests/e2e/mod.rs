@@ -13,7 +13,9 @@ mod writers;
 
 use std::time::{Duration, Instant};
 
+pub use crash::assert_at_rest;
 pub use host::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
+pub use random::Random;
 
 /// Longest wait for anything: more than an operation may wait for its worker.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,6 +30,6 @@ fn wait_for(what: &str, why: impl Fn() -> String, mut condition: impl FnMut() ->
 }
 
 /// A number from the environment.
-fn setting(name: &str) -> Option<u64> {
+pub fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
