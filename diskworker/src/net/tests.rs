@@ -1,6 +1,6 @@
 //! Disks in one process that meet on the loopback interface.
 
-mod liar;
+pub(crate) mod liar;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -17,7 +17,7 @@ const BEGIN: &[u8] = b"PACK\0\0\0\x02\0\0\0\x01\xb0\xa6\x1d\x78\x01\x01\x60\xea\
 
 /// What a liar does when it is asked for its catalog, or for a content.
 #[derive(Clone, Debug)]
-enum Manner {
+pub(crate) enum Manner {
     /// Bytes that are no pack.
     Garbage,
     /// A message above the limit.
@@ -35,7 +35,7 @@ enum Manner {
 }
 
 /// See the module.
-struct Liar {
+pub(crate) struct Liar {
     key: Identity,
     port: u16,
     asked: Arc<AtomicUsize>,
@@ -64,12 +64,24 @@ impl Liar {
         Self { key, port, asked, stop }
     }
 
-    fn id(&self) -> DiskId {
+    pub(crate) fn id(&self) -> DiskId {
         DiskId(self.key.id().0)
     }
 
-    fn asked(&self) -> usize {
+    pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
+    }
+
+    /// A disk hears from this one that it holds a content.
+    pub(crate) fn claims(&self, node: &Node, content: ContentId, epoch: u64) {
+        let (disk_id, added) = (self.id().0.into(), content.0[..16].into());
+        let claim = pb::Holdings { disk_id, epoch, generation: 1, added, ..Default::default() };
+        node.net.holdings.lock().hear(&claim);
+    }
+
+    /// Whether a disk has met it.
+    pub(crate) fn is_met_by(&self, node: &Node) -> bool {
+        node.net.table.lock().is_connected(self.id())
     }
 }
 
@@ -167,7 +179,8 @@ impl Peer for Lies {
             Manner::Garbage | Manner::Flipped(_) => self.answer(vec![reply(length)], None),
             Manner::Oversized => self.answer(vec![reply(length + 1)], None),
             Manner::Truncated(_) | Manner::Undeliverable(_) => self.answer(vec![reply(length / 2)], None),
-            Manner::Stall | Manner::Trickle => self.answer_and_stall(vec![reply(length / 2)]),
+            Manner::Stall => self.answer_and_stall(vec![reply(length / 2)]),
+            Manner::Trickle => self.answer(vec![reply(0)], Some(reply(1))),
         }
     }
 
@@ -177,7 +190,7 @@ impl Peer for Lies {
 }
 
 /// Two good disks that know each other, and liars that both know.
-async fn among_liars(manners: impl FnOnce(&Node) -> Vec<Manner>) -> (Vec<Node>, Vec<Liar>) {
+pub(crate) async fn among_liars(manners: impl FnOnce(&Node) -> Vec<Manner>) -> (Vec<Node>, Vec<Liar>) {
     let (host, mut members, nodes) = cluster(2, &[(0, 1)]).await;
     until("both to meet", || nodes[0].connected(&nodes[1]) && nodes[1].connected(&nodes[0])).await;
     let mut liars = Vec::new();
