@@ -13,6 +13,19 @@ use tempfile::TempDir;
 use super::wait_for;
 use crate::e2e::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
 
+/// What the programs warn about when one of them is killed.
+pub const KILLS: [&str; 8] = [
+    "the serving process was killed signal=Some(9)",
+    "the process that served",
+    "the launcher is gone",
+    "was killed by SIGKILL",
+    "lost the diskworker; waiting for it to come back",
+    "connection of a frontend: Broken pipe",
+    // Of one that the supervisor before had started.
+    "delugefs-fusefront ended",
+    "delugefs-diskworker ended",
+];
+
 /// See the module.
 pub struct Lab {
     switch: String,

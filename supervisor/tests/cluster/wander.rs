@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::lab::Lab;
+use super::lab::{KILLS, Lab};
 use super::stories::{bytes, joined, wait_for_content};
 use super::wait_for;
 
@@ -83,6 +83,6 @@ fn a_disk_that_comes_back_on_another_host_brings_what_only_it_has() {
         let (code, text) = host.says(&["scrub"]);
         assert_eq!(code, 0, "{text}\n{}", lab.logs());
     }
-    let odd = lab.unexpected(&["the serving process was killed", "cannot be reached"]);
+    let odd = lab.unexpected(&[&KILLS[..], &["cannot be reached"]].concat());
     assert!(odd.is_empty(), "unexpected:\n{}", odd.join("\n"));
 }
