@@ -1,5 +1,7 @@
 //! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
 
+mod liars;
+
 use std::os::unix::fs::FileExt;
 
 use delugefs_proto::ids::Ino;

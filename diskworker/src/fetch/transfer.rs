@@ -38,6 +38,8 @@ const REQUEST_BYTES: u64 = 4 << 20;
 const REQUEST_MIN_BYTES: u64 = 256 << 10;
 /// A holder that sends nothing for so long is left.
 const SILENT: Duration = Duration::from_secs(8);
+/// Less than this is nothing; limited lines send as much at once, or what is left.
+const STEP_BYTES: usize = 16 << 10;
 /// How long a holder that failed is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// With no holder for so long, the transfer fails: news of a new content travel beside it.
@@ -388,13 +390,21 @@ impl Transfer {
         let mut piece = first;
         let mut parts: Vec<Bytes> = Vec::new();
         let mut gathered = 0;
+        let (mut waited, mut step) = (Duration::ZERO, 0);
         while piece < first + count {
-            let reply = timeout(SILENT, replies.message()).await.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?;
+            let asked = Instant::now();
+            let reply = timeout(SILENT.saturating_sub(waited), replies.message()).await;
+            let reply = reply.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?;
+            waited += asked.elapsed();
             let Some(reply) = reply else {
                 return Err(FsError::new(Errno::ECONNRESET, "it sent less than it was asked for"));
             };
             let mut data = reply.data;
-            self.state.lock().progress = Instant::now();
+            step += data.len();
+            if step >= STEP_BYTES {
+                (waited, step) = (Duration::ZERO, 0);
+                self.state.lock().progress = Instant::now();
+            }
             while !data.is_empty() {
                 if piece >= first + count {
                     return Err(FsError::new(Errno::EBADMSG, "it sent more than it was asked for"));

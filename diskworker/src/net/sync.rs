@@ -1,5 +1,6 @@
-//! Following the catalogs of others: one at a time, whoever has announced a state that ours may lack. What comes is
-//! checked and joined by the engine; nothing here trusts a peer.
+//! Following the catalogs of others: one at a time, whoever has announced a state that ours may lack. Another one is asked
+//! beside those that are slow, so that a disk which stalls keeps no news out but its own. What comes is checked and joined
+//! by the engine; nothing here trusts a peer.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
@@ -12,9 +13,11 @@ use delugefs_proto::ids::DiskId;
 use delugefs_proto::peer_pb as pb;
 use git2::Oid;
 use nix::errno::Errno;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 use super::Net;
 use crate::fetch::hand_over;
@@ -23,8 +26,10 @@ use crate::fetch::hand_over;
 const INCLUDED_MAX: usize = 256;
 /// States offered as what we have.
 const HAVE_MAX: usize = 8;
-/// A peer that sends nothing for so long is given up.
+/// A peer that needs longer than this for [`CHUNK_BYTES`], on average, is given up.
 const STALLED: Duration = Duration::from_secs(20);
+/// Another disk is asked beside one that needs longer than this for them.
+const SLOW: Duration = Duration::from_secs(3);
 /// Pause after a failed exchange with a disk; doubles.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
@@ -52,6 +57,21 @@ impl Included {
     }
 }
 
+/// An exchange that is under way.
+struct Exchange {
+    task: AbortHandle,
+    waits: Waits,
+}
+
+/// Since when the next [`CHUNK_BYTES`] of an exchange are waited for; `None` when all is here.
+type Waits = Arc<Mutex<Option<Instant>>>;
+
+/// When another exchange may begin: when all that are under way are slow. `None`: not before one of them has ended.
+fn is_free_at(under_way: &HashMap<DiskId, Exchange>, now: Instant) -> Option<Instant> {
+    let slow_at = |exchange: &Exchange| exchange.waits.lock().map(|since| since + SLOW);
+    under_way.values().map(slow_at).try_fold(now, |latest, at| Some(latest.max(at?)))
+}
+
 /// Follow for as long as the network runs.
 pub(super) async fn follow(net: Arc<Net>) {
     let mut included = Included::default();
@@ -59,36 +79,48 @@ pub(super) async fn follow(net: Arc<Net>) {
     let mut commits = net.engine.commits();
     // The latest state taken from each: the best to continue from.
     let mut taken: HashMap<DiskId, Oid> = HashMap::new();
+    let mut under_way: HashMap<DiskId, Exchange> = HashMap::new();
+    let mut takes = JoinSet::new();
     loop {
         let ours = *commits.borrow_and_update();
         included.add(ours);
         let now = Instant::now();
-        let wanted = {
+        let free_at = is_free_at(&under_way, now);
+        let wanted = free_at.filter(|at| *at <= now).and_then(|_| {
             let table = net.table.lock();
             let connected = table.disks.iter().filter(|(_, other)| other.link.is_some());
             let mut lacking = connected.filter_map(|(disk, other)| Some((*disk, other.state?)));
             lacking.find(|(disk, state)| {
-                !included.set.contains(state) && failures.get(disk).is_none_or(|(_, until)| *until <= now)
+                let may_try = failures.get(disk).is_none_or(|(_, until)| *until <= now);
+                may_try && !included.set.contains(state) && !under_way.contains_key(disk)
             })
-        };
-        let Some((disk, state)) = wanted else {
-            let retry = failures.values().map(|(_, until)| *until).filter(|until| *until > now).min();
-            tokio::select! {
-                () = net.states.notified() => {}
-                _ = commits.changed() => {}
-                () = tokio::time::sleep_until(retry.unwrap_or(now + STALLED).into()) => {}
-                () = net.stop.cancelled() => return,
-            }
+        });
+        if let Some((disk, state)) = wanted {
+            let mut have = vec![ours];
+            have.extend(taken.get(&disk));
+            have.extend(included.order.iter().rev().copied());
+            have.truncate(HAVE_MAX);
+            let (net, waits) = (net.clone(), Arc::new(Mutex::new(Some(now))));
+            let waiting = waits.clone();
+            let task = takes.spawn(async move { (disk, state, take(&net, disk, have, &waiting).await) });
+            under_way.insert(disk, Exchange { task, waits });
             continue;
-        };
-        let mut have = vec![ours];
-        have.extend(taken.get(&disk));
-        have.extend(included.order.iter().rev().copied());
-        have.truncate(HAVE_MAX);
-        let taking = take(&net, disk, have);
-        let result = tokio::select! {
-            result = taking => result,
+        }
+        let retry = failures.values().map(|(_, until)| *until).chain(free_at).filter(|until| *until > now).min();
+        let ended = tokio::select! {
+            Some(ended) = takes.join_next() => ended,
+            () = net.states.notified() => continue,
+            _ = commits.changed() => continue,
+            () = tokio::time::sleep_until(retry.unwrap_or(now + STALLED).into()) => continue,
             () = net.stop.cancelled() => return,
+        };
+        under_way.retain(|_, exchange| !exchange.task.is_finished());
+        let (disk, state, result) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!("an exchange of catalogs panicked: {error}");
+                continue;
+            }
         };
         match result {
             Ok(got) => {
@@ -124,15 +156,45 @@ pub(super) async fn follow(net: Arc<Net>) {
     }
 }
 
+/// The messages of an exchange, and how slowly they come.
+struct Replies<'a> {
+    stream: Streaming<pb::FetchPackReply>,
+    received_bytes: usize,
+    waited: Duration,
+    waits: &'a Waits,
+}
+
+impl Replies<'_> {
+    async fn next(&mut self) -> FsResult<Option<pb::FetchPackReply>> {
+        let begin = Instant::now();
+        let chunks = self.received_bytes / CHUNK_BYTES;
+        // A byte now and then is no progress.
+        let patience = (STALLED * (chunks as u32 + 1)).saturating_sub(self.waited);
+        let reply = timeout(patience, self.stream.message()).await;
+        let reply = reply.map_err(|_| FsError::new(Errno::ETIMEDOUT, "it stopped sending"))?.map_err(lost)?;
+        self.waited += begin.elapsed();
+        self.received_bytes += reply.as_ref().map_or(0, |reply| reply.pack.len());
+        match &reply {
+            None => *self.waits.lock() = None,
+            Some(_) if self.received_bytes / CHUNK_BYTES > chunks => *self.waits.lock() = Some(Instant::now()),
+            Some(_) => {}
+        }
+        Ok(reply)
+    }
+}
+
+fn lost(status: Status) -> FsError {
+    FsError::new(Errno::ECONNRESET, status.message().to_owned())
+}
+
 /// Fetch what a disk has more than we do, and join it; the state it was.
-async fn take(net: &Arc<Net>, disk: DiskId, have: Vec<Oid>) -> FsResult<Oid> {
+async fn take(net: &Arc<Net>, disk: DiskId, have: Vec<Oid>, waits: &Waits) -> FsResult<Oid> {
     let have = have.into_iter().map(|commit| commit.as_bytes().to_vec()).collect();
     let mut client = net.client(disk).await?;
-    let lost = |status: Status| FsError::new(Errno::ECONNRESET, status.message().to_owned());
     let asked = timeout(STALLED, client.fetch_pack(pb::FetchPackRequest { have })).await;
-    let mut replies = asked.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?.into_inner();
-    let first = timeout(STALLED, replies.message()).await.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?;
-    let first = first.ok_or(Errno::EPROTO)?;
+    let stream = asked.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?.into_inner();
+    let mut replies = Replies { stream, received_bytes: 0, waited: Duration::ZERO, waits };
+    let first = replies.next().await?.ok_or(Errno::EPROTO)?;
     let commit = Oid::from_bytes(&first.commit).map_err(|_| Errno::EPROTO)?;
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
     let engine = net.engine.clone();
@@ -143,20 +205,14 @@ async fn take(net: &Arc<Net>, disk: DiskId, have: Vec<Oid>) -> FsResult<Oid> {
         if !chunk.is_empty() && sender.send(Ok(chunk.into())).await.is_err() {
             break; // refused: the result says why
         }
-        chunk = match timeout(STALLED, replies.message()).await {
-            Ok(Ok(Some(reply))) => reply.pack,
-            Ok(Ok(None)) => break,
-            Ok(Err(status)) => {
-                let _ = sender.send(Err(io::Error::other(status.message().to_owned()))).await;
+        chunk = match replies.next().await {
+            Ok(Some(reply)) => reply.pack,
+            Ok(None) => break,
+            Err(error) => {
+                let _ = sender.send(Err(io::Error::other(error.to_string()))).await;
                 drop(sender);
                 let _ = joining.await;
-                return Err(lost(status));
-            }
-            Err(_) => {
-                let _ = sender.send(Err(io::ErrorKind::TimedOut.into())).await;
-                drop(sender);
-                let _ = joining.await;
-                return Err(FsError::new(Errno::ETIMEDOUT, "it stopped sending"));
+                return Err(error);
             }
         };
     }

@@ -1,6 +1,7 @@
 //! Disks in one process that meet on the loopback interface.
 
 mod figures;
+pub(crate) mod liar;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

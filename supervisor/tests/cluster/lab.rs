@@ -13,6 +13,19 @@ use tempfile::TempDir;
 use super::wait_for;
 use crate::e2e::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
 
+/// What the programs warn about when one of them is killed.
+pub const KILLS: [&str; 8] = [
+    "the serving process was killed signal=Some(9)",
+    "the process that served",
+    "the launcher is gone",
+    "was killed by SIGKILL",
+    "lost the diskworker; waiting for it to come back",
+    "connection of a frontend: Broken pipe",
+    // Of one that the supervisor before had started.
+    "delugefs-fusefront ended",
+    "delugefs-diskworker ended",
+];
+
 /// See the module.
 pub struct Lab {
     switch: String,
@@ -81,6 +94,13 @@ impl Lab {
         self.hosts.iter().map(Host::logs).collect()
     }
 
+    /// Warnings and errors in what the programs said that have none of these texts in them.
+    pub fn unexpected(&self, expected: &[&str]) -> Vec<String> {
+        let logs = self.logs();
+        let odd = logs.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+        odd.filter(|line| !expected.iter().any(|text| line.contains(text))).map(str::to_owned).collect()
+    }
+
     /// Wait until these hosts have one catalog, with nothing uncommitted.
     pub fn wait_for_one_catalog(&self, hosts: &[usize]) {
         let commits = || -> Vec<(Value, Value)> {
@@ -129,6 +149,17 @@ impl Host {
         assert!(ip(&["-n", &self.name, "addr", "flush", "dev", "eth0"]));
         assert!(ip(&["-n", &self.name, "addr", "add", &format!("{address}/24"), "dev", "eth0"]));
         assert!(ip(&["-n", &self.name, "route", "replace", "default", "via", "10.77.0.254"]));
+    }
+
+    /// ip(8) in its network.
+    pub fn ip(&self, arguments: &[&str]) {
+        let all = [&["-n", &self.name], arguments].concat();
+        assert!(ip(&all), "ip {all:?}");
+    }
+
+    /// Put a network device of this process into its network.
+    pub fn take_device(&self, device: &str) {
+        assert!(ip(&["link", "set", device, "netns", &self.name]));
     }
 
     /// Put a file system of so many MiB behind a folder.
@@ -223,6 +254,17 @@ impl Host {
         wait_for("`delugefs run` to be ready", || self.logs(), || said() == "ready\n");
     }
 
+    /// The same as a service would: `delugefs-supervisor` with a configuration, until its first mount is up.
+    pub fn serve(&mut self, config: &str, more: &[&str]) {
+        self.starts += 1;
+        let log = |end| File::create(self.path(&format!("run{}.{end}", self.starts))).unwrap();
+        let mut command = self.command(bin("delugefs-supervisor").to_str().unwrap());
+        command.arg("--run-dir").arg(self.path("r")).arg("--state-dir").arg(self.path("s"));
+        command.arg("--config").arg(self.path(config)).args(more).stdout(log("out")).stderr(log("err"));
+        self.run = Some(command.spawn().unwrap());
+        wait_for("the mount", || self.logs(), || self.json(&["status"])["mounts"][0]["state"] == "up");
+    }
+
     /// Wait until it ends by itself; its exit code.
     pub fn wait_for_end(&mut self) -> i32 {
         let mut run = self.run.take().expect("it runs");
@@ -258,6 +300,15 @@ impl Host {
                 let _ = delugefs_supervisor::sys::detach(&mount);
             }
         }
+    }
+
+    /// Nothing of it runs or is mounted any more.
+    pub fn assert_gone(&self) {
+        let left: Vec<_> = noted(&self.path("r")).into_iter().filter(|pid| is_ours(*pid)).collect();
+        assert!(left.is_empty(), "processes {left:?} are left\n{}", self.logs());
+        let mounts = delugefs_supervisor::sys::delugefs_mounts().unwrap_or_default();
+        let left: Vec<_> = mounts.iter().filter(|mount| mount.starts_with(self.dir.path())).collect();
+        assert!(left.is_empty(), "{left:?} is still mounted\n{}", self.logs());
     }
 
     /// The process id of the first disk's worker.

@@ -4,10 +4,17 @@
 
 mod disks;
 mod figures;
+mod hostile;
 mod killed;
 mod lab;
+mod limits;
+mod load;
+mod rough;
+#[cfg(target_os = "linux")]
+mod slow;
 mod stories;
 mod trouble;
+mod wander;
 
 use std::time::{Duration, Instant};
 

@@ -108,7 +108,7 @@ pub fn end_well(host: &mut Host, shelves: &[Shelf]) {
     let (code, _) = host.stop();
     assert_eq!(code, 0, "{}", host.logs());
     host.assert_gone();
-    assert_at_rest(host, &host.disk());
+    assert_at_rest(&host.disk(), &["staging", "incoming"], || host.logs());
 
     host.start();
     let after = tree::read(&host.mount()).unwrap();
@@ -126,16 +126,16 @@ pub fn below(tree: &tree::Tree, prefix: &str) -> tree::Tree {
     inside.collect()
 }
 
-/// A disk that was stopped cleanly has no work left to do.
-pub fn assert_at_rest(host: &Host, disk: &Path) {
-    for folder in ["staging", "incoming"] {
+/// A disk that was stopped cleanly has no work left to do, and these folders are empty.
+pub fn assert_at_rest(disk: &Path, empty: &[&str], why: impl Fn() -> String) {
+    for folder in empty {
         let names = fs::read_dir(disk.join(folder)).unwrap().map(|entry| entry.unwrap().file_name());
         // The folder the torrent session works in stays, so that there is room for it on a full disk.
         let left: Vec<_> = names.filter(|name| name != ".session").collect();
-        assert!(left.is_empty(), "{folder}/ has {left:?}\n{}", host.logs());
+        assert!(left.is_empty(), "{folder}/ has {left:?}\n{}", why());
     }
     let state = fs::read_to_string(disk.join("journal/state")).unwrap();
-    assert!(state.contains(" clean "), "journal/state says {state}\n{}", host.logs());
+    assert!(state.contains(" clean "), "journal/state says {state}\n{}", why());
     let git = Command::new("git")
         .arg("--git-dir")
         .arg(disk.join("catalog.git"))

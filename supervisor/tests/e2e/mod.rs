@@ -15,7 +15,9 @@ mod writers;
 
 use std::time::{Duration, Instant};
 
+pub use crash::assert_at_rest;
 pub use host::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
+pub use random::Random;
 
 /// Longest wait for anything: more than an operation may wait for its worker.
 const PATIENCE: Duration = Duration::from_secs(60);

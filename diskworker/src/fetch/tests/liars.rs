@@ -1,0 +1,32 @@
+//! Disks that say they hold a content and send something else, half of it, or nothing: who reads gets past them.
+
+use super::*;
+use crate::net::tests::liar::{Liar, Manner, among_liars};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_reader_gets_past_liars_to_a_disk_that_has_the_content() {
+    let manners = |_: &Node| {
+        vec![Manner::Trickle, Manner::Stall, Manner::Garbage, Manner::Oversized, Manner::Truncated(Vec::new())]
+    };
+    let (nodes, liars) = among_liars(manners).await;
+    until("the liars to be met", || liars.iter().all(|liar| liar.is_met_by(&nodes[1]))).await;
+    for (epoch, content) in [bytes(100_000), bytes(6 << 20)].iter().enumerate() {
+        let wanted = write(&nodes[0], &format!("file{epoch}"), content);
+        known(&nodes[1], wanted).await;
+        liars.iter().for_each(|liar| liar.claims(&nodes[1], wanted.content, 1 + epoch as u64));
+        assert_eq!(nodes[1].net().holders(wanted.content).len(), 1 + liars.len());
+        // A reader may have to try again, but not for ever; what he gets is right.
+        let whole = || {
+            let fetcher = nodes[1].fetcher().clone();
+            blocking(move || fetcher.whole(wanted))
+        };
+        let mut tries = 1;
+        while let Err(error) = whole().await {
+            tries += 1;
+            assert!(tries <= 5, "{error}");
+        }
+        println!("{} bytes: {tries} tries", content.len());
+        assert!(read(&nodes[1], wanted) == *content);
+    }
+    assert!(liars.iter().map(Liar::asked).sum::<usize>() > 0);
+}

@@ -1,0 +1,90 @@
+//! A disk whose bytes rot: nobody is ever shown a wrong byte of what another disk holds.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::PathBuf;
+
+use super::lab::Lab;
+use super::load::digest;
+use super::stories::{bytes, joined};
+use super::wait_for;
+
+/// Warnings and errors a host may log about all of this.
+const LINES_MAX: usize = 20;
+
+/// Where a host's disk keeps a content.
+fn stored(lab: &Lab, at: usize, content: &[u8]) -> PathBuf {
+    let hex: String = digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+    lab.hosts[at].path(&format!("d/data/{}/{hex}", &hex[..2]))
+}
+
+/// Change a byte in the middle of a content on a host's disk; done twice, it is right again.
+fn rot(lab: &Lab, at: usize, content: &[u8]) {
+    let path = stored(lab, at, content);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let (mut byte, middle) = ([0], content.len() as u64 / 2);
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[!byte[0]], middle).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+}
+
+/// Read a file from its begin as far as it goes: whether all of it came. Never a byte that is not right.
+fn read(lab: &Lab, at: usize, name: &str, content: &[u8]) -> bool {
+    let Ok(file) = File::open(lab.hosts[at].file(name)) else { return false };
+    let mut block = vec![0; 64 << 10];
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut block, offset as u64) {
+            Ok(0) => return offset == content.len(),
+            Ok(length) => {
+                assert!(block[..length] == content[offset..][..length], "{name} on host {at}: wrong at {offset}");
+                offset += length;
+            }
+            Err(_) => return false,
+        }
+    }
+}
+
+#[test]
+fn rotten_bytes_are_never_shown_elsewhere() {
+    let Some(lab) = joined(3) else { return };
+    let contents = |more: usize| [bytes(100_000 + more), bytes((9 << 20) + more)];
+    let host = &lab.hosts[0];
+    fs::create_dir(host.file("one")).unwrap();
+    assert_eq!(host.says(&["copies", host.file("one").to_str().unwrap(), "1"]).0, 0);
+
+    // Of these there is one copy.
+    let single = contents(0);
+    let names = ["one/small", "one/large"];
+    for (name, content) in names.iter().zip(&single) {
+        fs::write(host.file(name), content).unwrap();
+        let arrived = || fs::metadata(lab.hosts[1].file(name)).is_ok_and(|meta| meta.len() == content.len() as u64);
+        wait_for(name, || lab.logs(), arrived);
+        wait_for("it to be stored", || lab.logs(), || lab.hosts[1].copies(name) == 1);
+        rot(&lab, 0, content);
+    }
+    std::thread::scope(|scope| {
+        let lab = &lab;
+        for (name, content) in names.iter().zip(&single) {
+            scope.spawn(move || assert!(!read(lab, 1, name, content), "{name} has no right copy"));
+        }
+    });
+    let (code, text) = host.says(&["scrub"]);
+    assert_eq!(code, 20, "{text}");
+    for (name, content) in names.iter().zip(&single) {
+        rot(&lab, 0, content);
+        wait_for("the right bytes", || lab.logs(), || read(&lab, 1, name, content));
+    }
+
+    // Of these there are two, and one of them rots: the third host gets the other one.
+    for (name, content) in ["small", "large"].iter().zip(contents(1)) {
+        fs::write(host.file(name), &content).unwrap();
+        wait_for("two copies", || lab.logs(), || lab.hosts.iter().all(|host| host.copies(name) == 2));
+        let third = (1..3).find(|at| !stored(&lab, *at, &content).exists()).expect("there are two copies");
+        rot(&lab, 0, &content);
+        wait_for("the right bytes", || lab.logs(), || read(&lab, third, name, &content));
+    }
+    let lines = lab.unexpected(&[]);
+    assert!(lines.len() <= LINES_MAX, "logged again and again:\n{}", lines.join("\n"));
+}

@@ -1,0 +1,233 @@
+//! Programs at work on the mounts of all hosts while things go wrong, and what they know: which files they closed, with the
+//! SHA-256 of their content. A file is written under a passing name and renamed when it is whole, as careful programs do;
+//! so under a final name there is all of it or nothing. Every writer also reads what the others say they have closed.
+//!
+//! A call may fail when the mount's frontend is dead ("not connected"), and then both outcomes are right. Any other failure
+//! is recorded, and so is a wrong byte, whenever it is seen.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::e2e::Random;
+
+/// Files a writer makes at most: about 30 MiB.
+const FILES_MAX: u32 = 200;
+/// Pause after a file, so that the machine has time for what is tested.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// SHA-256.
+pub type Digest = [u8; 32];
+
+/// What a name must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// This content.
+    Closed(Digest),
+    /// No file.
+    Removed,
+    /// This content or no file: the call that decides was cut short.
+    Unsure(Digest),
+}
+
+/// Every name that was ever made, below the mount.
+pub type Manifest = BTreeMap<String, Known>;
+
+/// Running writers, one for each mount.
+pub struct Load {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    manifest: Mutex<Manifest>,
+    failures: Mutex<Vec<String>>,
+}
+
+/// The SHA-256 of a content.
+pub fn digest(content: &[u8]) -> Digest {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, content);
+    digest.as_ref().try_into().unwrap()
+}
+
+impl Load {
+    /// Begin to write below `h0`, `h1`, ... of these mounts; the folders are there.
+    pub fn start(mounts: &[PathBuf], seed: u64) -> Self {
+        let shared = Arc::new(Shared::default());
+        let threads = mounts.iter().enumerate().map(|(number, mount)| {
+            let random = Random::new(seed ^ (number as u64 + 1).wrapping_mul(0x1234_5678_9abc_def1));
+            let mut writer = Writer { shared: shared.clone(), number, mount: mount.clone(), random };
+            std::thread::Builder::new().name(format!("writer {number}")).spawn(move || writer.work()).unwrap()
+        });
+        Self { threads: threads.collect(), shared }
+    }
+
+    /// What went wrong so far.
+    pub fn failures(&self) -> Vec<String> {
+        self.shared.failures.lock().unwrap().clone()
+    }
+
+    /// End them; all that they know.
+    pub fn stop(mut self) -> Manifest {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a writer panicked");
+        }
+        let manifest = self.shared.manifest.lock().unwrap().clone();
+        manifest
+    }
+}
+
+impl Drop for Load {
+    /// Not joined: a call may hang until the lab has ended its mount.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What a mount has that it must not have, and what it lacks, of all that was written. Empty when all is well.
+pub fn differences(manifest: &Manifest, mount: &Path) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (name, known) in manifest {
+        let found = match fs::read(mount.join(name)) {
+            Ok(content) => Some(digest(&content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                wrong.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        let right = match known {
+            Known::Closed(digest) => found == Some(*digest),
+            Known::Removed => found.is_none(),
+            Known::Unsure(digest) => found.is_none_or(|found| found == *digest),
+        };
+        if !right {
+            wrong.push(format!("{name}: {}, but {known:?}", found.map_or("no file".into(), |d| format!("{d:?}"))));
+        }
+    }
+    wrong
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    number: usize,
+    mount: PathBuf,
+    random: Random,
+}
+
+impl Writer {
+    fn work(&mut self) {
+        let mut mounted = None;
+        let mut files = 0;
+        while files < FILES_MAX && !self.shared.stop.load(Ordering::SeqCst) {
+            let Some((_, base)) = &mounted else {
+                mounted = attach(&self.mount).ok();
+                std::thread::sleep(PAUSE);
+                continue;
+            };
+            let base = base.clone();
+            files += 1;
+            let done = self.write(&base, &format!("h{}/f{files}", self.number)).and_then(|()| self.read(&base));
+            let done = done.and_then(|()| if self.random.one_in(5) { self.remove(&base) } else { Ok(()) });
+            if done.is_err() {
+                mounted = None;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn know(&self, name: &str, known: Known) {
+        self.shared.manifest.lock().unwrap().insert(name.into(), known);
+    }
+
+    /// The call's result; a failure that cannot be explained by a dead frontend is recorded.
+    fn result<T>(&self, what: &str, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            let gone = [Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENODEV];
+            if !gone.iter().any(|errno| error.raw_os_error() == Some(*errno as i32)) {
+                self.fail(format!("{what}: {error}"));
+            }
+        })
+    }
+
+    fn fail(&self, what: String) {
+        self.shared.failures.lock().unwrap().push(format!("on host {}: {what}", self.number));
+    }
+
+    fn write(&mut self, base: &Path, name: &str) -> io::Result<()> {
+        let bound = match self.random.below(12) {
+            0 => 6 << 20,
+            1..=3 => 400 << 10,
+            _ => 8 << 10,
+        };
+        let size = self.random.below(bound) as usize;
+        let content = self.random.bytes(size);
+        let (passing, last) = (base.join(format!("{name}.part")), base.join(name));
+        let writing = || -> io::Result<()> {
+            let mut file = File::create_new(&passing)?;
+            content.chunks(1 << 20).try_for_each(|piece| file.write_all(piece))
+        };
+        self.result(&format!("writing {name}"), writing())?;
+        let digest = digest(&content);
+        self.know(name, Known::Unsure(digest));
+        self.result(&format!("renaming to {name}"), fs::rename(&passing, &last))?;
+        self.know(name, Known::Closed(digest));
+        Ok(())
+    }
+
+    /// Read a file of any host: late and failing is allowed, wrong is not.
+    fn read(&mut self, base: &Path) -> io::Result<()> {
+        let closed: Vec<(String, Digest)> = {
+            let manifest = self.shared.manifest.lock().unwrap();
+            let closed = |(name, known): (&String, &Known)| match known {
+                Known::Closed(digest) => Some((name.clone(), *digest)),
+                _ => None,
+            };
+            manifest.iter().filter_map(closed).collect()
+        };
+        let Some((name, expected)) = self.random.pick(&closed) else { return Ok(()) };
+        match fs::read(base.join(name)) {
+            Ok(content) if digest(&content) != *expected => self.fail(format!("{name} has wrong bytes")),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOTCONN as i32) => return Err(error),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Remove one of its own files.
+    fn remove(&mut self, base: &Path) -> io::Result<()> {
+        let own = format!("h{}/", self.number);
+        let closed = |(name, known): (&String, &Known)| match known {
+            Known::Closed(digest) if name.starts_with(&own) => Some((name.clone(), *digest)),
+            _ => None,
+        };
+        let closed: Vec<_> = self.shared.manifest.lock().unwrap().iter().filter_map(closed).collect();
+        let Some((name, digest)) = self.random.pick(&closed) else { return Ok(()) };
+        self.know(name, Known::Unsure(*digest));
+        self.result(&format!("removing {name}"), fs::remove_file(base.join(name)))?;
+        self.know(name, Known::Removed);
+        Ok(())
+    }
+}
+
+/// Hold the mount: by a descriptor, so that no path leads into the folder below when the mount is gone for a moment.
+fn attach(mount: &Path) -> io::Result<(File, PathBuf)> {
+    let root = OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECTORY).open(mount)?;
+    if root.metadata()?.dev() == fs::metadata(mount.parent().unwrap())?.dev() {
+        return Err(io::Error::other("nothing is mounted"));
+    }
+    let path = format!("/proc/self/fd/{}", root.as_raw_fd()).into();
+    Ok((root, path))
+}
