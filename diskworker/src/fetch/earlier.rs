@@ -18,6 +18,8 @@ use crate::engine::Engine;
 
 /// How long somebody who waits for the content lets others have the disk first; then all of it is fetched.
 const TURN: Duration = Duration::from_secs(10);
+/// The same for a mirror. It has one of few places meanwhile.
+const MIRROR_TURN: Duration = Duration::from_secs(600);
 
 impl Fetcher {
     /// For BitTorrent, which looks afterwards which pieces are there. When this is dropped the copying ends soon; until it has,
@@ -26,7 +28,7 @@ impl Fetcher {
         if !self.engine.store.has_earlier(wanted.content) {
             return;
         }
-        let Ok(place) = self.fills.clone().acquire_owned().await else { return };
+        let Ok(Ok(place)) = timeout(MIRROR_TURN, self.fills.clone().acquire_owned()).await else { return };
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let engine = self.engine.clone();

@@ -25,7 +25,7 @@ const STUCK: Duration = Duration::from_secs(120);
 /// A source that ended is tried again after this.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// A content that BitTorrent fetches, until this is dropped.
+/// A content that BitTorrent fetches, until this is dropped: by the fetch, and by what it left running in the background.
 pub(super) struct Swarming(Arc<Fetcher>, ContentId);
 
 impl Drop for Swarming {
@@ -45,7 +45,12 @@ impl Fetcher {
             if transfers.contains_key(&content) {
                 return Err(FsError::new(Errno::EAGAIN, "somebody reads it: it comes that way"));
             }
-            self.swarming.lock().insert(content, stop.clone());
+            let mut swarming = self.swarming.lock();
+            if swarming.contains_key(&content) {
+                return Err(FsError::new(Errno::EAGAIN, "an earlier fetch of it is ending"));
+            }
+            swarming.insert(content, stop.clone());
+            drop(swarming);
             Arc::new(Swarming(self.clone(), content))
         };
         let fetching = async {
