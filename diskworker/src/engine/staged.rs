@@ -73,7 +73,8 @@ impl Staged {
 #[derive(Default)]
 pub(super) struct StagedTable {
     files: HashMap<Ino, Staged>,
-    handles: HashMap<u64, (SessionId, Ino)>,
+    /// Of which session, and of which entry of which file.
+    handles: HashMap<u64, (SessionId, Ino, u64)>,
     /// Entries so far.
     entries: u64,
 }
@@ -125,18 +126,19 @@ impl StagedTable {
             staged.writers += 1;
             staged.session = Some(session);
             staged.opened += 1;
-            self.handles.insert(handle, (session, ino));
+            self.handles.insert(handle, (session, ino, staged.entry));
         }
     }
 
     /// A write handle is closed.
     pub fn close(&mut self, session: SessionId, handle: u64) -> Option<Closed> {
-        let &(owner, ino) = self.handles.get(&handle)?;
+        let &(owner, ino, entry) = self.handles.get(&handle)?;
         if owner != session {
             return None;
         }
         self.handles.remove(&handle);
-        Some(match self.files.get_mut(&ino) {
+        // Not of an entry that the file has got since: it is not one of those that count there.
+        Some(match self.same(ino, entry) {
             Some(staged) => {
                 staged.writers -= 1;
                 Closed { ino, dir: staged.dir, is_last: staged.writers == 0 }
@@ -147,7 +149,7 @@ impl StagedTable {
 
     /// All handles of a session.
     pub fn handles_of(&self, session: SessionId) -> Vec<u64> {
-        self.handles.iter().filter(|(_, (owner, _))| *owner == session).map(|(handle, _)| *handle).collect()
+        self.handles.iter().filter(|(_, (owner, ..))| *owner == session).map(|(handle, _)| *handle).collect()
     }
 
     /// Files nobody writes and nobody works on, and that are not to be left alone at this time: what is left to be sealed.
@@ -160,5 +162,24 @@ impl StagedTable {
     /// Whatever kept files from being sealed may be over.
     pub fn retry_now(&mut self) {
         self.files.values_mut().for_each(|staged| staged.not_before = None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_of_a_file_that_lost_its_name_is_none_of_its_successor() {
+        let (mut table, ino) = (StagedTable::default(), Ino(77));
+        table.insert(ino, Staged::default());
+        table.open(1, 5, ino);
+        table.remove(ino);
+        table.insert(ino, Staged::default());
+        table.open(2, 5, ino);
+        assert!(table.close(5, 1).is_some_and(|closed| !closed.is_last));
+        assert_eq!(table.get(ino).map(|staged| staged.writers), Some(1));
+        assert!(table.close(6, 2).is_none(), "of another session");
+        assert!(table.close(5, 2).is_some_and(|closed| closed.is_last));
     }
 }
