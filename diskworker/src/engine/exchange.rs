@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use delugefs_proto::errno::{FsError, FsResult};
 
 use super::{Core, Engine};
-use crate::catalog::ImportLimits;
+use crate::catalog::{ImportLimits, State};
 use crate::namespace::{catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
@@ -15,6 +15,11 @@ impl Engine {
     /// Told the committed state's commit after every change of it.
     pub fn commits(&self) -> tokio::sync::watch::Receiver<git2::Oid> {
         self.published.subscribe()
+    }
+
+    /// The committed state. Everything of it stays here for as long as this lives.
+    pub fn committed(&self) -> State {
+        self.core_catalog().state()
     }
 
     /// Whether other disks are connected: one follows on their behalf, and each is told.
@@ -42,8 +47,8 @@ impl Engine {
     }
 
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error
-    /// nothing of it is kept.
-    pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid) -> FsResult<()> {
+    /// nothing of it is kept. What it gives back is the other disk's state.
+    pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid) -> FsResult<State> {
         self.check_writable()?;
         let theirs = self.core_catalog().import(pack, commit, &ImportLimits::default()).map_err(|error| {
             FsError::new(catalog_errno(&error), format!("refused the state of another disk: {error}"))
@@ -63,10 +68,10 @@ impl Engine {
             })?;
             if joined {
                 self.publish_commit();
-                return Ok(());
+                break;
             }
         }
-        Ok(())
+        Ok(theirs)
     }
 
     /// Commit the rest with writers waiting: who writes all the time must not keep the states of others out.
