@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 
 use delugefs_proto::errno::{FsError, FsResult};
+use nix::errno::Errno;
 
 use super::{Core, Engine};
-use crate::catalog::{ImportLimits, State};
+use crate::catalog::{CatalogError, ImportLimits, State};
 use crate::namespace::{catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
@@ -43,7 +44,13 @@ impl Engine {
         let catalog = self.core_catalog();
         let state = catalog.state();
         begin(state.commit)?;
-        catalog.export(&state, have, out).map_err(catalog_error)
+        catalog.export(&state, have, out).map_err(|error| match &error {
+            // The other disk has gone away, or refuses: nothing is wrong with ours.
+            CatalogError::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => {
+                FsError::new(Errno::EPIPE, error.to_string())
+            }
+            _ => catalog_error(error),
+        })
     }
 
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error

@@ -6,6 +6,7 @@ mod disks;
 mod figures;
 mod hostile;
 mod lab;
+mod letting_go;
 mod limits;
 mod load;
 mod rough;
