@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 
 use delugefs_proto::errno::{FsError, FsResult};
+use nix::errno::Errno;
 
 use super::{Core, Engine};
-use crate::catalog::ImportLimits;
+use crate::catalog::{CatalogError, ImportLimits, State};
 use crate::namespace::{catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
@@ -15,6 +16,11 @@ impl Engine {
     /// Told the committed state's commit after every change of it.
     pub fn commits(&self) -> tokio::sync::watch::Receiver<git2::Oid> {
         self.published.subscribe()
+    }
+
+    /// The committed state. Everything of it stays here for as long as this lives.
+    pub fn committed(&self) -> State {
+        self.core_catalog().state()
     }
 
     /// Whether other disks are connected: one follows on their behalf, and each is told.
@@ -38,12 +44,18 @@ impl Engine {
         let catalog = self.core_catalog();
         let state = catalog.state();
         begin(state.commit)?;
-        catalog.export(&state, have, out).map_err(catalog_error)
+        catalog.export(&state, have, out).map_err(|error| match &error {
+            // The other disk has gone away, or refuses: nothing is wrong with ours.
+            CatalogError::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => {
+                FsError::new(Errno::EPIPE, error.to_string())
+            }
+            _ => catalog_error(error),
+        })
     }
 
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error
-    /// nothing of it is kept.
-    pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid) -> FsResult<()> {
+    /// nothing of it is kept. What it gives back is the other disk's state.
+    pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid) -> FsResult<State> {
         self.check_writable()?;
         let theirs = self.core_catalog().import(pack, commit, &ImportLimits::default()).map_err(|error| {
             FsError::new(catalog_errno(&error), format!("refused the state of another disk: {error}"))
@@ -66,10 +78,10 @@ impl Engine {
                     self.store.note_version(step.ino, step.newer, step.older);
                 }
                 self.publish_commit();
-                return Ok(());
+                break;
             }
         }
-        Ok(())
+        Ok(theirs)
     }
 
     /// Commit the rest with writers waiting: who writes all the time must not keep the states of others out.

@@ -20,10 +20,13 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
 use super::Net;
+use crate::catalog::State;
 use crate::fetch::hand_over;
 
 /// States known to be part of ours.
 const INCLUDED_MAX: usize = 256;
+/// States taken from others of which all is kept: it costs what has changed since. Those of connected disks are kept anyway.
+const TAKEN_MAX: usize = 16;
 /// States offered as what we have.
 const HAVE_MAX: usize = 8;
 /// A peer that needs longer than this for [`CHUNK_BYTES`], on average, is given up.
@@ -77,13 +80,19 @@ pub(super) async fn follow(net: Arc<Net>) {
     let mut included = Included::default();
     let mut failures: HashMap<DiskId, (u32, Instant)> = HashMap::new();
     let mut commits = net.engine.commits();
-    // The latest state taken from each: the best to continue from.
-    let mut taken: HashMap<DiskId, Oid> = HashMap::new();
+    // What is offered as what we have must be here, all of it: so these are states and not ids. Ours of late, which others
+    // may have taken, and the latest one taken from each, the best to continue from.
+    let mut own: VecDeque<State> = VecDeque::new();
+    let mut taken: HashMap<DiskId, State> = HashMap::new();
     let mut under_way: HashMap<DiskId, Exchange> = HashMap::new();
     let mut takes = JoinSet::new();
     loop {
         let ours = *commits.borrow_and_update();
         included.add(ours);
+        if own.front().is_none_or(|state| state.commit != ours) {
+            own.push_front(net.engine.committed());
+            own.truncate(HAVE_MAX);
+        }
         let now = Instant::now();
         let free_at = is_free_at(&under_way, now);
         let wanted = free_at.filter(|at| *at <= now).and_then(|_| {
@@ -96,10 +105,8 @@ pub(super) async fn follow(net: Arc<Net>) {
             })
         });
         if let Some((disk, state)) = wanted {
-            let mut have = vec![ours];
-            have.extend(taken.get(&disk));
-            have.extend(included.order.iter().rev().copied());
-            have.truncate(HAVE_MAX);
+            let states = own.iter().take(1).chain(taken.get(&disk)).chain(own.iter().skip(1));
+            let have: Vec<State> = states.take(HAVE_MAX).cloned().collect();
             let (net, waits) = (net.clone(), Arc::new(Mutex::new(Some(now))));
             let waiting = waits.clone();
             let task = takes.spawn(async move { (disk, state, take(&net, disk, have, &waiting).await) });
@@ -123,9 +130,14 @@ pub(super) async fn follow(net: Arc<Net>) {
             }
         };
         match result {
-            Ok(got) => {
+            Ok(theirs) => {
+                let got = theirs.commit;
                 included.add(got);
-                taken.insert(disk, got);
+                taken.insert(disk, theirs);
+                if taken.len() > TAKEN_MAX {
+                    let table = net.table.lock();
+                    taken.retain(|disk, _| table.is_connected(*disk));
+                }
                 failures.remove(&disk);
                 if got != state {
                     // It moved on meanwhile and will have announced that, or has gone back.
@@ -148,6 +160,7 @@ pub(super) async fn follow(net: Arc<Net>) {
                     _ => {
                         let text = error.to_string();
                         let log = || tracing::warn!("cannot take the catalog of disk {}: {text}", &id[..8]);
+                        taken.remove(&disk);
                         net.log.once("catalog", &format!("{id}{text}"), log);
                     }
                 }
@@ -188,8 +201,8 @@ fn lost(status: Status) -> FsError {
 }
 
 /// Fetch what a disk has more than we do, and join it; the state it was.
-async fn take(net: &Arc<Net>, disk: DiskId, have: Vec<Oid>, waits: &Waits) -> FsResult<Oid> {
-    let have = have.into_iter().map(|commit| commit.as_bytes().to_vec()).collect();
+async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -> FsResult<State> {
+    let have = states.iter().map(|state| state.commit.as_bytes().to_vec()).collect();
     let mut client = net.client(disk).await?;
     let asked = timeout(STALLED, client.fetch_pack(pb::FetchPackRequest { have })).await;
     let stream = asked.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?.into_inner();
@@ -217,8 +230,9 @@ async fn take(net: &Arc<Net>, disk: DiskId, have: Vec<Oid>, waits: &Waits) -> Fs
         };
     }
     drop(sender);
-    joining.await.map_err(|error| FsError::new(Errno::EIO, error.to_string()))??;
-    Ok(commit)
+    let joined = joining.await.map_err(|error| FsError::new(Errno::EIO, error.to_string()))?;
+    drop(states); // until here what they consist of is relied on
+    joined
 }
 
 /// The other end: our state, as messages.

@@ -204,6 +204,34 @@ async fn a_disk_that_was_away_catches_up_and_is_known_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_from_a_disk_that_went_away_is_still_a_base_when_it_is_back() {
+    let (_, _, mut nodes) = cluster(2, &[(0, 1)]).await;
+    until("both to meet", || nodes[0].connected(&nodes[1])).await;
+    (0..200).for_each(|n| nodes[1].mkdir(&format!("old-{n}")));
+    until("its names", || nodes[0].commit() == nodes[1].commit() && nodes[0].sees("old-199")).await;
+    let away = nodes.pop().unwrap();
+    let id = away.id();
+    let dir = away.stop().await;
+    until("it to be missed", || !nodes[0].net.table.lock().is_connected(id)).await;
+    // Enough commits for the packs to be rewritten without what is outdated: every part of the catalog is.
+    for n in 0..40 {
+        (0..20).for_each(|m| nodes[0].mkdir(&format!("new-{n}-{m}")));
+        nodes[0].net.engine.commit().unwrap();
+    }
+    // It has news when the two meet again; each takes what the other has.
+    let back = Node::start(dir, 0).await;
+    back.mkdir("other");
+    back.net.engine.commit().unwrap();
+    nodes[0].knows(&back);
+    until("it to catch up", || back.sees("new-39-19") && nodes[0].sees("other")).await;
+    until("one state", || back.commit() == nodes[0].commit()).await;
+    for node in [&nodes[0], &back] {
+        let logged = node.net.log.0.lock().clone();
+        assert!(logged.is_empty(), "{logged:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_nobody_has_heard_of_proves_it() {
     let host = key();
     let mut old = found(&host);

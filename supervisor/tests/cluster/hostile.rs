@@ -14,7 +14,7 @@ const LINES_MAX: usize = 20;
 
 /// Where a host's disk keeps a content.
 fn stored(lab: &Lab, at: usize, content: &[u8]) -> PathBuf {
-    let hex: String = digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = digest(content).0.iter().map(|byte| format!("{byte:02x}")).collect();
     lab.hosts[at].path(&format!("d/data/{}/{hex}", &hex[..2]))
 }
 

@@ -7,6 +7,7 @@ mod figures;
 mod hostile;
 mod killed;
 mod lab;
+mod letting_go;
 mod limits;
 mod load;
 mod rough;
