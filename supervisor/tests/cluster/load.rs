@@ -84,8 +84,7 @@ impl Load {
         for thread in self.threads.drain(..) {
             thread.join().expect("a writer panicked");
         }
-        let manifest = self.shared.manifest.lock().unwrap().clone();
-        manifest
+        self.shared.manifest.lock().unwrap().clone()
     }
 }
 
