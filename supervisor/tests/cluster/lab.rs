@@ -153,12 +153,14 @@ impl Host {
     }
 
     /// ip(8) in its network.
+    #[cfg(target_os = "linux")]
     pub fn ip(&self, arguments: &[&str]) {
         let all = [&["-n", &self.name], arguments].concat();
         assert!(ip(&all), "ip {all:?}");
     }
 
     /// Put a network device of this process into its network.
+    #[cfg(target_os = "linux")]
     pub fn take_device(&self, device: &str) {
         assert!(ip(&["link", "set", device, "netns", &self.name]));
     }
