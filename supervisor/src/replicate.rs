@@ -29,10 +29,10 @@ const WALK_MIN: Duration = Duration::from_secs(2);
 const WALK_SHARE: u32 = 20;
 /// A disk that refused or failed is left alone with a content for so long, in seconds.
 const REFUSED_S: u64 = 60;
-/// All contents are looked at again after this many seconds even if nothing changed, sooner while a disk is away: then
-/// time alone changes what counts.
+/// All contents are looked at again after this many seconds even if nothing changed; sooner while a disk is away or a content
+/// lacks copies: then time alone changes what counts, and who may be asked again.
 const QUIET_S: u64 = 60;
-const AWAY_S: u64 = 10;
+const RESTLESS_S: u64 = 10;
 
 /// What `status` and `whereis` show of the policy's view.
 #[derive(Clone, Debug, Default)]
@@ -133,7 +133,8 @@ impl Replicator {
         self.desk.expire(now);
         let disks: Vec<Disk> = self.disks.values().cloned().collect();
         let is_away = |disk: &Disk| !disk.presence.is_here() && !disk.forgotten;
-        let quiet_s = if disks.iter().any(is_away) { AWAY_S } else { QUIET_S };
+        let is_short = disks.len() > 1 && shown.borrow().health.as_ref().is_none_or(|health| health.short > 0);
+        let quiet_s = if is_short || disks.iter().any(is_away) { RESTLESS_S } else { QUIET_S };
         let mut waiting = shown.borrow().waiting;
         if changed || self.again_s.is_some_and(|at| at <= now) || self.again_s.is_none() {
             // All of them: a hundred thousand take some ten milliseconds.

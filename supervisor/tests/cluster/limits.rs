@@ -13,7 +13,7 @@ const LIMIT_BYTES_PER_S: u64 = 2_000_000;
 const SIZE: usize = 8_000_000;
 
 /// Bytes that a host has sent so far.
-fn sent(lab: &Lab, at: usize) -> u64 {
+pub fn sent(lab: &Lab, at: usize) -> u64 {
     let answer = lab.hosts[at].command("ip").args(["-j", "-s", "link", "show", "eth0"]).output().unwrap();
     let links: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
     links[0]["stats64"]["tx"]["bytes"].as_u64().unwrap()
