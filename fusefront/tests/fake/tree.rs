@@ -147,7 +147,11 @@ impl Tree {
     }
 
     pub fn link(&mut self, ino: u64, dir: u64, name: &[u8]) -> Result<(), Errno> {
-        self.node(ino)?.attr.nlink += 1;
+        let node = self.node(ino)?;
+        if node.entries.is_some() {
+            return Err(Errno::EPERM);
+        }
+        node.attr.nlink += 1;
         self.insert(dir, name, ino);
         Ok(())
     }

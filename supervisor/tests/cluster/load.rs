@@ -151,10 +151,11 @@ impl Writer {
         self.shared.manifest.lock().unwrap().insert(name.into(), known);
     }
 
-    /// The call's result; a failure that cannot be explained by a dead frontend is recorded.
+    /// The call's result; a failure that cannot be explained by a dead frontend is recorded. EIO is what the kernel says when the
+    /// frontend was killed while it took the request; an EIO of its own is in its log, which is looked at in the end.
     fn result<T>(&self, what: &str, result: io::Result<T>) -> io::Result<T> {
         result.inspect_err(|error| {
-            let gone = [Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENODEV];
+            let gone = [Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENODEV, Errno::EIO];
             if !gone.iter().any(|errno| error.raw_os_error() == Some(*errno as i32)) {
                 self.fail(format!("{what}: {error}"));
             }
