@@ -26,6 +26,9 @@ pub(super) struct Waiting {
 #[derive(Default)]
 struct State {
     list: Vec<Entry>,
+    /// The thread that looks waits to be told of the first reply. While it only pauses nobody wakes it: that would cost every
+    /// open a switch of threads.
+    asleep: bool,
     ended: bool,
 }
 
@@ -80,7 +83,7 @@ impl Waiting {
         let mut state = self.state.lock();
         state.list.retain(|entry| entry.reply.strong_count() > 0);
         state.list.push(Entry { tid, since: Instant::now(), reply: here });
-        if state.list.len() == 1 {
+        if std::mem::take(&mut state.asleep) {
             self.changed.notify_one();
         }
         pending
@@ -92,6 +95,7 @@ impl Waiting {
         while !state.ended {
             state.list.retain(|entry| entry.reply.strong_count() > 0);
             if state.list.is_empty() {
+                state.asleep = true;
                 self.changed.wait(&mut state);
                 continue;
             }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::Signal;
 
 use super::lab::Lab;
-use super::stories::{bytes, joined, wait_for_content};
+use super::stories::{bytes, joined_with_single_copies, wait_for_content};
 use super::wait_for;
 use crate::e2e::signal;
 
@@ -25,16 +25,8 @@ fn waiting_reader(lab: &Lab, file: &Path) -> Child {
 
 #[test]
 fn a_program_that_waits_for_another_host_can_be_killed() {
-    let Some(lab) = joined(2) else { return };
+    let Some(lab) = joined_with_single_copies() else { return };
     let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
-    fs::create_dir(here.file("one")).unwrap();
-    assert_eq!(here.says(&["copies", here.file("one").to_str().unwrap(), "1"]).0, 0);
-    wait_for("the folder", || lab.logs(), || there.file("one").exists());
-    for (name, size) in [("one/large", 40 << 20), ("one/small", 70_000)] {
-        fs::write(here.file(name), bytes(size)).unwrap();
-        let arrived = || fs::metadata(there.file(name)).is_ok_and(|meta| meta.len() == size as u64);
-        wait_for(name, || lab.logs(), arrived);
-    }
     let worker = here.worker();
     signal(worker, Signal::SIGSTOP);
     for (name, with) in [("one/small", Signal::SIGINT), ("one/large", Signal::SIGKILL)] {

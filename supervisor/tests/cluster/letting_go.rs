@@ -12,7 +12,7 @@ use super::wait_for;
 const FASTER: &str = "+0 x20";
 
 #[test]
-#[ignore = "takes a minute"]
+#[ignore = "takes a minute: .ci/run has it in a step of its own"]
 fn a_drained_disk_ends_up_empty() {
     let Some(mut lab) = Lab::new(3) else { return };
     if Command::new("faketime").arg("--version").output().is_err() {

@@ -238,9 +238,9 @@ fn where_multicast_does_not_reach_an_address_is_enough() {
     lab.wait_for_peers(&[0, 1], 1);
 }
 
-#[test]
-fn a_holder_that_stalls_ends_in_an_error_and_comes_back() {
-    let Some(lab) = joined(2) else { return };
+/// Two hosts, and `one/large` (40 MiB) and `one/small` (70,000 bytes) whose bytes only the first one has.
+pub fn joined_with_single_copies() -> Option<Lab> {
+    let lab = joined(2)?;
     let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
     fs::create_dir(here.file("one")).unwrap();
     assert_eq!(here.says(&["copies", here.file("one").to_str().unwrap(), "1"]).0, 0);
@@ -250,6 +250,13 @@ fn a_holder_that_stalls_ends_in_an_error_and_comes_back() {
         let arrived = || fs::metadata(there.file(name)).is_ok_and(|meta| meta.len() == size as u64);
         wait_for(name, || lab.logs(), arrived);
     }
+    Some(lab)
+}
+
+#[test]
+fn a_holder_that_stalls_ends_in_an_error_and_comes_back() {
+    let Some(lab) = joined_with_single_copies() else { return };
+    let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
     let worker = here.worker();
     signal(worker, Signal::SIGSTOP);
     // It takes connections and answers nothing: bounded, an error, and no byte of it.
