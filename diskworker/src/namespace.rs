@@ -143,6 +143,11 @@ impl Namespace {
         self.seq
     }
 
+    /// A file that is being written has another size: answers from before are older, though no record has changed.
+    pub fn resized(&mut self) {
+        self.seq += 1;
+    }
+
     /// What was touched since the last call.
     pub fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)

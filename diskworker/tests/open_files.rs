@@ -179,3 +179,35 @@ fn a_time_set_while_the_file_is_sealed_stays() {
         assert_eq!(engine.resolve(&[b"a"]).unwrap().mtime, mtime, "round {n}");
     }
 }
+
+/// A frontend that has asked from several threads puts the newest answer over the others, whichever comes last.
+#[test]
+fn answers_with_one_counter_have_one_size() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    Posix::create(&**engine, &[b"a"], 0o644, &[]).unwrap();
+    let (ino, handle, file) = open(&disk, &[b"a"]);
+    file.write_all_at(&[7; 100], 0).unwrap();
+    let ask = || {
+        let answer = engine.get_attr(&pb::GetAttr { ino, dir: Ino::ROOT.0 }).unwrap();
+        (answer.seq, answer.node.unwrap().size)
+    };
+    let before = ask();
+    assert_eq!(before.1, 100);
+    // Somebody cuts it while it is open, then while its writer's close is on its way.
+    let cut = |size| {
+        let q = pb::SetAttr { ino, dir: Ino::ROOT.0, size: Some(size), ..Default::default() };
+        let answer = engine.set_attr(SESSION, &q).unwrap();
+        (answer.seq, answer.node.unwrap().size)
+    };
+    let first = cut(300_000);
+    assert_eq!(first.1, 300_000);
+    assert!(first.0 > before.0, "{first:?} after {before:?}");
+    drop(file);
+    let closed = engine.close(SESSION, handle).unwrap();
+    assert_eq!(closed.node.map(|node| node.size), Some(300_000));
+    let second = cut(400_000);
+    assert_eq!(second.1, 400_000);
+    assert!(second.0 > closed.seq, "{second:?} after {}", closed.seq);
+    assert_eq!(ask().1, 400_000);
+}

@@ -291,6 +291,7 @@ impl Engine {
         let Opening::File { handle, file } = opening else { return Err(Errno::EIO.into()) };
         let truncated = file.set_len(size).map_err(FsError::from);
         drop(file);
+        self.core().ns.resized();
         let rest = pb::SetAttr { size: None, ..*q };
         let edited = match truncated {
             Ok(())

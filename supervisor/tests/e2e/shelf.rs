@@ -80,6 +80,13 @@ impl Shelf {
         self.files.retain(|id, _| named.contains(id));
     }
 
+    /// How these bytes differ from what is in the file.
+    pub fn differs(&self, id: FileId, bytes: &Arc<Vec<u8>>) -> String {
+        let how = compare(&self.files[&id], bytes).err().unwrap_or_else(|| "they are the same".into());
+        let zeros = bytes.iter().rev().take_while(|byte| **byte == 0).count();
+        format!("{how}; the last {zeros} of them are 0")
+    }
+
     /// Whether the tree is this shelf; what differs if not. A partial write becomes what there is of it.
     pub fn matches(&self, tree: &Tree) -> Result<Self, String> {
         let mut found = self.clone();

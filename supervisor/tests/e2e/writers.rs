@@ -5,6 +5,7 @@
 //! waits for the mount to come back, looks which of the two possible outcomes of the call that was cut short is there,
 //! and goes on from that. Anything else is recorded as a failure.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
@@ -23,6 +24,8 @@ use super::{tree, wait_for};
 
 /// Names a writer has at most.
 const NAMES_MAX: usize = 48;
+/// What it did last, so many, is told with a failure.
+const LAST_MAX: usize = 24;
 /// Folders a writer uses below its own.
 const FOLDERS: [&str; 3] = ["", "a/", "b/"];
 
@@ -108,12 +111,13 @@ struct Writer {
     /// A file that stays open for appending.
     log: Option<(File, FileId)>,
     names: u64,
-    last: String,
+    /// What it did last, the newest at the end.
+    last: VecDeque<String>,
 }
 
 impl Writer {
     fn new(shared: Arc<Shared>, number: usize, random: Random) -> Self {
-        let (shelf, last) = (Shelf::default(), String::new());
+        let (shelf, last) = (Shelf::default(), VecDeque::new());
         Self { shared, number, random, shelf, doubt: Vec::new(), base: None, log: None, names: 0, last }
     }
 
@@ -138,7 +142,8 @@ impl Writer {
     }
 
     fn fail(&self, what: String) {
-        self.shared.failures.lock().unwrap().push(format!("writer {}: {what} (last: {})", self.number, self.last));
+        let last = self.last.iter().map(String::as_str).collect::<Vec<_>>().join("; ");
+        self.shared.failures.lock().unwrap().push(format!("writer {}: {what} (last: {last})", self.number));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -181,6 +186,13 @@ impl Writer {
                 false
             }
         }
+    }
+
+    fn does(&mut self, what: &str) {
+        if self.last.len() == LAST_MAX {
+            self.last.pop_front();
+        }
+        self.last.push_back(what.to_owned());
     }
 
     /// Compare everything with what must be there.
@@ -227,7 +239,7 @@ impl Writer {
         call: impl FnOnce(&Self) -> io::Result<T>,
         change: impl FnOnce(&mut Shelf),
     ) -> Result<T, Cut> {
-        self.last = what;
+        self.does(&what);
         let result = call(self);
         self.shared.operations.fetch_add(1, Ordering::Relaxed);
         match result {
@@ -239,14 +251,15 @@ impl Writer {
                 let mut after = self.shelf.clone();
                 change(&mut after);
                 self.doubt.push(after);
-                self.lost(&self.last.clone(), &error);
+                self.lost(&what, &error);
                 Err(Cut)
             }
         }
     }
 
     fn write(&mut self, file: &File, id: FileId, offset: usize, bytes: Vec<u8>) -> Result<(), Cut> {
-        self.last = format!("writing {} bytes at {offset} of file {id}", bytes.len());
+        let what = format!("writing {} bytes at {offset} of file {id}", bytes.len());
+        self.does(&what);
         self.shared.operations.fetch_add(1, Ordering::Relaxed);
         match file.write_all_at(&bytes, offset as u64) {
             Ok(()) => {
@@ -256,7 +269,7 @@ impl Writer {
             Err(error) => {
                 let file = self.shelf.file(id);
                 (file.partial, file.mtime) = (Some((offset, Arc::new(bytes))), None);
-                self.lost(&self.last.clone(), &error);
+                self.lost(&what, &error);
                 Err(Cut)
             }
         }
@@ -442,7 +455,8 @@ impl Writer {
         let len = 1 + self.random.below(3000) as usize;
         let bytes = self.random.bytes(len);
         let at = self.shelf.files[&id].bytes.len();
-        self.last = format!("appending {len} bytes to file {id} of {at}");
+        let what = format!("appending {len} bytes to file {id} of {at}");
+        self.does(&what);
         self.shared.operations.fetch_add(1, Ordering::Relaxed);
         match file.write_all(&bytes) {
             Ok(()) => {
@@ -452,7 +466,7 @@ impl Writer {
             Err(error) => {
                 let file = self.shelf.file(id);
                 (file.partial, file.mtime) = (Some((at, Arc::new(bytes))), None);
-                self.lost(&self.last.clone(), &error);
+                self.lost(&what, &error);
                 Err(Cut)
             }
         }
@@ -551,15 +565,18 @@ impl Writer {
     fn read_back(&mut self) -> Result<(), Cut> {
         let Some(name) = self.a_name() else { return Ok(()) };
         let id = self.shelf.names[&name];
-        self.last = format!("reading {name}");
+        let what = format!("reading {name}");
+        self.does(&what);
         match fs::read(self.path(&name)) {
             Ok(bytes) if bytes == *self.shelf.files[&id].bytes => Ok(()),
             Ok(bytes) => {
-                self.fail(format!("{name} has {} bytes that are not what was written", bytes.len()));
+                let what = self.shelf.differs(id, &bytes.into());
+                let again = fs::read(self.path(&name)).map(|bytes| self.shelf.differs(id, &bytes.into()));
+                self.fail(format!("{name} is not what was written: {what}; a moment later: {again:?}"));
                 Err(Cut)
             }
             Err(error) => {
-                self.lost(&self.last.clone(), &error);
+                self.lost(&what, &error);
                 Err(Cut)
             }
         }
