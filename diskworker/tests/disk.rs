@@ -161,7 +161,7 @@ impl Posix for Engine {
         let Opening::File { handle, file } = opening else { panic!() };
         file.write_all_at(data, 0)?;
         drop(file);
-        self.close(SESSION, handle).map(drop)
+        self.close(SESSION, handle, false).map(drop)
     }
 
     fn write(&self, path: &[&[u8]], at: u64, data: &[u8], truncate: bool) -> FsResult<()> {
@@ -171,7 +171,7 @@ impl Posix for Engine {
         let Opening::File { handle, file } = opening else { panic!() };
         file.write_all_at(data, at)?;
         drop(file);
-        self.close(SESSION, handle).map(drop)
+        self.close(SESSION, handle, false).map(drop)
     }
 
     fn read(&self, path: &[&[u8]]) -> FsResult<Vec<u8>> {

@@ -51,7 +51,7 @@ fn a_file_renamed_or_linked_while_it_is_written_is_no_conflict_with_itself() {
         let link = pb::Link { ino, ino_dir: Ino::ROOT.0, dir: Ino::ROOT.0, name: (&b"d"[..]).into() };
         engine.link(SESSION, false, &link).unwrap();
         drop(file);
-        engine.close(SESSION, handle).unwrap();
+        engine.close(SESSION, handle, false).unwrap();
         let mut expected = vec![1; size];
         expected[..10].fill(2);
         disk.wait_until_sealed();
@@ -72,7 +72,7 @@ fn opened_again_at_the_moment_it_was_sealed() {
         file.write_all_at(&n.to_le_bytes(), at as u64).unwrap();
         expected[at..at + 4].copy_from_slice(&n.to_le_bytes());
         drop(file);
-        disk.engine().close(SESSION, handle).unwrap();
+        disk.engine().close(SESSION, handle, false).unwrap();
         if n % 3 == 0 {
             // The seal is finished, and its thread may or may not have left the table yet.
             while disk.engine().store.is_staged(Ino(disk.engine().resolve(&[b"a"]).unwrap().ino)).unwrap() {
@@ -91,7 +91,7 @@ fn a_create_whose_answer_was_lost_is_answered_also_when_its_file_was_sealed_sinc
     let q = pb::Create { dir: Ino::ROOT.0, name: (&b"a"[..]).into(), mode: 0o644, uid: 1, gid: 2, ino: 1234 };
     let (_, Opening::File { handle, file }) = engine.create(SESSION, false, &q).unwrap() else { panic!() };
     drop(file);
-    engine.close(SESSION, handle).unwrap();
+    engine.close(SESSION, handle, false).unwrap();
     disk.wait_until_sealed();
 
     let (answer, opening) = engine.create(SESSION, true, &q).unwrap();
@@ -99,7 +99,7 @@ fn a_create_whose_answer_was_lost_is_answered_also_when_its_file_was_sealed_sinc
     assert_eq!((answer.node.unwrap().ino, answer.dir.unwrap().ino), (1234, Ino::ROOT.0));
     file.write_all_at(b"text", 0).unwrap();
     drop(file);
-    engine.close(SESSION, handle).unwrap();
+    engine.close(SESSION, handle, false).unwrap();
     assert_eq!(engine.read(&[b"a"]).unwrap(), b"text");
     // Somebody else's file of that name is none of ours.
     let other = engine.create(SESSION, true, &pb::Create { ino: 1235, ..q }).err().unwrap();
@@ -168,7 +168,7 @@ fn a_time_set_while_the_file_is_sealed_stays() {
         drop(file);
         let mut mtime = 0;
         std::thread::scope(|scope| {
-            let closing = scope.spawn(|| engine.close(SESSION, handle).unwrap());
+            let closing = scope.spawn(|| engine.close(SESSION, handle, false).unwrap());
             while mtime == 0 || !closing.is_finished() {
                 mtime += 1;
                 let q = pb::SetAttr { ino, dir: Ino::ROOT.0, mtime: Some(mtime), ..Default::default() };
@@ -177,6 +177,38 @@ fn a_time_set_while_the_file_is_sealed_stays() {
         });
         disk.wait_until_sealed();
         assert_eq!(engine.resolve(&[b"a"]).unwrap().mtime, mtime, "round {n}");
+    }
+}
+
+/// Where the clock of files is slow, a write right after the opening leaves all their times as they were.
+#[test]
+fn what_was_written_is_told_by_the_writer_and_by_no_time() {
+    for size in [100, 20_000] {
+        let disk = Disk::new();
+        let engine = disk.engine();
+        Posix::create(&**engine, &[b"a"], 0o644, &vec![1; size]).unwrap();
+        disk.wait_until_sealed();
+        let (before, seq) = (engine.resolve(&[b"a"]).unwrap(), engine.seq());
+        // Nobody wrote: it goes as it came, and nothing is recorded.
+        let (_, handle, file) = open(&disk, &[b"a"]);
+        drop(file);
+        engine.close(SESSION, handle, true).unwrap();
+        disk.wait_until_sealed();
+        assert_eq!((engine.resolve(&[b"a"]).unwrap(), engine.seq()), (before, seq));
+        // One of two wrote, and left the time of change as it was.
+        let (ino, handle, file) = open(&disk, &[b"a"]);
+        let (_, other, idle) = open(&disk, &[b"a"]);
+        file.write_all_at(&[2; 10], 5).unwrap();
+        let q = pb::SetAttr { ino, dir: Ino::ROOT.0, mtime: Some(before.mtime), ..Default::default() };
+        engine.set_attr(SESSION, &q).unwrap();
+        drop(file);
+        engine.close(SESSION, handle, false).unwrap();
+        drop(idle);
+        engine.close(SESSION, other, true).unwrap();
+        disk.wait_until_sealed();
+        let mut expected = vec![1; size];
+        expected[5..15].fill(2);
+        assert_eq!(engine.read(&[b"a"]).unwrap(), expected);
     }
 }
 
@@ -204,7 +236,7 @@ fn answers_with_one_counter_have_one_size() {
     assert_eq!(first.1, 300_000);
     assert!(first.0 > before.0, "{first:?} after {before:?}");
     drop(file);
-    let closed = engine.close(SESSION, handle).unwrap();
+    let closed = engine.close(SESSION, handle, false).unwrap();
     assert_eq!(closed.node.map(|node| node.size), Some(300_000));
     let second = cut(400_000);
     assert_eq!(second.1, 400_000);

@@ -204,7 +204,7 @@ fn with_stat(attr: Attr, writer: &Writer) -> Attr {
 
 /// What the descriptor knows better than the worker's answers.
 fn written(writer: &Writer) -> Option<Written> {
-    let stat = nix::sys::stat::fstat(&writer.file).ok()?;
+    let stat = nix::sys::stat::fstat(writer.file()).ok()?;
     let ctime = ctime_of(&stat);
     Some(Written {
         size: u64::try_from(stat.st_size).unwrap_or(0),
@@ -215,7 +215,7 @@ fn written(writer: &Writer) -> Option<Written> {
     })
 }
 
-fn ctime_of(stat: &nix::sys::stat::FileStat) -> i64 {
+pub(crate) fn ctime_of(stat: &nix::sys::stat::FileStat) -> i64 {
     stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec
 }
 

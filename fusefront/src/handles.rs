@@ -14,7 +14,7 @@ use delugefs_proto::local_pb::Attr;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
-use crate::fs::Paged;
+use crate::fs::{Paged, ctime_of};
 use crate::ranges::Ranges;
 
 const SHARDS: usize = 16;
@@ -155,8 +155,8 @@ pub struct OpenInode {
 
 /// The one descriptor through which an inode is written.
 pub struct Writer {
-    /// The staging file.
-    pub file: File,
+    file: File,
+    changed: AtomicBool,
     /// To be closed with the worker, after the file.
     pub ticket: Option<Ticket>,
     /// Handles that can write.
@@ -164,6 +164,30 @@ pub struct Writer {
     /// The staging file's change time when it was opened, in nanoseconds since 1970: while it stays, nothing was
     /// written, and the attributes' own change time counts.
     pub opened_ctime: i64,
+}
+
+impl Writer {
+    /// Of the first handle that can write.
+    pub fn new(file: File, ticket: Option<Ticket>) -> Self {
+        let opened_ctime = nix::sys::stat::fstat(&file).map_or(0, |stat| ctime_of(&stat));
+        Self { file, changed: AtomicBool::new(false), ticket, users: AtomicU32::new(1), opened_ctime }
+    }
+
+    /// The staging file, to look at.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The staging file, to change its content.
+    pub fn to_change(&self) -> &File {
+        self.changed.store(true, Ordering::Release);
+        &self.file
+    }
+
+    /// Whether anybody here may have changed the content.
+    pub fn is_changed(&self) -> bool {
+        self.changed.load(Ordering::Acquire)
+    }
 }
 
 impl OpenInode {

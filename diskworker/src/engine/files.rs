@@ -191,6 +191,7 @@ impl Engine {
                     if let Some(staged) = core.staged.get_mut(ino) {
                         staged.work = Work::None;
                         staged.baseline_ctime_ns = baseline;
+                        staged.unwritten = !q.truncate;
                     }
                     return self.opened(core, session, handle, &node, file, false);
                 }
@@ -213,7 +214,7 @@ impl Engine {
     }
 
     /// Make the staged file of a writer, with the content and time it has so far. Also its change time, unless it was
-    /// emptied: as long as that stays, nothing was written.
+    /// emptied.
     fn make_staged(
         &self,
         ino: Ino,
@@ -245,6 +246,9 @@ impl Engine {
     ) -> FsResult<(Answer, Opening)> {
         if truncate {
             file.set_len(0)?;
+            if let Some(staged) = core.staged.get_mut(node.ino) {
+                staged.unwritten = false;
+            }
         }
         core.staged.open(handle, session, node.ino);
         let node = Some(core.attr(&self.store, node));
@@ -252,9 +256,10 @@ impl Engine {
         Ok((answer, Opening::File { handle, file }))
     }
 
-    /// Close a handle. The last writer's Close seals the file: small ones at once, others in the background.
-    pub fn close(&self, session: SessionId, handle: u64) -> FsResult<Answer> {
-        let closed = self.core().staged.close(session, handle);
+    /// Close a handle. The last writer's Close seals the file: small ones at once, others in the background. `unwritten`:
+    /// nothing was changed through this handle.
+    pub fn close(&self, session: SessionId, handle: u64, unwritten: bool) -> FsResult<Answer> {
+        let closed = self.core().staged.close(session, handle, unwritten);
         let Some(Closed { ino, dir, is_last }) = closed else { return Ok(Answer::default()) };
         if is_last {
             self.seal(Some(session), ino, Size::Small);
@@ -274,7 +279,7 @@ impl Engine {
     pub fn end_session(&self, session: SessionId) {
         let handles = self.core().staged.handles_of(session);
         for handle in handles {
-            if let Err(error) = self.close(session, handle) {
+            if let Err(error) = self.close(session, handle, false) {
                 tracing::warn!("closing a file of a vanished session: {error}");
             }
         }
@@ -307,7 +312,7 @@ impl Engine {
             }
             other => other,
         };
-        let closed = self.close(session, handle);
+        let closed = self.close(session, handle, false);
         edited?;
         closed
     }

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::room::is_full;
 use super::staged::Work;
 use super::{Core, Engine, SessionId};
-use crate::content::{Seal, Sealed, SealedSmall, Ticket};
+use crate::content::{Seal, Sealed, SealedSmall};
 use crate::namespace::{Located, NewContent};
 
 /// Files waiting for the sealing thread.
@@ -71,14 +71,8 @@ struct Seen {
     ino: Ino,
     entry: u64,
     opened: u64,
-    baseline: Option<i64>,
-}
-
-impl Seen {
     /// It is a copy nobody wrote to.
-    fn is_untouched(&self, ticket: &Ticket) -> bool {
-        self.baseline == Some(ticket.ctime_ns())
-    }
+    unwritten: bool,
 }
 
 impl Engine {
@@ -99,8 +93,8 @@ impl Engine {
             }
             staged.work = Work::Sealing;
             let session = session.or(staged.session);
-            let (entry, opened, baseline) = (staged.entry, staged.opened, staged.baseline_ctime_ns);
-            Seen { session, ino, entry, opened, baseline }
+            let (entry, opened, unwritten) = (staged.entry, staged.opened, staged.unwritten);
+            Seen { session, ino, entry, opened, unwritten }
         };
         let result = self.with_room(|| self.seal_marked(&seen, size));
         let again = {
@@ -137,10 +131,9 @@ impl Engine {
             }
             Err(error) => Err(error),
             Ok(Seal::Busy) => Ok(Done::Finished),
-            Ok(Seal::Small(small)) if seen.is_untouched(&small.ticket) => self.finish_small(seen, None),
+            // Nothing to read or hash: it goes as it came.
+            Ok(_) if seen.unwritten => self.finish_small(seen, None),
             Ok(Seal::Small(small)) => self.finish_small(seen, Some(small)),
-            // Nothing to hash: it goes as it came.
-            Ok(Seal::Large(job)) if seen.is_untouched(job.ticket()) => self.finish_small(seen, None),
             Ok(Seal::Large(_)) if size == Size::Small => Ok(Done::TooLarge),
             Ok(Seal::Large(job)) => match job.run() {
                 Err(error) if error.errno == Errno::EBUSY => Ok(Done::Finished), // it is being written again

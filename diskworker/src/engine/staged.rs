@@ -37,8 +37,11 @@ pub(super) struct Staged {
     pub session: Option<SessionId>,
     /// The versions of the content its writers started from; `None` when that is not known any more, after a restart.
     pub base: Option<Vec<Dot>>,
-    /// Change time of the staged file when it was made as a copy: while it has not moved, nothing was written.
+    /// Change time of the staged file when it was made as a copy: while it has not moved, that of the record is shown.
     pub baseline_ctime_ns: Option<i64>,
+    /// It was made as a copy, and whoever had it open has said that nothing was written. No time of the file tells that:
+    /// before Linux 6.13, and on some file systems, a write within the tick of the copy leaves them as they are.
+    pub unwritten: bool,
     /// What is being done with it outside the lock.
     pub work: Work,
     /// Grows when the file is opened for writing, or its time is set: what a seal has seen before is of no use.
@@ -131,7 +134,7 @@ impl StagedTable {
     }
 
     /// A write handle is closed.
-    pub fn close(&mut self, session: SessionId, handle: u64) -> Option<Closed> {
+    pub fn close(&mut self, session: SessionId, handle: u64, unwritten: bool) -> Option<Closed> {
         let &(owner, ino, entry) = self.handles.get(&handle)?;
         if owner != session {
             return None;
@@ -141,6 +144,7 @@ impl StagedTable {
         Some(match self.same(ino, entry) {
             Some(staged) => {
                 staged.writers -= 1;
+                staged.unwritten &= unwritten;
                 Closed { ino, dir: staged.dir, is_last: staged.writers == 0 }
             }
             None => Closed { ino, dir: Ino(0), is_last: false }, // unlinked meanwhile
@@ -177,9 +181,9 @@ mod tests {
         table.remove(ino);
         table.insert(ino, Staged::default());
         table.open(2, 5, ino);
-        assert!(table.close(5, 1).is_some_and(|closed| !closed.is_last));
+        assert!(table.close(5, 1, false).is_some_and(|closed| !closed.is_last));
         assert_eq!(table.get(ino).map(|staged| staged.writers), Some(1));
-        assert!(table.close(6, 2).is_none(), "of another session");
-        assert!(table.close(5, 2).is_some_and(|closed| closed.is_last));
+        assert!(table.close(6, 2, false).is_none(), "of another session");
+        assert!(table.close(5, 2, false).is_some_and(|closed| closed.is_last));
     }
 }

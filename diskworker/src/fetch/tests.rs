@@ -28,7 +28,7 @@ fn write(node: &Node, name: &str, content: &[u8]) -> Wanted {
     let Opening::File { handle, file } = opening else { panic!() };
     file.write_all_at(content, 0).unwrap();
     drop(file);
-    engine.close(1, handle).unwrap();
+    engine.close(1, handle, false).unwrap();
     let ino = Ino(answer.node.unwrap().ino);
     sealed(node, ino, None)
 }

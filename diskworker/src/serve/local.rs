@@ -253,7 +253,7 @@ fn dispatch(
             engine.set_attr(session, &q)?
         }
         Op::Close(q) if fetcher.close(session, q.handle) => Answer { seq: engine.seq(), ..Answer::default() },
-        Op::Close(q) => engine.close(session, q.handle)?,
+        Op::Close(q) => engine.close(session, q.handle, q.unwritten)?,
         Op::Fsync(q) => {
             engine.fsync(&q)?;
             Answer { seq: engine.seq(), ..Answer::default() }

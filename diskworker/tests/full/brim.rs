@@ -176,7 +176,7 @@ fn no_room_to_seal() {
         drop(std::fs::remove_file(small.root().join("journal/ballast")));
         small.fill(0);
         for handle in open {
-            engine.close(SESSION, handle).unwrap();
+            engine.close(SESSION, handle, false).unwrap();
         }
         wait_until("it is noticed", || engine.refusal().is_some());
         for n in 0..20 {

@@ -106,11 +106,11 @@ fn handles_without_end() {
     assert!(worker.descriptors() <= before + SLACK, "the worker keeps no descriptor of a handle");
     // Closing what was never opened, or twice, closes nothing.
     for handle in [0, 1, u64::MAX, handles[0], handles[0]] {
-        client.ask(request::Op::Close(pb::Close { handle })).unwrap();
+        client.ask(request::Op::Close(pb::Close { handle, unwritten: false })).unwrap();
     }
     assert_eq!(worker.status().staged_files, 1, "still being written");
     for handle in handles {
-        client.ask(request::Op::Close(pb::Close { handle })).unwrap();
+        client.ask(request::Op::Close(pb::Close { handle, unwritten: false })).unwrap();
     }
     wait_until("it is sealed", || worker.status().staged_files == 0);
     assert_eq!(client.read(&attr).unwrap(), [1; 5000]);
@@ -126,7 +126,7 @@ fn nobody_closes_or_adopts_what_is_not_his() {
     let writer = mine.create(1, "a").unwrap();
     let other = mine.create(1, "b").unwrap();
     for handle in [writer.handle, writer.handle + 1, 0, u64::MAX] {
-        theirs.ask(request::Op::Close(pb::Close { handle })).unwrap();
+        theirs.ask(request::Op::Close(pb::Close { handle, unwritten: false })).unwrap();
     }
     let (read_end, _write_end) = nix::unistd::pipe().unwrap();
     let (socket, _peer) = UnixStream::pair().unwrap();

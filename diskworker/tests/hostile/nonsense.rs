@@ -138,7 +138,7 @@ impl Frontend {
                 atime_now: f4,
             }),
             15 => Op::Open(pb::Open { ino: a, dir: b, write: f, truncate: f && f2 }),
-            16 => Op::Close(pb::Close { handle: if f { handle } else { w } }),
+            16 => Op::Close(pb::Close { handle: if f { handle } else { w }, unwritten: false }),
             17 => Op::Fsync(pb::Fsync { ino: a, dir: b, handle: w2, data_only: f }),
             18 => Op::Adopt(pb::Adopt { ino: a, dir: b }),
             19 => Op::GetXattr(pb::GetXattr { ino: a, dir: b, name }),

@@ -24,7 +24,7 @@ impl Fs {
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, file)?;
             if let Some(writer) = &*file.inode.writer.read() {
-                return read_full(&writer.file, offset, buf).map_err(|error| failed("read", file, error));
+                return read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error));
             }
             let source = file.source.read();
             if source.generation != file.inode.generation() {
@@ -130,7 +130,7 @@ impl Fs {
         file.inode.told.store(false, Ordering::Release);
         let mut done = 0;
         while done < data.len() {
-            match writer.file.write_at(&data[done..], offset + done as u64) {
+            match writer.to_change().write_at(&data[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -146,7 +146,7 @@ impl Fs {
         let file = self.file(handle)?;
         let mut worker_handle = 0;
         if let Some(writer) = &*file.inode.writer.read() {
-            let synced = if data_only { writer.file.sync_data() } else { writer.file.sync_all() };
+            let synced = if data_only { writer.file().sync_data() } else { writer.file().sync_all() };
             synced.map_err(|error| failed("sync", &file, error))?;
             let current = self.worker.link();
             worker_handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
@@ -180,7 +180,7 @@ impl Fs {
         }
         let writer = file.inode.writer.read();
         let Some(writer) = writer.as_ref().filter(|_| file.writes) else { return Err(Errno::EBADF.into()) };
-        Ok(os::fallocate(&writer.file, offset, length, mode)?)
+        Ok(os::fallocate(writer.to_change(), offset, length, mode)?)
     }
 
     /// Find data or a hole; `whence` is SEEK_DATA or SEEK_HOLE.
@@ -188,7 +188,7 @@ impl Fs {
         let file = self.file(handle)?;
         self.prepare_read(caller, &file)?;
         if let Some(writer) = &*file.inode.writer.read() {
-            return Ok(os::seek_hole_or_data(&writer.file, offset, whence)?);
+            return Ok(os::seek_hole_or_data(writer.file(), offset, whence)?);
         }
         match &file.source.read().content {
             Content::File(file) => Ok(os::seek_hole_or_data(file, offset, whence)?),
@@ -228,14 +228,14 @@ impl Fs {
         let Some(writer) = writer.as_ref().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if let Some(source) = &*from.inode.writer.read_recursive() {
-            return Ok(os::copy_range(&source.file, from_offset, &writer.file, to_offset, length)?);
+            return Ok(os::copy_range(source.file(), from_offset, writer.to_change(), to_offset, length)?);
         }
         match &from.source.read().content {
-            Content::File(file) => Ok(os::copy_range(file, from_offset, &writer.file, to_offset, length)?),
+            Content::File(file) => Ok(os::copy_range(file, from_offset, writer.to_change(), to_offset, length)?),
             Content::Inline(bytes) => {
                 let start = usize::try_from(from_offset).unwrap_or(usize::MAX).min(bytes.len());
                 let n = length.min(bytes.len() - start);
-                writer.file.write_all_at(&bytes[start..start + n], to_offset)?;
+                writer.to_change().write_all_at(&bytes[start..start + n], to_offset)?;
                 Ok(n)
             }
             // The kernel then reads and writes.

@@ -42,7 +42,7 @@ impl Fs {
     }
 
     fn readopt(&self, inode: &OpenInode, link: &NewLink, client: &mut Client) {
-        let Some(fd) = inode.writer.read().as_ref().and_then(|writer| writer.file.try_clone().ok()) else { return };
+        let Some(fd) = inode.writer.read().as_ref().and_then(|writer| writer.file().try_clone().ok()) else { return };
         let adopt = Adopt { ino: inode.ino, dir: self.dir_of(inode.ino) };
         let ticket = match client.call(&op(request::Op::Adopt(adopt)), Some(fd.as_fd())) {
             Ok((reply, _)) if reply.errno == 0 => match reply.body {
@@ -72,7 +72,8 @@ impl Fs {
             None => {
                 drop(writer);
                 if let Some(Ticket { handle, .. }) = ticket {
-                    let _lost_with_the_link = client.call(&op(request::Op::Close(Close { handle })), None);
+                    let _lost_with_the_link =
+                        client.call(&op(request::Op::Close(Close { handle, unwritten: false })), None);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use parking_lot::RwLock;
 
 use super::lookup::check_name;
-use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, ctime_of, is_gone, required, written};
+use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, written};
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
 use crate::known::Version;
@@ -85,7 +85,7 @@ impl Fs {
         let Some(inode) = self.open.acquire_open(ino) else { return Ok(None) };
         let joined = match &*inode.writer.read() {
             Some(writer) => {
-                let emptied = if truncate { writer.file.set_len(0) } else { Ok(()) };
+                let emptied = if truncate { writer.to_change().set_len(0) } else { Ok(()) };
                 if emptied.is_ok() && write {
                     writer.users.fetch_add(1, Ordering::AcqRel);
                 }
@@ -117,8 +117,7 @@ impl Fs {
                     spare = Some(file);
                 }
                 None => {
-                    let opened_ctime = nix::sys::stat::fstat(&file).map_or(0, |stat| ctime_of(&stat));
-                    *writer = Some(Writer { file, ticket, users: AtomicU32::new(1), opened_ctime });
+                    *writer = Some(Writer::new(file, ticket));
                     self.writers.fetch_add(1, Ordering::AcqRel);
                 }
             }
@@ -156,7 +155,7 @@ impl Fs {
         let writer = file.inode.writer.read();
         match &*writer {
             Some(writer) if writer.users.load(Ordering::Acquire) == 1 => {
-                writer.file.metadata().map_or(0, |metadata| metadata.len())
+                writer.file().metadata().map_or(0, |metadata| metadata.len())
             }
             _ => 0,
         }
@@ -242,16 +241,16 @@ impl Fs {
 
     /// Close the descriptor and hand the file over, unless somebody has begun to use it meanwhile.
     fn give_writer_up(&self, inode: &OpenInode) {
-        if let Some((ticket, handing, before)) = self.take_writer(inode) {
-            self.hand_over(inode, ticket, handing, before);
+        if let Some((writer, handing, before)) = self.take_writer(inode) {
+            self.hand_over(inode, writer, handing, before);
             // Only now: until then `merged` must notice who is told something that the worker may correct.
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// Close the descriptor, unless somebody has begun to use it meanwhile. The number of the hand-over, and the
+    /// Take the descriptor, unless somebody has begun to use it meanwhile. With the number of the hand-over, and the
     /// attributes that the descriptor left behind in the cache.
-    fn take_writer(&self, inode: &OpenInode) -> Option<(Option<Ticket>, u64, Option<Attr>)> {
+    fn take_writer(&self, inode: &OpenInode) -> Option<(Writer, u64, Option<Attr>)> {
         let mut writer = inode.writer.write();
         let taken = writer.take_if(|writer| writer.users.load(Ordering::Acquire) == 0)?;
         let written = written(&taken);
@@ -260,12 +259,14 @@ impl Fs {
         inode.content_changed();
         // While the slot is still locked: who finds it empty sees the count.
         self.handovers.fetch_add(1, Ordering::AcqRel);
-        Some((taken.ticket, handing, before))
+        Some((taken, handing, before))
     }
 
-    /// Tell the worker that a written file is complete, and take in what it says of it.
-    fn hand_over(&self, inode: &OpenInode, ticket: Option<Ticket>, handing: u64, before: Option<Attr>) {
-        let closed = self.close_ticket(ticket);
+    /// Close the descriptor, tell the worker that the file is complete, and take in what it says of it.
+    fn hand_over(&self, inode: &OpenInode, writer: Writer, handing: u64, before: Option<Attr>) {
+        let (ticket, unwritten) = (writer.ticket, !writer.is_changed());
+        drop(writer);
+        let closed = self.close_handle(ticket, unwritten);
         let (link, reply) = closed.unwrap_or_default();
         if reply.errno != 0 {
             let (ino, errno) = (format_args!("{:016x}", inode.ino), reply.errno);
@@ -284,10 +285,15 @@ impl Fs {
         }
     }
 
-    /// Tell the worker that its handle is not used any more. The descriptor must be closed already.
-    pub(super) fn close_ticket(&self, ticket: Option<Ticket>) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
+    /// Tell the worker that its handle is not used any more, and that nothing was written through it. The descriptor must be
+    /// closed already.
+    pub(super) fn close_ticket(&self, ticket: Option<Ticket>) {
+        self.close_handle(ticket, true);
+    }
+
+    fn close_handle(&self, ticket: Option<Ticket>, unwritten: bool) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
         let Ticket { link, handle } = ticket?;
-        let reply = self.worker.call_through(link, request::Op::Close(Close { handle }))?;
+        let reply = self.worker.call_through(link, request::Op::Close(Close { handle, unwritten }))?;
         Some((link, reply))
     }
 

@@ -71,7 +71,7 @@ impl Fs {
         let Some(inode) = self.open.get(ino) else { return Ok(false) };
         let writer = inode.writer.read();
         let Some(writer) = &*writer else { return Ok(false) };
-        writer.file.set_len(size)?;
+        writer.to_change().set_len(size)?;
         Ok(true)
     }
 
@@ -120,7 +120,7 @@ impl Fs {
         let slot = inode.as_ref().map(|inode| inode.writer.read());
         let writer = slot.as_ref().and_then(|slot| slot.as_ref());
         if let Some(size) = change.size {
-            writer.ok_or(Errno::EINVAL)?.file.set_len(size)?;
+            writer.ok_or(Errno::EINVAL)?.to_change().set_len(size)?;
         }
         let now = now_ns();
         let at = |time: Time| match time {
@@ -130,7 +130,7 @@ impl Fs {
         if let (Some(writer), Some(mtime)) = (writer, change.mtime) {
             let mtime = at(mtime);
             let spec = TimeSpec::new(mtime.div_euclid(1_000_000_000), mtime.rem_euclid(1_000_000_000));
-            nix::sys::stat::futimens(&writer.file, &TimeSpec::UTIME_OMIT, &spec)?;
+            nix::sys::stat::futimens(writer.file(), &TimeSpec::UTIME_OMIT, &spec)?;
         }
         let attr = self.known.amend_orphan(ino, |attr| {
             if let Some(mode) = change.mode {

@@ -28,6 +28,8 @@ pub struct Node {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub content: Content,
     pub staged: bool,
+    /// Somebody has said so of the staged file.
+    pub written: bool,
     /// Change time of the staged file when it was made as a copy.
     pub baseline: Option<i64>,
 }
@@ -286,7 +288,7 @@ impl Tree {
                 Content::Inline(bytes) => std::fs::write(&path, bytes).unwrap(),
                 Content::Stored(stored) => drop(std::fs::copy(stored, &path).unwrap()),
             }
-            node.staged = true;
+            (node.staged, node.written) = (true, false);
             let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
             let mtime = node.attr.mtime;
             let spec = TimeSpec::new(mtime.div_euclid(1_000_000_000), mtime.rem_euclid(1_000_000_000));
@@ -302,6 +304,7 @@ impl Tree {
         let file = self.stage_file(ino)?;
         if truncate {
             file.set_len(0).unwrap();
+            self.node(ino)?.written = true;
         }
         // The lock belongs to the open file, and goes with it: it is not to be released here.
         #[allow(deprecated)]
@@ -325,6 +328,18 @@ impl Tree {
             Content::Inline(_) => return Err(Errno::EIO),
         };
         Ok(File::open(path).unwrap())
+    }
+
+    /// Note whether a handle that is closed was written through; `false` if it says no, as all before, and that is not so.
+    pub fn is_truly(&mut self, unwritten: bool, ino: u64) -> bool {
+        let staging = self.staging(ino);
+        let Some(node) = self.nodes.get_mut(&ino).filter(|node| node.staged) else { return true };
+        node.written |= !unwritten;
+        let before = match &node.content {
+            Content::Inline(bytes) => bytes.clone(),
+            Content::Stored(path) => std::fs::read(path).unwrap(),
+        };
+        node.written || std::fs::read(staging).unwrap() == before
     }
 
     /// Whether nobody has the staging file open any more; then it is sealed.

@@ -21,7 +21,8 @@ fn write_on(socket: &Path, name: &str, content: &[u8]) {
     let (reply, fd) = client.call(&op(request::Op::Create(create)), None).unwrap();
     let Some(reply::Body::Opened(opened)) = check(reply).unwrap().body else { panic!("not opened") };
     File::from(fd.unwrap()).write_all(content).unwrap();
-    let (reply, _) = client.call(&op(request::Op::Close(Close { handle: opened.handle })), None).unwrap();
+    let (reply, _) =
+        client.call(&op(request::Op::Close(Close { handle: opened.handle, unwritten: false })), None).unwrap();
     check(reply).unwrap();
 }
 

@@ -23,7 +23,7 @@ fn change(node: &Node, name: &str, offset: usize, bytes: &[u8]) -> Wanted {
     let (_, Opening::File { handle, file }) = engine.open(1, &open).unwrap() else { panic!() };
     file.write_all_at(bytes, offset as u64).unwrap();
     drop(file);
-    engine.close(1, handle).unwrap();
+    engine.close(1, handle, false).unwrap();
     sealed(node, ino, before)
 }
 
