@@ -11,6 +11,7 @@
 mod ballast;
 mod clean;
 mod commit;
+mod complete;
 mod events;
 mod exchange;
 mod files;

@@ -205,18 +205,13 @@ fn with_stat(attr: Attr, writer: &Writer) -> Attr {
 /// What the descriptor knows better than the worker's answers.
 fn written(writer: &Writer) -> Option<Written> {
     let stat = nix::sys::stat::fstat(writer.file()).ok()?;
-    let ctime = ctime_of(&stat);
     Some(Written {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
         mtime: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
         // Of the status changes, writes are only known there, and chmod and link only here.
-        ctime: (ctime != writer.opened_ctime).then_some(ctime),
+        ctime: writer.is_changed().then_some(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec),
     })
-}
-
-pub(crate) fn ctime_of(stat: &nix::sys::stat::FileStat) -> i64 {
-    stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec
 }
 
 /// The node an answer must have.

@@ -14,7 +14,7 @@ use delugefs_proto::local_pb::Attr;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
-use crate::fs::{Paged, ctime_of};
+use crate::fs::Paged;
 use crate::ranges::Ranges;
 
 const SHARDS: usize = 16;
@@ -161,16 +161,12 @@ pub struct Writer {
     pub ticket: Option<Ticket>,
     /// Handles that can write.
     pub users: AtomicU32,
-    /// The staging file's change time when it was opened, in nanoseconds since 1970: while it stays, nothing was
-    /// written, and the attributes' own change time counts.
-    pub opened_ctime: i64,
 }
 
 impl Writer {
     /// Of the first handle that can write.
     pub fn new(file: File, ticket: Option<Ticket>) -> Self {
-        let opened_ctime = nix::sys::stat::fstat(&file).map_or(0, |stat| ctime_of(&stat));
-        Self { file, changed: AtomicBool::new(false), ticket, users: AtomicU32::new(1), opened_ctime }
+        Self { file, changed: AtomicBool::new(false), ticket, users: AtomicU32::new(1) }
     }
 
     /// The staging file, to look at.

@@ -95,21 +95,39 @@ impl ContentStore {
         mtime_ns: Option<i64>,
     ) -> FsResult<File> {
         let from = self.open_content(content, size)?;
-        let keep = keep_bytes.min(size);
+        self.stage_from(ino, &from, size, keep_bytes.min(size), mtime_ns)
+    }
+
+    /// A new file that is what another staging file is now, with its time. Nobody has it open. `ENOENT` without that file,
+    /// `EBUSY` when it was cut meanwhile.
+    pub fn stage_copy_of(&self, ino: Ino, of: Ino) -> FsResult<()> {
+        let failed = |errno| fail(errno, "copy", &staging_path(of));
+        let from = self.open_staged(of, false)?.ok_or_else(|| failed(Errno::ENOENT))?;
+        let stat = fstat(&from).map_err(failed)?;
+        let size = stat.st_size as u64;
+        self.stage_from(ino, &from, size, size, Some(os::mtime_ns(&stat))).map(drop).map_err(|error| {
+            match fstat(&from) {
+                Ok(stat) if (stat.st_size as u64) < size => failed(Errno::EBUSY),
+                _ => error,
+            }
+        })
+    }
+
+    fn stage_from(&self, ino: Ino, from: &File, size: u64, keep: u64, mtime_ns: Option<i64>) -> FsResult<File> {
         self.stage_made(ino, 0, mtime_ns, |to| {
-            if keep > 0 && os::reflink(&from, to)? {
+            if keep > 0 && os::reflink(from, to)? {
                 return if keep < size { ftruncate(to, keep as i64) } else { Ok(()) };
             }
             ftruncate(to, keep as i64)?;
             let mut copied = 0;
-            while let Some((start, end)) = os::next_data(&from, copied, keep)? {
+            while let Some((start, end)) = os::next_data(from, copied, keep)? {
                 // The reserve belongs to the catalog: a large copy stops before it.
                 let room = self.free_space().map_or(u64::MAX, |space| space.free);
                 let end = end.min(start + (64 << 20));
                 if room < end - start {
                     return Err(Errno::ENOSPC);
                 }
-                os::copy_range(&from, to, start, end)?;
+                os::copy_range(from, to, start, end)?;
                 copied = end;
             }
             Ok(())

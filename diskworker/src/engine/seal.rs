@@ -85,11 +85,20 @@ impl Engine {
 
     /// Seal a file if nobody writes it. What fails stays staged, readable, and is tried again by the cleaner.
     pub(super) fn seal(&self, session: Option<SessionId>, ino: Ino, size: Size) {
+        if let Err(error) = self.try_seal(session, ino, size)
+            && !is_full(error.errno)
+        {
+            tracing::error!("file {ino} stays staged: {error}");
+        }
+    }
+
+    /// The same for who has to know why it failed. When the disk is full, it takes nothing new from then on.
+    pub(super) fn try_seal(&self, session: Option<SessionId>, ino: Ino, size: Size) -> FsResult<()> {
         let seen = {
             let mut core = self.core();
-            let Some(staged) = core.staged.get_mut(ino) else { return };
+            let Some(staged) = core.staged.get_mut(ino) else { return Ok(()) };
             if staged.writers > 0 || staged.work != Work::None {
-                return;
+                return Ok(());
             }
             staged.work = Work::Sealing;
             let session = session.or(staged.session);
@@ -116,11 +125,12 @@ impl Engine {
         if again {
             self.seals.push(ino);
         }
-        match result {
-            Ok(_) => {}
-            Err(error) if is_full(error.errno) => self.refuse(error),
-            Err(error) => tracing::error!("file {ino} stays staged: {error}"),
+        if let Err(error) = &result
+            && is_full(error.errno)
+        {
+            self.refuse(error.clone());
         }
+        result.map(drop)
     }
 
     fn seal_marked(&self, seen: &Seen, size: Size) -> FsResult<Done> {
@@ -233,6 +243,7 @@ impl Engine {
     }
 }
 
-fn stored(sealed: &Sealed) -> NewContent {
+/// The record of a hashed content.
+pub(super) fn stored(sealed: &Sealed) -> NewContent {
     NewContent::Stored { content: sealed.content, size: sealed.size, pieces: sealed.pieces.clone() }
 }

@@ -177,9 +177,13 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         }
         let (name, new_name) = (bytes(name), bytes(new_name));
+        let slow = self.shared.fs.moving_bytes(parent.0, &name) > CLOSE_NOW_BYTES;
         let rename =
             move |fs: &Fs, caller: &Caller| fs.rename(caller, (parent.0, &name), (new_parent.0, &new_name), how);
-        self.serve(request, reply, rename, ok_or_error);
+        match slow {
+            true => self.serve_slow(request, reply, rename, ok_or_error),
+            false => self.serve(request, reply, rename, ok_or_error),
+        }
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use super::lookup::check_name;
 use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, written};
+use crate::cache::Found;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
 use crate::known::Version;
@@ -166,6 +167,17 @@ impl Fs {
         match self.open.get(ino) {
             Some(inode) if inode.writer.read().is_some() => 0,
             _ => self.cache.attr(ino).map_or(0, |attr| attr.size),
+        }
+    }
+
+    /// How much the worker may have to read before a file comes in the place of another, in bytes; 0 if unknown.
+    pub fn moving_bytes(&self, dir: u64, name: &Bytes) -> u64 {
+        match self.cache.lookup(dir, name) {
+            Found::Node(attr) => self.open.get(attr.ino).map_or(attr.size, |inode| match &*inode.writer.read() {
+                Some(writer) => writer.file().metadata().map_or(0, |metadata| metadata.len()),
+                None => attr.size,
+            }),
+            _ => 0,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Programs at work on the mounts of all hosts while things go wrong, and what they know: which files they closed, with the
 //! SHA-256 of their content. A file is written under a passing name and renamed when it is whole, as careful programs do;
-//! so under a final name there is all of it or nothing. Every writer also reads what the others say they have closed.
+//! so under a final name there is all of it or nothing, or all of the one before. Every writer also reads what the others say they have closed.
 //!
 //! A call may fail when the mount's frontend is dead ("not connected"), and then both outcomes are right. Any other failure
 //! is recorded, and so is a wrong byte, whenever it is seen.
@@ -37,6 +37,8 @@ pub enum Known {
     Removed,
     /// This content or no file: the call that decides was cut short.
     Unsure(Digest),
+    /// The first content or the second: the same.
+    Either(Digest, Digest),
 }
 
 /// Every name that was ever made, below the mount.
@@ -52,6 +54,8 @@ pub struct Load {
 struct Shared {
     stop: AtomicBool,
     manifest: Mutex<Manifest>,
+    /// What names had before: others may see that for a while.
+    former: Mutex<BTreeMap<String, Vec<Digest>>>,
     failures: Mutex<Vec<String>>,
 }
 
@@ -111,6 +115,7 @@ pub fn differences(manifest: &Manifest, mount: &Path) -> Vec<String> {
             Known::Closed(digest) => found == Some(*digest),
             Known::Removed => found.is_none(),
             Known::Unsure(digest) => found.is_none_or(|found| found == *digest),
+            Known::Either(one, other) => found.is_some_and(|found| found == *one || found == *other),
         };
         if !right {
             wrong.push(format!("{name}: {}, but {known:?}", found.map_or("no file".into(), |d| format!("{d:?}"))));
@@ -138,7 +143,12 @@ impl Writer {
             };
             let base = base.clone();
             files += 1;
-            let done = self.write(&base, &format!("h{}/f{files}", self.number)).and_then(|()| self.read(&base));
+            let name = match self.random.one_in(4) {
+                true => self.own().map(|(name, digest)| (name, Some(digest))),
+                false => None,
+            };
+            let (name, before) = name.unwrap_or_else(|| (format!("h{}/f{files}", self.number), None));
+            let done = self.write(&base, &name, before).and_then(|()| self.read(&base));
             let done = done.and_then(|()| if self.random.one_in(5) { self.remove(&base) } else { Ok(()) });
             if done.is_err() {
                 mounted = None;
@@ -166,7 +176,19 @@ impl Writer {
         self.shared.failures.lock().unwrap().push(format!("on host {}: {what}", self.number));
     }
 
-    fn write(&mut self, base: &Path, name: &str) -> io::Result<()> {
+    /// One of its own files.
+    fn own(&mut self) -> Option<(String, Digest)> {
+        let own = format!("h{}/", self.number);
+        let closed = |(name, known): (&String, &Known)| match known {
+            Known::Closed(digest) if name.starts_with(&own) => Some((name.clone(), *digest)),
+            _ => None,
+        };
+        let closed: Vec<_> = self.shared.manifest.lock().unwrap().iter().filter_map(closed).collect();
+        self.random.pick(&closed).cloned()
+    }
+
+    /// A new file, or one in the place of one that has this content.
+    fn write(&mut self, base: &Path, name: &str, before: Option<Digest>) -> io::Result<()> {
         let bound = match self.random.below(12) {
             0 => 6 << 20,
             1..=3 => 400 << 10,
@@ -181,13 +203,19 @@ impl Writer {
         };
         self.result(&format!("writing {name}"), writing())?;
         let digest = digest(&content);
-        self.know(name, Known::Unsure(digest));
+        match before {
+            Some(before) => {
+                self.shared.former.lock().unwrap().entry(name.into()).or_default().push(before);
+                self.know(name, Known::Either(before, digest));
+            }
+            None => self.know(name, Known::Unsure(digest)),
+        }
         self.result(&format!("renaming to {name}"), fs::rename(&passing, &last))?;
         self.know(name, Known::Closed(digest));
         Ok(())
     }
 
-    /// Read a file of any host: late and failing is allowed, wrong is not.
+    /// Read a file of any host: late (an older content too) and failing is allowed, wrong is not.
     fn read(&mut self, base: &Path) -> io::Result<()> {
         let closed: Vec<(String, Digest)> = {
             let manifest = self.shared.manifest.lock().unwrap();
@@ -199,10 +227,7 @@ impl Writer {
         };
         let Some((name, expected)) = self.random.pick(&closed) else { return Ok(()) };
         match fs::read(base.join(name)) {
-            // On other hosts a file is empty until its host has sealed it, also when it was renamed meanwhile. That is a
-            // limit, and a long one when the host dies in between; in the end all must be there.
-            Ok(content) if content.is_empty() => {}
-            Ok(content) if digest(&content) != *expected => {
+            Ok(content) if digest(&content) != *expected && !self.had(name, &digest(&content)) => {
                 let zeros = content.iter().rev().take_while(|byte| **byte == 0).count();
                 let found = format!("{} bytes instead of {}, the last {zeros} are 0", content.len(), expected.1);
                 let again = fs::read(base.join(name)).map(|content| digest(&content) == *expected);
@@ -214,18 +239,19 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether the name has had this content before, or has got it since it was looked up.
+    fn had(&self, name: &str, found: &Digest) -> bool {
+        let now = self.shared.manifest.lock().unwrap().get(name).copied();
+        matches!(now, Some(Known::Closed(new) | Known::Either(_, new)) if new == *found)
+            || self.shared.former.lock().unwrap().get(name).is_some_and(|former| former.contains(found))
+    }
+
     /// Remove one of its own files.
     fn remove(&mut self, base: &Path) -> io::Result<()> {
-        let own = format!("h{}/", self.number);
-        let closed = |(name, known): (&String, &Known)| match known {
-            Known::Closed(digest) if name.starts_with(&own) => Some((name.clone(), *digest)),
-            _ => None,
-        };
-        let closed: Vec<_> = self.shared.manifest.lock().unwrap().iter().filter_map(closed).collect();
-        let Some((name, digest)) = self.random.pick(&closed) else { return Ok(()) };
-        self.know(name, Known::Unsure(*digest));
-        self.result(&format!("removing {name}"), fs::remove_file(base.join(name)))?;
-        self.know(name, Known::Removed);
+        let Some((name, digest)) = self.own() else { return Ok(()) };
+        self.know(&name, Known::Unsure(digest));
+        self.result(&format!("removing {name}"), fs::remove_file(base.join(&name)))?;
+        self.know(&name, Known::Removed);
         Ok(())
     }
 }

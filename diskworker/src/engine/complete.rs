@@ -1,0 +1,165 @@
+//! A file that gets a name by rename(2) or link(2) is complete under it. Other disks know a file by its record, and a record
+//! has no content before the file is sealed; so what was written until the call is recorded before the name is. Otherwise
+//! other hosts would see an empty file in the place of an older one, and if this disk were lost in that moment, the older
+//! content had no name any more.
+//!
+//! Nothing is held back in the catalog instead: a change that is not in a commit while later ones of the same disk are would
+//! count there as seen and removed.
+
+use std::time::{Duration, Instant};
+
+use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::Ino;
+use delugefs_proto::record::Name;
+use nix::errno::Errno;
+
+use super::room::is_full;
+use super::seal::{Size, stored};
+use super::staged::Work;
+use super::{Engine, SessionId};
+use crate::content::Seal;
+use crate::namespace::{Kind, NewContent};
+
+/// A file that comes in no other one's place is sealed before it comes when it is no larger: hashing that takes some 20 ms,
+/// and the kernel keeps the directory locked meanwhile.
+const QUICK_MAX_BYTES: u64 = 16 << 20;
+/// A close that was sent before the rename has come by then; more for larger files, as a copy costs more.
+const CLOSE_COMES: Duration = Duration::from_millis(2);
+/// Seals in vain before a copy is made (each time somebody has opened the file for writing), and copies before the name
+/// comes all the same (each time somebody has cut it).
+const TRIES: u32 = 3;
+
+impl Engine {
+    /// To be called before a node gets the second name: instead of the first, or beside it.
+    pub(super) fn complete(
+        &self,
+        session: SessionId,
+        from: (Ino, &Name),
+        to: (Ino, &Name),
+        exchange: bool,
+    ) -> FsResult<()> {
+        let (ino, other) = {
+            let mut core = self.core();
+            if core.staged.len() == 0 {
+                return Ok(());
+            }
+            let Ok(moved) = core.ns.lookup(from.0, from.1) else { return Ok(()) };
+            let other = core.ns.lookup(to.0, to.1).ok().filter(|other| matches!(other.kind, Kind::File(_)));
+            (moved.ino, other.map(|other| other.ino))
+        };
+        match other {
+            Some(other) if exchange => {
+                self.complete_file(session, other, u64::MAX)?;
+                self.complete_file(session, ino, u64::MAX)
+            }
+            Some(_) => self.complete_file(session, ino, u64::MAX),
+            None => self.complete_new(session, ino),
+        }
+    }
+
+    /// The same for a name that was free: nothing is lost if it fails.
+    pub(super) fn complete_new(&self, session: SessionId, ino: Ino) -> FsResult<()> {
+        self.complete_file(session, ino, QUICK_MAX_BYTES).or_else(|error| {
+            tracing::debug!("file {ino} gets another name while it is not sealed: {error}");
+            Ok(())
+        })
+    }
+
+    fn complete_file(&self, session: SessionId, ino: Ino, max_bytes: u64) -> FsResult<()> {
+        if self.core().staged.get(ino).is_none() {
+            return Ok(());
+        }
+        let Some(size) = self.store.staged_stat(ino)?.map(|stat| stat.size).filter(|size| *size <= max_bytes) else {
+            return Ok(());
+        };
+        // Copying a gigabyte takes about a second.
+        let deadline = Instant::now() + CLOSE_COMES + Duration::from_nanos(size);
+        for _ in 0..TRIES {
+            match self.wait_for_writers(ino, deadline) {
+                None => return Ok(()),
+                Some(true) => self.try_seal(Some(session), ino, Size::Any)?,
+                Some(false) => break,
+            }
+        }
+        for _ in 0..TRIES {
+            match self.record_copy(session, ino) {
+                Err(error) if error.errno == Errno::EBUSY => {}
+                Err(error) if is_full(error.errno) => {
+                    self.refuse(error.clone());
+                    return Err(error);
+                }
+                result => return result,
+            }
+        }
+        Ok(())
+    }
+
+    /// Wait until nobody writes the file or works on it. `false`: somebody has it open still; `None`: it is recorded as it is.
+    fn wait_for_writers(&self, ino: Ino, deadline: Instant) -> Option<bool> {
+        let mut core = self.core();
+        loop {
+            let staged = core.staged.get(ino)?;
+            match staged.work {
+                // A copy for a writer is being made, or what was sealed is being removed.
+                Work::Making => return None,
+                Work::Sealing => self.idle.wait(&mut core),
+                Work::None if staged.writers == 0 => return Some(true),
+                Work::None => {
+                    if self.idle.wait_until(&mut core, deadline).timed_out() {
+                        return Some(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Record what was written so far of a file that stays open. The file is sealed once more when it is closed.
+    fn record_copy(&self, session: SessionId, ino: Ino) -> FsResult<()> {
+        let Some(entry) = self.core().staged.get(ino).map(|staged| staged.entry) else { return Ok(()) };
+        // Under a number of its own. What a crash leaves of it has no name, and is removed at the next start.
+        let copy = Ino::random();
+        let made = self.with_room(|| self.store.stage_copy_of(copy, ino));
+        let recorded = match made {
+            Err(error) if error.errno == Errno::ENOENT => return Ok(()), // sealed or removed meanwhile
+            made => made.and_then(|()| self.record_from(session, ino, entry, copy)),
+        };
+        self.discard_staged(copy);
+        recorded
+    }
+
+    fn record_from(&self, session: SessionId, ino: Ino, entry: u64, copy: Ino) -> FsResult<()> {
+        let (small, large) = match self.store.begin_seal(copy)? {
+            Seal::Small(small) => (Some(small), None),
+            Seal::Large(job) => (None, Some(job.run()?)),
+            Seal::Busy => return Err(FsError::new(Errno::EBUSY, format!("the copy of file {ino} is open"))),
+        };
+        self.change(Some(session), |core| {
+            let Some(staged) = core.staged.same(ino, entry) else { return Ok(()) };
+            let (dir, base) = (staged.dir, staged.base.clone());
+            let at = match core.ns.locate(ino, dir) {
+                Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => return Ok(()),
+                at => core.ns.settle_copy(at?)?,
+            };
+            let before = core.ns.content_dots(&at)?;
+            let (content, mtime_ns, ctime_ns) = match (&small, &large) {
+                (Some(small), _) => {
+                    let content = NewContent::Small(small.blob, small.bytes.clone());
+                    (content, small.mtime_ns, small.ticket.ctime_ns())
+                }
+                (_, Some(sealed)) => {
+                    // The content first: there is no staged file to find it in after a crash.
+                    self.store.finish_seal(sealed)?;
+                    (stored(sealed), sealed.mtime_ns, sealed.ticket.ctime_ns())
+                }
+                _ => return Ok(()),
+            };
+            core.ns.set_content(at.clone(), content, base.as_deref(), mtime_ns, ctime_ns)?;
+            // What was written goes on from there; versions from elsewhere stay what they are to its writers.
+            let after = core.ns.content_dots(&at)?;
+            if let Some(base) = core.staged.get_mut(ino).and_then(|staged| staged.base.as_mut()) {
+                base.extend(after.into_iter().filter(|dot| !before.contains(dot)));
+            }
+            Ok(())
+        })
+    }
+}
