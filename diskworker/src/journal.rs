@@ -59,9 +59,6 @@ pub struct Recovered {
     pub actor: ActorId,
     /// The last stop was a clean one.
     pub clean: bool,
-    /// The machine has not been restarted since this disk was last open (or the stop was clean): nothing that was
-    /// written can have been lost.
-    pub same_boot: bool,
     /// A sentence about a damaged end of the log, if there was one.
     pub damage: Option<String>,
 }
@@ -126,7 +123,7 @@ impl Journal {
             }
             old.push(Segment { first_lsn, file: Arc::new(file), end, failed: None });
         }
-        let (clean, same_boot) = state::read(&dir);
+        let clean = state::is_clean(&dir);
         // What a crash left unfinished goes. A spare segment stays: without old ones it is not certain that all its lsns
         // are lower than those to come.
         let has_spare = !old.is_empty() && names.iter().any(|name| name == SPARE);
@@ -154,10 +151,7 @@ impl Journal {
         };
         let inner = Inner { current, old, has_spare: false, next_lsn };
         let journal = Self { dir, inner: inner.into(), synced: 0.into() };
-        Ok((
-            journal,
-            Recovered { changes, actor, clean: clean && damage.is_none(), same_boot: clean || same_boot, damage },
-        ))
+        Ok((journal, Recovered { changes, actor, clean: clean && damage.is_none(), damage }))
     }
 
     /// Append a change. When this returns, the change survives the end of this process; [`Self::sync`] makes it survive

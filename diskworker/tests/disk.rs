@@ -22,13 +22,7 @@ pub struct Disk {
 impl Disk {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("d");
-        let folder = match DiskFolder::create_with(&root, "test", Some(ClusterId([1; 16])), make_catalog) {
-            // Made, and then locked again: see `open`.
-            Err(error) if error.to_string().contains("is in use by") => open(&root),
-            made => made.unwrap(),
-        };
-        Self { running: Some(start(folder)), dir }
+        Self { running: Some(new_at(&dir.path().join("d"))), dir }
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -52,29 +46,13 @@ impl Disk {
 
     /// Start from what the folder held at this moment, as after a crash of the process.
     pub fn crash(&mut self) {
-        self.crash_after(|_| {});
-    }
-
-    fn crash_after(&mut self, change: impl FnOnce(&std::path::Path)) {
         let image = tempfile::tempdir().unwrap();
         let status =
             std::process::Command::new("cp").arg("-a").arg(self.dir.path().join("d")).arg(image.path()).status();
         assert!(status.unwrap().success());
         self.running.take().unwrap().stop().unwrap();
         self.dir = image;
-        change(&self.dir.path().join("d"));
         self.running = Some(start(open(&self.dir.path().join("d"))));
-    }
-
-    /// The same after the machine went down: as [`Self::crash`], and the machine has been started since.
-    pub fn power_loss(&mut self) {
-        self.crash_after(|root| {
-            let path = root.join("journal/state");
-            let state = std::fs::read_to_string(&path).unwrap();
-            let mut words: Vec<&str> = state.split_whitespace().collect();
-            words[2] = "another-boot";
-            std::fs::write(&path, words.join(" ") + "\n").unwrap();
-        });
     }
 
     /// Give our state to another disk and take its state.
@@ -104,6 +82,15 @@ impl Drop for Disk {
     }
 }
 
+/// A new disk in a folder that is not there yet.
+pub fn new_at(root: &std::path::Path) -> Running {
+    start(match DiskFolder::create_with(root, "test", Some(ClusterId([1; 16])), make_catalog) {
+        // Made, and then locked again: see `open`.
+        Err(error) if error.to_string().contains("is in use by") => open(root),
+        made => made.unwrap(),
+    })
+}
+
 /// Open a disk's folder. A program that another test is just starting has a copy of the lock until it runs.
 pub fn open(root: &std::path::Path) -> DiskFolder {
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
@@ -117,7 +104,7 @@ pub fn open(root: &std::path::Path) -> DiskFolder {
     }
 }
 
-fn start(folder: DiskFolder) -> Running {
+pub fn start(folder: DiskFolder) -> Running {
     Running::start(Arc::new(folder), Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) }).unwrap()
 }
 

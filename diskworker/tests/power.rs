@@ -1,10 +1,17 @@
 //! The machine goes down: what the journal says of contents that are not on this disk.
 
+#[cfg(target_os = "linux")]
+use std::os::unix::fs::FileExt;
+
+#[cfg(target_os = "linux")]
+use delugefs_diskworker::engine::Opening;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
 
-use crate::disk::{Disk, Posix, SESSION};
+use crate::disk::{self, Disk, Posix, SESSION};
+#[cfg(target_os = "linux")]
+use crate::small::{Kind, on_small_disk};
 
 #[test]
 fn a_file_whose_content_is_elsewhere_keeps_its_new_name() {
@@ -24,11 +31,43 @@ fn a_file_whose_content_is_elsewhere_keeps_its_new_name() {
         ..pb::Rename::default()
     };
     engine.rename(SESSION, false, &rename).unwrap();
-    disk.power_loss();
+    disk.crash();
     let engine = disk.engine();
     assert_eq!(engine.resolve(&[b"old"]).err().map(|error| error.errno), Some(Errno::ENOENT));
     let found = engine.resolve(&[b"new"]).unwrap();
     assert_eq!(found.size, 5000);
     let wanted = engine.absent(Ino(found.ino), Ino::ROOT).unwrap().unwrap();
     assert_eq!((wanted.content, wanted.size), (content, 5000));
+}
+
+/// Whoever else syncs something on that file system makes all its names durable, and with them that a staged file is gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_fsynced_is_there_after_a_loss_of_power_just_after_it_was_closed() {
+    for size in [1000, 100_000] {
+        on_small_disk(Kind::Ext4Journal, 64, |small| {
+            let running = disk::new_at(&small.root());
+            let engine = &running.engine;
+            Posix::create(&**engine, &[b"before"], 0o644, b"x").unwrap();
+            engine.commit().unwrap();
+            let q = pb::Create { dir: Ino::ROOT.0, name: (&b"f"[..]).into(), mode: 0o644, ..Default::default() };
+            let (answer, opening) = engine.create(SESSION, false, &q).unwrap();
+            let Opening::File { handle, file } = opening else { panic!("a writer gets a descriptor") };
+            let data = vec![7; size];
+            file.write_all_at(&data, 0).unwrap();
+            file.sync_all().unwrap();
+            let ino = answer.node.unwrap().ino;
+            engine.fsync(&pb::Fsync { ino, handle, data_only: false, dir: Ino::ROOT.0 }).unwrap();
+            drop(file);
+            engine.close(SESSION, handle, false).unwrap();
+            while engine.store.is_staged(Ino(ino)).unwrap() {
+                std::thread::yield_now();
+            }
+            std::fs::File::create(small.dir.join("another")).unwrap().sync_all().unwrap();
+            let after = disk::start(disk::open(&small.after_power_loss()));
+            assert_eq!(after.engine.read(&[b"f"]).unwrap(), data);
+            after.stop().unwrap();
+            running.stop().unwrap();
+        });
+    }
 }

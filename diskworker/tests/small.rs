@@ -15,6 +15,8 @@ pub enum Kind {
     Tmpfs,
     /// Directories take room here too, and blocks are only reserved when a file is written.
     Ext4,
+    /// The same with its own journal, as it is used.
+    Ext4Journal,
 }
 
 /// The mounted file system.
@@ -40,10 +42,13 @@ pub fn on_small_disk(kind: Kind, mib: u64, test: impl FnOnce(&Small) + Send) {
                     let size = format!("size={mib}m");
                     mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
                 }
-                Kind::Ext4 => {
+                Kind::Ext4 | Kind::Ext4Journal => {
                     let image = around.path().join("image");
                     File::create(&image).unwrap().set_len(mib << 20).unwrap();
-                    let mkfs = ["-q", "-m", "0", "-O", "^has_journal"];
+                    let mut mkfs = vec!["-q", "-m", "0"];
+                    if matches!(kind, Kind::Ext4) {
+                        mkfs.extend(["-O", "^has_journal"]);
+                    }
                     let made = Command::new("mkfs.ext4").args(mkfs).arg(&image).status();
                     if !made.is_ok_and(|status| status.success()) {
                         return eprintln!("no mkfs.ext4 here: skipped");
@@ -82,6 +87,15 @@ impl Small {
     pub fn free(&self) -> u64 {
         let vfs = statvfs(&self.dir).unwrap();
         vfs.blocks_available() * vfs.fragment_size()
+    }
+
+    /// What a loss of power at this moment leaves, mounted beside it: the blocks that were written by now. Not on tmpfs.
+    pub fn after_power_loss(&self) -> PathBuf {
+        let (image, dir) = (self.dir.with_file_name("image-after"), self.dir.with_file_name("after"));
+        fs::copy(self.dir.with_file_name("image"), &image).unwrap();
+        fs::create_dir(&dir).unwrap();
+        assert!(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&dir).status().unwrap().success());
+        dir.join("d")
     }
 
     fn filler(&self) -> PathBuf {

@@ -170,6 +170,8 @@ impl ContentStore {
             Ok(Some(held)) if sealed.held_already && held.st_size as u64 == sealed.size => {
                 self.unlink_staged(&mut state, sealed.ino)?;
                 self.keep.finished(content);
+                // An earlier process may have put it there and ended before it was durable.
+                self.durable.renamed(content);
             }
             held => {
                 // What is there is damaged, or came this moment. Others may rely on its being durable already, so what

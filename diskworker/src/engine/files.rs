@@ -325,6 +325,11 @@ impl Engine {
         } else {
             self.sync_data_of(ino, Ino(q.dir), q.handle != 0)?;
         }
+        self.sync_records()
+    }
+
+    /// Everything recorded so far is on stable storage afterwards.
+    pub(super) fn sync_records(&self) -> FsResult<()> {
         self.journal.sync().map_err(|error| {
             let errno = FsError::from(error).errno;
             FsError::new(errno, "cannot make the journal durable")
@@ -332,29 +337,37 @@ impl Engine {
     }
 
     fn sync_data_of(&self, ino: Ino, dir: Ino, is_synced: bool) -> FsResult<()> {
+        self.sync_staged_of(ino, is_synced)?;
+        // What is recorded too: the file may have been sealed meanwhile, and a copy nobody writes to goes as it came.
+        let content = {
+            let mut core = self.core();
+            let Ok(at) = core.ns.locate(ino, dir) else { return Ok(()) };
+            match core.ns.node(&at)?.kind {
+                crate::namespace::Kind::File(Data::Stored { content, .. }) => content,
+                _ => return Ok(()),
+            }
+        };
+        self.store.sync_content(content)
+    }
+
+    fn sync_staged_of(&self, ino: Ino, is_synced: bool) -> FsResult<()> {
         let mut core = self.core();
-        if let Some((entry, name_synced)) = core.staged.get(ino).map(|s| (s.entry, s.name_synced)) {
-            let file = if is_synced { None } else { self.store.open_staged(ino, false)? };
-            drop(core);
-            if let Some(file) = file {
-                file.sync_data()?;
-            }
-            if !name_synced {
-                self.store.sync_staging_dir()?;
-                // Only now: who finds it set does not wait for us.
-                if let Some(staged) = self.core().staged.same(ino, entry) {
-                    staged.name_synced = true;
-                }
-            }
-            return Ok(());
-        }
-        let Ok(at) = core.ns.locate(ino, dir) else { return Ok(()) };
-        let node = core.ns.node(&at)?;
+        let Some(staged) = core.staged.get_mut(ino) else { return Ok(()) };
+        staged.promised = true;
+        let (entry, name_synced) = (staged.entry, staged.name_synced);
+        let file = if is_synced { None } else { self.store.open_staged(ino, false)? };
         drop(core);
-        match node.kind {
-            crate::namespace::Kind::File(Data::Stored { content, .. }) => self.store.sync_content(content),
-            _ => Ok(()),
+        if let Some(file) = file {
+            file.sync_data()?;
         }
+        if !name_synced {
+            self.store.sync_staging_dir()?;
+            // Only now: who finds it set does not wait for us.
+            if let Some(staged) = self.core().staged.same(ino, entry) {
+                staged.name_synced = true;
+            }
+        }
+        Ok(())
     }
 
     /// Adopt: a frontend kept its descriptor over a restart of this process. ESTALE when the file was sealed or removed

@@ -156,7 +156,9 @@ fn open_journal(folder: &DiskFolder, ballast: &Ballast) -> anyhow::Result<(Journ
 /// Take what the journal has and no commit. Gives the directory of every file it mentions.
 fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> anyhow::Result<HashMap<Ino, Ino>> {
     let mut homes = HashMap::new();
-    let lost = match recovered.same_boot {
+    // A clean stop syncs everything. After another one nothing tells whether only the process ended: a disk that is pulled and
+    // plugged in again loses what was not written yet while the machine runs on.
+    let lost = match recovered.clean {
         true => HashSet::new(),
         false => lost(ns.catalog(), store, &recovered.changes)?,
     };
@@ -165,7 +167,7 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
             let is_kept = !elements.iter().any(|element| is_lost(store, &lost, element));
             if !is_kept {
                 tracing::error!(
-                    "{key:?}: its content did not reach the disk before the machine went down; \
+                    "{key:?}: its content did not reach the disk before the machine or the disk went down; \
                     the version before it is kept"
                 );
                 ns.cover(elements);
@@ -187,7 +189,7 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
     Ok(homes)
 }
 
-/// After the machine went down, a content named in the journal may be a file whose bytes never reached the disk: those that
+/// After the machine or the disk went down, a content named in the journal may be a file whose bytes never reached the disk: those that
 /// are not here as they should be. One that the last commit knows is not among them: the journal has a change of its name or
 /// attributes, and to drop that would lose a file whose content may well be on another disk.
 fn lost(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow::Result<HashSet<ContentId>> {
@@ -250,7 +252,7 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
             None => Err(Errno::ENOENT.into()),
         };
         match found {
-            Ok(dir) => table.insert(ino, Staged { dir, ..Staged::default() }),
+            Ok(dir) => table.insert(ino, Staged { dir, promised: true, ..Staged::default() }),
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
                 tracing::info!("staged file {ino} has no name any more: removed");
                 store.remove_staged(ino)?;

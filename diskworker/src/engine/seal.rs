@@ -73,6 +73,8 @@ struct Seen {
     opened: u64,
     /// It is a copy nobody wrote to.
     unwritten: bool,
+    /// See [`super::staged::Staged::promised`].
+    promised: bool,
 }
 
 impl Engine {
@@ -102,8 +104,8 @@ impl Engine {
             }
             staged.work = Work::Sealing;
             let session = session.or(staged.session);
-            let (entry, opened, unwritten) = (staged.entry, staged.opened, staged.unwritten);
-            Seen { session, ino, entry, opened, unwritten }
+            let (entry, opened, unwritten, promised) = (staged.entry, staged.opened, staged.unwritten, staged.promised);
+            Seen { session, ino, entry, opened, unwritten, promised }
         };
         let result = self.with_room(|| self.seal_marked(&seen, size));
         let again = {
@@ -151,6 +153,7 @@ impl Engine {
                     let sealed = sealed?;
                     match self.place(seen.ino, sealed.content, sealed.size)? {
                         Some(disk) => self.finish_placed(seen, &sealed, disk),
+                        None if seen.promised => self.finish_promised(seen, &sealed),
                         None => self.finish_large(seen, &sealed),
                     }
                 }
@@ -180,21 +183,48 @@ impl Engine {
     /// all of this process come through the table, and `begin_seal` has seen that no other has a descriptor.
     fn finish_small(&self, seen: &Seen, small: Option<SealedSmall>) -> FsResult<Done> {
         let recorded = self.change(seen.session, |core| {
-            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
+            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(None) };
             if let Some(small) = &small {
                 let content = NewContent::Small(small.blob, small.bytes.clone());
                 core.ns.set_content(at, content, base.as_deref(), small.mtime_ns, small.ticket.ctime_ns())?;
             }
             // Removing takes longer than all the rest: without the lock, with those who want to write waiting.
+            Ok(core.staged.get_mut(seen.ino).map(|staged| {
+                staged.work = Work::Making;
+                staged.promised
+            }))
+        })?;
+        if let Some(promised) = recorded {
+            if promised && small.is_some() {
+                self.sync_records()?;
+            }
+            let removed = self.store.remove_staged(seen.ino);
+            self.core().staged.remove(seen.ino);
+            removed?;
+        }
+        Ok(Done::Finished)
+    }
+
+    /// The same as [`Self::finish_large`] for a file that was fsynced. Its bytes and its record must be on stable storage before
+    /// its name in `staging/` goes: any other sync of this file system may make that durable, and after a power loss nothing
+    /// would be left of it.
+    fn finish_promised(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Done> {
+        self.store.sync_staged(seen.ino)?;
+        let recorded = self.change(seen.session, |core| {
+            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
+            if !self.store.can_finish(&sealed.ticket)? {
+                return Ok(false);
+            }
+            core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
             if let Some(staged) = core.staged.get_mut(seen.ino) {
                 staged.work = Work::Making;
             }
             Ok(true)
         })?;
         if recorded {
-            let removed = self.store.remove_staged(seen.ino);
+            self.sync_records()?;
+            self.store.finish_seal(sealed)?;
             self.core().staged.remove(seen.ino);
-            removed?;
         }
         Ok(Done::Finished)
     }
@@ -233,6 +263,9 @@ impl Engine {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(Done::Finished) };
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(Done::Finished);
+            }
+            if core.staged.get(seen.ino).is_some_and(|staged| staged.promised) {
+                return Ok(Done::TooLarge); // since the seal began: once more, the other way
             }
             // The record first: after a crash in between, the staged file is still there and is sealed again.
             core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;

@@ -52,6 +52,9 @@ pub(super) struct Staged {
     pub not_before: Option<Instant>,
     /// Its name in the folder has been made durable by an fsync.
     pub name_synced: bool,
+    /// Somebody was told that what he wrote is on stable storage, or may have been before a restart: the staged file must
+    /// not go before what replaces it is there.
+    pub promised: bool,
 }
 
 /// A write handle that was closed.

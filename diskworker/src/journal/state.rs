@@ -1,4 +1,4 @@
-//! `state`, one line: `<actor, 16 hex digits> clean|open <boot id>`.
+//! `state`, one line: `<actor, 16 hex digits> clean|open`; what else is in it is not read.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,23 +13,20 @@ use crate::os;
 const STATE: &str = "state";
 const TEMPORARY: &str = "tmp-state";
 
-/// Whether the last stop was clean, whether the machine still runs since. Neither where it is not readable: that is the
-/// careful answer. The actor is for people: every start takes a new one.
-pub(super) fn read(dir: &File) -> (bool, bool) {
+/// Whether the last stop was clean. Not where it is not readable: that is the careful answer. The actor is for people: every
+/// start takes a new one.
+pub(super) fn is_clean(dir: &File) -> bool {
     let mut text = String::new();
     let read = os::open_file(dir, STATE, OFlag::O_RDONLY).map(|file| file.take(256).read_to_string(&mut text));
     if !matches!(read, Ok(Ok(_))) {
         text.clear();
     }
-    let mut words = text.split_whitespace().skip(1);
-    let clean = words.next() == Some("clean");
-    (clean, words.next().is_some_and(|boot| Some(boot) == os::boot_id().as_deref()))
+    text.split_whitespace().nth(1) == Some("clean")
 }
 
 pub(super) fn write(dir: &File, actor: ActorId, clean: bool) -> io::Result<()> {
     let word = if clean { "clean" } else { "open" };
-    let boot = os::boot_id().unwrap_or_default();
-    let line = format!("{:016x} {word} {boot}\n", actor.0);
+    let line = format!("{:016x} {word}\n", actor.0);
     match replace(dir, line.as_bytes()) {
         // Then into the block it has, which is one sector's write. A mixture of both lines would do no harm either: it
         // is taken for an unclean stop.

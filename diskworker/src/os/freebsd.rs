@@ -30,20 +30,6 @@ pub fn preallocate(file: &File, bytes: u64) -> Result<(), Errno> {
     }
 }
 
-/// A text that changes with every boot of this machine: the time of boot. It also changes when the clock is set, which
-/// the caller takes for a reboot; that costs a check and no data.
-#[allow(unsafe_code)]
-pub fn boot_id() -> Option<String> {
-    let mut time = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let mut length = std::mem::size_of_val(&time);
-    // SAFETY: the name is NUL-terminated, and the kernel writes at most `length` bytes into `time`, which is that long.
-    let answer = unsafe {
-        let into = std::ptr::from_mut(&mut time).cast();
-        libc::sysctlbyname(c"kern.boottime".as_ptr(), into, &mut length, std::ptr::null(), 0)
-    };
-    (answer == 0).then(|| format!("{}.{:06}", time.tv_sec, time.tv_usec))
-}
-
 /// The user who has the other end of a unix socket.
 pub fn peer_uid(socket: &std::os::unix::net::UnixStream) -> Result<u32, Errno> {
     nix::unistd::getpeereid(socket).map(|(uid, _)| uid.as_raw())

@@ -1,4 +1,4 @@
-//! Linux: FICLONE, syncfs(2), fallocate(2), the kernel's boot id.
+//! Linux: FICLONE, syncfs(2), fallocate(2).
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -40,11 +40,6 @@ pub fn preallocate(file: &File, bytes: u64) -> Result<(), Errno> {
         }
         other => other,
     }
-}
-
-/// A text that changes with every boot of this machine.
-pub fn boot_id() -> Option<String> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|text| text.trim().to_owned())
 }
 
 /// The user who has the other end of a unix socket.
