@@ -9,7 +9,9 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
 
-use crate::disk::{self, Disk, Posix, SESSION};
+#[cfg(target_os = "linux")]
+use crate::disk;
+use crate::disk::{Disk, Posix, SESSION};
 #[cfg(target_os = "linux")]
 use crate::small::{Kind, on_small_disk};
 

@@ -31,13 +31,7 @@ const TRIES: u32 = 3;
 
 impl Engine {
     /// To be called before a node gets the second name: instead of the first, or beside it.
-    pub(super) fn complete(
-        &self,
-        session: SessionId,
-        from: (Ino, &Name),
-        to: (Ino, &Name),
-        exchange: bool,
-    ) -> FsResult<()> {
+    pub(super) fn complete(&self, from: (Ino, &Name), to: (Ino, &Name), exchange: bool) -> FsResult<()> {
         let (ino, other) = {
             let mut core = self.core();
             if core.staged.len() == 0 {
@@ -49,23 +43,23 @@ impl Engine {
         };
         match other {
             Some(other) if exchange => {
-                self.complete_file(session, other, u64::MAX)?;
-                self.complete_file(session, ino, u64::MAX)
+                self.complete_file(other, u64::MAX)?;
+                self.complete_file(ino, u64::MAX)
             }
-            Some(_) => self.complete_file(session, ino, u64::MAX),
-            None => self.complete_new(session, ino),
+            Some(_) => self.complete_file(ino, u64::MAX),
+            None => self.complete_new(ino),
         }
     }
 
     /// The same for a name that was free: nothing is lost if it fails.
-    pub(super) fn complete_new(&self, session: SessionId, ino: Ino) -> FsResult<()> {
-        self.complete_file(session, ino, QUICK_MAX_BYTES).or_else(|error| {
+    pub(super) fn complete_new(&self, ino: Ino) -> FsResult<()> {
+        self.complete_file(ino, QUICK_MAX_BYTES).or_else(|error| {
             tracing::debug!("file {ino} gets another name while it is not sealed: {error}");
             Ok(())
         })
     }
 
-    fn complete_file(&self, session: SessionId, ino: Ino, max_bytes: u64) -> FsResult<()> {
+    fn complete_file(&self, ino: Ino, max_bytes: u64) -> FsResult<()> {
         if self.core().staged.get(ino).is_none() {
             return Ok(());
         }
@@ -77,12 +71,12 @@ impl Engine {
         for _ in 0..TRIES {
             match self.wait_for_writers(ino, deadline) {
                 None => return Ok(()),
-                Some(true) => self.try_seal(Some(session), ino, Size::Any)?,
+                Some(true) => self.try_seal(ino, Size::Any)?,
                 Some(false) => break,
             }
         }
         for _ in 0..TRIES {
-            match self.record_copy(session, ino) {
+            match self.record_copy(ino) {
                 Err(error) if error.errno == Errno::EBUSY => {}
                 Err(error) if is_full(error.errno) => {
                     self.refuse(error.clone());
@@ -114,8 +108,10 @@ impl Engine {
     }
 
     /// Record what was written so far of a file that stays open. The file is sealed once more when it is closed.
-    fn record_copy(&self, session: SessionId, ino: Ino) -> FsResult<()> {
-        let Some(entry) = self.core().staged.get(ino).map(|staged| staged.entry) else { return Ok(()) };
+    fn record_copy(&self, ino: Ino) -> FsResult<()> {
+        let Some((entry, session)) = self.core().staged.get(ino).map(|staged| (staged.entry, staged.session)) else {
+            return Ok(());
+        };
         // Under a number of its own. What a crash leaves of it has no name, and is removed at the next start.
         let copy = Ino::random();
         let made = self.with_room(|| self.store.stage_copy_of(copy, ino));
@@ -127,13 +123,13 @@ impl Engine {
         recorded
     }
 
-    fn record_from(&self, session: SessionId, ino: Ino, entry: u64, copy: Ino) -> FsResult<()> {
+    fn record_from(&self, session: Option<SessionId>, ino: Ino, entry: u64, copy: Ino) -> FsResult<()> {
         let (small, large) = match self.store.begin_seal(copy)? {
             Seal::Small(small) => (Some(small), None),
             Seal::Large(job) => (None, Some(job.run()?)),
             Seal::Busy => return Err(FsError::new(Errno::EBUSY, format!("the copy of file {ino} is open"))),
         };
-        self.change(Some(session), |core| {
+        self.change(session, |core| {
             let Some(staged) = core.staged.same(ino, entry) else { return Ok(()) };
             let (dir, base) = (staged.dir, staged.base.clone());
             let at = match core.ns.locate(ino, dir) {

@@ -91,7 +91,7 @@ impl Engine {
 
     /// Open a regular file.
     pub fn open(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
-        if q.write { self.open_write(session, q) } else { self.open_read(q) }
+        if q.write { self.open_write(session, q) } else { self.open_read(session, q) }
     }
 
     /// The content that an open would need and that is not on this disk; `None` when it can go ahead (or fails by itself).
@@ -100,7 +100,8 @@ impl Engine {
             let mut core = self.core();
             let at = core.ns.locate(ino, dir)?;
             let node = core.ns.node(&at)?;
-            if core.staged.get(node.ino).is_some() {
+            // One that has just been sealed is still in the table for a moment.
+            if core.staged.get(node.ino).is_some() && self.store.is_staged(node.ino)? {
                 return Ok(None);
             }
             match node.regular() {
@@ -126,16 +127,17 @@ impl Engine {
         })
     }
 
-    fn open_read(&self, q: &pb::Open) -> FsResult<(Answer, Opening)> {
+    fn open_read(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
         let mut core = self.core();
         let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
         let node = core.ns.node(&at)?;
         let data = node.regular()?.clone();
         let answer = Answer { seq: core.ns.seq(), node: Some(core.attr(&self.store, &node)), ..Answer::default() };
-        if core.staged.get(node.ino).is_some()
+        if let Some(staged) = core.staged.get(node.ino)
             && let Some(file) = self.store.open_staged(node.ino, false)?
         {
-            return Ok((answer, Opening::File { handle: 0, file }));
+            let shared = staged.session != Some(session);
+            return Ok((Answer { shared, ..answer }, Opening::File { handle: 0, file }));
         }
         Ok((
             answer,
@@ -251,8 +253,9 @@ impl Engine {
             }
         }
         core.staged.open(handle, session, node.ino);
+        let shared = core.staged.get(node.ino).is_some_and(|staged| staged.session.is_none());
         let node = Some(core.attr(&self.store, node));
-        let answer = Answer { seq: core.ns.seq(), node, ..Answer::default() };
+        let answer = Answer { seq: core.ns.seq(), node, shared, ..Answer::default() };
         Ok((answer, Opening::File { handle, file }))
     }
 
@@ -260,12 +263,12 @@ impl Engine {
     /// nothing was changed through this handle.
     pub fn close(&self, session: SessionId, handle: u64, unwritten: bool) -> FsResult<Answer> {
         let closed = self.core().staged.close(session, handle, unwritten);
-        let Some(Closed { ino, dir, is_last }) = closed else { return Ok(Answer::default()) };
+        let Some(Closed { ino, dir, is_last, shared }) = closed else { return Ok(Answer::default()) };
         if is_last {
-            self.seal(Some(session), ino, Size::Small);
+            self.seal(ino, Size::Small);
         }
         let mut core = self.core();
-        let mut answer = Answer { seq: core.ns.seq(), ..Answer::default() };
+        let mut answer = Answer { seq: core.ns.seq(), shared, ..Answer::default() };
         if dir.0 != 0
             && let Ok(at) = core.ns.locate(ino, dir)
             && let Ok(node) = core.ns.node(&at)
@@ -314,7 +317,10 @@ impl Engine {
         };
         let closed = self.close(session, handle, false);
         edited?;
-        closed
+        match closed {
+            Ok(answer) if answer.node.is_none() => Err(Errno::ESTALE.into()), // it has lost its name meanwhile
+            closed => closed,
+        }
     }
 
     /// Fsync: of one node, or of everything.

@@ -23,6 +23,8 @@ pub struct Answer {
     pub dir2: Option<Attr>,
     /// The node that moved.
     pub moved: Option<Attr>,
+    /// The file is, or was, open for writing by another session too.
+    pub shared: bool,
 }
 
 /// A name from a request.
@@ -144,7 +146,7 @@ impl Engine {
     /// Link.
     pub fn link(&self, session: SessionId, retry: bool, q: &pb::Link) -> FsResult<Answer> {
         self.check_writable()?;
-        self.complete_new(session, Ino(q.ino))?;
+        self.complete_new(Ino(q.ino))?;
         self.make(session, retry, q.dir, &q.name, Some(Ino(q.ino)), |core, dir, name| {
             core.ns.link(Ino(q.ino), Ino(q.ino_dir), dir, name)
         })
@@ -209,7 +211,7 @@ impl Engine {
         if q.no_replace && q.exchange {
             return Err(Errno::EINVAL.into());
         }
-        self.complete(session, (dir, &from), (dir2, &to), q.exchange)?;
+        self.complete((dir, &from), (dir2, &to), q.exchange)?;
         self.change(Some(session), |core| {
             let expect = Ino(q.expect_ino);
             if retry && expect.0 != 0 {

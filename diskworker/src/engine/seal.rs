@@ -81,13 +81,13 @@ impl Engine {
     /// Body of the sealing thread.
     pub(super) fn seal_loop(&self) {
         while let Some(ino) = self.seals.next() {
-            self.seal(None, ino, Size::Any);
+            self.seal(ino, Size::Any);
         }
     }
 
     /// Seal a file if nobody writes it. What fails stays staged, readable, and is tried again by the cleaner.
-    pub(super) fn seal(&self, session: Option<SessionId>, ino: Ino, size: Size) {
-        if let Err(error) = self.try_seal(session, ino, size)
+    pub(super) fn seal(&self, ino: Ino, size: Size) {
+        if let Err(error) = self.try_seal(ino, size)
             && !is_full(error.errno)
         {
             tracing::error!("file {ino} stays staged: {error}");
@@ -95,7 +95,7 @@ impl Engine {
     }
 
     /// The same for who has to know why it failed. When the disk is full, it takes nothing new from then on.
-    pub(super) fn try_seal(&self, session: Option<SessionId>, ino: Ino, size: Size) -> FsResult<()> {
+    pub(super) fn try_seal(&self, ino: Ino, size: Size) -> FsResult<()> {
         let seen = {
             let mut core = self.core();
             let Some(staged) = core.staged.get_mut(ino) else { return Ok(()) };
@@ -103,7 +103,7 @@ impl Engine {
                 return Ok(());
             }
             staged.work = Work::Sealing;
-            let session = session.or(staged.session);
+            let session = staged.session;
             let (entry, opened, unwritten, promised) = (staged.entry, staged.opened, staged.unwritten, staged.promised);
             Seen { session, ino, entry, opened, unwritten, promised }
         };

@@ -33,7 +33,7 @@ pub(super) struct Staged {
     pub dir: Ino,
     /// Open write handles.
     pub writers: usize,
-    /// The session that opened it last. It knows what it wrote: the seal is no news to it.
+    /// The only session that has opened it. It knows what it wrote: the seal is no news to it. Of two none knows all.
     pub session: Option<SessionId>,
     /// The versions of the content its writers started from; `None` when that is not known any more, after a restart.
     pub base: Option<Vec<Dot>>,
@@ -64,6 +64,8 @@ pub(super) struct Closed {
     pub dir: Ino,
     /// Nobody else has it open for writing.
     pub is_last: bool,
+    /// Another session had it open for writing too.
+    pub shared: bool,
 }
 
 impl Staged {
@@ -130,7 +132,10 @@ impl StagedTable {
     pub fn open(&mut self, handle: u64, session: SessionId, ino: Ino) {
         if let Some(staged) = self.files.get_mut(&ino) {
             staged.writers += 1;
-            staged.session = Some(session);
+            staged.session = match staged.session {
+                None if staged.opened == 0 => Some(session),
+                before => before.filter(|before| *before == session),
+            };
             staged.opened += 1;
             self.handles.insert(handle, (session, ino, staged.entry));
         }
@@ -148,9 +153,9 @@ impl StagedTable {
             Some(staged) => {
                 staged.writers -= 1;
                 staged.unwritten &= unwritten;
-                Closed { ino, dir: staged.dir, is_last: staged.writers == 0 }
+                Closed { ino, dir: staged.dir, is_last: staged.writers == 0, shared: staged.session.is_none() }
             }
-            None => Closed { ino, dir: Ino(0), is_last: false }, // unlinked meanwhile
+            None => Closed { ino, dir: Ino(0), is_last: false, shared: false }, // unlinked meanwhile
         })
     }
 

@@ -1,13 +1,19 @@
-//! FreeBSD: neither reflink nor syncfs(2); copy_file_range(2), which [`super::copy_range`] calls, clones blocks on ZFS.
+//! FreeBSD: neither reflink nor syncfs(2).
 //! Type-checked, never run.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
+use nix::sys::statfs::Statfs;
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENOATTR;
+
+/// UFS and tmpfs.
+pub fn is_plain(stat: &Statfs) -> bool {
+    ["ufs", "tmpfs"].contains(&stat.filesystem_type_name())
+}
 
 /// Always `false`: there is no call that only clones.
 pub fn reflink(_from: &File, _to: &File) -> Result<bool, Errno> {

@@ -253,7 +253,10 @@ fn dispatch(
             engine.set_attr(session, &q)?
         }
         Op::Close(q) if fetcher.close(session, q.handle) => Answer { seq: engine.seq(), ..Answer::default() },
-        Op::Close(q) => engine.close(session, q.handle, q.unwritten)?,
+        Op::Close(q) => {
+            let answer = engine.close(session, q.handle, q.unwritten)?;
+            Answer { node: answer.node.filter(|_| !answer.shared), ..answer }
+        }
         Op::Fsync(q) => {
             engine.fsync(&q)?;
             Answer { seq: engine.seq(), ..Answer::default() }
@@ -346,8 +349,9 @@ fn data(engine: &Engine, bytes: Bytes) -> Done {
 }
 
 fn opened((answer, opening): (Answer, Opening)) -> Done {
+    let shared = answer.shared;
     let (body, fd) = match opening {
-        Opening::File { handle, file } => (Opened { handle, ..Opened::default() }, Some(file.into())),
+        Opening::File { handle, file } => (Opened { handle, shared, ..Opened::default() }, Some(file.into())),
         Opening::Inline(inline) => (Opened { has_inline: true, inline, ..Opened::default() }, None),
     };
     (Reply { body: Some(reply::Body::Opened(body)), ..reply(answer) }, fd)
