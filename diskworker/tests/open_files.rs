@@ -243,3 +243,31 @@ fn answers_with_one_counter_have_one_size() {
     assert!(second.0 > closed.seq, "{second:?} after {}", closed.seq);
     assert_eq!(ask().1, 400_000);
 }
+
+/// Each of two mounts knows only what it wrote itself.
+#[test]
+fn a_file_that_two_sessions_wrote_is_news_to_both() {
+    for size in [100, 20_000] {
+        let disk = Disk::new();
+        let engine = disk.engine();
+        Posix::create(&**engine, &[b"a"], 0o644, &vec![1; size]).unwrap();
+        disk.wait_until_sealed();
+        let other = SESSION + 1;
+        let queues = [engine.begin_session(SESSION), engine.begin_session(other)];
+        let (ino, handle, file) = open(&disk, &[b"a"]);
+        let q = pb::Open { ino, dir: Ino::ROOT.0, write: true, truncate: false };
+        let (answer, opening) = engine.open(other, &q).unwrap();
+        let Opening::File { handle: theirs, file: their_file } = opening else { panic!() };
+        assert!(answer.shared);
+        file.write_all_at(&[2; 10], 0).unwrap();
+        their_file.write_all_at(&[3; 10], 20).unwrap();
+        drop((file, their_file));
+        assert!(engine.close(SESSION, handle, false).unwrap().shared);
+        assert!(engine.close(other, theirs, false).unwrap().shared);
+        disk.wait_until_sealed();
+        for queue in queues {
+            let event = queue.next().unwrap();
+            assert!(event.changed.iter().any(|changed| changed.inos.contains(&ino)), "{event:?}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ mod mount_figures;
 mod random;
 mod shelf;
 mod tree;
+mod two_mounts;
 mod work;
 mod writers;
 
