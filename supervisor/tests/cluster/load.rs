@@ -148,7 +148,7 @@ impl Writer {
                 false => None,
             };
             let (name, before) = name.unwrap_or_else(|| (format!("h{}/f{files}", self.number), None));
-            let done = self.write(&base, &name, before).and_then(|()| self.read(&base));
+            let done = self.write(&base, files, &name, before).and_then(|()| self.read(&base));
             let done = done.and_then(|()| if self.random.one_in(5) { self.remove(&base) } else { Ok(()) });
             if done.is_err() {
                 mounted = None;
@@ -188,7 +188,7 @@ impl Writer {
     }
 
     /// A new file, or one in the place of one that has this content.
-    fn write(&mut self, base: &Path, name: &str, before: Option<Digest>) -> io::Result<()> {
+    fn write(&mut self, base: &Path, number: u32, name: &str, before: Option<Digest>) -> io::Result<()> {
         let bound = match self.random.below(12) {
             0 => 6 << 20,
             1..=3 => 400 << 10,
@@ -196,7 +196,8 @@ impl Writer {
         };
         let size = self.random.below(bound) as usize;
         let content = self.random.bytes(size);
-        let (passing, last) = (base.join(format!("{name}.part")), base.join(name));
+        // What a dead frontend has left unfinished is under another number.
+        let (passing, last) = (base.join(format!("{name}.{number}.part")), base.join(name));
         let writing = || -> io::Result<()> {
             let mut file = File::create_new(&passing)?;
             content.chunks(1 << 20).try_for_each(|piece| file.write_all(piece))
