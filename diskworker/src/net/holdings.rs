@@ -15,6 +15,9 @@ const LOG_MAX: usize = 1024;
 /// Ids in one message.
 const CHUNK: usize = 4096;
 
+/// Counts are begun at the milliseconds since 1970: what is above this is nobody's, and could not be outdone.
+const EPOCH_MAX: u64 = 1 << 62;
+
 /// What one disk holds.
 #[derive(Debug, Default)]
 struct Disk {
@@ -77,7 +80,7 @@ impl Holdings {
     pub fn hear(&mut self, news: &pb::Holdings) -> Heard {
         let Some(id) = DiskId::from_slice(&news.disk_id) else { return Heard::Nothing };
         let disk = self.disks.entry(id).or_default();
-        if (news.epoch, news.generation) <= (disk.epoch, disk.generation) {
+        if (news.epoch, news.generation) <= (disk.epoch, disk.generation) || news.epoch > EPOCH_MAX {
             return Heard::Nothing;
         }
         let ids = |bytes: &[u8]| bytes.as_chunks::<16>().0.to_vec();
@@ -90,6 +93,20 @@ impl Holdings {
             return Heard::Gap;
         }
         Heard::News
+    }
+
+    /// Others know of a later count of ours than we do, so they would not listen to this one: it is begun anew above that.
+    /// That is so when the clock was far ahead once and the note of it is lost, or when a member tells lies. Whether it was.
+    pub fn outdo(&mut self, me: DiskId, heard: &pb::Holdings) -> bool {
+        let Some(disk) = self.disks.get_mut(&me) else { return false };
+        let is_later = (heard.epoch, heard.generation) > (disk.epoch, disk.generation);
+        if !is_later || heard.epoch > EPOCH_MAX {
+            return false;
+        }
+        (disk.epoch, disk.generation) = (heard.epoch + 1, 1);
+        disk.log.clear();
+        self.version += 1;
+        true
     }
 
     /// What somebody lacks who knows this much of each disk.

@@ -186,9 +186,16 @@ async fn read(
                 }
             }
             Some(news::News::Holdings(holdings)) => {
-                let of = DiskId::from_slice(&holdings.disk_id);
+                let (of, me) = (DiskId::from_slice(&holdings.disk_id), net.engine.folder.disk_id());
                 // Of itself a disk knows best.
-                if !of.is_some_and(|disk| disk != net.engine.folder.disk_id() && net.members.is_disk(disk)) {
+                if of == Some(me) {
+                    let own = {
+                        let mut ours = net.holdings.lock();
+                        if ours.outdo(me, &holdings) { ours.own(me) } else { Vec::new() }
+                    };
+                    own.into_iter().for_each(|part| net.tell(None, part));
+                }
+                if !of.is_some_and(|disk| disk != me && net.members.is_disk(disk)) {
                     continue;
                 }
                 let Some(holdings) = parts.add(holdings).map_err(|()| Errno::EMSGSIZE)? else { continue };

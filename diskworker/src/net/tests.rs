@@ -183,6 +183,25 @@ async fn what_one_disk_changes_the_others_see() {
     until("the holder to be gone", || nodes[0].net.holders(content).is_empty()).await;
 }
 
+/// Its clock was far ahead once and the note of that is lost, or somebody has made it up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_which_others_know_a_later_count_is_heard_again() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    until("the link", || nodes[0].connected(&nodes[1]) && nodes[1].connected(&nodes[0])).await;
+    let (content, me) = (ContentId([7; 32]), nodes[0].id());
+    nodes[0].net.holding_changed(content, true);
+    until("the holder to be known", || nodes[1].net.holders(content) == [me]).await;
+    let epoch = nodes[0].net.holdings.lock().epoch(me) + 1_000_000_000;
+    let claim = pb::Holdings { disk_id: me.0.into(), epoch, generation: 9, ..Default::default() };
+    nodes[1].net.holdings.lock().hear(&claim);
+    assert!(nodes[1].net.holders(content).is_empty());
+    nodes[1].net.tell(None, claim);
+    until("the holder to be known again", || nodes[1].net.holders(content) == [me]).await;
+    // One that nobody could outdo is not taken.
+    let claim = pb::Holdings { disk_id: me.0.into(), epoch: u64::MAX, generation: 9, ..Default::default() };
+    assert_eq!(nodes[1].net.holdings.lock().hear(&claim), crate::net::holdings::Heard::Nothing);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_was_away_catches_up_and_is_known_meanwhile() {
     let (_, _, mut nodes) = cluster(2, &[(0, 1)]).await;
