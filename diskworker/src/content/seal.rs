@@ -98,9 +98,12 @@ impl Ticket {
     }
 
     fn is_of(&self, stat: &FileStat) -> bool {
-        self.inode == (stat.st_dev, stat.st_ino)
-            && self.size == stat.st_size as u64
-            && self.mtime_ns == os::mtime_ns(stat)
+        self.is_content_of(stat) && self.mtime_ns == os::mtime_ns(stat)
+    }
+
+    /// The same for one that is recorded: its time may be set since, which changes the record and not the content.
+    fn is_content_of(&self, stat: &FileStat) -> bool {
+        self.inode == (stat.st_dev, stat.st_ino) && self.size == stat.st_size as u64
     }
 }
 
@@ -147,7 +150,7 @@ impl ContentStore {
     /// will not answer `EBUSY`. To be asked before recording.
     pub fn can_finish(&self, ticket: &Ticket) -> FsResult<bool> {
         let _state = self.staging.lock();
-        match self.reopen(ticket) {
+        match self.reopen(ticket, Ticket::is_of) {
             Ok(_) => Ok(true),
             Err(error) if error.errno == Errno::EBUSY => Ok(false),
             Err(error) => Err(error),
@@ -163,7 +166,7 @@ impl ContentStore {
         let content = sealed.content;
         let failed = |errno| fail(errno, "make", &data_path(content));
         let mut state = self.staging.lock();
-        let file = self.reopen(&sealed.ticket)?;
+        let file = self.reopen(&sealed.ticket, Ticket::is_content_of)?;
         let name = sealed.ino.to_string();
         let mut shard = self.shard(content).lock();
         match self.stat(content) {
@@ -190,7 +193,7 @@ impl ContentStore {
     }
 
     /// The staging file, if it is still what the seal is of and nobody writes it. The caller holds the `staging` lock.
-    fn reopen(&self, ticket: &Ticket) -> FsResult<File> {
+    fn reopen(&self, ticket: &Ticket, is_of: fn(&Ticket, &FileStat) -> bool) -> FsResult<File> {
         let failed = |errno| fail(errno, "seal", &staging_path(ticket.ino));
         if ticket.is_void() {
             return Err(busy(ticket.ino));
@@ -203,7 +206,7 @@ impl ContentStore {
             Err(Errno::EWOULDBLOCK) => return Err(busy(ticket.ino)),
             locked => locked.map_err(failed)?,
         }
-        if ticket.is_of(&fstat(&file).map_err(failed)?) { Ok(file) } else { Err(busy(ticket.ino)) }
+        if is_of(ticket, &fstat(&file).map_err(failed)?) { Ok(file) } else { Err(busy(ticket.ino)) }
     }
 }
 

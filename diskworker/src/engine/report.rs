@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{BlobId, ContentId};
+use delugefs_proto::ids::{BlobId, ContentId, Ino};
 use delugefs_proto::record::{Body, Data, Element, Key, Name};
 use delugefs_proto::worker_pb as pb;
 
@@ -135,10 +135,10 @@ impl Engine {
         self.commit()?;
         let verified = self.core_catalog().verify().map_err(catalog_error)?;
         let mut report = ScrubReport { objects: verified.objects, problems: verified.problems, ..Default::default() };
-        let mut live: HashMap<ContentId, (u64, String)> = HashMap::new();
+        let mut live: HashMap<ContentId, (u64, Ino, String)> = HashMap::new();
         let mut entries = 0;
-        let mut dirs: HashSet<delugefs_proto::ids::Ino> = HashSet::new();
-        let mut hanging: Vec<(delugefs_proto::ids::Ino, String)> = Vec::new();
+        let mut dirs: HashSet<Ino> = HashSet::new();
+        let mut hanging: Vec<(Ino, String)> = Vec::new();
         let mut visit = |key: &Key, elements: &[Element]| {
             match key {
                 Key::Entry(dir, name) if name.is_header() => drop(dirs.insert(*dir)),
@@ -146,8 +146,8 @@ impl Engine {
             }
             for element in elements {
                 match &element.body {
-                    Body::Content { data: Data::Stored { content, size, .. }, .. } => {
-                        live.entry(*content).or_insert_with(|| (*size, describe(key)));
+                    Body::Content { ino, data: Data::Stored { content, size, .. } } => {
+                        live.entry(*content).or_insert_with(|| (*size, *ino, describe(key)));
                     }
                     Body::Dir { ino } => hanging.push((*ino, describe(key))),
                     _ => {}
@@ -162,7 +162,7 @@ impl Engine {
                 report.problems.push(format!("{place} is a directory without a header"));
             }
         }
-        for (content, (size, place)) in live {
+        for (content, (size, ino, place)) in live {
             // Replaced or removed since the walk: then it may be in the trash by right.
             match self.store.check(content, size) {
                 Ok(()) => {
@@ -170,6 +170,10 @@ impl Engine {
                     report.content_bytes += size;
                 }
                 Err(error) if error.errno == Errno::ENOENT && elsewhere(content) => {}
+                // Recorded, and about to get its name in `data/`, or it has got it just now.
+                Err(error)
+                    if error.errno == Errno::ENOENT
+                        && (self.core().staged.get(ino).is_some() || self.store.check(content, size).is_ok()) => {}
                 Err(error) => report.problems.push(format!("content of {place}: {error}")),
             }
         }
