@@ -242,7 +242,10 @@ impl Worker {
             match client.call(&request, fd) {
                 Ok((reply, fd)) => {
                     self.put_back(client, link);
-                    caller.sent.set(false);
+                    // What only asks says nothing about a change that is still to be sent again.
+                    if changes {
+                        caller.sent.set(false);
+                    }
                     return Ok(Answer { reply, fd, link, retried: request.retry });
                 }
                 Err(error) => {

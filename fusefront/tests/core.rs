@@ -1,12 +1,13 @@
 //! The file system without a mount, against the fake worker.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use delugefs_fusefront::cache::CAPACITY_ENTRIES;
-use delugefs_fusefront::call::Caller;
+use delugefs_fusefront::call::{Caller, Patience, Stop};
 use delugefs_fusefront::events::Events;
 use delugefs_fusefront::fs::{Change, DirEntry, Fs, Invalidation, Making, RenameHow};
 use delugefs_fusefront::worker::Worker;
@@ -311,7 +312,7 @@ fn survives_a_restart_of_the_worker() {
 #[test]
 fn a_lost_answer_is_asked_for_again() {
     let bench = Bench::start();
-    let swallow = || bench.worker.shared.swallow.store(1, std::sync::atomic::Ordering::SeqCst);
+    let swallow = || bench.worker.shared.swallow.store(1, Ordering::SeqCst);
     swallow();
     let ino = bench.write_file(1, "a", b"once");
     assert_eq!(bench.read_file(ino), b"once");
@@ -324,6 +325,39 @@ fn a_lost_answer_is_asked_for_again() {
     swallow();
     bench.fs.unlink(&Caller::own(), dir, &Bytes::from("b")).unwrap();
     assert_eq!((bench.names(dir), bench.names(1)), (vec![], vec!["d".to_owned()]));
+}
+
+/// As a reading thread does it, and then the pool: the answer is lost with the worker, and the operation is begun again.
+fn begun_again<T>(bench: &mut Bench, operation: impl Fn(&Fs, &Caller) -> Result<T, Stop>) -> Result<T, Errno> {
+    bench.worker.shared.swallow.store(1, Ordering::SeqCst);
+    let mut caller = Caller::new(0, 0, Patience::Brief);
+    assert!(matches!(operation(&bench.fs, &caller), Err(Stop::Later)), "it did not go out");
+    let link = bench.fs.worker.link();
+    bench.worker.crash();
+    bench.worker.resume();
+    bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    caller.patience = Patience::Patient;
+    operation(&bench.fs, &caller).map_err(|stop| stop.errno())
+}
+
+#[test]
+fn an_operation_that_is_begun_again_is_still_done_once() {
+    let mut bench = Bench::start();
+    let (a, b) = (bench.write_file(1, "a", b"a"), bench.write_file(1, "b", b"b"));
+    let name = Bytes::from;
+    for (to, how) in [("b", RenameHow { exchange: true, no_replace: false }), ("c", RenameHow::default())] {
+        let rename = |fs: &Fs, caller: &Caller| fs.rename(caller, (1, &name("a")), (1, &name(to)), how);
+        assert_eq!(begun_again(&mut bench, rename), Ok(()), "to {to}");
+        let ino = |name| bench.lookup(1, name).map(|attr| attr.ino);
+        match to {
+            "b" => assert_eq!((ino("a"), ino("b")), (Some(b), Some(a))),
+            _ => assert_eq!((ino("a"), ino("b"), ino("c")), (None, Some(a), Some(b))),
+        }
+    }
+    // What is asked for first, since the cache is empty, does not make a new request of it.
+    let making = Making::Dir { mode: 0o755 };
+    let made = begun_again(&mut bench, |fs, caller| fs.make(caller, 1, &name("d"), &making));
+    assert_eq!(made.map(|attr| Some(attr.ino)), Ok(bench.lookup(1, "d").map(|attr| attr.ino)));
 }
 
 #[test]

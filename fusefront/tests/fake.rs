@@ -293,7 +293,8 @@ impl Shared {
             }
             Op::Rename(op) => {
                 let already = tree.lookup(op.dir2, &op.name2).is_ok_and(|attr| attr.ino == op.expect_ino);
-                let (moved, node) = match retry && already && tree.lookup(op.dir, &op.name).is_err() {
+                let is_there = tree.lookup(op.dir, &op.name).is_ok_and(|attr| attr.ino == op.expect_ino);
+                let (moved, node) = match retry && already && !is_there {
                     true => (tree.attr(op.expect_ino)?, None),
                     false => tree.rename((op.dir, &op.name), (op.dir2, &op.name2), op.no_replace, op.exchange)?,
                 };
