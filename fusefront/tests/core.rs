@@ -494,6 +494,48 @@ fn another_worker_serves_when_the_first_stays_away() {
 }
 
 #[test]
+fn what_was_removed_elsewhere_has_its_newest_size() {
+    let bench = Bench::start();
+    let remove = |ino: u64| {
+        bench.worker.elsewhere(|tree| {
+            tree.unlink(1, b"f").unwrap();
+            vec![changed(1, &["f"], &[ino])]
+        });
+        bench.wait_for("it is gone", || bench.lookup(1, "f").is_none());
+        let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+        (now.nlink, now.size)
+    };
+    // Written here since the other handle was opened.
+    let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644).unwrap();
+    bench.fs.remember(&attr);
+    let reader = bench.fs.open(&Caller::own(), attr.ino, false, false).unwrap();
+    let file = bench.fs.file(writer.handle).unwrap();
+    assert_eq!(bench.fs.write(&file, 0, &[7; 100]).unwrap(), 100);
+    drop(file);
+    bench.fs.release(writer.handle);
+    assert_eq!(remove(attr.ino), (0, 100));
+    assert_eq!(bench.read_handle(reader.handle), [7; 100]);
+    bench.fs.release(reader.handle);
+    // Written elsewhere since: known by reading, by asking, or by looking it up.
+    for how in ["read", "stat", "lookup"] {
+        let ino = bench.write_file(1, "f", &[1; 10]);
+        let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+        bench.worker.elsewhere(|tree| {
+            tree.replace(ino, &[2; 20]);
+            vec![changed(0, &[], &[ino])]
+        });
+        bench.wait_for("it is another", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+        match how {
+            "read" => assert_eq!(bench.read_handle(reader.handle), [2; 20]),
+            "stat" => assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().size, 20),
+            _ => assert_eq!(bench.lookup(1, "f").unwrap().size, 20),
+        }
+        assert_eq!(remove(ino), (0, 20), "{how}");
+        bench.fs.release(reader.handle);
+    }
+}
+
+#[test]
 fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
     let bench = Bench::start();
     for removed_first in [false, true] {

@@ -90,6 +90,8 @@ impl Fs {
         }
         let stamp = Stamp { link, seq: event.seq };
         for changed in &event.changed {
+            // What is open of these may be gone, and then nobody can be asked what it was.
+            changed.inos.iter().filter_map(|ino| self.cache.attr(*ino)).for_each(|attr| self.know_last(&attr));
             self.cache.event(stamp, changed);
             for &ino in &changed.inos {
                 if let Some(inode) = self.open.get(ino) {

@@ -268,6 +268,10 @@ impl Fs {
         let written = written(&taken);
         let (handing, before) = written.map_or((0, None), |written| self.cache.begin_hand_over(inode.ino, written));
         self.known.amend_orphan(inode.ino, |attr| *attr = written.map_or(*attr, |written| written.over(*attr)));
+        if let Some(written) = written {
+            let mut last = inode.last.lock();
+            *last = written.over(*last);
+        }
         inode.content_changed();
         // While the slot is still locked: who finds it empty sees the count.
         self.handovers.fetch_add(1, Ordering::AcqRel);
@@ -288,6 +292,7 @@ impl Fs {
         // Written and handed over again while this answer was on its way: that one says more.
         let counts = self.cache.end_hand_over(Stamp { link, seq: reply.seq }, inode.ino, handing, node);
         if let Some(node) = node.filter(|_| counts) {
+            *inode.last.lock() = node;
             self.known.written(inode.ino, Version::of(&node));
             let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
             let is_other = before.is_none_or(|before| seen(&before) != seen(&node));
@@ -318,7 +323,12 @@ impl Fs {
         let kept = || file.inode.kept.lock().as_ref().and_then(|kept| kept.try_clone().ok());
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write: false, truncate: false });
         let answer = self.worker.ask(caller, op)?.check().map_err(Stop::from);
-        let fresh = answer.and_then(|mut answer| readable(&mut answer, generation, &self.partials));
+        let fresh = answer.and_then(|mut answer| {
+            if let Some(node) = answer.reply.node.filter(|_| file.inode.generation() == generation) {
+                *file.inode.last.lock() = node;
+            }
+            readable(&mut answer, generation, &self.partials)
+        });
         let old = {
             let mut source = file.source.write();
             match fresh {
