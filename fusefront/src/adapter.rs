@@ -102,7 +102,7 @@ impl Drop for Adapter {
 }
 
 impl Adapter {
-    /// Do an operation here if that is quick, else on the pool, and send its result.
+    /// Do an operation that changes nothing here if that is quick, else on the pool, and send its result.
     fn serve<T, R>(
         &self,
         request: &Request,
@@ -113,23 +113,39 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
+        self.serve_changing(request, false, reply, operation, send, |_| Vec::new());
+    }
+
+    /// The same for what changes something; `slow`: on the pool in any case. Whoever is killed meanwhile is let go and the
+    /// change goes on, so that the kernel does not learn what comes of it: what it may then know wrongly is `doubtful`.
+    fn serve_changing<T, R>(
+        &self,
+        request: &Request,
+        slow: bool,
+        reply: R,
+        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
+        send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
+        doubtful: impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static,
+    ) where
+        T: 'static,
+        R: Send + 'static,
+    {
         if self.pool.is_closed() {
             return send(&self.shared.fs, reply, Err(Errno::ENOTCONN));
         }
-        let permit = self.shared.permit();
+        let permit = if slow { None } else { self.shared.permit() };
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let caller = Caller::new(request.uid(), request.gid(), patience);
-        match guarded(|| operation(&self.shared.fs, &caller)) {
+        match if slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(&self.pool, (request.pid(), caller), reply, operation, send);
+                self.later(&self.pool, (request.pid(), caller), reply, operation, send, doubtful);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
     }
 
     /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`.
-    /// `slow`: on the pool in any case.
     fn serve_opening<T, R>(
         &self,
         request: &Request,
@@ -137,7 +153,7 @@ impl Adapter {
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
-        unwanted: impl FnOnce(&Fs, T) + Send + 'static,
+        unwanted: impl FnOnce(&Fs, Result<T, Errno>) + Send + 'static,
     ) where
         T: 'static,
         R: Send + 'static,
@@ -169,21 +185,7 @@ impl Adapter {
         }
     }
 
-    /// Do an operation on the pool.
-    fn serve_slow<T, R>(
-        &self,
-        request: &Request,
-        reply: R,
-        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
-        send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
-    ) where
-        T: 'static,
-        R: Send + 'static,
-    {
-        let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-        self.later(&self.pool, (request.pid(), caller), reply, operation, send);
-    }
-
+    /// Do an operation on a pool.
     fn later<T, R>(
         &self,
         pool: &Pool,
@@ -191,6 +193,7 @@ impl Adapter {
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
+        doubtful: impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static,
     ) where
         T: 'static,
         R: Send + 'static,
@@ -202,8 +205,13 @@ impl Adapter {
         caller.patience = Patience::Patient;
         let pending = self.shared.replies.add(tid, reply, send);
         pool.run(move || {
+            // Before it is done: afterwards nobody knows any more which inodes had the names.
+            let doubtful = doubtful(&fs);
             let result = guarded(|| operation(&fs, &caller));
-            drop(pending.finish(&fs, result.map_err(errno)));
+            // Also of one that failed: a part of it may have been done.
+            if pending.finish(&fs, result.map_err(errno)).is_some() {
+                doubtful.into_iter().for_each(|what| fs.invalidate(what));
+            }
         });
     }
 }

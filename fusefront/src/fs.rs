@@ -30,7 +30,7 @@ pub use self::names::{Making, RenameHow};
 pub use self::open::Opened;
 pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
-use crate::cache::{Cache, Written};
+use crate::cache::{Cache, Found, Written};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
 use crate::known::Known;
@@ -63,6 +63,8 @@ pub enum Invalidation {
     Attr(u64),
     /// An inode's attributes, and its content unless [`Fs::pages_are_current`].
     Content(u64),
+    /// An inode's attributes and its content, whatever is known of their version.
+    Pages(u64),
     /// A directory's attributes, and a listing the kernel may have kept.
     Dir(u64),
     /// Everything.
@@ -140,6 +142,15 @@ impl Fs {
         self.cache.len()
     }
 
+    /// The inode a name belongs to, as far as that is held in memory.
+    pub(crate) fn named(&self, dir: u64, name: &[u8]) -> Option<u64> {
+        match self.cache.lookup(dir, name) {
+            Found::Node(attr) => Some(attr.ino),
+            Found::Stale(ino) => Some(ino),
+            Found::Absent | Found::Unknown | Found::UnknownDir => None,
+        }
+    }
+
     /// A directory in which the worker finds the inode; 0 if we do not know one.
     fn dir_of(&self, ino: u64) -> u64 {
         self.cache.dir_of(ino).filter(|dir| *dir != 0).or_else(|| self.known.dir_of(ino)).unwrap_or(0)
@@ -180,7 +191,8 @@ impl Fs {
         }
     }
 
-    fn invalidate(&self, what: Invalidation) {
+    /// Have the kernel forget this soon.
+    pub(crate) fn invalidate(&self, what: Invalidation) {
         let what = match self.invalidations.len() {
             0..INVALIDATIONS_MAX => what,
             // The kernel cannot keep up: one for all instead, and nothing until that is carried out.

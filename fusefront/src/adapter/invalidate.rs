@@ -58,7 +58,7 @@ pub(super) fn carry_out(fs: &Fs, kernel: &impl Kernel, what: &Invalidation) -> i
         Invalidation::Name { dir, name } => kernel.name(*dir, name),
         Invalidation::Attr(ino) => kernel.inode(*ino, false),
         Invalidation::Content(ino) => kernel.inode(*ino, !fs.pages_are_current(*ino)),
-        Invalidation::Dir(ino) => kernel.inode(*ino, true),
+        Invalidation::Pages(ino) | Invalidation::Dir(ino) => kernel.inode(*ino, true),
         Invalidation::All => {
             fs.invalidating_all();
             everything(kernel, || fs.cached_names(), &fs.known_inodes())

@@ -21,7 +21,7 @@ use super::convert::{
 };
 use super::{Adapter, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
-use crate::fs::{Change, Fs, Making, Opened, Page, RenameHow};
+use crate::fs::{Change, Fs, Invalidation, Making, Opened, Page, RenameHow};
 
 /// Largest write request, and largest read, in bytes.
 const IO_MAX_BYTES: u32 = 1 << 20;
@@ -37,6 +37,28 @@ const RENAME_KNOWN: u32 = 3;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whatever the kernel may know wrongly when these names were changed without its hearing of it.
+fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static {
+    move |fs| {
+        let mut doubtful = Vec::new();
+        for (dir, name) in names {
+            doubtful.extend(fs.named(dir, &name).map(Invalidation::Attr));
+            doubtful.push(Invalidation::Name { dir, name: Box::from(&name[..]) });
+            doubtful.push(Invalidation::Dir(dir));
+        }
+        doubtful
+    }
+}
+
+impl Adapter {
+    fn make(&self, request: &Request, (parent, name): (INodeNo, &OsStr), making: Making, reply: ReplyEntry) {
+        let name = bytes(name);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let make = move |fs: &Fs, caller: &Caller| fs.make(caller, parent.0, &name, &making);
+        self.serve_changing(request, false, reply, make, entry_or_error, doubtful);
+    }
 }
 
 impl Filesystem for Adapter {
@@ -110,7 +132,9 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
-        self.serve(request, reply, move |fs, caller| fs.setattr(caller, ino.0, &change), attr_or_error);
+        let setattr = move |fs: &Fs, caller: &Caller| fs.setattr(caller, ino.0, &change);
+        let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
+        self.serve_changing(request, false, reply, setattr, attr_or_error, doubtful);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -131,33 +155,39 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (name, making) = (bytes(name), Making::Node { mode, rdev: u64::from(rdev) });
-        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+        self.make(request, (parent, name), Making::Node { mode, rdev: u64::from(rdev) }, reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (name, making) = (bytes(name), Making::Dir { mode });
-        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+        self.make(request, (parent, name), Making::Dir { mode }, reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (name, making) = (bytes(name), Making::Symlink(bytes(target.as_os_str())));
-        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+        self.make(request, (parent, name), Making::Symlink(bytes(target.as_os_str())), reply);
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.link(caller, ino.0, parent.0, &name), entry_or_error);
+        let doubtful = {
+            let names = doubtful_names(vec![(parent.0, name.clone())]);
+            move |fs: &Fs| [names(fs), vec![Invalidation::Attr(ino.0)]].concat()
+        };
+        let link = move |fs: &Fs, caller: &Caller| fs.link(caller, ino.0, parent.0, &name);
+        self.serve_changing(request, false, reply, link, entry_or_error, doubtful);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.unlink(caller, parent.0, &name), ok_or_error);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let unlink = move |fs: &Fs, caller: &Caller| fs.unlink(caller, parent.0, &name);
+        self.serve_changing(request, false, reply, unlink, ok_or_error, doubtful);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.rmdir(caller, parent.0, &name), ok_or_error);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let rmdir = move |fs: &Fs, caller: &Caller| fs.rmdir(caller, parent.0, &name);
+        self.serve_changing(request, false, reply, rmdir, ok_or_error, doubtful);
     }
 
     fn rename(
@@ -178,12 +208,10 @@ impl Filesystem for Adapter {
         }
         let (name, new_name) = (bytes(name), bytes(new_name));
         let slow = self.shared.fs.moving_bytes(parent.0, &name) > CLOSE_NOW_BYTES;
+        let doubtful = doubtful_names(vec![(parent.0, name.clone()), (new_parent.0, new_name.clone())]);
         let rename =
             move |fs: &Fs, caller: &Caller| fs.rename(caller, (parent.0, &name), (new_parent.0, &new_name), how);
-        match slow {
-            true => self.serve_slow(request, reply, rename, ok_or_error),
-            false => self.serve(request, reply, rename, ok_or_error),
-        }
+        self.serve_changing(request, slow, reply, rename, ok_or_error, doubtful);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -195,7 +223,14 @@ impl Filesystem for Adapter {
             Err(errno) => reply.error(errno),
         };
         let slow = write && !truncate && self.shared.fs.opening_bytes(ino.0) > OPEN_NOW_BYTES;
-        self.serve_opening(request, slow, reply, open, send, |fs, unused| fs.release(unused.handle));
+        // An open empties the file, and decides whether the pages the kernel has are good: neither was heard of there.
+        let unwanted = move |fs: &Fs, unused: Result<Opened, Errno>| {
+            if let Ok(unused) = unused {
+                fs.release(unused.handle);
+            }
+            fs.invalidate(Invalidation::Pages(ino.0));
+        };
+        self.serve_opening(request, slow, reply, open, send, unwanted);
     }
 
     fn create(
@@ -209,6 +244,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let name = bytes(name);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode);
         let send = |fs: &Fs, reply: ReplyCreate, result: Result<(Attr, Opened), Errno>| match result {
             Ok((attr, opened)) => {
@@ -218,7 +254,13 @@ impl Filesystem for Adapter {
             }
             Err(errno) => reply.error(errno),
         };
-        self.serve_opening(request, false, reply, create, send, |fs, (_, unused)| fs.release(unused.handle));
+        let unwanted = move |fs: &Fs, unused: Result<(Attr, Opened), Errno>| {
+            if let Ok((_, unused)) = unused {
+                fs.release(unused.handle);
+            }
+            doubtful(fs).into_iter().for_each(|what| fs.invalidate(what));
+        };
+        self.serve_opening(request, false, reply, create, send, unwanted);
     }
 
     fn read(
@@ -250,7 +292,7 @@ impl Filesystem for Adapter {
         };
         if self.shared.fs.is_partial(handle.0) {
             let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            return self.later(&self.remote, (request.pid(), caller), reply, read, send);
+            return self.later(&self.remote, (request.pid(), caller), reply, read, send, |_| Vec::new());
         }
         self.serve(request, reply, read, send);
     }
@@ -407,7 +449,9 @@ impl Filesystem for Adapter {
         // XATTR_CREATE and XATTR_REPLACE of Linux; FreeBSD has no such flags.
         let how = (flags & 1 != 0, flags & 2 != 0);
         let (name, value) = (bytes(name), Bytes::copy_from_slice(value));
-        self.serve(request, reply, move |fs, caller| fs.setxattr(caller, ino.0, &name, &value, how), ok_or_error);
+        let set = move |fs: &Fs, caller: &Caller| fs.setxattr(caller, ino.0, &name, &value, how);
+        let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
+        self.serve_changing(request, false, reply, set, ok_or_error, doubtful);
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -428,7 +472,9 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.removexattr(caller, ino.0, &name), ok_or_error);
+        let remove = move |fs: &Fs, caller: &Caller| fs.removexattr(caller, ino.0, &name);
+        let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
+        self.serve_changing(request, false, reply, remove, ok_or_error, doubtful);
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
@@ -439,14 +485,16 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         request: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.serve_slow(request, reply, move |fs, _| fs.fallocate(handle.0, offset, length, mode), ok_or_error);
+        let fallocate = move |fs: &Fs, _: &Caller| fs.fallocate(handle.0, offset, length, mode);
+        let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
+        self.serve_changing(request, true, reply, fallocate, ok_or_error, doubtful);
     }
 
     fn lseek(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -463,7 +511,7 @@ impl Filesystem for Adapter {
         _: INodeNo,
         from: FileHandle,
         from_offset: u64,
-        _: INodeNo,
+        to_ino: INodeNo,
         to: FileHandle,
         to_offset: u64,
         length: u64,
@@ -478,7 +526,8 @@ impl Filesystem for Adapter {
             Ok(n) => reply.written(n as u32),
             Err(errno) => reply.error(errno),
         };
-        self.serve_slow(request, reply, copy, send);
+        let doubtful = move |_: &Fs| vec![Invalidation::Pages(to_ino.0)];
+        self.serve_changing(request, true, reply, copy, send, doubtful);
     }
 
     fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
