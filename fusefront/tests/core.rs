@@ -494,6 +494,35 @@ fn another_worker_serves_when_the_first_stays_away() {
 }
 
 #[test]
+fn who_copies_or_seeks_may_go_on_when_the_last_writer_leaves() {
+    let bench = Bench::start();
+    let caller = Caller::own();
+    let (to, copy) = bench.fs.create(&caller, 1, &Bytes::from("copy"), 0o644).unwrap();
+    bench.fs.remember(&to);
+    for round in 0..100 {
+        // Opened while it is written, so that the reader has nothing of its own, and closed while it is read.
+        let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from(format!("{round}")), 0o644).unwrap();
+        let file = bench.fs.file(writer.handle).unwrap();
+        bench.fs.write(&file, 0, b"content").unwrap();
+        drop(file);
+        let reader = bench.fs.open(&caller, attr.ino, false, false).unwrap();
+        let fs = bench.fs.clone();
+        let closing = std::thread::spawn(move || fs.release(writer.handle));
+        loop {
+            let is_closed = closing.is_finished();
+            assert_eq!(bench.fs.copy_range(&caller, (reader.handle, 0), (copy.handle, 0), 100), Ok(7));
+            assert_eq!(bench.fs.lseek(&caller, reader.handle, 3, libc::SEEK_DATA), Ok(3));
+            if is_closed {
+                break;
+            }
+        }
+        closing.join().unwrap();
+        bench.fs.release(reader.handle);
+    }
+    bench.fs.release(copy.handle);
+}
+
+#[test]
 fn what_was_removed_elsewhere_has_its_newest_size() {
     let bench = Bench::start();
     let remove = |ino: u64| {
