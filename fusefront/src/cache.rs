@@ -230,6 +230,12 @@ impl Cache {
         counts
     }
 
+    /// Whether something newer than an answer has been heard of: an event after it, or another link.
+    pub fn is_late(&self, stamp: Stamp) -> bool {
+        let state = self.state.read();
+        stamp.link != state.link || stamp.seq < state.newest_event
+    }
+
     /// Start watching an inode, before something is asked about it: a directory for changes of its names, another for
     /// changes of its attributes.
     pub fn begin_fetch(&self, dir: u64) -> Fetch {

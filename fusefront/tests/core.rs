@@ -523,6 +523,26 @@ fn who_copies_or_seeks_may_go_on_when_the_last_writer_leaves() {
 }
 
 #[test]
+fn what_is_opened_while_it_changes_is_read_as_it_is_then() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"first");
+    bench.worker.withhold("open");
+    let opened = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| bench.fs.open(&Caller::own(), ino, false, false).unwrap());
+        bench.wait_for("the answer is made", || bench.worker.withheld() == 1);
+        bench.worker.elsewhere(|tree| {
+            tree.replace(ino, b"second");
+            vec![changed(0, &[], &[ino])]
+        });
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+        bench.worker.answer();
+        opening.join().unwrap()
+    });
+    assert_eq!(bench.read_handle(opened.handle), b"second");
+    bench.fs.release(opened.handle);
+}
+
+#[test]
 fn what_was_removed_elsewhere_has_its_newest_size() {
     let bench = Bench::start();
     let remove = |ino: u64| {

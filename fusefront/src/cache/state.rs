@@ -21,7 +21,7 @@ const DIR_WEIGHT: usize = 2;
 pub(super) struct State {
     pub(super) link: u64,
     /// Counter of the newest event seen through this link.
-    newest_event: u64,
+    pub(super) newest_event: u64,
     pub(super) dirs: InoMap<Dir>,
     pub(super) nodes: InoMap<Node>,
     /// Entries in all directories, with their weights.

@@ -76,9 +76,18 @@ impl Fs {
             return Ok(Opened { handle, keep_pages });
         }
         let inode = self.open.acquire(&attr);
-        let source = RwLock::new(readable(&mut answer, inode.generation(), &self.partials)?);
+        let generation = self.generation_of(&inode, answer.stamp());
+        let source = RwLock::new(readable(&mut answer, generation, &self.partials)?);
         let handle = self.files.put(FileHandle { inode, writes: false, source });
         Ok(Opened { handle, keep_pages })
+    }
+
+    /// The generation of a content that was opened before anybody could be told of its changes. If something was heard of
+    /// since the answer was made it is an older one, to be opened anew before it is read: an event is noted in the cache
+    /// first, and then looks for what is open.
+    fn generation_of(&self, inode: &OpenInode, stamp: Stamp) -> u64 {
+        let generation = inode.generation();
+        if self.cache.is_late(stamp) { generation.wrapping_sub(1) } else { generation }
     }
 
     /// Open an inode that is being written here: no request is needed. `None` if it is not.
