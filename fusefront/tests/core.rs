@@ -543,6 +543,21 @@ fn what_is_opened_while_it_changes_is_read_as_it_is_then() {
 }
 
 #[test]
+fn who_opens_a_newer_version_has_all_others_read_it() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"first");
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    bench.worker.shared.tree.lock().replace(ino, b"second");
+    assert_eq!(bench.read_handle(reader.handle), b"first", "nobody was told");
+    // Whoever opens it sees it, and then so does everybody: the kernel has one set of pages.
+    let other = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert!(!other.keep_pages);
+    assert_eq!(bench.read_handle(reader.handle), b"second");
+    bench.fs.release(reader.handle);
+    bench.fs.release(other.handle);
+}
+
+#[test]
 fn what_was_removed_elsewhere_has_its_newest_size() {
     let bench = Bench::start();
     let remove = |ino: u64| {

@@ -67,7 +67,7 @@ impl Fs {
         let keep_pages = self.known.opened(ino, Version::of(&attr));
         if write {
             let (file, ticket) = writable(&mut answer)?;
-            let inode = self.open.acquire(&attr);
+            let inode = self.acquire(&attr, keep_pages);
             self.join_writers(&inode, file, ticket);
             let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
             if truncate {
@@ -75,11 +75,21 @@ impl Fs {
             }
             return Ok(Opened { handle, keep_pages });
         }
-        let inode = self.open.acquire(&attr);
+        let inode = self.acquire(&attr, keep_pages);
         let generation = self.generation_of(&inode, answer.stamp());
         let source = RwLock::new(readable(&mut answer, generation, &self.partials)?);
         let handle = self.files.put(FileHandle { inode, writes: false, source });
         Ok(Opened { handle, keep_pages })
+    }
+
+    /// One handle more. When the version is another one than the kernel has pages of, it drops them with our answer, and
+    /// nobody may fill them from the older one any more; the event that tells of it may still be on its way.
+    fn acquire(&self, attr: &Attr, keep_pages: bool) -> Arc<OpenInode> {
+        let inode = self.open.acquire(attr);
+        if !keep_pages {
+            inode.content_changed();
+        }
+        inode
     }
 
     /// The generation of a content that was opened before anybody could be told of its changes. If something was heard of
