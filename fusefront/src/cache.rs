@@ -279,6 +279,12 @@ impl Cache {
         }
     }
 
+    /// Stop watching. Whether nothing happened to the inode meanwhile.
+    pub fn finish_quiet(&self, fetch: &Fetch) -> bool {
+        let mut state = self.state.write();
+        state.link == fetch.link && state.end_fetch(fetch.id).is_some_and(|watched| watched.is_quiet())
+    }
+
     /// Stop watching; the fetch failed.
     pub fn drop_fetch(&self, fetch: &Fetch) {
         self.state.write().end_fetch(fetch.id);

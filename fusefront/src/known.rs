@@ -6,6 +6,7 @@ use delugefs_proto::local_pb::Attr;
 use parking_lot::Mutex;
 
 use crate::cache::InoMap;
+use crate::worker::Stamp;
 
 const SHARDS: usize = 16;
 
@@ -32,6 +33,8 @@ struct Entry {
     dir: u64,
     /// The version whose pages the kernel may have.
     pages: Version,
+    /// Of our own change by which the pages came to be of this version: whatever happened before it may have been missed.
+    carried: Option<Stamp>,
     orphan: Option<Box<Attr>>,
 }
 
@@ -109,12 +112,30 @@ impl Known {
         }
     }
 
-    /// The attributes changed, the content did not.
-    pub fn same_content(&self, ino: u64, before: Version, after: Version) {
+    /// We changed attributes; of the content we changed nothing but what the kernel does to its pages itself. `at` is the
+    /// answer's.
+    pub fn same_content(&self, ino: u64, before: Version, after: Version, at: Stamp) {
         if let Some(entry) = self.shard(ino).lock().get_mut(&ino)
             && entry.pages == before
         {
-            entry.pages = after;
+            (entry.pages, entry.carried) = (after, Some(at));
+        }
+    }
+
+    /// Somebody else changed the inode at this moment. If that was before a change of ours that the pages were taken to have
+    /// gone through unchanged, they are of no version.
+    pub fn changed_elsewhere(&self, ino: u64, at: Stamp) {
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino)
+            && entry.carried.is_some_and(|carried| carried.link == at.link && at.seq < carried.seq)
+        {
+            entry.pages = Version::default();
+        }
+    }
+
+    /// The pages the kernel has are of no version we know.
+    pub fn doubt_pages(&self, ino: u64) {
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino) {
+            entry.pages = Version::default();
         }
     }
 

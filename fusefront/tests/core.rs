@@ -9,7 +9,7 @@ use crossbeam_channel::Receiver;
 use delugefs_fusefront::cache::CAPACITY_ENTRIES;
 use delugefs_fusefront::call::{Caller, Patience, Stop};
 use delugefs_fusefront::events::Events;
-use delugefs_fusefront::fs::{Change, DirEntry, Fs, Invalidation, Making, RenameHow};
+use delugefs_fusefront::fs::{Change, DirEntry, Fs, Invalidation, Making, RenameHow, Time};
 use delugefs_fusefront::worker::Worker;
 use delugefs_proto::local_pb::{Attr, Changed, Event};
 use nix::errno::Errno;
@@ -555,6 +555,36 @@ fn who_opens_a_newer_version_has_all_others_read_it() {
     assert_eq!(bench.read_handle(reader.handle), b"second");
     bench.fs.release(reader.handle);
     bench.fs.release(other.handle);
+}
+
+#[test]
+fn our_own_change_does_not_carry_pages_over_somebody_elses() {
+    let mode = Change { mode: Some(0o100_600), ..Change::default() };
+    let size = Change { size: Some(3), ..Change::default() };
+    let mtime = Change { mtime: Some(Time::At(5)), ..Change::default() };
+    for change in [mode, size, mtime] {
+        let bench = Bench::start();
+        let ino = bench.write_file(1, "f", b"first");
+        assert_eq!(bench.read_file(ino), b"first");
+        bench.fs.getattr(&Caller::own(), ino).unwrap();
+        bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+        assert!(bench.fs.pages_are_current(ino), "nobody else changed it");
+        // Somebody else's change comes before ours, and the event about it after.
+        let event = {
+            let mut tree = bench.worker.shared.tree.lock();
+            let times = tree.attr(ino).unwrap();
+            let other = vec![b'x'; times.size as usize];
+            tree.replace(ino, &other);
+            tree.node(ino).unwrap().attr.mtime = times.mtime;
+            tree.seq += 1;
+            Event { seq: tree.seq, changed: vec![changed(0, &[], &[ino])], all: false }
+        };
+        bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+        bench.worker.push(&event);
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+        assert!(!bench.fs.pages_are_current(ino), "{change:?}");
+        assert!(!bench.fs.open(&Caller::own(), ino, false, false).unwrap().keep_pages);
+    }
 }
 
 #[test]

@@ -94,6 +94,7 @@ impl Fs {
             changed.inos.iter().filter_map(|ino| self.cache.attr(*ino)).for_each(|attr| self.know_last(&attr));
             self.cache.event(stamp, changed);
             for &ino in &changed.inos {
+                self.known.changed_elsewhere(ino, stamp);
                 if let Some(inode) = self.open.get(ino) {
                     inode.content_changed();
                 }
