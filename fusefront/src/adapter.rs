@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
 
-use self::invalidate::{Device, carry_out};
+use self::invalidate::{Device, carry_out_all};
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
@@ -83,14 +83,7 @@ pub fn connect(
     // Who may come in is the kernel's decision, by the mount's options.
     let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
     let kernel = Device::new(session.notifier(), device);
-    let invalidate = move || {
-        for what in invalidations {
-            // A kernel that does not know the message, or is gone: the next may be heard.
-            if let Err(error) = carry_out(&fs, &kernel, &what) {
-                tracing::debug!(%error, ?what, "invalidation");
-            }
-        }
-    };
+    let invalidate = move || carry_out_all(&fs, &kernel, &invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)
 }

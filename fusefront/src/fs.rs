@@ -71,6 +71,10 @@ pub enum Invalidation {
     All,
 }
 
+/// A point in the sequence of what was heard of others' changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News(u64);
+
 /// A point in the sequence of files handed over to the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Moment(u64);
@@ -84,6 +88,8 @@ pub struct Fs {
     open: OpenInodes,
     /// Counts the files handed over to the worker: attributes read before may lack what was written.
     handovers: AtomicU64,
+    /// Counts what was heard of others' changes: see [`Self::news`].
+    news: AtomicU64,
     /// Inodes that have a writer, or are being handed over to the worker: spares the search in `open` where there are none.
     writers: AtomicUsize,
     /// Contents being read that are still being fetched: spares the look into each handle where there are none.
@@ -106,6 +112,7 @@ impl Fs {
             known: Known::default(),
             open: OpenInodes::default(),
             handovers: AtomicU64::new(0),
+            news: AtomicU64::new(0),
             writers: AtomicUsize::new(0),
             partials: Arc::default(),
             files: Table::default(),
@@ -125,6 +132,23 @@ impl Fs {
     /// The kernel has dropped this many references to an inode.
     pub fn forget(&self, ino: u64, lookups: u64) {
         self.known.forget(ino, lookups);
+    }
+
+    /// Whether the kernel was told of this inode and has not forgotten it.
+    pub(crate) fn knows(&self, ino: u64) -> bool {
+        self.known.contains(ino)
+    }
+
+    /// To be noted before an operation whose result the kernel is told of. If there are other news when the inode has been
+    /// remembered, the result may be older than they are, and the kernel was not told of them for it did not know the inode
+    /// yet. Without any it is told of those to come.
+    pub fn news(&self) -> News {
+        News(self.news.load(Ordering::Acquire))
+    }
+
+    /// Between taking them in and telling the kernel.
+    fn note_news(&self) {
+        self.news.fetch_add(1, Ordering::AcqRel);
     }
 
     /// All inodes the kernel knows.

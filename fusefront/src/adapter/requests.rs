@@ -17,11 +17,12 @@ use fuser::{
 };
 
 use super::convert::{
-    TTL, attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, ok_or_error, time, xattr_or_error,
+    attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error, time, ttl,
+    xattr_or_error,
 };
 use super::{Adapter, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
-use crate::fs::{Change, Fs, Invalidation, Making, Opened, Page, RenameHow};
+use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Page, RenameHow};
 
 /// Largest write request, and largest read, in bytes.
 const IO_MAX_BYTES: u32 = 1 << 20;
@@ -57,7 +58,7 @@ impl Adapter {
         let name = bytes(name);
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let make = move |fs: &Fs, caller: &Caller| fs.make(caller, parent.0, &name, &making);
-        self.serve_changing(request, false, reply, make, entry_or_error, doubtful);
+        self.serve_changing(request, false, reply, noting(make), entry_or_error, doubtful);
     }
 }
 
@@ -90,16 +91,17 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         // Most are answered from memory: without copying the name.
         let memory = Caller::new(0, 0, Patience::Cached);
-        let send = |fs: &Fs, reply: ReplyEntry, result: Result<Option<Attr>, Errno>| match result {
-            Ok(Some(attr)) => entry_or_error(fs, reply, Ok(attr)),
+        let send = |fs: &Fs, reply: ReplyEntry, result: Result<(News, Option<Attr>), Errno>| match result {
+            Ok((since, Some(attr))) => entry_or_error(fs, reply, Ok((since, attr))),
             // Number 0: the kernel may remember that there is none.
-            Ok(None) => reply.entry(&TTL, &file_attr(&Attr::default()), Generation(0)),
+            Ok((since, None)) => reply.entry(&ttl(fs, since), &file_attr(&Attr::default()), Generation(0)),
             Err(errno) => reply.error(errno),
         };
-        match guarded(|| self.shared.fs.lookup(&memory, parent.0, name.as_bytes())) {
+        let remembered = noting(|fs, caller| fs.lookup(caller, parent.0, name.as_bytes()));
+        match guarded(|| remembered(&self.shared.fs, &memory)) {
             Err(Stop::Later) => {
                 let name = bytes(name);
-                self.serve(request, reply, move |fs, caller| fs.lookup(caller, parent.0, &name), send);
+                self.serve(request, reply, noting(move |fs, caller| fs.lookup(caller, parent.0, &name)), send);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
@@ -110,7 +112,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(request, reply, move |fs, caller| fs.getattr(caller, ino.0), attr_or_error);
+        self.serve(request, reply, noting(move |fs, caller| fs.getattr(caller, ino.0)), attr_or_error);
     }
 
     fn setattr(
@@ -134,7 +136,7 @@ impl Filesystem for Adapter {
         let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
         let setattr = move |fs: &Fs, caller: &Caller| fs.setattr(caller, ino.0, &change);
         let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
-        self.serve_changing(request, false, reply, setattr, attr_or_error, doubtful);
+        self.serve_changing(request, false, reply, noting(setattr), attr_or_error, doubtful);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -173,7 +175,7 @@ impl Filesystem for Adapter {
             move |fs: &Fs| [names(fs), vec![Invalidation::Attr(ino.0)]].concat()
         };
         let link = move |fs: &Fs, caller: &Caller| fs.link(caller, ino.0, parent.0, &name);
-        self.serve_changing(request, false, reply, link, entry_or_error, doubtful);
+        self.serve_changing(request, false, reply, noting(link), entry_or_error, doubtful);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -246,21 +248,22 @@ impl Filesystem for Adapter {
         let name = bytes(name);
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode);
-        let send = |fs: &Fs, reply: ReplyCreate, result: Result<(Attr, Opened), Errno>| match result {
-            Ok((attr, opened)) => {
+        let send = |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
+            Ok((since, (attr, opened))) => {
                 fs.remember(&attr);
+                let ttl = ttl(fs, since);
                 let (attr, flags) = (file_attr(&attr), fopen_flags(&opened));
-                reply.created(&TTL, &attr, Generation(0), FileHandle(opened.handle), flags);
+                reply.created(&ttl, &attr, Generation(0), FileHandle(opened.handle), flags);
             }
             Err(errno) => reply.error(errno),
         };
-        let unwanted = move |fs: &Fs, unused: Result<(Attr, Opened), Errno>| {
-            if let Ok((_, unused)) = unused {
+        let unwanted = move |fs: &Fs, unused: Result<(News, (Attr, Opened)), Errno>| {
+            if let Ok((_, (_, unused))) = unused {
                 fs.release(unused.handle);
             }
             doubtful(fs).into_iter().for_each(|what| fs.invalidate(what));
         };
-        self.serve_opening(request, false, reply, create, send, unwanted);
+        self.serve_opening(request, false, reply, noting(create), send, unwanted);
     }
 
     fn read(
@@ -386,9 +389,9 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, true);
-        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<Page, Errno>| {
-            let page = match result {
-                Ok(page) => page,
+        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<(News, Page), Errno>| {
+            let (since, page) = match result {
+                Ok(noted) => noted,
                 Err(errno) => return reply.error(errno),
             };
             let mut taken = None;
@@ -396,13 +399,20 @@ impl Filesystem for Adapter {
                 // Of "." and ".." the kernel takes only number and kind.
                 let mode = u32::from(entry.kind) << 12;
                 let dot = Attr { ino: entry.ino, mode, ..Attr::default() };
-                let (attr, ttl) = entry.attr.map_or((dot, Duration::ZERO), |attr| (attr, TTL));
+                let (attr, ttl) = match entry.attr {
+                    Some(attr) => {
+                        fs.remember(&attr);
+                        (attr, ttl(fs, since))
+                    }
+                    None => (dot, Duration::ZERO),
+                };
                 let name = OsStr::from_bytes(entry.name);
                 if reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &file_attr(&attr), Generation(0)) {
+                    // There is no room for it: the kernel is not told after all.
+                    if entry.attr.is_some() {
+                        fs.forget(entry.ino, 1);
+                    }
                     break;
-                }
-                if let Some(attr) = &entry.attr {
-                    fs.remember(attr);
                 }
                 taken = Some((count, entry));
             }
@@ -411,7 +421,7 @@ impl Filesystem for Adapter {
             }
             reply.ok();
         };
-        self.serve(request, reply, read, send);
+        self.serve(request, reply, noting(read), send);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {

@@ -19,6 +19,7 @@ impl Fs {
     /// worker must be given back what is open for writing. `client` is a connection of the link.
     pub fn link_up(&self, link: &NewLink, client: &mut Client) {
         self.cache.reset(Stamp { link: link.number, seq: 0 });
+        self.note_news();
         for inode in self.open.all() {
             inode.content_changed();
             self.readopt(&inode, link, client);
@@ -83,6 +84,7 @@ impl Fs {
     pub fn event(&self, link: u64, event: &Event) {
         if event.all {
             self.cache.reset(Stamp { link, seq: event.seq });
+            self.note_news();
             for inode in self.open.all() {
                 inode.content_changed();
             }
@@ -93,6 +95,7 @@ impl Fs {
             // What is open of these may be gone, and then nobody can be asked what it was.
             changed.inos.iter().filter_map(|ino| self.cache.attr(*ino)).for_each(|attr| self.know_last(&attr));
             self.cache.event(stamp, changed);
+            self.note_news();
             for &ino in &changed.inos {
                 self.known.changed_elsewhere(ino, stamp);
                 if let Some(inode) = self.open.get(ino) {
