@@ -371,6 +371,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_listed_before_a_hand_over_is_not_taken_for_what_is_after_it() {
+        let cache = Cache::new(100);
+        cache.reset(stamp(0));
+        let page = cache.begin_fetch(1);
+        assert!(cache.is_quiet_since(&page, 5));
+        // The counter does not move while a file is written, and of this one nothing is held.
+        let (number, _) = cache.begin_hand_over(77, Written { size: 10, blocks: 8, mtime: 9, ctime: None });
+        assert!(!cache.is_quiet_since(&page, 5));
+        let page = cache.begin_fetch(1);
+        assert!(cache.is_quiet_since(&page, 5));
+        assert!(cache.end_hand_over(stamp(5), 77, number, Some(attr(10))));
+        assert!(!cache.is_quiet_since(&page, 5));
+    }
+
+    #[test]
     fn our_own_changes_count_while_a_file_is_handed_over() {
         for closed_at in [6, 8] {
             let cache = Cache::new(100);

@@ -179,6 +179,7 @@ impl State {
 
     pub(super) fn begin_hand_over(&mut self, ino: u64, written: Written) -> (u64, Option<Attr>) {
         self.next_handing += 1;
+        self.note_hand_over(ino);
         self.handing.insert(ino, Handing { number: self.next_handing, written, over: 0 });
         let node = self.nodes.get_mut(&ino);
         let attr = node.map(|node| {
@@ -188,8 +189,14 @@ impl State {
         (self.next_handing, attr)
     }
 
+    /// What answers say of the inode may have been so before it was handed over, whatever their counter.
+    fn note_hand_over(&mut self, ino: u64) {
+        self.fetches.values_mut().for_each(|fetch| fetch.note(ino, u64::MAX));
+    }
+
     /// The counter is of the worker's answer.
     pub(super) fn end_hand_over(&mut self, ino: u64, number: u64, seq: u64) -> bool {
+        self.note_hand_over(ino);
         let counts = self.handing.get(&ino).is_some_and(|handing| handing.number == number);
         if counts && self.handing.remove(&ino).is_some_and(|handing| handing.over > seq) {
             // By the counter it is newer than the file that was handed over, and yet what was written was put over it.
