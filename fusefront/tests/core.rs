@@ -630,6 +630,26 @@ fn what_was_removed_elsewhere_has_its_newest_size() {
 }
 
 #[test]
+fn what_was_written_is_closed_though_no_connection_can_be_had_at_first() {
+    let bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"content").unwrap();
+    drop(file);
+    // The connection there is has a request under way, and the next ones are refused.
+    bench.worker.be_silent_to("mkdir");
+    std::thread::scope(|scope| {
+        scope.spawn(|| bench.mkdir(1, "d"));
+        bench.wait_for("it is asked", || bench.worker.count("mkdir") == 1);
+        bench.worker.shared.refuse.store(3, Ordering::SeqCst);
+        bench.fs.release(opened.handle);
+        bench.worker.answer();
+    });
+    assert_eq!((bench.worker.count("close"), bench.worker.open_handles()), (1, 0));
+}
+
+#[test]
 fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
     let bench = Bench::start();
     for removed_first in [false, true] {

@@ -37,6 +37,8 @@ pub struct Shared {
     /// So many changing requests are carried out without an answer, the connection is closed instead.
     pub swallow: AtomicUsize,
     silence: Mutex<Silence>,
+    /// So many connections are closed as soon as they are made.
+    pub refuse: AtomicUsize,
     answering: Condvar,
     connections: Mutex<Vec<UnixStream>>,
     events: Mutex<Vec<(u64, UnixStream)>>,
@@ -73,6 +75,7 @@ impl FakeWorker {
             requests: Mutex::default(),
             swallow: AtomicUsize::new(0),
             silence: Mutex::default(),
+            refuse: AtomicUsize::new(0),
             answering: Condvar::new(),
             connections: Mutex::default(),
             events: Mutex::default(),
@@ -115,6 +118,9 @@ impl FakeWorker {
                     return;
                 }
                 let (shared, socket) = (shared.clone(), socket.unwrap());
+                if shared.refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+                    continue;
+                }
                 shared.connections.lock().push(socket.try_clone().unwrap());
                 std::thread::spawn(move || shared.serve(&socket));
             }

@@ -329,7 +329,15 @@ impl Fs {
 
     fn close_handle(&self, ticket: Option<Ticket>, unwritten: bool) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
         let Ticket { link, handle } = ticket?;
-        let reply = self.worker.call_through(link, request::Op::Close(Close { handle, unwritten }))?;
+        let close = request::Op::Close(Close { handle, unwritten });
+        let reply = match unwritten {
+            true => self.worker.call_through(link, close)?,
+            // Without it the worker would keep what was written as it is, to itself, for as long as the link lasts.
+            false => {
+                let goes_on = || !self.ending.load(Ordering::Acquire);
+                self.worker.insist_through(link, &close, goes_on)?
+            }
+        };
         Some((link, reply))
     }
 
