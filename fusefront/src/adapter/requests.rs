@@ -303,19 +303,34 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
+        write_flags: WriteFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // What comes from a memory map has its place, whatever file it is mapped through.
+        let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         // Always here: the bytes are in this thread's buffer, and go to the page cache.
         let fs = &self.shared.fs;
-        match guarded(|| fs.write(&*fs.file(handle.0)?, offset, data)) {
-            Ok(n) => reply.written(n as u32),
+        let written = guarded(|| {
+            let file = fs.file(handle.0)?;
+            match appends {
+                true => fs.append(&file, offset, data),
+                false => Ok((fs.write(&file, offset, data)?, false)),
+            }
+        });
+        match written {
+            Ok((n, is_elsewhere)) => {
+                reply.written(n as u32);
+                // Only now: the kernel holds the pages until it has the answer.
+                if is_elsewhere {
+                    fs.invalidate(Invalidation::Pages(ino.0));
+                }
+            }
             Err(stop) => reply.error(errno(stop)),
         }
     }

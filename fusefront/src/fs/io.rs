@@ -118,6 +118,28 @@ impl Fs {
 
     /// Write; fewer bytes than given only if an error stopped it behind the first of them.
     pub fn write(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<usize> {
+        self.write_by(file, offset, data, |file, done| file.write_at(&data[done..], offset + done as u64))
+    }
+
+    /// Write behind what others have appended by now, of whom the kernel knows nothing. The number of bytes written, and
+    /// whether they may be elsewhere than at this offset, where the kernel takes the end to be.
+    pub fn append(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<(usize, bool)> {
+        let mut is_elsewhere = false;
+        let done = self.write_by(file, offset, data, |file, done| {
+            let n = os::append(file, &data[done..])?;
+            is_elsewhere |= file.metadata().map_or(true, |now| now.len() != offset + (done + n) as u64);
+            Ok(n)
+        })?;
+        Ok((done, is_elsewhere))
+    }
+
+    fn write_by(
+        &self,
+        file: &FileHandle,
+        offset: u64,
+        data: &[u8],
+        mut write: impl FnMut(&File, usize) -> std::io::Result<usize>,
+    ) -> Outcome<usize> {
         if !file.writes {
             return Err(Errno::EBADF.into());
         }
@@ -130,7 +152,7 @@ impl Fs {
         file.inode.told.store(false, Ordering::Release);
         let mut done = 0;
         while done < data.len() {
-            match writer.to_change().write_at(&data[done..], offset + done as u64) {
+            match write(writer.to_change(), done) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
