@@ -59,6 +59,10 @@ impl Known {
         let mut shard = self.shard(attr.ino).lock();
         let entry = shard.entry(attr.ino).or_default();
         entry.lookups += 1;
+        if attr.nlink > 0 {
+            // It has a name again: what was removed elsewhere may come back with a change made there meanwhile.
+            entry.orphan = None;
+        }
         if attr.dir != 0 {
             entry.dir = attr.dir;
         }
@@ -172,7 +176,7 @@ mod tests {
     #[test]
     fn lives_until_the_last_reference_is_forgotten() {
         let known = Known::default();
-        let attr = Attr { ino: 77, dir: 1, size: 3, ..Attr::default() };
+        let attr = Attr { ino: 77, nlink: 1, dir: 1, size: 3, ..Attr::default() };
         known.remember(&attr);
         known.remember(&attr);
         assert!(!known.opened(77, Version::of(&attr)), "nothing was opened before");
@@ -182,7 +186,9 @@ mod tests {
         known.forget(77, 1);
         assert_eq!(known.orphan_attr(77).map(|attr| (attr.size, attr.nlink)), Some((3, 0)));
         assert_eq!(known.amend_orphan(77, |attr| attr.mode = 7).map(|attr| attr.mode), Some(7));
-        known.forget(77, 1);
+        known.remember(&attr);
+        assert_eq!(known.orphan_attr(77), None, "it has a name again");
+        known.forget(77, 2);
         assert_eq!((known.orphan_attr(77), known.dir_of(77), known.contains(77)), (None, None, false));
     }
 }

@@ -650,6 +650,36 @@ fn what_was_written_is_closed_though_no_connection_can_be_had_at_first() {
 }
 
 #[test]
+fn what_was_removed_elsewhere_may_come_back() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"text");
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    let heard_of = |name: &str| {
+        let name = Invalidation::Name { dir: 1, name: Box::from(name.as_bytes()) };
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == name));
+    };
+    bench.worker.elsewhere(|tree| {
+        tree.unlink(1, b"f").unwrap();
+        vec![changed(1, &["f"], &[ino])]
+    });
+    heard_of("f");
+    assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().nlink, 0);
+    bench.worker.elsewhere(|tree| {
+        tree.make(1, b"g", 0o100_644, (0, 0), ino).unwrap();
+        tree.replace(ino, b"changed there");
+        vec![changed(1, &["g"], &[ino])]
+    });
+    heard_of("g");
+    bench.fs.remember(&bench.lookup(1, "g").unwrap());
+    let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    assert_eq!((now.nlink, now.size), (1, 13));
+    assert_eq!(bench.read_file(ino), b"changed there");
+    bench.fs.setattr(&Caller::own(), ino, &Change { mode: Some(0o600), ..Change::default() }).unwrap();
+    assert_eq!(bench.worker.shared.tree.lock().attr(ino).unwrap().mode & 0o777, 0o600, "not for us alone");
+    bench.fs.release(reader.handle);
+}
+
+#[test]
 fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
     let bench = Bench::start();
     for removed_first in [false, true] {
