@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
@@ -42,6 +42,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// Replies of what may take long.
     replies: Waiting,
+    /// The kernel can be told to drop all names, also those it knows to be absent.
+    knows_epochs: AtomicBool,
 }
 
 /// Permission for a reading thread to wait.
@@ -75,7 +77,13 @@ pub fn connect(
 ) -> io::Result<Session<Adapter>> {
     let device = File::from(fuse.try_clone()?);
     let waiting = AtomicUsize::new(0);
-    let shared = Arc::new(Shared { fs: fs.clone(), threads, waiting, replies: Waiting::default() });
+    let shared = Arc::new(Shared {
+        fs: fs.clone(),
+        threads,
+        waiting,
+        replies: Waiting::default(),
+        knows_epochs: AtomicBool::new(false),
+    });
     let watching = shared.clone();
     std::thread::Builder::new().name("interrupts".into()).spawn(move || watching.replies.watch(&watching.fs))?;
     let mut config = Config::default();

@@ -142,9 +142,12 @@ impl Cache {
         self.capacity / 8
     }
 
-    /// Forget everything known up to this stamp, and follow its link.
-    pub fn reset(&self, stamp: Stamp) {
-        self.state.write().reset(stamp);
+    /// Forget everything known up to this stamp, and follow its link. The names that are forgotten.
+    pub fn reset(&self, stamp: Stamp) -> Vec<(u64, Box<[u8]>)> {
+        let mut state = self.state.write();
+        let names = state.all_names();
+        state.reset(stamp);
+        names
     }
 
     /// What is known of a name in a directory.
@@ -310,12 +313,7 @@ impl Cache {
 
     /// The names we know of every directory, to tell the kernel to drop them.
     pub fn all_names(&self) -> Vec<(u64, Box<[u8]>)> {
-        let state = self.state.read();
-        let names = |(dir, held): (&u64, &state::Dir)| {
-            let dir = *dir;
-            held.list.keys().map(move |name| (dir, name.clone())).collect::<Vec<_>>()
-        };
-        state.dirs.iter().flat_map(names).collect()
+        self.state.read().all_names()
     }
 }
 

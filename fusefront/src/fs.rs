@@ -34,7 +34,7 @@ use crate::cache::{Cache, Found, Written};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
 use crate::known::Known;
-use crate::worker::Worker;
+use crate::worker::{Stamp, Worker};
 
 /// The S_IFMT bits.
 pub const S_IFMT: u32 = 0o170_000;
@@ -99,6 +99,8 @@ pub struct Fs {
     statfs: Mutex<Option<(Instant, StatFsReply)>>,
     invalidations: Sender<Invalidation>,
     flooded: AtomicBool,
+    /// Names the cache has forgotten, which the kernel has not yet been told to forget.
+    forgotten: Mutex<Vec<(u64, Box<[u8]>)>>,
     /// Everything is being closed.
     ending: AtomicBool,
 }
@@ -120,6 +122,7 @@ impl Fs {
             statfs: Mutex::new(None),
             invalidations,
             flooded: AtomicBool::new(false),
+            forgotten: Mutex::default(),
             ending: AtomicBool::new(false),
         }
     }
@@ -156,9 +159,19 @@ impl Fs {
         self.known.all()
     }
 
-    /// All names held in memory, with their directories.
-    pub fn cached_names(&self) -> Vec<(u64, Box<[u8]>)> {
-        self.cache.all_names()
+    /// All names held in memory or forgotten since this was last asked, with their directories: for a kernel that cannot
+    /// drop all names at once.
+    pub fn told_names(&self) -> Vec<(u64, Box<[u8]>)> {
+        let mut names = std::mem::take(&mut *self.forgotten.lock());
+        names.extend(self.cache.all_names());
+        names
+    }
+
+    /// Nothing remembered is certain any more, up to this stamp.
+    fn forget_all(&self, stamp: Stamp) {
+        let names = self.cache.reset(stamp);
+        self.forgotten.lock().extend(names);
+        self.note_news();
     }
 
     /// Number of directory entries held in memory.

@@ -680,6 +680,27 @@ fn what_was_removed_elsewhere_may_come_back() {
 }
 
 #[test]
+fn names_that_are_forgotten_all_at_once_can_still_be_told() {
+    let mut bench = Bench::start();
+    bench.write_file(1, "f", b"");
+    let is_told = |bench: &Bench| bench.fs.told_names().contains(&(1, Box::from(&b"f"[..])));
+    let wait = |bench: &Bench| {
+        bench.wait_for("it is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
+    };
+    assert_eq!(bench.names(1), ["f"]);
+    let seq = bench.worker.shared.tree.lock().seq;
+    bench.worker.push(&Event { seq: seq + 1, changed: vec![], all: true });
+    wait(&bench);
+    assert!(is_told(&bench));
+    assert!(!is_told(&bench), "once is enough");
+    assert_eq!(bench.names(1), ["f"]);
+    bench.worker.crash();
+    bench.worker.resume();
+    wait(&bench);
+    assert!(is_told(&bench));
+}
+
+#[test]
 fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
     let bench = Bench::start();
     for removed_first in [false, true] {

@@ -16,6 +16,9 @@ use crate::fs::{Fs, News, Opened, Time};
 
 /// How long the kernel may answer from what it was told: until we say otherwise, for we are told of every change.
 const TTL: Duration = Duration::from_secs(3600);
+/// The same of a name's absence where the kernel cannot be told to drop all names: which ones it was told of as absent nobody
+/// here remembers.
+const ABSENT_TTL: Duration = Duration::from_secs(1);
 /// What programs take as the best size of a read or write, in bytes: each is a request to us.
 const BLOCK_BYTES: u32 = 64 << 10;
 
@@ -30,6 +33,11 @@ pub(super) fn noting<T>(operation: impl Fn(&Fs, &Caller) -> Outcome<T>) -> impl 
 /// How long the kernel may answer from what an operation found. Of an inode it must have been remembered before.
 pub(super) fn ttl(fs: &Fs, since: News) -> Duration {
     if fs.news() == since { TTL } else { Duration::ZERO }
+}
+
+/// The same for a name that is absent.
+pub(super) fn absent_ttl(fs: &Fs, since: News, knows_epochs: bool) -> Duration {
+    ttl(fs, since).min(if knows_epochs { TTL } else { ABSENT_TTL })
 }
 
 pub(super) fn bytes(name: &OsStr) -> Bytes {

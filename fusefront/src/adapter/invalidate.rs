@@ -106,7 +106,7 @@ fn carry_out(fs: &Fs, kernel: &impl Kernel, what: &Invalidation, missing: &mut V
         Invalidation::Pages(ino) | Invalidation::Dir(ino) => inode(*ino, true),
         Invalidation::All => {
             fs.invalidating_all();
-            let names = all_names(kernel, || fs.cached_names());
+            let names = all_names(kernel, fs.told_names());
             // What is refused does not keep the rest from the kernel; the last refusal is given back.
             fs.known_inodes().into_iter().fold(names, |result, ino| inode(ino, true).and(result))
         }
@@ -114,11 +114,11 @@ fn carry_out(fs: &Fs, kernel: &impl Kernel, what: &Invalidation, missing: &mut V
 }
 
 /// Every name; the last refusal is given back.
-fn all_names(kernel: &impl Kernel, names: impl FnOnce() -> Vec<(u64, Box<[u8]>)>) -> io::Result<()> {
+fn all_names(kernel: &impl Kernel, names: Vec<(u64, Box<[u8]>)>) -> io::Result<()> {
     let mut result = Ok(());
     if let Err(error) = kernel.all_names() {
         tracing::debug!(%error, "dropping names one by one");
-        for (dir, name) in names() {
+        for (dir, name) in names {
             result = kernel.name(dir, &name).and(result);
         }
     }
@@ -175,22 +175,22 @@ mod tests {
         fs
     }
 
-    fn told_names(knows_epochs: bool, refuses: u64) -> (Vec<String>, Option<i32>) {
+    fn told_by_name(knows_epochs: bool, refuses: u64) -> (Vec<String>, Option<i32>) {
         let kernel = Listening { knows_epochs, refuses, heard: RefCell::default() };
-        let names = || vec![(1, Box::from(&b"a"[..])), (7, Box::from(&b"b"[..])), (8, Box::from(&b"c"[..]))];
+        let names = vec![(1, Box::from(&b"a"[..])), (7, Box::from(&b"b"[..])), (8, Box::from(&b"c"[..]))];
         let result = all_names(&kernel, names);
         (kernel.heard.into_inner(), result.err().and_then(|error| error.raw_os_error()))
     }
 
     #[test]
     fn names_are_dropped_one_by_one_where_the_kernel_does_not_know_epochs() {
-        assert_eq!(told_names(true, u64::MAX).0, ["all names"]);
-        assert_eq!(told_names(false, u64::MAX), (["1/a", "7/b", "8/c"].map(String::from).into(), None));
+        assert_eq!(told_by_name(true, u64::MAX).0, ["all names"]);
+        assert_eq!(told_by_name(false, u64::MAX), (["1/a", "7/b", "8/c"].map(String::from).into(), None));
     }
 
     #[test]
     fn what_is_refused_does_not_keep_the_rest_from_the_kernel() {
-        let (heard, errno) = told_names(false, 7);
+        let (heard, errno) = told_by_name(false, 7);
         assert_eq!(heard, ["1/a", "8/c"]);
         assert_eq!(errno, Some(Errno::ENOSYS as i32));
         let kernel = Listening { knows_epochs: true, refuses: 7, heard: RefCell::default() };

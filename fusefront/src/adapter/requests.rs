@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,12 +14,12 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, Version, WriteFlags,
 };
 
 use super::convert::{
-    attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error, time, ttl,
-    xattr_or_error,
+    absent_ttl, attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error, time,
+    ttl, xattr_or_error,
 };
 use super::{Adapter, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
@@ -33,6 +34,8 @@ const BACKGROUND_MAX: u16 = 128;
 const CLOSE_NOW_BYTES: u64 = 128 << 10;
 /// Writing to an existing content up to this size is prepared at once; the worker copies a larger one first.
 const OPEN_NOW_BYTES: u64 = 128 << 10;
+/// Version of the protocol that brought FUSE_NOTIFY_INC_EPOCH.
+const EPOCHS_SINCE: Version = Version(7, 44);
 /// RENAME_WHITEOUT and whatever comes after it.
 const RENAME_KNOWN: u32 = 3;
 
@@ -84,6 +87,7 @@ impl Filesystem for Adapter {
             // The largest the kernel allows is named when it refuses.
             config.set_max_readahead(IO_MAX_BYTES).err().and_then(|most| config.set_max_readahead(most).err()),
         ];
+        self.shared.knows_epochs.store(config.kernel_abi() >= EPOCHS_SINCE, Ordering::Release);
         tracing::debug!(abi = %config.kernel_abi(), ?limits, "greeted by the kernel");
         Ok(())
     }
@@ -91,10 +95,14 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         // Most are answered from memory: without copying the name.
         let memory = Caller::new(0, 0, Patience::Cached);
-        let send = |fs: &Fs, reply: ReplyEntry, result: Result<(News, Option<Attr>), Errno>| match result {
+        let knows_epochs = self.shared.knows_epochs.load(Ordering::Acquire);
+        let send = move |fs: &Fs, reply: ReplyEntry, result: Result<(News, Option<Attr>), Errno>| match result {
             Ok((since, Some(attr))) => entry_or_error(fs, reply, Ok((since, attr))),
             // Number 0: the kernel may remember that there is none.
-            Ok((since, None)) => reply.entry(&ttl(fs, since), &file_attr(&Attr::default()), Generation(0)),
+            Ok((since, None)) => {
+                let ttl = absent_ttl(fs, since, knows_epochs);
+                reply.entry(&ttl, &file_attr(&Attr::default()), Generation(0));
+            }
             Err(errno) => reply.error(errno),
         };
         let remembered = noting(|fs, caller| fs.lookup(caller, parent.0, name.as_bytes()));

@@ -18,8 +18,7 @@ impl Fs {
     /// Start over with a new link, before anybody else may use it: nothing remembered is certain any more, and the
     /// worker must be given back what is open for writing. `client` is a connection of the link.
     pub fn link_up(&self, link: &NewLink, client: &mut Client) {
-        self.cache.reset(Stamp { link: link.number, seq: 0 });
-        self.note_news();
+        self.forget_all(Stamp { link: link.number, seq: 0 });
         for inode in self.open.all() {
             inode.content_changed();
             self.readopt(&inode, link, client);
@@ -83,8 +82,7 @@ impl Fs {
     /// Others changed something.
     pub fn event(&self, link: u64, event: &Event) {
         if event.all {
-            self.cache.reset(Stamp { link, seq: event.seq });
-            self.note_news();
+            self.forget_all(Stamp { link, seq: event.seq });
             for inode in self.open.all() {
                 inode.content_changed();
             }
