@@ -169,6 +169,12 @@ impl Fs {
 
     /// Nothing remembered is certain any more, up to this stamp.
     fn forget_all(&self, stamp: Stamp) {
+        // What is open may be gone, and then nobody can be asked what it was.
+        for inode in self.open.all() {
+            if let Some(attr) = self.cache.attr(inode.ino) {
+                *inode.last.lock() = attr;
+            }
+        }
         let names = self.cache.reset(stamp);
         self.forgotten.lock().extend(names);
         self.note_news();

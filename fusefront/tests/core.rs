@@ -627,6 +627,25 @@ fn what_was_removed_elsewhere_has_its_newest_size() {
         assert_eq!(remove(ino), (0, 20), "{how}");
         bench.fs.release(reader.handle);
     }
+    // The same when everything is to be forgotten.
+    let ino = bench.write_file(1, "f", &[1; 10]);
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    bench.worker.elsewhere(|tree| {
+        tree.replace(ino, &[2; 20]);
+        vec![changed(0, &[], &[ino])]
+    });
+    bench.wait_for("it is another", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+    assert_eq!(bench.lookup(1, "f").unwrap().size, 20);
+    let seq = {
+        let mut tree = bench.worker.shared.tree.lock();
+        tree.unlink(1, b"f").unwrap();
+        tree.seq
+    };
+    bench.worker.push(&Event { seq, changed: vec![], all: true });
+    bench.wait_for("all is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
+    let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    assert_eq!((now.nlink, now.size), (0, 20));
+    bench.fs.release(reader.handle);
 }
 
 #[test]
