@@ -14,12 +14,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
 
-use self::invalidate::{Device, carry_out};
+use self::invalidate::{Device, carry_out_all};
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
@@ -42,6 +42,8 @@ struct Shared {
     waiting: AtomicUsize,
     /// Replies of what may take long.
     replies: Waiting,
+    /// The kernel can be told to drop all names, also those it knows to be absent.
+    knows_epochs: AtomicBool,
 }
 
 /// Permission for a reading thread to wait.
@@ -75,7 +77,13 @@ pub fn connect(
 ) -> io::Result<Session<Adapter>> {
     let device = File::from(fuse.try_clone()?);
     let waiting = AtomicUsize::new(0);
-    let shared = Arc::new(Shared { fs: fs.clone(), threads, waiting, replies: Waiting::default() });
+    let shared = Arc::new(Shared {
+        fs: fs.clone(),
+        threads,
+        waiting,
+        replies: Waiting::default(),
+        knows_epochs: AtomicBool::new(false),
+    });
     let watching = shared.clone();
     std::thread::Builder::new().name("interrupts".into()).spawn(move || watching.replies.watch(&watching.fs))?;
     let mut config = Config::default();
@@ -83,14 +91,7 @@ pub fn connect(
     // Who may come in is the kernel's decision, by the mount's options.
     let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
     let kernel = Device::new(session.notifier(), device);
-    let invalidate = move || {
-        for what in invalidations {
-            // A kernel that does not know the message, or is gone: the next may be heard.
-            if let Err(error) = carry_out(&fs, &kernel, &what) {
-                tracing::debug!(%error, ?what, "invalidation");
-            }
-        }
-    };
+    let invalidate = move || carry_out_all(&fs, &kernel, &invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)
 }
@@ -102,7 +103,7 @@ impl Drop for Adapter {
 }
 
 impl Adapter {
-    /// Do an operation here if that is quick, else on the pool, and send its result.
+    /// Do an operation that changes nothing here if that is quick, else on the pool, and send its result.
     fn serve<T, R>(
         &self,
         request: &Request,
@@ -113,23 +114,39 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
+        self.serve_changing(request, false, reply, operation, send, |_| Vec::new());
+    }
+
+    /// The same for what changes something; `slow`: on the pool in any case. Whoever is killed meanwhile is let go and the
+    /// change goes on, so that the kernel does not learn what comes of it: what it may then know wrongly is `doubtful`.
+    fn serve_changing<T, R>(
+        &self,
+        request: &Request,
+        slow: bool,
+        reply: R,
+        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
+        send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
+        doubtful: impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static,
+    ) where
+        T: 'static,
+        R: Send + 'static,
+    {
         if self.pool.is_closed() {
             return send(&self.shared.fs, reply, Err(Errno::ENOTCONN));
         }
-        let permit = self.shared.permit();
+        let permit = if slow { None } else { self.shared.permit() };
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let caller = Caller::new(request.uid(), request.gid(), patience);
-        match guarded(|| operation(&self.shared.fs, &caller)) {
+        match if slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(&self.pool, (request.pid(), caller), reply, operation, send);
+                self.later(&self.pool, (request.pid(), caller), reply, operation, send, doubtful);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
     }
 
     /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`.
-    /// `slow`: on the pool in any case.
     fn serve_opening<T, R>(
         &self,
         request: &Request,
@@ -137,7 +154,7 @@ impl Adapter {
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
-        unwanted: impl FnOnce(&Fs, T) + Send + 'static,
+        unwanted: impl FnOnce(&Fs, Result<T, Errno>) + Send + 'static,
     ) where
         T: 'static,
         R: Send + 'static,
@@ -169,21 +186,7 @@ impl Adapter {
         }
     }
 
-    /// Do an operation on the pool.
-    fn serve_slow<T, R>(
-        &self,
-        request: &Request,
-        reply: R,
-        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
-        send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
-    ) where
-        T: 'static,
-        R: Send + 'static,
-    {
-        let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-        self.later(&self.pool, (request.pid(), caller), reply, operation, send);
-    }
-
+    /// Do an operation on a pool.
     fn later<T, R>(
         &self,
         pool: &Pool,
@@ -191,6 +194,7 @@ impl Adapter {
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
+        doubtful: impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static,
     ) where
         T: 'static,
         R: Send + 'static,
@@ -202,8 +206,13 @@ impl Adapter {
         caller.patience = Patience::Patient;
         let pending = self.shared.replies.add(tid, reply, send);
         pool.run(move || {
+            // Before it is done: afterwards nobody knows any more which inodes had the names.
+            let doubtful = doubtful(&fs);
             let result = guarded(|| operation(&fs, &caller));
-            drop(pending.finish(&fs, result.map_err(errno)));
+            // Also of one that failed: a part of it may have been done.
+            if pending.finish(&fs, result.map_err(errno)).is_some() {
+                doubtful.into_iter().for_each(|what| fs.invalidate(what));
+            }
         });
     }
 }

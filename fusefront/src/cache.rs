@@ -142,9 +142,12 @@ impl Cache {
         self.capacity / 8
     }
 
-    /// Forget everything known up to this stamp, and follow its link.
-    pub fn reset(&self, stamp: Stamp) {
-        self.state.write().reset(stamp);
+    /// Forget everything known up to this stamp, and follow its link. The names that are forgotten.
+    pub fn reset(&self, stamp: Stamp) -> Vec<(u64, Box<[u8]>)> {
+        let mut state = self.state.write();
+        let names = state.all_names();
+        state.reset(stamp);
+        names
     }
 
     /// What is known of a name in a directory.
@@ -230,6 +233,12 @@ impl Cache {
         counts
     }
 
+    /// Whether something newer than an answer has been heard of: an event after it, or another link.
+    pub fn is_late(&self, stamp: Stamp) -> bool {
+        let state = self.state.read();
+        stamp.link != state.link || stamp.seq < state.newest_event
+    }
+
     /// Start watching an inode, before something is asked about it: a directory for changes of its names, another for
     /// changes of its attributes.
     pub fn begin_fetch(&self, dir: u64) -> Fetch {
@@ -273,6 +282,12 @@ impl Cache {
         }
     }
 
+    /// Stop watching. Whether nothing happened to the inode meanwhile.
+    pub fn finish_quiet(&self, fetch: &Fetch) -> bool {
+        let mut state = self.state.write();
+        state.link == fetch.link && state.end_fetch(fetch.id).is_some_and(|watched| watched.is_quiet())
+    }
+
     /// Stop watching; the fetch failed.
     pub fn drop_fetch(&self, fetch: &Fetch) {
         self.state.write().end_fetch(fetch.id);
@@ -298,12 +313,7 @@ impl Cache {
 
     /// The names we know of every directory, to tell the kernel to drop them.
     pub fn all_names(&self) -> Vec<(u64, Box<[u8]>)> {
-        let state = self.state.read();
-        let names = |(dir, held): (&u64, &state::Dir)| {
-            let dir = *dir;
-            held.list.keys().map(move |name| (dir, name.clone())).collect::<Vec<_>>()
-        };
-        state.dirs.iter().flat_map(names).collect()
+        self.state.read().all_names()
     }
 }
 
@@ -356,6 +366,21 @@ mod tests {
         let (fourth, _) = cache.begin_hand_over(79, written(50));
         assert!(cache.end_hand_over(stamp(8), 79, fourth, Some(Attr { ino: 79, ..attr(50) })));
         assert_eq!(cache.attr(79), None);
+    }
+
+    #[test]
+    fn what_was_listed_before_a_hand_over_is_not_taken_for_what_is_after_it() {
+        let cache = Cache::new(100);
+        cache.reset(stamp(0));
+        let page = cache.begin_fetch(1);
+        assert!(cache.is_quiet_since(&page, 5));
+        // The counter does not move while a file is written, and of this one nothing is held.
+        let (number, _) = cache.begin_hand_over(77, Written { size: 10, blocks: 8, mtime: 9, ctime: None });
+        assert!(!cache.is_quiet_since(&page, 5));
+        let page = cache.begin_fetch(1);
+        assert!(cache.is_quiet_since(&page, 5));
+        assert!(cache.end_hand_over(stamp(5), 77, number, Some(attr(10))));
+        assert!(!cache.is_quiet_since(&page, 5));
     }
 
     #[test]

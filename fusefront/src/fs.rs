@@ -30,11 +30,11 @@ pub use self::names::{Making, RenameHow};
 pub use self::open::Opened;
 pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
-use crate::cache::{Cache, Written};
+use crate::cache::{Cache, Found, Written};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
 use crate::known::Known;
-use crate::worker::Worker;
+use crate::worker::{Stamp, Worker};
 
 /// The S_IFMT bits.
 pub const S_IFMT: u32 = 0o170_000;
@@ -63,11 +63,17 @@ pub enum Invalidation {
     Attr(u64),
     /// An inode's attributes, and its content unless [`Fs::pages_are_current`].
     Content(u64),
+    /// An inode's attributes and its content, whatever is known of their version.
+    Pages(u64),
     /// A directory's attributes, and a listing the kernel may have kept.
     Dir(u64),
     /// Everything.
     All,
 }
+
+/// A point in the sequence of what was heard of others' changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News(u64);
 
 /// A point in the sequence of files handed over to the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +88,8 @@ pub struct Fs {
     open: OpenInodes,
     /// Counts the files handed over to the worker: attributes read before may lack what was written.
     handovers: AtomicU64,
+    /// Counts what was heard of others' changes: see [`Self::news`].
+    news: AtomicU64,
     /// Inodes that have a writer, or are being handed over to the worker: spares the search in `open` where there are none.
     writers: AtomicUsize,
     /// Contents being read that are still being fetched: spares the look into each handle where there are none.
@@ -91,6 +99,8 @@ pub struct Fs {
     statfs: Mutex<Option<(Instant, StatFsReply)>>,
     invalidations: Sender<Invalidation>,
     flooded: AtomicBool,
+    /// Names the cache has forgotten, which the kernel has not yet been told to forget.
+    forgotten: Mutex<Vec<(u64, Box<[u8]>)>>,
     /// Everything is being closed.
     ending: AtomicBool,
 }
@@ -104,6 +114,7 @@ impl Fs {
             known: Known::default(),
             open: OpenInodes::default(),
             handovers: AtomicU64::new(0),
+            news: AtomicU64::new(0),
             writers: AtomicUsize::new(0),
             partials: Arc::default(),
             files: Table::default(),
@@ -111,6 +122,7 @@ impl Fs {
             statfs: Mutex::new(None),
             invalidations,
             flooded: AtomicBool::new(false),
+            forgotten: Mutex::default(),
             ending: AtomicBool::new(false),
         }
     }
@@ -125,19 +137,61 @@ impl Fs {
         self.known.forget(ino, lookups);
     }
 
+    /// Whether the kernel was told of this inode and has not forgotten it.
+    pub(crate) fn knows(&self, ino: u64) -> bool {
+        self.known.contains(ino)
+    }
+
+    /// To be noted before an operation whose result the kernel is told of. If there are other news when the inode has been
+    /// remembered, the result may be older than they are, and the kernel was not told of them for it did not know the inode
+    /// yet. Without any it is told of those to come.
+    pub fn news(&self) -> News {
+        News(self.news.load(Ordering::Acquire))
+    }
+
+    /// Between taking them in and telling the kernel.
+    fn note_news(&self) {
+        self.news.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// All inodes the kernel knows.
     pub fn known_inodes(&self) -> Vec<u64> {
         self.known.all()
     }
 
-    /// All names held in memory, with their directories.
-    pub fn cached_names(&self) -> Vec<(u64, Box<[u8]>)> {
-        self.cache.all_names()
+    /// All names held in memory or forgotten since this was last asked, with their directories: for a kernel that cannot
+    /// drop all names at once.
+    pub fn told_names(&self) -> Vec<(u64, Box<[u8]>)> {
+        let mut names = std::mem::take(&mut *self.forgotten.lock());
+        names.extend(self.cache.all_names());
+        names
+    }
+
+    /// Nothing remembered is certain any more, up to this stamp.
+    fn forget_all(&self, stamp: Stamp) {
+        // What is open may be gone, and then nobody can be asked what it was.
+        for inode in self.open.all() {
+            if let Some(attr) = self.cache.attr(inode.ino) {
+                *inode.last.lock() = attr;
+            }
+        }
+        let names = self.cache.reset(stamp);
+        self.forgotten.lock().extend(names);
+        self.note_news();
     }
 
     /// Number of directory entries held in memory.
     pub fn cached_entries(&self) -> usize {
         self.cache.len()
+    }
+
+    /// The inode a name belongs to, as far as that is held in memory.
+    pub(crate) fn named(&self, dir: u64, name: &[u8]) -> Option<u64> {
+        match self.cache.lookup(dir, name) {
+            Found::Node(attr) => Some(attr.ino),
+            Found::Stale(ino) => Some(ino),
+            Found::Absent | Found::Unknown | Found::UnknownDir => None,
+        }
     }
 
     /// A directory in which the worker finds the inode; 0 if we do not know one.
@@ -180,7 +234,8 @@ impl Fs {
         }
     }
 
-    fn invalidate(&self, what: Invalidation) {
+    /// Have the kernel forget this soon.
+    pub(crate) fn invalidate(&self, what: Invalidation) {
         let what = match self.invalidations.len() {
             0..INVALIDATIONS_MAX => what,
             // The kernel cannot keep up: one for all instead, and nothing until that is carried out.

@@ -146,7 +146,7 @@ pub struct OpenInode {
     generation: AtomicU64,
     /// Somebody was told the attributes of the staging file since the last write, and may have kept them.
     pub told: AtomicBool,
-    /// The attributes at the last opening: all that is left when the worker no longer knows the inode.
+    /// The attributes we knew last: all that is left when the worker no longer knows the inode.
     pub last: Mutex<Attr>,
     /// To read what the last writer left, for handles that were opened while it wrote: when they come to read, the file may
     /// have lost its name.

@@ -6,6 +6,7 @@ use delugefs_proto::local_pb::Attr;
 use parking_lot::Mutex;
 
 use crate::cache::InoMap;
+use crate::worker::Stamp;
 
 const SHARDS: usize = 16;
 
@@ -32,6 +33,8 @@ struct Entry {
     dir: u64,
     /// The version whose pages the kernel may have.
     pages: Version,
+    /// Of our own change by which the pages came to be of this version: whatever happened before it may have been missed.
+    carried: Option<Stamp>,
     orphan: Option<Box<Attr>>,
 }
 
@@ -56,6 +59,10 @@ impl Known {
         let mut shard = self.shard(attr.ino).lock();
         let entry = shard.entry(attr.ino).or_default();
         entry.lookups += 1;
+        if attr.nlink > 0 {
+            // It has a name again: what was removed elsewhere may come back with a change made there meanwhile.
+            entry.orphan = None;
+        }
         if attr.dir != 0 {
             entry.dir = attr.dir;
         }
@@ -109,12 +116,30 @@ impl Known {
         }
     }
 
-    /// The attributes changed, the content did not.
-    pub fn same_content(&self, ino: u64, before: Version, after: Version) {
+    /// We changed attributes; of the content we changed nothing but what the kernel does to its pages itself. `at` is the
+    /// answer's.
+    pub fn same_content(&self, ino: u64, before: Version, after: Version, at: Stamp) {
         if let Some(entry) = self.shard(ino).lock().get_mut(&ino)
             && entry.pages == before
         {
-            entry.pages = after;
+            (entry.pages, entry.carried) = (after, Some(at));
+        }
+    }
+
+    /// Somebody else changed the inode at this moment. If that was before a change of ours that the pages were taken to have
+    /// gone through unchanged, they are of no version.
+    pub fn changed_elsewhere(&self, ino: u64, at: Stamp) {
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino)
+            && entry.carried.is_some_and(|carried| carried.link == at.link && at.seq < carried.seq)
+        {
+            entry.pages = Version::default();
+        }
+    }
+
+    /// The pages the kernel has are of no version we know.
+    pub fn doubt_pages(&self, ino: u64) {
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino) {
+            entry.pages = Version::default();
         }
     }
 
@@ -151,7 +176,7 @@ mod tests {
     #[test]
     fn lives_until_the_last_reference_is_forgotten() {
         let known = Known::default();
-        let attr = Attr { ino: 77, dir: 1, size: 3, ..Attr::default() };
+        let attr = Attr { ino: 77, nlink: 1, dir: 1, size: 3, ..Attr::default() };
         known.remember(&attr);
         known.remember(&attr);
         assert!(!known.opened(77, Version::of(&attr)), "nothing was opened before");
@@ -161,7 +186,9 @@ mod tests {
         known.forget(77, 1);
         assert_eq!(known.orphan_attr(77).map(|attr| (attr.size, attr.nlink)), Some((3, 0)));
         assert_eq!(known.amend_orphan(77, |attr| attr.mode = 7).map(|attr| attr.mode), Some(7));
-        known.forget(77, 1);
+        known.remember(&attr);
+        assert_eq!(known.orphan_attr(77), None, "it has a name again");
+        known.forget(77, 2);
         assert_eq!((known.orphan_attr(77), known.dir_of(77), known.contains(77)), (None, None, false));
     }
 }

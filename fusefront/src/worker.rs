@@ -229,6 +229,19 @@ impl Worker {
         }
     }
 
+    /// The same, which must not be left out: tried again while no connection can be had, for as long as the link is up and
+    /// `goes_on`.
+    pub fn insist_through(&self, link: u64, op: &request::Op, goes_on: impl Fn() -> bool) -> Option<Reply> {
+        loop {
+            match self.call_through(link, op.clone()) {
+                None if self.link() == Some(link) && goes_on() => {
+                    self.changed.wait_for(&mut self.state.lock(), RETRY_PAUSE);
+                }
+                done => return done,
+            }
+        }
+    }
+
     fn send(
         &self,
         caller: &Caller,
@@ -242,7 +255,10 @@ impl Worker {
             match client.call(&request, fd) {
                 Ok((reply, fd)) => {
                     self.put_back(client, link);
-                    caller.sent.set(false);
+                    // What only asks says nothing about a change that is still to be sent again.
+                    if changes {
+                        caller.sent.set(false);
+                    }
                     return Ok(Answer { reply, fd, link, retried: request.retry });
                 }
                 Err(error) => {

@@ -36,14 +36,26 @@ pub struct Shared {
     pub requests: Mutex<HashMap<&'static str, usize>>,
     /// So many changing requests are carried out without an answer, the connection is closed instead.
     pub swallow: AtomicUsize,
-    /// Requests of this name wait until that changes.
-    silent_to: Mutex<Option<&'static str>>,
+    silence: Mutex<Silence>,
+    /// So many connections are closed as soon as they are made.
+    pub refuse: AtomicUsize,
     answering: Condvar,
     connections: Mutex<Vec<UnixStream>>,
     events: Mutex<Vec<(u64, UnixStream)>>,
     handles: Mutex<HashMap<u64, Handle>>,
     run: Mutex<u64>,
     broken_promises: Mutex<Vec<String>>,
+}
+
+/// What waits until that changes.
+#[derive(Default)]
+struct Silence {
+    /// Requests of this name.
+    to: Option<&'static str>,
+    /// Answers to requests of this name, which are carried out.
+    after: Option<&'static str>,
+    /// Answers that wait.
+    withheld: usize,
 }
 
 struct Handle {
@@ -62,7 +74,8 @@ impl FakeWorker {
             tree: Mutex::new(Tree::new(dir.path())),
             requests: Mutex::default(),
             swallow: AtomicUsize::new(0),
-            silent_to: Mutex::default(),
+            silence: Mutex::default(),
+            refuse: AtomicUsize::new(0),
             answering: Condvar::new(),
             connections: Mutex::default(),
             events: Mutex::default(),
@@ -105,6 +118,9 @@ impl FakeWorker {
                     return;
                 }
                 let (shared, socket) = (shared.clone(), socket.unwrap());
+                if shared.refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+                    continue;
+                }
                 shared.connections.lock().push(socket.try_clone().unwrap());
                 std::thread::spawn(move || shared.serve(&socket));
             }
@@ -126,12 +142,24 @@ impl FakeWorker {
 
     /// Carry out and answer no request of this name until [`Self::answer`].
     pub fn be_silent_to(&self, op: &'static str) {
-        *self.shared.silent_to.lock() = Some(op);
+        self.shared.silence.lock().to = Some(op);
+    }
+
+    /// Carry out requests of this name and keep the answers back until [`Self::answer`].
+    pub fn withhold(&self, op: &'static str) {
+        self.shared.silence.lock().after = Some(op);
+    }
+
+    /// Number of answers kept back.
+    pub fn withheld(&self) -> usize {
+        self.shared.silence.lock().withheld
     }
 
     /// Answer everything again, also what has been waiting.
     pub fn answer(&self) {
-        *self.shared.silent_to.lock() = None;
+        let mut silence = self.shared.silence.lock();
+        (silence.to, silence.after) = (None, None);
+        drop(silence);
         self.shared.answering.notify_all();
     }
 
@@ -192,13 +220,21 @@ impl Shared {
             let Some(op) = request.op else { break };
             let (name, changes) = name_of(&op);
             *self.requests.lock().entry(name).or_default() += 1;
-            self.answering.wait_while(&mut self.silent_to.lock(), |silent_to| *silent_to == Some(name));
+            self.answering.wait_while(&mut self.silence.lock(), |silence| silence.to == Some(name));
             let (mut reply, fd) = match self.carry_out(session, request.retry, op, fd) {
                 Ok(answer) => answer,
                 Err(errno) => (Reply { errno: errno as u32, ..Reply::default() }, None),
             };
             if reply.seq == 0 {
                 reply.seq = self.tree.lock().seq;
+            }
+            {
+                let mut silence = self.silence.lock();
+                if silence.after == Some(name) {
+                    silence.withheld += 1;
+                    self.answering.wait_while(&mut silence, |silence| silence.after == Some(name));
+                    silence.withheld -= 1;
+                }
             }
             let swallowed =
                 changes && self.swallow.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
@@ -293,7 +329,8 @@ impl Shared {
             }
             Op::Rename(op) => {
                 let already = tree.lookup(op.dir2, &op.name2).is_ok_and(|attr| attr.ino == op.expect_ino);
-                let (moved, node) = match retry && already && tree.lookup(op.dir, &op.name).is_err() {
+                let is_there = tree.lookup(op.dir, &op.name).is_ok_and(|attr| attr.ino == op.expect_ino);
+                let (moved, node) = match retry && already && !is_there {
                     true => (tree.attr(op.expect_ino)?, None),
                     false => tree.rename((op.dir, &op.name), (op.dir2, &op.name2), op.no_replace, op.exchange)?,
                 };

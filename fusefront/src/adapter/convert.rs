@@ -11,12 +11,34 @@ use fuser::{
     TimeOrNow,
 };
 
-use crate::fs::{Fs, Opened, Time};
+use crate::call::{Caller, Outcome};
+use crate::fs::{Fs, News, Opened, Time};
 
 /// How long the kernel may answer from what it was told: until we say otherwise, for we are told of every change.
-pub(super) const TTL: Duration = Duration::from_secs(3600);
+const TTL: Duration = Duration::from_secs(3600);
+/// The same of a name's absence where the kernel cannot be told to drop all names: which ones it was told of as absent nobody
+/// here remembers.
+const ABSENT_TTL: Duration = Duration::from_secs(1);
 /// What programs take as the best size of a read or write, in bytes: each is a request to us.
 const BLOCK_BYTES: u32 = 64 << 10;
+
+/// The operation, with what had been heard of others before it.
+pub(super) fn noting<T>(operation: impl Fn(&Fs, &Caller) -> Outcome<T>) -> impl Fn(&Fs, &Caller) -> Outcome<(News, T)> {
+    move |fs, caller| {
+        let since = fs.news();
+        Ok((since, operation(fs, caller)?))
+    }
+}
+
+/// How long the kernel may answer from what an operation found. Of an inode it must have been remembered before.
+pub(super) fn ttl(fs: &Fs, since: News) -> Duration {
+    if fs.news() == since { TTL } else { Duration::ZERO }
+}
+
+/// The same for a name that is absent.
+pub(super) fn absent_ttl(fs: &Fs, since: News, knows_epochs: bool) -> Duration {
+    ttl(fs, since).min(if knows_epochs { TTL } else { ABSENT_TTL })
+}
 
 pub(super) fn bytes(name: &OsStr) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
@@ -29,19 +51,19 @@ pub(super) fn ok_or_error(_: &Fs, reply: ReplyEmpty, result: Result<(), Errno>) 
     }
 }
 
-pub(super) fn entry_or_error(fs: &Fs, reply: ReplyEntry, result: Result<Attr, Errno>) {
+pub(super) fn entry_or_error(fs: &Fs, reply: ReplyEntry, result: Result<(News, Attr), Errno>) {
     match result {
-        Ok(attr) => {
+        Ok((since, attr)) => {
             fs.remember(&attr);
-            reply.entry(&TTL, &file_attr(&attr), Generation(0));
+            reply.entry(&ttl(fs, since), &file_attr(&attr), Generation(0));
         }
         Err(errno) => reply.error(errno),
     }
 }
 
-pub(super) fn attr_or_error(_: &Fs, reply: ReplyAttr, result: Result<Attr, Errno>) {
+pub(super) fn attr_or_error(fs: &Fs, reply: ReplyAttr, result: Result<(News, Attr), Errno>) {
     match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Ok((since, attr)) => reply.attr(&ttl(fs, since), &file_attr(&attr)),
         Err(errno) => reply.error(errno),
     }
 }

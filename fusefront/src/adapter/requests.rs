@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,15 +14,16 @@ use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, Version, WriteFlags,
 };
 
 use super::convert::{
-    TTL, attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, ok_or_error, time, xattr_or_error,
+    absent_ttl, attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error, time,
+    ttl, xattr_or_error,
 };
 use super::{Adapter, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
-use crate::fs::{Change, Fs, Making, Opened, Page, RenameHow};
+use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Page, RenameHow};
 
 /// Largest write request, and largest read, in bytes.
 const IO_MAX_BYTES: u32 = 1 << 20;
@@ -32,11 +34,35 @@ const BACKGROUND_MAX: u16 = 128;
 const CLOSE_NOW_BYTES: u64 = 128 << 10;
 /// Writing to an existing content up to this size is prepared at once; the worker copies a larger one first.
 const OPEN_NOW_BYTES: u64 = 128 << 10;
+/// Version of the protocol that brought FUSE_NOTIFY_INC_EPOCH.
+const EPOCHS_SINCE: Version = Version(7, 44);
 /// RENAME_WHITEOUT and whatever comes after it.
 const RENAME_KNOWN: u32 = 3;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whatever the kernel may know wrongly when these names were changed without its hearing of it.
+fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static {
+    move |fs| {
+        let mut doubtful = Vec::new();
+        for (dir, name) in names {
+            doubtful.extend(fs.named(dir, &name).map(Invalidation::Attr));
+            doubtful.push(Invalidation::Name { dir, name: Box::from(&name[..]) });
+            doubtful.push(Invalidation::Dir(dir));
+        }
+        doubtful
+    }
+}
+
+impl Adapter {
+    fn make(&self, request: &Request, (parent, name): (INodeNo, &OsStr), making: Making, reply: ReplyEntry) {
+        let name = bytes(name);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let make = move |fs: &Fs, caller: &Caller| fs.make(caller, parent.0, &name, &making);
+        self.serve_changing(request, false, reply, noting(make), entry_or_error, doubtful);
+    }
 }
 
 impl Filesystem for Adapter {
@@ -61,6 +87,7 @@ impl Filesystem for Adapter {
             // The largest the kernel allows is named when it refuses.
             config.set_max_readahead(IO_MAX_BYTES).err().and_then(|most| config.set_max_readahead(most).err()),
         ];
+        self.shared.knows_epochs.store(config.kernel_abi() >= EPOCHS_SINCE, Ordering::Release);
         tracing::debug!(abi = %config.kernel_abi(), ?limits, "greeted by the kernel");
         Ok(())
     }
@@ -68,16 +95,21 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         // Most are answered from memory: without copying the name.
         let memory = Caller::new(0, 0, Patience::Cached);
-        let send = |fs: &Fs, reply: ReplyEntry, result: Result<Option<Attr>, Errno>| match result {
-            Ok(Some(attr)) => entry_or_error(fs, reply, Ok(attr)),
+        let knows_epochs = self.shared.knows_epochs.load(Ordering::Acquire);
+        let send = move |fs: &Fs, reply: ReplyEntry, result: Result<(News, Option<Attr>), Errno>| match result {
+            Ok((since, Some(attr))) => entry_or_error(fs, reply, Ok((since, attr))),
             // Number 0: the kernel may remember that there is none.
-            Ok(None) => reply.entry(&TTL, &file_attr(&Attr::default()), Generation(0)),
+            Ok((since, None)) => {
+                let ttl = absent_ttl(fs, since, knows_epochs);
+                reply.entry(&ttl, &file_attr(&Attr::default()), Generation(0));
+            }
             Err(errno) => reply.error(errno),
         };
-        match guarded(|| self.shared.fs.lookup(&memory, parent.0, name.as_bytes())) {
+        let remembered = noting(|fs, caller| fs.lookup(caller, parent.0, name.as_bytes()));
+        match guarded(|| remembered(&self.shared.fs, &memory)) {
             Err(Stop::Later) => {
                 let name = bytes(name);
-                self.serve(request, reply, move |fs, caller| fs.lookup(caller, parent.0, &name), send);
+                self.serve(request, reply, noting(move |fs, caller| fs.lookup(caller, parent.0, &name)), send);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
@@ -88,7 +120,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(request, reply, move |fs, caller| fs.getattr(caller, ino.0), attr_or_error);
+        self.serve(request, reply, noting(move |fs, caller| fs.getattr(caller, ino.0)), attr_or_error);
     }
 
     fn setattr(
@@ -110,7 +142,9 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
-        self.serve(request, reply, move |fs, caller| fs.setattr(caller, ino.0, &change), attr_or_error);
+        let setattr = move |fs: &Fs, caller: &Caller| fs.setattr(caller, ino.0, &change);
+        let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
+        self.serve_changing(request, false, reply, noting(setattr), attr_or_error, doubtful);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -131,33 +165,39 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (name, making) = (bytes(name), Making::Node { mode, rdev: u64::from(rdev) });
-        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+        self.make(request, (parent, name), Making::Node { mode, rdev: u64::from(rdev) }, reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (name, making) = (bytes(name), Making::Dir { mode });
-        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+        self.make(request, (parent, name), Making::Dir { mode }, reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (name, making) = (bytes(name), Making::Symlink(bytes(target.as_os_str())));
-        self.serve(request, reply, move |fs, caller| fs.make(caller, parent.0, &name, &making), entry_or_error);
+        self.make(request, (parent, name), Making::Symlink(bytes(target.as_os_str())), reply);
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.link(caller, ino.0, parent.0, &name), entry_or_error);
+        let doubtful = {
+            let names = doubtful_names(vec![(parent.0, name.clone())]);
+            move |fs: &Fs| [names(fs), vec![Invalidation::Attr(ino.0)]].concat()
+        };
+        let link = move |fs: &Fs, caller: &Caller| fs.link(caller, ino.0, parent.0, &name);
+        self.serve_changing(request, false, reply, noting(link), entry_or_error, doubtful);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.unlink(caller, parent.0, &name), ok_or_error);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let unlink = move |fs: &Fs, caller: &Caller| fs.unlink(caller, parent.0, &name);
+        self.serve_changing(request, false, reply, unlink, ok_or_error, doubtful);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.rmdir(caller, parent.0, &name), ok_or_error);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let rmdir = move |fs: &Fs, caller: &Caller| fs.rmdir(caller, parent.0, &name);
+        self.serve_changing(request, false, reply, rmdir, ok_or_error, doubtful);
     }
 
     fn rename(
@@ -178,12 +218,10 @@ impl Filesystem for Adapter {
         }
         let (name, new_name) = (bytes(name), bytes(new_name));
         let slow = self.shared.fs.moving_bytes(parent.0, &name) > CLOSE_NOW_BYTES;
+        let doubtful = doubtful_names(vec![(parent.0, name.clone()), (new_parent.0, new_name.clone())]);
         let rename =
             move |fs: &Fs, caller: &Caller| fs.rename(caller, (parent.0, &name), (new_parent.0, &new_name), how);
-        match slow {
-            true => self.serve_slow(request, reply, rename, ok_or_error),
-            false => self.serve(request, reply, rename, ok_or_error),
-        }
+        self.serve_changing(request, slow, reply, rename, ok_or_error, doubtful);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -195,7 +233,14 @@ impl Filesystem for Adapter {
             Err(errno) => reply.error(errno),
         };
         let slow = write && !truncate && self.shared.fs.opening_bytes(ino.0) > OPEN_NOW_BYTES;
-        self.serve_opening(request, slow, reply, open, send, |fs, unused| fs.release(unused.handle));
+        // An open empties the file, and decides whether the pages the kernel has are good: neither was heard of there.
+        let unwanted = move |fs: &Fs, unused: Result<Opened, Errno>| {
+            if let Ok(unused) = unused {
+                fs.release(unused.handle);
+            }
+            fs.invalidate(Invalidation::Pages(ino.0));
+        };
+        self.serve_opening(request, slow, reply, open, send, unwanted);
     }
 
     fn create(
@@ -209,16 +254,24 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let name = bytes(name);
+        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode);
-        let send = |fs: &Fs, reply: ReplyCreate, result: Result<(Attr, Opened), Errno>| match result {
-            Ok((attr, opened)) => {
+        let send = |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
+            Ok((since, (attr, opened))) => {
                 fs.remember(&attr);
+                let ttl = ttl(fs, since);
                 let (attr, flags) = (file_attr(&attr), fopen_flags(&opened));
-                reply.created(&TTL, &attr, Generation(0), FileHandle(opened.handle), flags);
+                reply.created(&ttl, &attr, Generation(0), FileHandle(opened.handle), flags);
             }
             Err(errno) => reply.error(errno),
         };
-        self.serve_opening(request, false, reply, create, send, |fs, (_, unused)| fs.release(unused.handle));
+        let unwanted = move |fs: &Fs, unused: Result<(News, (Attr, Opened)), Errno>| {
+            if let Ok((_, (_, unused))) = unused {
+                fs.release(unused.handle);
+            }
+            doubtful(fs).into_iter().for_each(|what| fs.invalidate(what));
+        };
+        self.serve_opening(request, false, reply, noting(create), send, unwanted);
     }
 
     fn read(
@@ -250,7 +303,7 @@ impl Filesystem for Adapter {
         };
         if self.shared.fs.is_partial(handle.0) {
             let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            return self.later(&self.remote, (request.pid(), caller), reply, read, send);
+            return self.later(&self.remote, (request.pid(), caller), reply, read, send, |_| Vec::new());
         }
         self.serve(request, reply, read, send);
     }
@@ -258,19 +311,34 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
+        write_flags: WriteFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // What comes from a memory map has its place, whatever file it is mapped through.
+        let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         // Always here: the bytes are in this thread's buffer, and go to the page cache.
         let fs = &self.shared.fs;
-        match guarded(|| fs.write(&*fs.file(handle.0)?, offset, data)) {
-            Ok(n) => reply.written(n as u32),
+        let written = guarded(|| {
+            let file = fs.file(handle.0)?;
+            match appends {
+                true => fs.append(&file, offset, data),
+                false => Ok((fs.write(&file, offset, data)?, false)),
+            }
+        });
+        match written {
+            Ok((n, is_elsewhere)) => {
+                reply.written(n as u32);
+                // Only now: the kernel holds the pages until it has the answer.
+                if is_elsewhere {
+                    fs.invalidate(Invalidation::Pages(ino.0));
+                }
+            }
             Err(stop) => reply.error(errno(stop)),
         }
     }
@@ -344,9 +412,9 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, true);
-        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<Page, Errno>| {
-            let page = match result {
-                Ok(page) => page,
+        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<(News, Page), Errno>| {
+            let (since, page) = match result {
+                Ok(noted) => noted,
                 Err(errno) => return reply.error(errno),
             };
             let mut taken = None;
@@ -354,13 +422,20 @@ impl Filesystem for Adapter {
                 // Of "." and ".." the kernel takes only number and kind.
                 let mode = u32::from(entry.kind) << 12;
                 let dot = Attr { ino: entry.ino, mode, ..Attr::default() };
-                let (attr, ttl) = entry.attr.map_or((dot, Duration::ZERO), |attr| (attr, TTL));
+                let (attr, ttl) = match entry.attr {
+                    Some(attr) => {
+                        fs.remember(&attr);
+                        (attr, ttl(fs, since))
+                    }
+                    None => (dot, Duration::ZERO),
+                };
                 let name = OsStr::from_bytes(entry.name);
                 if reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &file_attr(&attr), Generation(0)) {
+                    // There is no room for it: the kernel is not told after all.
+                    if entry.attr.is_some() {
+                        fs.forget(entry.ino, 1);
+                    }
                     break;
-                }
-                if let Some(attr) = &entry.attr {
-                    fs.remember(attr);
                 }
                 taken = Some((count, entry));
             }
@@ -369,7 +444,7 @@ impl Filesystem for Adapter {
             }
             reply.ok();
         };
-        self.serve(request, reply, read, send);
+        self.serve(request, reply, noting(read), send);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -407,7 +482,9 @@ impl Filesystem for Adapter {
         // XATTR_CREATE and XATTR_REPLACE of Linux; FreeBSD has no such flags.
         let how = (flags & 1 != 0, flags & 2 != 0);
         let (name, value) = (bytes(name), Bytes::copy_from_slice(value));
-        self.serve(request, reply, move |fs, caller| fs.setxattr(caller, ino.0, &name, &value, how), ok_or_error);
+        let set = move |fs: &Fs, caller: &Caller| fs.setxattr(caller, ino.0, &name, &value, how);
+        let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
+        self.serve_changing(request, false, reply, set, ok_or_error, doubtful);
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -428,7 +505,9 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.serve(request, reply, move |fs, caller| fs.removexattr(caller, ino.0, &name), ok_or_error);
+        let remove = move |fs: &Fs, caller: &Caller| fs.removexattr(caller, ino.0, &name);
+        let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
+        self.serve_changing(request, false, reply, remove, ok_or_error, doubtful);
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
@@ -439,14 +518,16 @@ impl Filesystem for Adapter {
     fn fallocate(
         &self,
         request: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.serve_slow(request, reply, move |fs, _| fs.fallocate(handle.0, offset, length, mode), ok_or_error);
+        let fallocate = move |fs: &Fs, _: &Caller| fs.fallocate(handle.0, offset, length, mode);
+        let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
+        self.serve_changing(request, true, reply, fallocate, ok_or_error, doubtful);
     }
 
     fn lseek(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -463,7 +544,7 @@ impl Filesystem for Adapter {
         _: INodeNo,
         from: FileHandle,
         from_offset: u64,
-        _: INodeNo,
+        to_ino: INodeNo,
         to: FileHandle,
         to_offset: u64,
         length: u64,
@@ -478,7 +559,8 @@ impl Filesystem for Adapter {
             Ok(n) => reply.written(n as u32),
             Err(errno) => reply.error(errno),
         };
-        self.serve_slow(request, reply, copy, send);
+        let doubtful = move |_: &Fs| vec![Invalidation::Pages(to_ino.0)];
+        self.serve_changing(request, true, reply, copy, send, doubtful);
     }
 
     fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {

@@ -51,14 +51,14 @@ trait Abandon: Send + Sync {
 
 impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
     /// Send the reply; the result is given back when somebody else has answered.
-    pub fn finish(&self, fs: &Fs, result: Result<T, Errno>) -> Option<T> {
+    pub fn finish(&self, fs: &Fs, result: Result<T, Errno>) -> Option<Result<T, Errno>> {
         let taken = self.reply.lock().take();
         match taken {
             Some((reply, send)) => {
                 send(fs, reply, result);
                 None
             }
-            None => result.ok(),
+            None => Some(result),
         }
     }
 }
@@ -66,7 +66,7 @@ impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
 impl<T, R: Send, S: FnOnce(&Fs, R, Result<T, Errno>) + Send> Abandon for Pending<T, R, S> {
     fn abandon(&self, fs: &Fs) {
         // Nobody is left to use it: whatever becomes of the operation is given back by `finish`.
-        drop(self.finish(fs, Err(Errno::EINTR)));
+        let _answered = self.finish(fs, Err(Errno::EINTR));
     }
 }
 

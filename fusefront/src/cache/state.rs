@@ -21,7 +21,7 @@ const DIR_WEIGHT: usize = 2;
 pub(super) struct State {
     pub(super) link: u64,
     /// Counter of the newest event seen through this link.
-    newest_event: u64,
+    pub(super) newest_event: u64,
     pub(super) dirs: InoMap<Dir>,
     pub(super) nodes: InoMap<Node>,
     /// Entries in all directories, with their weights.
@@ -140,6 +140,14 @@ impl State {
         *self = State { link, newest_event, next_fetch, next_handing, ..State::default() };
     }
 
+    pub(super) fn all_names(&self) -> Vec<(u64, Box<[u8]>)> {
+        let names = |(dir, held): (&u64, &Dir)| {
+            let dir = *dir;
+            held.list.keys().map(move |name| (dir, name.clone())).collect::<Vec<_>>()
+        };
+        self.dirs.iter().flat_map(names).collect()
+    }
+
     pub(super) fn lookup(&self, dir: u64, name: &[u8]) -> Found {
         let Some(dir) = self.dirs.get(&dir) else { return Found::UnknownDir };
         self.touch(dir);
@@ -179,6 +187,7 @@ impl State {
 
     pub(super) fn begin_hand_over(&mut self, ino: u64, written: Written) -> (u64, Option<Attr>) {
         self.next_handing += 1;
+        self.note_hand_over(ino);
         self.handing.insert(ino, Handing { number: self.next_handing, written, over: 0 });
         let node = self.nodes.get_mut(&ino);
         let attr = node.map(|node| {
@@ -188,8 +197,14 @@ impl State {
         (self.next_handing, attr)
     }
 
+    /// What answers say of the inode may have been so before it was handed over, whatever their counter.
+    fn note_hand_over(&mut self, ino: u64) {
+        self.fetches.values_mut().for_each(|fetch| fetch.note(ino, u64::MAX));
+    }
+
     /// The counter is of the worker's answer.
     pub(super) fn end_hand_over(&mut self, ino: u64, number: u64, seq: u64) -> bool {
+        self.note_hand_over(ino);
         let counts = self.handing.get(&ino).is_some_and(|handing| handing.number == number);
         if counts && self.handing.remove(&ino).is_some_and(|handing| handing.over > seq) {
             // By the counter it is newer than the file that was handed over, and yet what was written was put over it.

@@ -118,6 +118,28 @@ impl Fs {
 
     /// Write; fewer bytes than given only if an error stopped it behind the first of them.
     pub fn write(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<usize> {
+        self.write_by(file, offset, data, |file, done| file.write_at(&data[done..], offset + done as u64))
+    }
+
+    /// Write behind what others have appended by now, of whom the kernel knows nothing. The number of bytes written, and
+    /// whether they may be elsewhere than at this offset, where the kernel takes the end to be.
+    pub fn append(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<(usize, bool)> {
+        let mut is_elsewhere = false;
+        let done = self.write_by(file, offset, data, |file, done| {
+            let n = os::append(file, &data[done..])?;
+            is_elsewhere |= file.metadata().map_or(true, |now| now.len() != offset + (done + n) as u64);
+            Ok(n)
+        })?;
+        Ok((done, is_elsewhere))
+    }
+
+    fn write_by(
+        &self,
+        file: &FileHandle,
+        offset: u64,
+        data: &[u8],
+        mut write: impl FnMut(&File, usize) -> std::io::Result<usize>,
+    ) -> Outcome<usize> {
         if !file.writes {
             return Err(Errno::EBADF.into());
         }
@@ -130,7 +152,7 @@ impl Fs {
         file.inode.told.store(false, Ordering::Release);
         let mut done = 0;
         while done < data.len() {
-            match writer.to_change().write_at(&data[done..], offset + done as u64) {
+            match write(writer.to_change(), done) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -186,28 +208,30 @@ impl Fs {
     /// Find data or a hole; `whence` is SEEK_DATA or SEEK_HOLE.
     pub fn lseek(&self, caller: &Caller, handle: u64, offset: i64, whence: i32) -> Outcome<i64> {
         let file = self.file(handle)?;
-        self.prepare_read(caller, &file)?;
-        if let Some(writer) = &*file.inode.writer.read() {
-            return Ok(os::seek_hole_or_data(writer.file(), offset, whence)?);
-        }
-        match &file.source.read().content {
-            Content::File(file) => Ok(os::seek_hole_or_data(file, offset, whence)?),
-            content @ (Content::Inline(_) | Content::Partial(_)) => {
-                // Of what is not here nobody knows the holes.
-                let end = match content {
-                    Content::Partial(partial) => partial.size as i64,
-                    Content::Inline(bytes) => bytes.len() as i64,
-                    _ => 0,
-                };
-                match whence {
-                    _ if !(0..end).contains(&offset) => Err(Errno::ENXIO.into()),
-                    libc::SEEK_DATA => Ok(offset),
-                    libc::SEEK_HOLE => Ok(end),
-                    _ => Err(Errno::EINVAL.into()),
-                }
+        for _ in 0..READ_TRIES {
+            self.prepare_read(caller, &file)?;
+            if let Some(writer) = &*file.inode.writer.read() {
+                return Ok(os::seek_hole_or_data(writer.file(), offset, whence)?);
             }
-            Content::None => Err(Errno::EIO.into()),
+            let source = file.source.read();
+            if source.generation != file.inode.generation() {
+                continue;
+            }
+            // Of what is not here nobody knows the holes.
+            let end = match &source.content {
+                Content::File(file) => return Ok(os::seek_hole_or_data(file, offset, whence)?),
+                Content::Partial(partial) => partial.size as i64,
+                Content::Inline(bytes) => bytes.len() as i64,
+                Content::None => continue,
+            };
+            return match whence {
+                _ if !(0..end).contains(&offset) => Err(Errno::ENXIO.into()),
+                libc::SEEK_DATA => Ok(offset),
+                libc::SEEK_HOLE => Ok(end),
+                _ => Err(Errno::EINVAL.into()),
+            };
         }
+        Err(Errno::EIO.into())
     }
 
     /// Copy between two open files without the bytes passing through here; the number of bytes copied.
@@ -222,26 +246,33 @@ impl Fs {
         if to_offset.saturating_add(length) > FILE_MAX_BYTES {
             return Err(Errno::EFBIG.into());
         }
-        self.prepare_read(caller, &from)?;
-        // Both may be one inode: a second lock for reading must not wait behind somebody who waits for the first.
-        let writer = to.inode.writer.read_recursive();
-        let Some(writer) = writer.as_ref().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if let Some(source) = &*from.inode.writer.read_recursive() {
-            return Ok(os::copy_range(source.file(), from_offset, writer.to_change(), to_offset, length)?);
-        }
-        match &from.source.read().content {
-            Content::File(file) => Ok(os::copy_range(file, from_offset, writer.to_change(), to_offset, length)?),
-            Content::Inline(bytes) => {
-                let start = usize::try_from(from_offset).unwrap_or(usize::MAX).min(bytes.len());
-                let n = length.min(bytes.len() - start);
-                writer.to_change().write_all_at(&bytes[start..start + n], to_offset)?;
-                Ok(n)
+        for _ in 0..READ_TRIES {
+            self.prepare_read(caller, &from)?;
+            // Both may be one inode: a second lock for reading must not wait behind somebody who waits for the first.
+            let writer = to.inode.writer.read_recursive();
+            let Some(writer) = writer.as_ref().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
+            if let Some(source) = &*from.inode.writer.read_recursive() {
+                return Ok(os::copy_range(source.file(), from_offset, writer.to_change(), to_offset, length)?);
             }
-            // The kernel then reads and writes.
-            Content::Partial(_) => Err(Errno::EOPNOTSUPP.into()),
-            Content::None => Err(Errno::EIO.into()),
+            let source = from.source.read();
+            if source.generation != from.inode.generation() {
+                continue;
+            }
+            return match &source.content {
+                Content::File(file) => Ok(os::copy_range(file, from_offset, writer.to_change(), to_offset, length)?),
+                Content::Inline(bytes) => {
+                    let start = usize::try_from(from_offset).unwrap_or(usize::MAX).min(bytes.len());
+                    let n = length.min(bytes.len() - start);
+                    writer.to_change().write_all_at(&bytes[start..start + n], to_offset)?;
+                    Ok(n)
+                }
+                // The kernel then reads and writes.
+                Content::Partial(_) => Err(Errno::EOPNOTSUPP.into()),
+                Content::None => continue,
+            };
         }
+        Err(Errno::EIO.into())
     }
 }
 

@@ -18,7 +18,7 @@ impl Fs {
     /// Start over with a new link, before anybody else may use it: nothing remembered is certain any more, and the
     /// worker must be given back what is open for writing. `client` is a connection of the link.
     pub fn link_up(&self, link: &NewLink, client: &mut Client) {
-        self.cache.reset(Stamp { link: link.number, seq: 0 });
+        self.forget_all(Stamp { link: link.number, seq: 0 });
         for inode in self.open.all() {
             inode.content_changed();
             self.readopt(&inode, link, client);
@@ -82,7 +82,7 @@ impl Fs {
     /// Others changed something.
     pub fn event(&self, link: u64, event: &Event) {
         if event.all {
-            self.cache.reset(Stamp { link, seq: event.seq });
+            self.forget_all(Stamp { link, seq: event.seq });
             for inode in self.open.all() {
                 inode.content_changed();
             }
@@ -90,8 +90,12 @@ impl Fs {
         }
         let stamp = Stamp { link, seq: event.seq };
         for changed in &event.changed {
+            // What is open of these may be gone, and then nobody can be asked what it was.
+            changed.inos.iter().filter_map(|ino| self.cache.attr(*ino)).for_each(|attr| self.know_last(&attr));
             self.cache.event(stamp, changed);
+            self.note_news();
             for &ino in &changed.inos {
+                self.known.changed_elsewhere(ino, stamp);
                 if let Some(inode) = self.open.get(ino) {
                     inode.content_changed();
                 }

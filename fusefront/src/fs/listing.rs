@@ -129,6 +129,7 @@ impl Fs {
                 None => Reading::Paged(Paged::default()),
             };
         }
+        let since = self.moment();
         if let Reading::Paged(paged) = reading {
             self.turn_page(caller, dir, paged, offset, plus)?;
         }
@@ -163,7 +164,7 @@ impl Fs {
                     let attr = match plus {
                         // What is open here changes without the directory's being touched.
                         true if self.open.get(item.ino).is_some() => Some(self.getattr(caller, item.ino)?),
-                        true => Some(attr),
+                        true => Some(self.current(caller, since, attr)?),
                         false => None,
                     };
                     page.push(name, item, offset, attr);

@@ -68,7 +68,8 @@ impl Fs {
     pub fn getattr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
         loop {
             let since = self.moment();
-            let attr = match self.known.orphan_attr(ino).or_else(|| self.cache.attr(ino)) {
+            let known = self.known.orphan_attr(ino).or_else(|| self.cache.attr(ino));
+            let attr = match known {
                 Some(attr) => attr,
                 None => match self.ask_attr(caller, ino) {
                     Err(Stop::Failed(error)) if is_gone(error.errno) => self.bereave(ino).ok_or(Stop::Failed(error))?,
@@ -77,6 +78,9 @@ impl Fs {
             };
             // Once more if the file was handed over meanwhile, and the cache has no room for what it is now.
             if let Some(attr) = self.merged(since, attr) {
+                if known.is_none() {
+                    self.know_last(&attr);
+                }
                 return Ok(attr);
             }
         }
@@ -106,6 +110,13 @@ impl Fs {
         let last = *self.open.get(ino)?.last.lock();
         self.known.orphan(last);
         self.known.orphan_attr(ino)
+    }
+
+    /// For [`Self::bereave`]: an inode that is open has these attributes now.
+    pub(super) fn know_last(&self, attr: &Attr) {
+        if let Some(inode) = self.open.get(attr.ino) {
+            *inode.last.lock() = *attr;
+        }
     }
 
     /// Load a whole directory into the cache, and return its names. `None` if it has more than `limit` entries; then

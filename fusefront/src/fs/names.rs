@@ -148,12 +148,17 @@ impl Fs {
     ) -> Outcome<()> {
         check_name(name)?;
         check_name(name2)?;
-        // Both are nearly always in the cache, since the kernel has just looked them up.
-        let expect_ino = self.lookup(caller, dir, name)?.ok_or(Errno::ENOENT)?.ino;
-        if !how.no_replace && self.lookup(caller, dir2, name2)?.is_some_and(|there| there.ino == expect_ino) {
-            // Two names of one inode: POSIX wants nothing to happen.
-            return Ok(());
+        // Once a request went out, the names may say what has come of it, and not what was asked for.
+        if !caller.sent.get() {
+            // Both are nearly always in the cache, since the kernel has just looked them up.
+            let moving = self.lookup(caller, dir, name)?.ok_or(Errno::ENOENT)?.ino;
+            if !how.no_replace && self.lookup(caller, dir2, name2)?.is_some_and(|there| there.ino == moving) {
+                // Two names of one inode: POSIX wants nothing to happen.
+                return Ok(());
+            }
+            caller.moving.set(moving);
         }
+        let expect_ino = caller.moving.get();
         let op = request::Op::Rename(Rename {
             dir,
             name: name.clone(),
@@ -184,6 +189,8 @@ impl Fs {
                     patch.set(dir, name, node);
                     patch.moved(node.ino, dir);
                 }
+                // Exchanged by the first sending: what was under the second name is under the first one now.
+                (true, None) => patch.forget_dir(dir),
                 _ => {
                     if node.is_none() {
                         patch.doubt(dir2, name2);

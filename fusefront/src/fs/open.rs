@@ -67,7 +67,7 @@ impl Fs {
         let keep_pages = self.known.opened(ino, Version::of(&attr));
         if write {
             let (file, ticket) = writable(&mut answer)?;
-            let inode = self.open.acquire(&attr);
+            let inode = self.acquire(&attr, keep_pages);
             self.join_writers(&inode, file, ticket);
             let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
             if truncate {
@@ -75,10 +75,29 @@ impl Fs {
             }
             return Ok(Opened { handle, keep_pages });
         }
-        let inode = self.open.acquire(&attr);
-        let source = RwLock::new(readable(&mut answer, inode.generation(), &self.partials)?);
+        let inode = self.acquire(&attr, keep_pages);
+        let generation = self.generation_of(&inode, answer.stamp());
+        let source = RwLock::new(readable(&mut answer, generation, &self.partials)?);
         let handle = self.files.put(FileHandle { inode, writes: false, source });
         Ok(Opened { handle, keep_pages })
+    }
+
+    /// One handle more. When the version is another one than the kernel has pages of, it drops them with our answer, and
+    /// nobody may fill them from the older one any more; the event that tells of it may still be on its way.
+    fn acquire(&self, attr: &Attr, keep_pages: bool) -> Arc<OpenInode> {
+        let inode = self.open.acquire(attr);
+        if !keep_pages {
+            inode.content_changed();
+        }
+        inode
+    }
+
+    /// The generation of a content that was opened before anybody could be told of its changes. If something was heard of
+    /// since the answer was made it is an older one, to be opened anew before it is read: an event is noted in the cache
+    /// first, and then looks for what is open.
+    fn generation_of(&self, inode: &OpenInode, stamp: Stamp) -> u64 {
+        let generation = inode.generation();
+        if self.cache.is_late(stamp) { generation.wrapping_sub(1) } else { generation }
     }
 
     /// Open an inode that is being written here: no request is needed. `None` if it is not.
@@ -268,6 +287,10 @@ impl Fs {
         let written = written(&taken);
         let (handing, before) = written.map_or((0, None), |written| self.cache.begin_hand_over(inode.ino, written));
         self.known.amend_orphan(inode.ino, |attr| *attr = written.map_or(*attr, |written| written.over(*attr)));
+        if let Some(written) = written {
+            let mut last = inode.last.lock();
+            *last = written.over(*last);
+        }
         inode.content_changed();
         // While the slot is still locked: who finds it empty sees the count.
         self.handovers.fetch_add(1, Ordering::AcqRel);
@@ -288,6 +311,7 @@ impl Fs {
         // Written and handed over again while this answer was on its way: that one says more.
         let counts = self.cache.end_hand_over(Stamp { link, seq: reply.seq }, inode.ino, handing, node);
         if let Some(node) = node.filter(|_| counts) {
+            *inode.last.lock() = node;
             self.known.written(inode.ino, Version::of(&node));
             let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
             let is_other = before.is_none_or(|before| seen(&before) != seen(&node));
@@ -305,7 +329,15 @@ impl Fs {
 
     fn close_handle(&self, ticket: Option<Ticket>, unwritten: bool) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
         let Ticket { link, handle } = ticket?;
-        let reply = self.worker.call_through(link, request::Op::Close(Close { handle, unwritten }))?;
+        let close = request::Op::Close(Close { handle, unwritten });
+        let reply = match unwritten {
+            true => self.worker.call_through(link, close)?,
+            // Without it the worker would keep what was written as it is, to itself, for as long as the link lasts.
+            false => {
+                let goes_on = || !self.ending.load(Ordering::Acquire);
+                self.worker.insist_through(link, &close, goes_on)?
+            }
+        };
         Some((link, reply))
     }
 
@@ -318,7 +350,12 @@ impl Fs {
         let kept = || file.inode.kept.lock().as_ref().and_then(|kept| kept.try_clone().ok());
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write: false, truncate: false });
         let answer = self.worker.ask(caller, op)?.check().map_err(Stop::from);
-        let fresh = answer.and_then(|mut answer| readable(&mut answer, generation, &self.partials));
+        let fresh = answer.and_then(|mut answer| {
+            if let Some(node) = answer.reply.node.filter(|_| file.inode.generation() == generation) {
+                *file.inode.last.lock() = node;
+            }
+            readable(&mut answer, generation, &self.partials)
+        });
         let old = {
             let mut source = file.source.write();
             match fresh {

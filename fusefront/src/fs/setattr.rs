@@ -77,6 +77,7 @@ impl Fs {
 
     fn ask_setattr(&self, caller: &Caller, ino: u64, change: &Change) -> Outcome<Attr> {
         let since = self.moment();
+        let watch = self.cache.begin_fetch(ino);
         let before = self.cache.attr(ino);
         let kind = before.map_or(0, |attr| attr.mode & S_IFMT);
         let (mtime, mtime_now) = split(change.mtime);
@@ -93,8 +94,16 @@ impl Fs {
             atime,
             atime_now,
         });
-        let answer = self.worker.change(caller, op)?;
-        let node = node_of(&answer)?;
+        let answer = self.worker.change(caller, op).and_then(|answer| Ok((node_of(&answer)?, answer)));
+        let (node, answer) = answer.inspect_err(|_| self.cache.drop_fetch(&watch))?;
+        if let Some(before) = before.filter(|before| is_same_content(before, &node, change)) {
+            // An event about what came in between may come after this: it is told by its number.
+            self.known.same_content(ino, Version::of(&before), Version::of(&node), answer.stamp());
+        }
+        // Or it was here already.
+        if !self.cache.finish_quiet(&watch) {
+            self.known.doubt_pages(ino);
+        }
         self.cache.apply(answer.stamp(), |patch| {
             match change.size.is_some() || change.mtime.is_some() {
                 true => patch.changed(node, change.size.is_some()),
@@ -107,9 +116,6 @@ impl Fs {
             if let Some(inode) = self.open.get(ino) {
                 inode.content_changed();
             }
-            self.known.written(ino, Version::of(&node));
-        } else if let Some(before) = before {
-            self.known.same_content(ino, Version::of(&before), Version::of(&node));
         }
         self.current(caller, since, node)
     }
@@ -147,6 +153,13 @@ impl Fs {
         });
         Ok(attr.ok_or(Errno::ESTALE)?)
     }
+}
+
+/// Whether an inode we changed so may have the content it had before, but for what was cut off or added.
+fn is_same_content(before: &Attr, after: &Attr, change: &Change) -> bool {
+    let is_same = |ours: bool, same: bool| ours || same;
+    is_same(change.size.is_some(), before.size == after.size)
+        && is_same(change.size.is_some() || change.mtime.is_some(), before.mtime == after.mtime)
 }
 
 fn split(time: Option<Time>) -> (Option<i64>, bool) {

@@ -119,6 +119,11 @@ pub fn set_read_ahead(_mounted: &Mounted, _kib: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Write behind the last byte of the file; the number of bytes written. Another process may come in between here.
+pub fn append(file: &File, bytes: &[u8]) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::write_at(file, bytes, file.metadata()?.len())
+}
+
 /// Reserve space; there is no punching out here.
 pub fn fallocate(file: &File, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
     if mode != 0 {

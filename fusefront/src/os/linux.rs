@@ -147,6 +147,15 @@ pub fn set_read_ahead(mounted: &Mounted, kib: u32) -> io::Result<()> {
     std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mounted.device), kib.to_string())
 }
 
+/// Write behind the last byte of the file, wherever others of this host have brought that; the number of bytes written.
+pub fn append(file: &File, bytes: &[u8]) -> io::Result<usize> {
+    let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: the one part is `bytes`, which outlives the call and is only read.
+    #[allow(unsafe_code)]
+    let written = unsafe { libc::pwritev2(file.as_raw_fd(), &raw const part, 1, 0, libc::RWF_APPEND) };
+    Ok(usize::try_from(Errno::result(written)?).unwrap_or(0))
+}
+
 /// Reserve or punch out space; `mode` as for fallocate(2).
 pub fn fallocate(file: &File, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
     let allowed = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;

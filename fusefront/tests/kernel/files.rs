@@ -114,6 +114,55 @@ fn extended_attributes_with_freebsds_short_header() {
 }
 
 #[test]
+fn what_changes_while_the_kernel_is_being_told_of_it_is_not_kept() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let ino = mount.worker.shared.tree.lock().make(ROOT, b"f", 0o100_644, (0, 0), 0).unwrap();
+        mount.worker.withhold("readdir");
+        let lookup = mount.kernel.send(op::LOOKUP, ROOT, &Body::new().name("f"));
+        while mount.worker.withheld() == 0 {
+            std::thread::yield_now();
+        }
+        // Nothing is told to the kernel of the inode, which it does not know yet; a name shows that it was heard of.
+        mount.worker.elsewhere(|tree| {
+            tree.replace(ino, b"newer");
+            let other = Changed { dir: 4711, names: vec!["other".into()], inos: vec![] };
+            vec![Changed { dir: 0, names: vec![], inos: vec![ino] }, other]
+        });
+        assert_eq!(mount.kernel.notice_of_name().0, 4711);
+        mount.worker.answer();
+        let found = mount.kernel.reply_to(lookup);
+        // For how long, in seconds: the name, and the attributes.
+        assert_eq!((found.u64(0), found.u64(16), found.u64(24)), (ino, 0, 0), "an hour old");
+        assert_eq!(mount.lookup(ROOT, "f").unwrap().size, 5);
+        let found = mount.kernel.call(op::LOOKUP, ROOT, &Body::new().name("f"));
+        assert_eq!((found.u64(16), found.u64(24)), (3600, 3600));
+    }
+}
+
+#[test]
+fn what_is_appended_goes_to_the_end_wherever_the_kernel_takes_that_to_be() {
+    for kernel in KERNELS {
+        let mut mount = Mount::new(kernel);
+        let (file, handle) = mount.create(ROOT, "f");
+        let append = |offset: u64, bytes: &[u8]| {
+            let (size, flags) = (bytes.len() as u32, (libc::O_WRONLY | libc::O_APPEND) as u32);
+            Body::new().u64(handle).u64(offset).u32(size).u32(0).u64(0).u32(flags).u32(0).bytes(bytes)
+        };
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(0, b"one\n")).u32(0), 4);
+        // Another mount of the same worker has the same staging file.
+        let staged = mount.worker.shared.tree.lock().staging(file.ino);
+        std::io::Write::write_all(&mut std::fs::File::options().append(true).open(staged).unwrap(), b"two\n").unwrap();
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(4, b"three\n")).u32(0), 6);
+        assert_eq!(mount.read(file.ino, handle, 0), b"one\ntwo\nthree\n");
+        // The kernel has the bytes in the wrong place, and the wrong size: it drops both.
+        let told = mount.kernel.notice();
+        assert_eq!((told.errno, told.u64(0), told.u64(8)), (notice::INVAL_INODE, file.ino, 0));
+        mount.release(file.ino, handle);
+    }
+}
+
+#[test]
 fn the_kernel_is_told_of_a_content_written_elsewhere() {
     for kernel in KERNELS {
         let mut mount = Mount::new(kernel);

@@ -5,7 +5,7 @@ use delugefs_proto::local_pb::Changed;
 use nix::errno::Errno;
 
 use super::wire::{Body, CALLER, notice, op};
-use super::{KERNELS, Mount, ROOT};
+use super::{KERNELS, Kernel, Mount, ROOT};
 
 const DT_DIR: u32 = 4;
 const DT_REG: u32 = 8;
@@ -95,5 +95,15 @@ fn the_kernel_is_told_of_names_changed_elsewhere() {
         assert_eq!((told.errno, told.u64(0)), (notice::INVAL_INODE, dir));
         assert_eq!(mount.lookup(dir, "f"), Err(Errno::ENOENT));
         assert_ne!(mount.lookup(dir, "new").unwrap().ino, file.ino);
+    }
+}
+
+#[test]
+fn an_absent_name_is_not_believed_for_long_where_names_cannot_all_be_dropped() {
+    for minor in [28, 43, 44] {
+        let mut mount = Mount::new(Kernel { minor, ..KERNELS[2] });
+        let absent = mount.kernel.call(op::LOOKUP, ROOT, &Body::new().name("absent"));
+        // For how long, in seconds. FUSE_NOTIFY_INC_EPOCH came with 7.44.
+        assert_eq!((absent.u64(0), absent.u64(16)), (0, if minor < 44 { 1 } else { 3600 }), "7.{minor}");
     }
 }

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::requests::{attributes, getattr};
-use super::wire::{Body, op};
+use super::wire::{Body, notice, op};
 use super::{ASYNC_READ, BIG_WRITES, BLOCK_BYTES, EXPORT_SUPPORT, KERNELS, Mount, ROOT};
 
 /// Bytes of fuse_init_out since 7.23. FreeBSD refuses the mount if the answer has another length.
@@ -99,4 +99,77 @@ fn destroy_ends_the_session_and_loses_nothing_open() {
         assert_eq!(mount.worker.shared.tree.lock().lookup(1, b"open").unwrap().size, 7);
         assert_eq!(mount.worker.open_handles(), 0);
     }
+}
+
+/// A process that has a deadly signal and does not end of it yet. Killed when dropped.
+#[cfg(target_os = "linux")]
+struct Dying(std::process::Child);
+
+#[cfg(target_os = "linux")]
+impl Dying {
+    fn new() -> Self {
+        use nix::sys::signal::{Signal, kill};
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        let child = Self(std::process::Command::new("sleep").arg("1000").spawn().unwrap());
+        let pid = nix::unistd::Pid::from_raw(child.0.id() as i32);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        assert!(matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(..))));
+        kill(pid, Signal::SIGTERM).unwrap();
+        child
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Dying {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_killed_program_began_is_told_to_the_kernel_when_it_is_done() {
+    let mut mount = Mount::new(KERNELS[2]);
+    mount.file(ROOT, "old", b"text");
+    mount.settle();
+    let dying = Dying::new();
+    let own = std::mem::replace(&mut mount.kernel.pid, dying.0.id());
+    let mkdir = Body::new().u32(0o040_755).u32(0o022).name("made");
+    let rename = Body::new().u64(ROOT).name("old").name("new");
+    let create =
+        Body::new().u32((libc::O_CREAT | libc::O_RDWR) as u32).u32(0o100_644).u32(0o022).u32(0).name("created");
+    for (request, silent_to, body, names) in [
+        (op::MKDIR, "mkdir", mkdir, &["made"][..]),
+        (op::RENAME, "rename", rename, &["old", "new"]),
+        (op::CREATE, "create", create, &["created"]),
+        (op::UNLINK, "unlink", Body::new().name("new"), &["new"]),
+    ] {
+        mount.worker.be_silent_to(silent_to);
+        assert_eq!(mount.kernel.fail(request, ROOT, &body), Errno::EINTR, "request {request}");
+        mount.worker.answer();
+        for name in names {
+            assert_eq!(mount.kernel.notice_of_name(), (ROOT, (*name).to_owned()), "request {request}");
+        }
+    }
+    mount.settle();
+    // What may have another content since.
+    let file = mount.file(ROOT, "f", b"text");
+    mount.getattr(file.ino).unwrap();
+    mount.settle();
+    const FATTR_SIZE: u32 = 1 << 3;
+    let truncate = Body::new().u32(FATTR_SIZE).u32(0).u64(0).u64(2).bytes(&[0; 64]);
+    let open = Body::new().u32((libc::O_WRONLY | libc::O_TRUNC) as u32).u32(0);
+    for (request, silent_to, body) in [(op::SETATTR, "setattr", truncate), (op::OPEN, "open", open)] {
+        mount.worker.be_silent_to(silent_to);
+        assert_eq!(mount.kernel.fail(request, file.ino, &body), Errno::EINTR, "request {request}");
+        mount.worker.answer();
+        loop {
+            let told = mount.kernel.notice();
+            if (told.errno, told.u64(0), told.u64(8)) == (notice::INVAL_INODE, file.ino, 0) {
+                break;
+            }
+        }
+    }
+    mount.kernel.pid = own;
 }

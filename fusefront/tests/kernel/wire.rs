@@ -111,6 +111,8 @@ impl Reply {
 /// The device, seen from the kernel.
 pub struct Device {
     socket: OwnedFd,
+    /// Process that asks.
+    pub pid: u32,
     unique: u64,
     replies: HashMap<u64, Reply>,
     notices: Vec<Reply>,
@@ -126,14 +128,14 @@ impl Device {
             setsockopt(end, sockopt::RcvBuf, &(2 * MESSAGE_MAX_BYTES)).unwrap();
         }
         setsockopt(&kernel, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_S)).unwrap();
-        (Self { socket: kernel, unique: 0, replies: HashMap::new(), notices: Vec::new() }, fuse)
+        (Self { socket: kernel, pid: CALLER.2, unique: 0, replies: HashMap::new(), notices: Vec::new() }, fuse)
     }
 
     /// Send a request; its number, to ask for the reply by.
     pub fn send(&mut self, op: u32, node: u64, body: &Body) -> u64 {
         const REQUEST_HEADER_BYTES: usize = 40;
         self.unique += 2;
-        let (uid, gid, pid) = CALLER;
+        let (uid, gid, pid) = (CALLER.0, CALLER.1, self.pid);
         let bytes = (REQUEST_HEADER_BYTES + body.0.len()) as u32;
         let header = Body::new().u32(bytes).u32(op).u64(self.unique).u64(node).u32(uid).u32(gid).u32(pid).u32(0);
         let message = header.bytes(&body.0).0;
@@ -162,6 +164,17 @@ impl Device {
             self.receive();
         }
         self.notices.remove(0)
+    }
+
+    /// Wait for a notification about a name; its directory and itself. Others before it are passed over.
+    pub fn notice_of_name(&mut self) -> (u64, String) {
+        loop {
+            let told = self.notice();
+            if told.errno == notice::INVAL_ENTRY {
+                let name = told.body[16..16 + told.u32(8) as usize].to_vec();
+                return (told.u64(0), String::from_utf8(name).unwrap());
+            }
+        }
     }
 
     /// Send a request and wait for its reply, whatever it is.

@@ -89,3 +89,26 @@ fn what_is_in_memory_is_answered_while_changes_wait_for_the_worker() {
     }
     assert_eq!(std::fs::read_dir(&mounted.dir).unwrap().count(), 21);
 }
+
+#[test]
+fn what_is_appended_is_behind_what_another_mount_has_appended() {
+    use std::io::Write;
+    let mounted = Mounted::start();
+    let path = mounted.path("log");
+    let open = |path: &std::path::Path| std::fs::File::options().create(true).append(true).open(path).unwrap();
+    let mut here = open(&path);
+    let ino = std::os::unix::fs::MetadataExt::ino(&here.metadata().unwrap());
+    // As another mount of the same worker does: it has the same file.
+    let mut there = open(&mounted.worker.shared.tree.lock().staging(ino));
+    let mut expected = String::new();
+    for n in 0..100 {
+        let line = format!("line {n}\n");
+        if n % 2 == 0 { &mut here } else { &mut there }.write_all(line.as_bytes()).unwrap();
+        expected += &line;
+    }
+    here.write_all(b"end\n").unwrap();
+    expected += "end\n";
+    wait_until("all of it is seen", || std::fs::read_to_string(&path).unwrap() == expected);
+    drop((here, there));
+    assert_eq!(mounted.worker.shared.tree.lock().content(ino), expected.as_bytes());
+}
