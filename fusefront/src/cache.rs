@@ -273,6 +273,11 @@ impl Cache {
         }
     }
 
+    /// Nothing is known of a name any more: whoever asks for it next is told what the worker says.
+    pub fn forget_name(&self, dir: u64, name: &[u8]) {
+        self.state.write().make_hole(dir, name);
+    }
+
     /// The inode's extended attributes are known to be none; the same holds for this answer.
     pub fn finish_no_xattrs(&self, fetch: &Fetch, link: u64) {
         let mut state = self.state.write();

@@ -104,7 +104,7 @@ impl Known {
     /// The kernel will have pages of this version from now on. Whether those it has already are of the same one.
     pub fn opened(&self, ino: u64, version: Version) -> bool {
         match self.shard(ino).lock().get_mut(&ino) {
-            Some(entry) => std::mem::replace(&mut entry.pages, version) == version,
+            Some(entry) => std::mem::replace(&mut entry.pages, version) == version && version != Version::default(),
             None => false,
         }
     }

@@ -48,7 +48,7 @@ impl Bench {
     }
 
     fn write_file(&self, dir: u64, name: &'static str, bytes: &[u8]) -> u64 {
-        let (attr, opened) = self.fs.create(&Caller::own(), dir, &Bytes::from(name), 0o644).unwrap();
+        let (attr, opened) = self.fs.create(&Caller::own(), dir, &Bytes::from(name), 0o644, true).unwrap();
         self.fs.remember(&attr);
         let file = self.fs.file(opened.handle).unwrap();
         assert_eq!(self.fs.write(&file, 0, bytes).unwrap(), bytes.len());
@@ -178,7 +178,7 @@ fn readers_see_what_is_being_written_and_what_was_sealed() {
 #[test]
 fn unlinked_files_live_while_open() {
     let bench = Bench::start();
-    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o600).unwrap();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o600, true).unwrap();
     bench.fs.remember(&attr);
     let file = bench.fs.file(opened.handle).unwrap();
     bench.fs.write(&file, 0, b"still here").unwrap();
@@ -287,7 +287,7 @@ fn events_reach_cache_kernel_and_open_readers() {
 fn survives_a_restart_of_the_worker() {
     let mut bench = Bench::start();
     let ino = bench.write_file(1, "old", b"old");
-    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("new"), 0o644).unwrap();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("new"), 0o644, true).unwrap();
     bench.fs.remember(&attr);
     let file = bench.fs.file(opened.handle).unwrap();
     bench.fs.write(&file, 0, b"before").unwrap();
@@ -408,7 +408,7 @@ fn limits_are_kept_by_the_frontend() {
     let long = "n".repeat(256);
     let caller = Caller::own();
     assert_eq!(bench.fs.lookup(&caller, 1, long.as_bytes()).unwrap_err().errno(), Errno::ENAMETOOLONG);
-    assert_eq!(bench.fs.create(&caller, 1, &Bytes::from(long), 0o644).unwrap_err().errno(), Errno::ENAMETOOLONG);
+    assert_eq!(bench.fs.create(&caller, 1, &Bytes::from(long), 0o644, true).unwrap_err().errno(), Errno::ENAMETOOLONG);
     let target = Making::Symlink(Bytes::from(vec![b'x'; 4096]));
     assert_eq!(bench.make(1, "s", target).unwrap_err(), Errno::ENAMETOOLONG);
     let link = bench.make(1, "s", Making::Symlink(Bytes::from_static(b"to"))).unwrap();
@@ -497,11 +497,11 @@ fn another_worker_serves_when_the_first_stays_away() {
 fn who_copies_or_seeks_may_go_on_when_the_last_writer_leaves() {
     let bench = Bench::start();
     let caller = Caller::own();
-    let (to, copy) = bench.fs.create(&caller, 1, &Bytes::from("copy"), 0o644).unwrap();
+    let (to, copy) = bench.fs.create(&caller, 1, &Bytes::from("copy"), 0o644, true).unwrap();
     bench.fs.remember(&to);
     for round in 0..100 {
         // Opened while it is written, so that the reader has nothing of its own, and closed while it is read.
-        let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from(format!("{round}")), 0o644).unwrap();
+        let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from(format!("{round}")), 0o644, true).unwrap();
         let file = bench.fs.file(writer.handle).unwrap();
         bench.fs.write(&file, 0, b"content").unwrap();
         drop(file);
@@ -600,7 +600,7 @@ fn what_was_removed_elsewhere_has_its_newest_size() {
         (now.nlink, now.size)
     };
     // Written here since the other handle was opened.
-    let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644).unwrap();
+    let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
     bench.fs.remember(&attr);
     let reader = bench.fs.open(&Caller::own(), attr.ino, false, false).unwrap();
     let file = bench.fs.file(writer.handle).unwrap();
@@ -651,7 +651,7 @@ fn what_was_removed_elsewhere_has_its_newest_size() {
 #[test]
 fn what_was_written_is_closed_though_no_connection_can_be_had_at_first() {
     let bench = Bench::start();
-    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644).unwrap();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
     bench.fs.remember(&attr);
     let file = bench.fs.file(opened.handle).unwrap();
     bench.fs.write(&file, 0, b"content").unwrap();
@@ -723,7 +723,7 @@ fn names_that_are_forgotten_all_at_once_can_still_be_told() {
 fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
     let bench = Bench::start();
     for removed_first in [false, true] {
-        let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644).unwrap();
+        let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
         bench.fs.remember(&attr);
         let file = bench.fs.file(opened.handle).unwrap();
         assert_eq!(bench.fs.write(&file, 0, b"content").unwrap(), 7);

@@ -116,7 +116,7 @@ impl Run {
             }
             Op::Write(d, n, size) => {
                 let dir = self.dir(d);
-                if let Ok((attr, opened)) = fs.create(&caller, dir, &name(n), 0o644) {
+                if let Ok((attr, opened)) = fs.create(&caller, dir, &name(n), 0o644, true) {
                     fs.remember(&attr);
                     fs.write(&fs.file(opened.handle).unwrap(), 0, &fill(size)).unwrap();
                     assert_eq!(fs.getattr(&caller, attr.ino).unwrap().size, size as u64);

@@ -250,12 +250,14 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         let name = bytes(name);
+        // FreeBSD's kernel does not look again.
+        let exclusive = flags & libc::O_EXCL != 0 || !cfg!(target_os = "linux");
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
-        let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode);
+        let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode, exclusive);
         let send = |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
             Ok((since, (attr, opened))) => {
                 fs.remember(&attr);

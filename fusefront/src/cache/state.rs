@@ -249,7 +249,7 @@ impl State {
     }
 
     /// Nothing is known of the name any more.
-    fn make_hole(&mut self, dir: u64, name: &[u8]) {
+    pub(super) fn make_hole(&mut self, dir: u64, name: &[u8]) {
         self.take_name(dir, name);
         let Some(held) = self.dirs.get_mut(&dir) else { return };
         if held.complete {

@@ -29,13 +29,29 @@ pub struct Opened {
 
 impl Fs {
     /// Make a regular file and open it for reading and writing.
-    pub fn create(&self, caller: &Caller, dir: u64, name: &Bytes, mode: u32) -> Outcome<(Attr, Opened)> {
+    /// Of a name that somebody else has made since the kernel looked it up, the kernel is to look again: then it opens what is
+    /// there, as a caller who does not insist on a new file (`exclusive`) wants it, and asks whether he may. ESTALE makes it
+    /// do that.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        dir: u64,
+        name: &Bytes,
+        mode: u32,
+        exclusive: bool,
+    ) -> Outcome<(Attr, Opened)> {
         check_name(name)?;
         let (gid, _) = self.group_for(caller, dir)?;
         let mode = mode & !S_IFMT | S_IFREG;
         let (uid, ino) = (caller.uid, caller.proposal());
         let op = request::Op::Create(Create { dir, name: name.clone(), mode, uid, gid, ino });
-        let mut answer = self.worker.change(caller, op)?;
+        let mut answer = match self.worker.change(caller, op) {
+            Err(Stop::Failed(error)) if error.errno == Errno::EEXIST && !exclusive => {
+                self.cache.forget_name(dir, name);
+                return Err(Errno::ESTALE.into());
+            }
+            answer => answer?,
+        };
         let attr = self.made(&answer, dir, name)?;
         let (file, ticket) = writable(&mut answer)?;
         let inode = self.open.acquire(&attr);
@@ -64,7 +80,10 @@ impl Fs {
             Some(node) => node,
             None => self.getattr(caller, ino)?,
         };
-        let keep_pages = self.known.opened(ino, Version::of(&attr));
+        // What another mount is writing may be something else in a moment, under the same times: no version to keep pages of.
+        let is_shared = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.shared);
+        let version = if is_shared { Version::default() } else { Version::of(&attr) };
+        let keep_pages = self.known.opened(ino, version);
         if write {
             let (file, ticket) = writable(&mut answer)?;
             let inode = self.acquire(&attr, keep_pages);

@@ -11,7 +11,7 @@ use super::wait_for;
 fn two_mounts_of_a_host_write_the_same_files() {
     let Some(mut host) = Host::new() else { return };
     host.start();
-    let (one, other) = (host.mount(), host.path("m2"));
+    let (one, other) = (host.mount(), host.path("second"));
     fs::create_dir(&other).unwrap();
     let (code, said) = host.says(&["mount", other.to_str().unwrap()]);
     assert_eq!(code, 0, "{said}");
