@@ -3,7 +3,9 @@
 use nix::errno::Errno;
 
 use super::requests::{attributes, getattr};
-use super::wire::{Body, notice, op};
+#[cfg(target_os = "linux")]
+use super::wire::notice;
+use super::wire::{Body, op};
 use super::{ASYNC_READ, BIG_WRITES, BLOCK_BYTES, EXPORT_SUPPORT, KERNELS, Mount, ROOT};
 
 /// Bytes of fuse_init_out since 7.23. FreeBSD refuses the mount if the answer has another length.
