@@ -54,8 +54,8 @@ pub struct Load {
 struct Shared {
     stop: AtomicBool,
     manifest: Mutex<Manifest>,
-    /// What names had before: others may see that for a while.
-    former: Mutex<BTreeMap<String, Vec<Digest>>>,
+    /// What names have or had: others may see that for a while, also when it is replaced or removed.
+    ever: Mutex<BTreeMap<String, Vec<Digest>>>,
     failures: Mutex<Vec<String>>,
 }
 
@@ -204,13 +204,8 @@ impl Writer {
         };
         self.result(&format!("writing {name}"), writing())?;
         let digest = digest(&content);
-        match before {
-            Some(before) => {
-                self.shared.former.lock().unwrap().entry(name.into()).or_default().push(before);
-                self.know(name, Known::Either(before, digest));
-            }
-            None => self.know(name, Known::Unsure(digest)),
-        }
+        self.shared.ever.lock().unwrap().entry(name.into()).or_default().push(digest);
+        self.know(name, before.map_or(Known::Unsure(digest), |before| Known::Either(before, digest)));
         self.result(&format!("renaming to {name}"), fs::rename(&passing, &last))?;
         self.know(name, Known::Closed(digest));
         Ok(())
@@ -240,11 +235,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the name has had this content before, or has got it since it was looked up.
+    /// Whether the name has had this content at any time.
     fn had(&self, name: &str, found: &Digest) -> bool {
-        let now = self.shared.manifest.lock().unwrap().get(name).copied();
-        matches!(now, Some(Known::Closed(new) | Known::Either(_, new)) if new == *found)
-            || self.shared.former.lock().unwrap().get(name).is_some_and(|former| former.contains(found))
+        self.shared.ever.lock().unwrap().get(name).is_some_and(|ever| ever.contains(found))
     }
 
     /// Remove one of its own files.
