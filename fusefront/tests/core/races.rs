@@ -1,0 +1,252 @@
+//! Requests, answers and news that come in an order nobody asked for.
+
+use super::*;
+
+#[test]
+fn who_copies_or_seeks_may_go_on_when_the_last_writer_leaves() {
+    let bench = Bench::start();
+    let caller = Caller::own();
+    let (to, copy) = bench.fs.create(&caller, 1, &Bytes::from("copy"), 0o644, true).unwrap();
+    bench.fs.remember(&to);
+    for round in 0..100 {
+        // Opened while it is written, so that the reader has nothing of its own, and closed while it is read.
+        let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from(format!("{round}")), 0o644, true).unwrap();
+        let file = bench.fs.file(writer.handle).unwrap();
+        bench.fs.write(&file, 0, b"content").unwrap();
+        drop(file);
+        let reader = bench.fs.open(&caller, attr.ino, false, false).unwrap();
+        let fs = bench.fs.clone();
+        let closing = std::thread::spawn(move || fs.release(writer.handle));
+        loop {
+            let is_closed = closing.is_finished();
+            assert_eq!(bench.fs.copy_range(&caller, (reader.handle, 0), (copy.handle, 0), 100), Ok(7));
+            assert_eq!(bench.fs.lseek(&caller, reader.handle, 3, libc::SEEK_DATA), Ok(3));
+            if is_closed {
+                break;
+            }
+        }
+        closing.join().unwrap();
+        bench.fs.release(reader.handle);
+    }
+    bench.fs.release(copy.handle);
+}
+
+#[test]
+fn what_is_opened_while_it_changes_is_read_as_it_is_then() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"first");
+    bench.worker.withhold("open");
+    let opened = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| bench.fs.open(&Caller::own(), ino, false, false).unwrap());
+        bench.wait_for("the answer is made", || bench.worker.withheld() == 1);
+        bench.worker.elsewhere(|tree| {
+            tree.replace(ino, b"second");
+            vec![changed(0, &[], &[ino])]
+        });
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+        bench.worker.answer();
+        opening.join().unwrap()
+    });
+    assert_eq!(bench.read_handle(opened.handle), b"second");
+    bench.fs.release(opened.handle);
+}
+
+#[test]
+fn who_opens_a_newer_version_has_all_others_read_it() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"first");
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    bench.worker.shared.tree.lock().replace(ino, b"second");
+    assert_eq!(bench.read_handle(reader.handle), b"first", "nobody was told");
+    // Whoever opens it sees it, and then so does everybody: the kernel has one set of pages.
+    let other = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert!(!other.keep_pages);
+    assert_eq!(bench.read_handle(reader.handle), b"second");
+    bench.fs.release(reader.handle);
+    bench.fs.release(other.handle);
+}
+
+#[test]
+fn our_own_change_does_not_carry_pages_over_somebody_elses() {
+    let mode = Change { mode: Some(0o100_600), ..Change::default() };
+    let size = Change { size: Some(3), ..Change::default() };
+    let mtime = Change { mtime: Some(Time::At(5)), ..Change::default() };
+    for change in [mode, size, mtime] {
+        let bench = Bench::start();
+        let ino = bench.write_file(1, "f", b"first");
+        assert_eq!(bench.read_file(ino), b"first");
+        bench.fs.getattr(&Caller::own(), ino).unwrap();
+        bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+        assert!(bench.fs.pages_are_current(ino), "nobody else changed it");
+        // Somebody else's change comes before ours, and the event about it after.
+        let event = {
+            let mut tree = bench.worker.shared.tree.lock();
+            let times = tree.attr(ino).unwrap();
+            let other = vec![b'x'; times.size as usize];
+            tree.replace(ino, &other);
+            tree.node(ino).unwrap().attr.mtime = times.mtime;
+            tree.seq += 1;
+            Event { seq: tree.seq, changed: vec![changed(0, &[], &[ino])], all: false }
+        };
+        bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+        bench.worker.push(&event);
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+        assert!(!bench.fs.pages_are_current(ino), "{change:?}");
+        assert!(!bench.fs.open(&Caller::own(), ino, false, false).unwrap().keep_pages);
+    }
+}
+
+#[test]
+fn what_was_removed_elsewhere_has_its_newest_size() {
+    let bench = Bench::start();
+    let remove = |ino: u64| {
+        bench.worker.elsewhere(|tree| {
+            tree.unlink(1, b"f").unwrap();
+            vec![changed(1, &["f"], &[ino])]
+        });
+        bench.wait_for("it is gone", || bench.invalidations.try_iter().any(|it| it == Invalidation::Dir(1)));
+        let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+        (now.nlink, now.size)
+    };
+    // Written here since the other handle was opened.
+    let (attr, writer) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    let reader = bench.fs.open(&Caller::own(), attr.ino, false, false).unwrap();
+    let file = bench.fs.file(writer.handle).unwrap();
+    assert_eq!(bench.fs.write(&file, 0, &[7; 100]).unwrap(), 100);
+    drop(file);
+    bench.fs.release(writer.handle);
+    assert_eq!(remove(attr.ino), (0, 100));
+    assert_eq!(bench.read_handle(reader.handle), [7; 100]);
+    bench.fs.release(reader.handle);
+    // Opened with 10 bytes, and since then it has 20 others.
+    let replaced = || {
+        let ino = bench.write_file(1, "f", &[1; 10]);
+        let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+        bench.worker.elsewhere(|tree| {
+            tree.replace(ino, &[2; 20]);
+            vec![changed(0, &[], &[ino])]
+        });
+        bench.wait_for("it is another", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+        (ino, reader)
+    };
+    // Written elsewhere since: known by reading, by asking, or by looking it up.
+    for how in ["read", "stat", "lookup"] {
+        let (ino, reader) = replaced();
+        match how {
+            "read" => assert_eq!(bench.read_handle(reader.handle), [2; 20]),
+            "stat" => assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().size, 20),
+            _ => assert_eq!(bench.lookup(1, "f").unwrap().size, 20),
+        }
+        assert_eq!(remove(ino), (0, 20), "{how}");
+        bench.fs.release(reader.handle);
+    }
+    // The same when everything is to be forgotten.
+    let (ino, reader) = replaced();
+    assert_eq!(bench.lookup(1, "f").unwrap().size, 20);
+    let seq = {
+        let mut tree = bench.worker.shared.tree.lock();
+        tree.unlink(1, b"f").unwrap();
+        tree.seq
+    };
+    bench.worker.push(&Event { seq, changed: vec![], all: true });
+    bench.wait_for("all is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
+    let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    assert_eq!((now.nlink, now.size), (0, 20));
+    bench.fs.release(reader.handle);
+}
+
+#[test]
+fn what_was_written_is_closed_though_no_connection_can_be_had_at_first() {
+    let bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"content").unwrap();
+    drop(file);
+    // The connection there is has a request under way, and the next ones are refused.
+    bench.worker.be_silent_to("mkdir");
+    std::thread::scope(|scope| {
+        scope.spawn(|| bench.mkdir(1, "d"));
+        bench.wait_for("it is asked", || bench.worker.count("mkdir") == 1);
+        bench.worker.shared.refuse.store(3, Ordering::SeqCst);
+        bench.fs.release(opened.handle);
+        bench.worker.answer();
+    });
+    assert_eq!((bench.worker.count("close"), bench.worker.open_handles()), (1, 0));
+}
+
+#[test]
+fn what_was_removed_elsewhere_may_come_back() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"text");
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    let heard_of = |name: &str| {
+        let name = Invalidation::Name { dir: 1, name: Box::from(name.as_bytes()) };
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == name));
+    };
+    bench.worker.elsewhere(|tree| {
+        tree.unlink(1, b"f").unwrap();
+        vec![changed(1, &["f"], &[ino])]
+    });
+    heard_of("f");
+    assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().nlink, 0);
+    bench.worker.elsewhere(|tree| {
+        tree.make(1, b"g", 0o100_644, (0, 0), ino).unwrap();
+        tree.replace(ino, b"changed there");
+        vec![changed(1, &["g"], &[ino])]
+    });
+    heard_of("g");
+    bench.fs.remember(&bench.lookup(1, "g").unwrap());
+    let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    assert_eq!((now.nlink, now.size), (1, 13));
+    assert_eq!(bench.read_file(ino), b"changed there");
+    bench.fs.setattr(&Caller::own(), ino, &Change { mode: Some(0o600), ..Change::default() }).unwrap();
+    assert_eq!(bench.worker.shared.tree.lock().attr(ino).unwrap().mode & 0o777, 0o600, "not for us alone");
+    bench.fs.release(reader.handle);
+}
+
+#[test]
+fn names_that_are_forgotten_all_at_once_can_still_be_told() {
+    let mut bench = Bench::start();
+    bench.write_file(1, "f", b"");
+    let is_told = |bench: &Bench| bench.fs.told_names().contains(&(1, Box::from(&b"f"[..])));
+    let wait = |bench: &Bench| {
+        bench.wait_for("it is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
+    };
+    assert_eq!(bench.names(1), ["f"]);
+    let seq = bench.worker.shared.tree.lock().seq;
+    bench.worker.push(&Event { seq: seq + 1, changed: vec![], all: true });
+    wait(&bench);
+    assert!(is_told(&bench));
+    assert!(!is_told(&bench), "once is enough");
+    assert_eq!(bench.names(1), ["f"]);
+    bench.worker.crash();
+    bench.worker.resume();
+    wait(&bench);
+    assert!(is_told(&bench));
+}
+
+#[test]
+fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
+    let bench = Bench::start();
+    for removed_first in [false, true] {
+        let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+        bench.fs.remember(&attr);
+        let file = bench.fs.file(opened.handle).unwrap();
+        assert_eq!(bench.fs.write(&file, 0, b"content").unwrap(), 7);
+        drop(file);
+        let reader = bench.fs.open(&Caller::own(), attr.ino, false, false).unwrap();
+        let unlink = || bench.fs.unlink(&Caller::own(), 1, &Bytes::from("f")).unwrap();
+        if removed_first {
+            unlink();
+        }
+        bench.fs.release(opened.handle);
+        if !removed_first {
+            unlink();
+        }
+        assert_eq!(bench.read_handle(reader.handle), b"content");
+        bench.fs.release(reader.handle);
+        assert_eq!(bench.worker.open_handles(), 0);
+    }
+}
