@@ -169,8 +169,12 @@ impl Membership {
         addresses: Vec<String>,
         expires_s: u64,
     ) -> Result<Token, Failure> {
-        let is_member = self.set(cluster).is_some_and(|set| set.is_host(self.identity.host_id()));
-        if !is_member {
+        let known = self.set(cluster).ok_or_else(no_member)?;
+        // Who comes must know the disk that invited: neither would ever call the other else. A moment after its start it may
+        // not be admitted yet.
+        let is_admitted = known.is_host(self.identity.host_id())
+            && (known.is_disk(inviter) || self.admit_disk(cluster, inviter).map_err(Failure::from)?);
+        if !is_admitted {
             return Err(no_member());
         }
         let mut secret = [0; SECRET_BYTES];
@@ -211,8 +215,7 @@ impl Membership {
         let Some(mut set) = self.set(cluster) else { return Err("this host knows no such cluster".into()) };
         set.admit(Role::Host, host.into(), &clean_label(label), now, &self.identity)
             .map_err(|error| error.to_string())?;
-        self.save(set.clone()).map_err(|error| format!("{error:#}"))?;
-        Ok(set)
+        self.save(set).map_err(|error| format!("{error:#}"))
     }
 
     /// Revoke a host or disk, by the beginning of its id. Its whole id, and whether it is a host.
@@ -252,16 +255,16 @@ impl Membership {
         Ok((id, is_host))
     }
 
-    /// Joined with what is there: somebody else may have saved since this one was read.
-    fn save(&self, mut set: Members) -> anyhow::Result<()> {
+    /// Joined with what is there: somebody else may have saved since this one was read. What is there now.
+    fn save(&self, mut set: Members) -> anyhow::Result<Members> {
         let id = set.cluster_id();
         let mut sets = self.sets.lock();
         if let Some(now) = sets.get(&id) {
             set.absorb(&now.encode())?;
         }
         statefile::write(&self.state_dir, &format!("{SET_PREFIX}{}", id.to_hex()), &set.encode())?;
-        sets.insert(id, set);
-        Ok(())
+        sets.insert(id, set.clone());
+        Ok(set)
     }
 
     fn save_invites(&self, invites: &[Invite]) -> Result<(), Failure> {
@@ -310,7 +313,7 @@ mod tests {
         assert!(ask(&other, b"wrong").unwrap_err().contains("unknown"));
         assert!(ask(&other, &expired.secret).is_err());
         let set = ask(&other, &token.secret).unwrap();
-        assert!(set.is_host(other.identity().host_id()));
+        assert!(set.is_host(other.identity().host_id()) && set.is_disk(DiskId([1; 32])));
         // The answer was lost.
         assert!(ask(&other, &token.secret).is_ok());
         assert!(ask(&third, &token.secret).unwrap_err().contains("used already"));
