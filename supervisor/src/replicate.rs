@@ -4,6 +4,7 @@
 //! The round trip of a promise is the worker's own: `stop_mirroring` with the number of disks that must promise asks
 //! them and lets go only then. So of the policy's two steps the first, [`Decision::Confirm`], is all that is needed here.
 
+mod carry_out;
 mod contents;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -18,7 +19,7 @@ use delugefs_proto::worker_pb as wpb;
 use tokio::sync::watch;
 
 use self::contents::Contents;
-use crate::policy::{self, Decision, Desk, Disk, Health, Presence, Settings, View};
+use crate::policy::{self, Desk, Disk, Health, Presence, Settings, View};
 use crate::{sys, worker};
 
 /// Between two looks.
@@ -146,9 +147,7 @@ impl Replicator {
                 true => plan.again_s.unwrap_or(now + quiet_s).clamp(now + 1, now + quiet_s),
                 false => now + 1,
             });
-            for decision in plan.decisions {
-                self.carry_out(decision, workers, now).await;
-            }
+            self.carry_out(plan.decisions, workers, now).await;
         }
         if changed || now >= self.health_s {
             self.health_s = now + quiet_s;
@@ -329,60 +328,6 @@ impl Replicator {
                     }
                 }
             }
-        }
-    }
-
-    async fn carry_out(&mut self, decision: Decision, workers: &[(DiskId, PathBuf)], now: u64) {
-        let socket = |disk: &DiskId| workers.iter().find(|(id, _)| id == disk).map(|(_, socket)| socket.clone());
-        match decision {
-            Decision::Mirror { disk, content, size_bytes, reason } => {
-                let Some(socket) = socket(&disk) else { return };
-                let pieces = self.contents.pieces(content);
-                let request = wpb::PleaseMirrorRequest { content: content.0.to_vec(), size_bytes, pieces };
-                let answer =
-                    worker::ask(&socket, |mut client| async move { client.please_mirror(request).await }).await;
-                use wpb::please_mirror_reply::Outcome;
-                match answer {
-                    Ok(reply) if reply.outcome() == Outcome::Fetching => {
-                        tracing::debug!(?reason, "disk {} fetches {content}", short_id(&disk.to_hex()));
-                        self.desk.fetching(disk, content, size_bytes);
-                        self.fetches.insert((disk, content));
-                    }
-                    Ok(reply) if reply.outcome() == Outcome::AlreadyHere => {
-                        self.desk.refused(disk, content, now + REFUSED_S);
-                    }
-                    Ok(reply) => {
-                        tracing::debug!("disk {} refuses {content}: {}", short_id(&disk.to_hex()), reply.reason);
-                        self.desk.refused(disk, content, now + REFUSED_S);
-                    }
-                    Err(error) => {
-                        tracing::debug!(error = error.message(), "please_mirror failed");
-                        self.desk.refused(disk, content, now + REFUSED_S);
-                    }
-                }
-            }
-            Decision::Confirm { disk, content, keepers, wanted } => {
-                let until = now + policy::PROMISE_S;
-                let Some(socket) = socket(&disk) else { return };
-                let request = wpb::StopMirroringRequest { content: content.0.to_vec(), others: wanted };
-                let answer =
-                    worker::ask(&socket, |mut client| async move { client.stop_mirroring(request).await }).await;
-                match answer {
-                    Ok(reply) => {
-                        let what = reply.outcome();
-                        tracing::info!(
-                            "disk {}: surplus copy of {content}: {what:?} {}",
-                            short_id(&disk.to_hex()),
-                            reply.reason
-                        );
-                    }
-                    Err(error) => tracing::debug!(error = error.message(), "stop_mirroring failed"),
-                }
-                self.desk.refused(disk, content, until);
-                keepers.iter().for_each(|keeper| self.desk.declined(content, *keeper, until));
-            }
-            // Never decided: no promise is ever recorded at this desk.
-            Decision::Trim { .. } => {}
         }
     }
 }

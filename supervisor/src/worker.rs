@@ -25,9 +25,17 @@ pub async fn ask<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
     socket: &Path,
     question: impl FnOnce(WorkerClient<Channel>) -> F,
 ) -> Result<T, Status> {
-    let answer = async { question(client(socket).await?).await.map(tonic::Response::into_inner) };
+    within(async { question(client(socket).await?).await }).await
+}
+
+/// What a worker answers within [`PATIENCE`].
+///
+/// # Errors
+/// The worker's, or `DeadlineExceeded`.
+pub async fn within<T>(answer: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
     let late = || Status::deadline_exceeded(format!("the worker did not answer within {} s", PATIENCE.as_secs()));
-    tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(late()))
+    let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err(late()));
+    answer.map(tonic::Response::into_inner)
 }
 
 /// A connection with a worker.
@@ -58,7 +66,11 @@ pub async fn scrub(socket: &Path) -> Result<pb::ScrubReply, Status> {
     client(socket).await?.scrub(pb::ScrubRequest {}).await.map(tonic::Response::into_inner)
 }
 
-async fn client(socket: &Path) -> Result<WorkerClient<Channel>, Status> {
+/// A connection with a worker, to ask it several things.
+///
+/// # Errors
+/// `Unavailable` when it cannot be reached.
+pub async fn client(socket: &Path) -> Result<WorkerClient<Channel>, Status> {
     let channel = uds::connect(socket).await.map_err(|error| Status::unavailable(error.to_string()))?;
     Ok(WorkerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
 }

@@ -28,12 +28,18 @@ use crate::net::pace::Pace;
 
 mod here;
 
-/// Requests under way at once.
+/// Requests under way at once, and more of them for what readers wait for: they do not stand behind the rest.
 const REQUESTS_MAX: usize = 4;
+const REQUESTS_MORE: usize = 4;
 /// Between two looks while nothing is under way.
 const TICK: Duration = Duration::from_millis(50);
 /// Bytes of one request that fills in the rest.
 const REQUEST_BYTES: u64 = 4 << 20;
+/// After a reader has jumped, the rest is filled in for so long by a piece at a time: what is asked for is not taken back,
+/// and the next jump would wait behind it.
+const JUMPY: Duration = Duration::from_millis(250);
+/// He does not jump any more when he went on for so many pieces; what the kernel reads ahead is less.
+const STEADY_PIECES: usize = 4;
 /// Requests grow to that from a single piece, so that the first bytes come at once.
 const REQUEST_MIN_BYTES: u64 = 256 << 10;
 /// A holder that sends nothing for so long is left.
@@ -70,6 +76,8 @@ struct State {
     cursor: usize,
     /// Bytes of the next request there: grows while it goes on from there.
     request_bytes: u64,
+    /// When a reader last went on elsewhere, and where.
+    jumped: Option<(Instant, usize)>,
     ended: Option<FsResult<()>>,
     progress: Instant,
     /// A file is being hashed: that is no standstill.
@@ -106,6 +114,7 @@ impl Transfer {
             wants: VecDeque::new(),
             cursor: 0,
             request_bytes: REQUEST_MIN_BYTES,
+            jumped: None,
             ended: None,
             progress: Instant::now(),
             hashing: false,
@@ -163,11 +172,14 @@ impl Transfer {
                 return Some(Err(error.clone()));
             }
             // A reader who goes on where the last one was is sequential: more at a time.
-            state.request_bytes =
-                match first.abs_diff(state.cursor) <= 1 + (state.request_bytes / self.piece_bytes) as usize {
-                    true => (state.request_bytes * 2).min(REQUEST_BYTES),
-                    false => REQUEST_MIN_BYTES,
-                };
+            let reach = 1 + (state.request_bytes / self.piece_bytes) as usize;
+            if first.abs_diff(state.cursor) <= reach {
+                state.request_bytes = (state.request_bytes * 2).min(REQUEST_BYTES);
+                state.jumped = state.jumped.filter(|(_, to)| first.abs_diff(*to) < STEADY_PIECES);
+            } else {
+                state.request_bytes = REQUEST_MIN_BYTES;
+                state.jumped = Some((Instant::now(), first));
+            }
             state.cursor = last;
             for piece in missing {
                 if state.have[piece] == Piece::Missing && !state.wants.contains(&piece) {
@@ -203,7 +215,7 @@ impl Transfer {
 
     /// Fetch to the end. Afterwards nobody writes the file any more.
     pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>, fills: &Arc<Semaphore>) -> FsResult<()> {
-        let mut looking = Some(self.look_what_is_here(engine, fills)?);
+        let mut looking = self.look_what_is_here(engine, fills)?;
         let ended = self.fetch(engine, net, &mut looking).await;
         if let Some(looking) = looking {
             self.stop();
@@ -225,9 +237,6 @@ impl Transfer {
             if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
             }
-            if let Some(looked) = looking.take_if(|looking| looking.is_finished()) {
-                self.looked(looked.await)?;
-            }
             if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
                 match self.finish(engine).await {
@@ -244,9 +253,9 @@ impl Transfer {
                     Err(error) => return Err(error),
                 }
             }
-            while requests.len() < REQUESTS_MAX {
+            while requests.len() < REQUESTS_MAX + REQUESTS_MORE {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
-                let Some((first, count)) = self.choose() else { break };
+                let Some((first, count)) = self.choose(requests.len() < REQUESTS_MAX) else { break };
                 holders.last = Some(disk);
                 let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
@@ -256,8 +265,14 @@ impl Transfer {
                 });
             }
             if requests.is_empty() {
-                if looking.is_some() {
-                    let _ = timeout(TICK, self.news.notified()).await;
+                if let Some(running) = looking.as_mut() {
+                    tokio::select! {
+                        looked = running => {
+                            *looking = None;
+                            self.looked(looked)?;
+                        }
+                        () = self.news.notified() => {}
+                    }
                     continue;
                 }
                 // Somebody else (the swarm) may have brought it.
@@ -285,6 +300,10 @@ impl Transfer {
                     }
                     Err(error) => tracing::error!("fetching panicked: {error}"),
                 },
+                Some(looked) = async { Some(looking.as_mut()?.await) } => {
+                    *looking = None;
+                    self.looked(looked)?;
+                }
                 () = self.news.notified() => {}
             }
             let quiet = self.state.lock().progress.elapsed();
@@ -328,15 +347,19 @@ impl Transfer {
         self.piece_bytes.min(self.wanted.size - start)
     }
 
-    /// The next run of pieces to ask for; they are marked as coming.
-    fn choose(&self) -> Option<(usize, usize)> {
+    /// The next run of pieces to ask for: for a reader, or else, with `fill`, of the rest. They are marked as coming.
+    fn choose(&self, fill: bool) -> Option<(usize, usize)> {
         let mut state = self.state.lock();
-        let State { wants, have, unlooked, cursor, request_bytes, looked, .. } = &mut *state;
+        let State { wants, have, unlooked, cursor, request_bytes, looked, jumped, .. } = &mut *state;
         let is_missing =
             |piece: &usize| have[*piece] == Piece::Missing && !unlooked.get(*piece).is_some_and(|unlooked| *unlooked);
         let first = wants.iter().position(is_missing).and_then(|at| wants.remove(at));
         wants.retain(|piece| have[*piece] == Piece::Missing);
-        if first.is_none() && !*looked {
+        if first.is_none() && !(*looked && fill) {
+            return None;
+        }
+        let is_jumpy = jumped.is_some_and(|(when, _)| when.elapsed() < JUMPY);
+        if first.is_none() && is_jumpy && have.contains(&Piece::Coming) {
             return None;
         }
         let (cursor, count) = (*cursor, have.len());
@@ -344,7 +367,7 @@ impl Transfer {
         let run = (*request_bytes / self.piece_bytes).max(1) as usize;
         let length = (first..count).take(run).take_while(is_missing).count();
         have[first..first + length].fill(Piece::Coming);
-        if wants.is_empty() {
+        if wants.is_empty() && !is_jumpy {
             // Nobody waits: fill in with larger requests.
             *request_bytes = (*request_bytes * 2).min(REQUEST_BYTES);
         }

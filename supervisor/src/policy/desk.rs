@@ -22,6 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use delugefs_proto::ids::{ContentId, DiskId};
+use delugefs_proto::limits::TORRENT_MIN_BYTES;
 
 use super::view::Disk;
 
@@ -68,6 +69,34 @@ impl Matter {
         self.answers.retain(|(.., until_s)| *until_s > now_s);
         !(self.fetches.is_empty() && self.refusals.is_empty() && self.answers.is_empty())
     }
+}
+
+/// Fetches under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Transfers {
+    /// Of contents that travel as torrents.
+    pub large: usize,
+    /// What is still to come of them, in bytes.
+    pub large_bytes: u64,
+    /// Of the others; what is left of a large one counts as small in the end.
+    pub small: usize,
+}
+
+impl Transfers {
+    /// One more, of so many bytes.
+    pub fn add(&mut self, bytes: u64) {
+        if is_small(bytes) {
+            self.small += 1;
+        } else {
+            self.large += 1;
+            self.large_bytes = self.large_bytes.saturating_add(bytes);
+        }
+    }
+}
+
+/// Whether a content of so many bytes travels in one piece: many of them at once cost less than one torrent.
+pub(super) fn is_small(bytes: u64) -> bool {
+    bytes <= TORRENT_MIN_BYTES
 }
 
 /// See the module.
@@ -226,10 +255,12 @@ impl Desk {
         self.matters.get(&content).into_iter().flat_map(|matter| matter.fetches.iter().map(|(disk, _)| *disk))
     }
 
-    /// Number of fetches on this host, and the bytes left in them.
-    pub(super) fn transfers(&self) -> (usize, u64) {
+    /// The fetches on this host.
+    pub(super) fn transfers(&self) -> Transfers {
+        let mut transfers = Transfers::default();
         let all = self.matters.values().flat_map(|matter| &matter.fetches);
-        all.fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes))
+        all.for_each(|(_, left_bytes)| transfers.add(*left_bytes));
+        transfers
     }
 
     /// What the fetches of a disk still need of its free space, in bytes.

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use super::cluster::Cluster;
+use super::desk::is_small;
 use super::mirror::{Wish, decide_content};
 use super::view::View;
 use super::{Decision, Reason};
@@ -40,51 +41,59 @@ pub fn plan(view: &View<'_>, now_s: u64) -> Plan {
 }
 
 /// Orders wishes by urgency and keeps as many as the limits allow: contents with the fewest readable copies first, then
-/// those whose turn it is by rank, then those that wait longest; better spread and trimming after that. A content that
-/// does not fit into the limit of bytes holds up those behind it, so that big ones get their turn.
+/// those whose turn it is by rank, then those that wait longest; better spread and trimming after that. Small contents and
+/// large ones do not wait for each other. A large one that does not fit into the limit of bytes holds up those behind it,
+/// so that it gets its turn.
 pub fn choose(cluster: &Cluster<'_>, wishes: Vec<Wish>) -> Plan {
     let settings = cluster.settings;
-    let (mut transfers, mut transfer_bytes) = cluster.desk.transfers();
+    let mut transfers = cluster.desk.transfers();
+    let large_before = transfers.large;
     let mut room: BTreeMap<_, u64> = cluster.nodes.iter().filter(|n| n.local).map(|n| (n.id, n.room_bytes)).collect();
     let mut plan = Plan::default();
     // Heaps: of a hundred thousand wishes only the first few are ever put in order.
-    let (mut fetches, mut others) = (Vec::new(), Vec::new());
+    let (mut small, mut large, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for (i, wish) in wishes.iter().enumerate() {
         let (list, late) = match &wish.decision {
-            Decision::Mirror { reason, .. } => (&mut fetches, *reason == Reason::Spread),
+            Decision::Mirror { reason, size_bytes, .. } => {
+                (if is_small(*size_bytes) { &mut small } else { &mut large }, *reason == Reason::Spread)
+            }
             Decision::Trim { .. } => (&mut others, false),
             Decision::Confirm { .. } => (&mut others, true),
         };
         list.push(Reverse((late, wish.readable, wish.steps, wish.since_s, i)));
     }
-    let mut fetches = BinaryHeap::from(fetches);
-    while let Some(Reverse((.., i))) = fetches.pop() {
+    let mut fetches = [BinaryHeap::from(small), BinaryHeap::from(large)];
+    let mut left = [settings.max_small_transfers.saturating_sub(transfers.small), settings.max_decisions];
+    // The more urgent of both, as long as more of its kind may be begun.
+    while let Some(kind) =
+        (0..2).filter(|kind| left[*kind] > 0).max_by(|a, b| fetches[*a].peek().cmp(&fetches[*b].peek()))
+        && let Some(Reverse((.., i))) = fetches[kind].pop()
+    {
         let Decision::Mirror { disk, size_bytes, .. } = &wishes[i].decision else { continue };
-        let Some(left) = room.get_mut(disk).filter(|left| **left >= *size_bytes) else { continue };
-        let sum = transfer_bytes.saturating_add(*size_bytes);
-        if transfers >= settings.max_transfers
-            || (transfers > 0 && sum > settings.max_transfer_bytes)
-            || plan.decisions.len() >= settings.max_decisions
-        {
+        let Some(room) = room.get_mut(disk).filter(|room| **room >= *size_bytes) else { continue };
+        let sum = transfers.large_bytes.saturating_add(*size_bytes);
+        let is_too_much =
+            transfers.large >= settings.max_transfers || (transfers.large > 0 && sum > settings.max_transfer_bytes);
+        if !is_small(*size_bytes) && is_too_much {
             plan.wait(*size_bytes);
-            break;
+            left[kind] = 0;
+            continue;
         }
-        *left -= size_bytes;
-        transfers += 1;
-        transfer_bytes = sum;
+        *room -= size_bytes;
+        transfers.add(*size_bytes);
+        left[kind] -= 1;
         plan.decisions.push(wishes[i].decision.clone());
     }
-    for Reverse((.., i)) in fetches {
+    for Reverse((.., i)) in fetches.into_iter().flatten() {
         if let Decision::Mirror { disk, size_bytes, .. } = &wishes[i].decision
-            && room.get(disk).is_some_and(|left| left >= size_bytes)
+            && room.get(disk).is_some_and(|room| room >= size_bytes)
         {
             plan.wait(*size_bytes);
         }
     }
     let mut others = BinaryHeap::from(others);
-    while plan.decisions.len() < settings.max_decisions
-        && let Some(Reverse((.., i))) = others.pop()
-    {
+    for _ in 0..settings.max_decisions.saturating_sub(transfers.large - large_before) {
+        let Some(Reverse((.., i))) = others.pop() else { break };
         plan.decisions.push(wishes[i].decision.clone());
     }
     plan

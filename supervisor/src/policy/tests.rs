@@ -393,7 +393,7 @@ fn the_most_endangered_and_the_oldest_come_first_within_the_limits() {
     assert_eq!((plan.decisions.len(), plan.waiting, plan.waiting_bytes), (3, 1, GIB));
     lab.settings.max_transfer_bytes = GIB / 2;
     assert_eq!(mirrored(&lab.plan('b', NOW_S)), [ids[2]], "one is always possible");
-    lab.desk.fetching(id("b1"), ids[2], 1);
+    lab.desk.fetching(id("b1"), ids[2], GIB / 4);
     assert_eq!(mirrored(&lab.plan('b', NOW_S)), []);
     lab.settings = Settings { max_decisions: 1, ..Settings::default() };
     assert_eq!(mirrored(&lab.plan('b', NOW_S)), [ids[1]]);
@@ -401,6 +401,27 @@ fn the_most_endangered_and_the_oldest_come_first_within_the_limits() {
     lab.settings = Settings::default();
     lab.desk.fetching(id("b1"), ids[2], GIB);
     assert_eq!(mirrored(&lab.plan('b', NOW_S)), [ids[1], ids[3]], "no more than fits");
+}
+
+#[test]
+fn many_small_contents_are_fetched_beside_large_ones() {
+    let sized = |number, size_bytes| Content { size_bytes, changed_s: 1, ..content(number, &["a1"]) };
+    let mut contents: Vec<Content> = (0..100).map(|number| sized(number, GIB)).collect();
+    contents.extend((100..200).map(|number| sized(number, 4 << 20)));
+    let mut lab = Lab::new(vec![disk("a1"), disk("b1")], contents);
+    lab.settings = Settings { max_transfers: 3, max_small_transfers: 60, ..lab.settings };
+    let count = |plan: &Plan| {
+        let large = |decision: &&Decision| matches!(decision, Decision::Mirror { size_bytes: GIB, .. });
+        let large = plan.decisions.iter().filter(large).count();
+        (large, plan.decisions.len() - large, plan.waiting)
+    };
+    assert_eq!(count(&lab.plan('b', NOW_S)), (3, 60, 137));
+    let ids: Vec<ContentId> = lab.contents.iter().map(|content| content.id).collect();
+    ids[..2].iter().for_each(|id_of| lab.desk.fetching(id("b1"), *id_of, GIB));
+    ids[100..150].iter().for_each(|id_of| lab.desk.fetching(id("b1"), *id_of, 5000));
+    assert_eq!(count(&lab.plan('b', NOW_S)), (1, 10, 137));
+    lab.settings.max_transfer_bytes = GIB;
+    assert_eq!(count(&lab.plan('b', NOW_S)), (0, 10, 138), "bytes are counted of large ones");
 }
 
 #[test]

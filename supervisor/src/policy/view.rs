@@ -100,11 +100,13 @@ pub struct Settings {
     pub spread_delay_s: u64,
     /// How long a surplus and the disks that make it have to be unchanged before a copy is let go, in seconds.
     pub trim_delay_s: u64,
-    /// Most decisions of one call.
+    /// Most decisions of one call, beside fetches of small contents.
     pub max_decisions: usize,
-    /// Most fetches at once on this host.
+    /// Most fetches at once on this host of contents that travel as torrents.
     pub max_transfers: usize,
-    /// Most bytes in these fetches; one bigger content may still be fetched alone.
+    /// Most fetches at once of smaller ones: what the workers have to do until the next call.
+    pub max_small_transfers: usize,
+    /// Most bytes in the fetches of large ones; one bigger content may still be fetched alone.
     pub max_transfer_bytes: u64,
 }
 
@@ -119,6 +121,7 @@ impl Default for Settings {
             trim_delay_s: 6 * 3600,
             max_decisions: 256,
             max_transfers: 8,
+            max_small_transfers: 4096,
             max_transfer_bytes: 64 << 30,
         }
     }

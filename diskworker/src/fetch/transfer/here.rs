@@ -14,17 +14,21 @@ use crate::engine::Engine;
 use crate::fetch::{Since, earlier, is_set};
 
 impl Transfer {
-    /// Find out what an earlier attempt left, and copy what the version before has; readers are served meanwhile.
+    /// Find out what an earlier attempt left, and copy what the version before has; readers are served meanwhile. Of a small
+    /// content nothing can be told: `None`.
     pub(super) fn look_what_is_here(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
         fills: &Arc<Semaphore>,
-    ) -> FsResult<JoinHandle<FsResult<()>>> {
+    ) -> FsResult<Option<JoinHandle<FsResult<()>>>> {
+        let Some(pieces) = self.pieces.clone() else {
+            self.state.lock().looked = true;
+            return Ok(None);
+        };
         let file = self.file.lock().clone().ok_or(Errno::ECANCELED)?;
         let (engine, fills, this) = (engine.clone(), fills.clone(), self.clone());
         self.state.lock().hashing = true;
-        Ok(tokio::spawn(async move {
-            let Some(pieces) = this.pieces.clone() else { return Ok(()) };
+        Ok(Some(tokio::spawn(async move {
             let (wanted, store, stopped) = (this.wanted, engine.clone(), this.clone());
             let looking = tokio::task::spawn_blocking(move || {
                 let stop = || stopped.stopped.is_cancelled(); // an error of its own then
@@ -32,10 +36,9 @@ impl Transfer {
             });
             let bits = looking.await.map_err(|_| FsError::from(Errno::EIO))??;
             this.take_what_is_here(&bits);
-            earlier::fill(this.clone(), engine, fills).await;
-            this.news.notify_one();
+            earlier::fill(this, engine, fills).await;
             Ok(())
-        }))
+        })))
     }
 
     fn take_what_is_here(&self, bits: &[u8]) {

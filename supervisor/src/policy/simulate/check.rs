@@ -10,9 +10,9 @@ impl World {
     /// A plan keeps its bounds, looks at nothing twice, and is right about when to look again.
     pub fn check_plan(&mut self, at: usize, view: &View<'_>, plan: &Plan, now_s: u64) {
         let settings = view.settings;
-        assert!(plan.decisions.len() <= settings.max_decisions);
+        assert!(plan.decisions.len() <= settings.max_decisions + settings.max_small_transfers);
         let cluster = Cluster::new(view.me, view.disks, view.desk, settings);
-        let mut mirrors = 0;
+        let mut transfers = view.desk.transfers();
         for decision in &plan.decisions {
             let (id, content) = match decision {
                 Decision::Mirror { disk, content, .. }
@@ -24,13 +24,15 @@ impl World {
             assert!(disk.host == view.me && disk.presence.is_here() && !disk.read_only && !disk.forgotten);
             assert!(!disk.lazy || disk.draining);
             if let Decision::Mirror { size_bytes, .. } = decision {
-                mirrors += 1;
+                transfers.add(*size_bytes);
                 assert!(!content.holders.contains(&id) && !disk.draining && disk.free_bytes >= *size_bytes);
             } else {
                 assert!(content.holders.contains(&id));
             }
         }
-        assert!(view.desk.transfers().0 + mirrors <= settings.max_transfers.max(1));
+        assert!(transfers.large <= settings.max_transfers);
+        // The last bytes of large ones are among them.
+        assert!(transfers.small <= settings.max_small_transfers + settings.max_transfers);
         if self.rng.chance(5) && !view.contents.is_empty() {
             let content = &view.contents[self.rng.index(view.contents.len())];
             let verdict = decide_content(&cluster, content, now_s);
