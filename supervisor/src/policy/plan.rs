@@ -72,8 +72,8 @@ pub fn choose(cluster: &Cluster<'_>, wishes: Vec<Wish>) -> Plan {
         let Decision::Mirror { disk, size_bytes, .. } = &wishes[i].decision else { continue };
         let Some(room) = room.get_mut(disk).filter(|room| **room >= *size_bytes) else { continue };
         let sum = transfers.large_bytes.saturating_add(*size_bytes);
-        let is_too_much =
-            transfers.large >= settings.max_transfers || (transfers.large > 0 && sum > settings.max_transfer_bytes);
+        let is_too_much = (transfers.large >= settings.max_transfers && sum > settings.queue_bytes)
+            || (transfers.large > 0 && sum > settings.max_transfer_bytes);
         if !is_small(*size_bytes) && is_too_much {
             plan.wait(*size_bytes);
             left[kind] = 0;

@@ -422,6 +422,8 @@ fn many_small_contents_are_fetched_beside_large_ones() {
     assert_eq!(count(&lab.plan('b', NOW_S)), (1, 10, 137));
     lab.settings.max_transfer_bytes = GIB;
     assert_eq!(count(&lab.plan('b', NOW_S)), (0, 10, 138), "bytes are counted of large ones");
+    lab.settings = Settings { queue_bytes: 30 * GIB, max_transfer_bytes: 64 * GIB, ..lab.settings };
+    assert_eq!(count(&lab.plan('b', NOW_S)), (28, 10, 110), "more of them as long as they are not very large");
 }
 
 #[test]

@@ -102,8 +102,10 @@ pub struct Settings {
     pub trim_delay_s: u64,
     /// Most decisions of one call, beside fetches of small contents.
     pub max_decisions: usize,
-    /// Most fetches at once on this host of contents that travel as torrents.
+    /// Most fetches at once on this host of contents that travel as torrents,
     pub max_transfers: usize,
+    /// but for more of them that have fewer bytes together: the workers have something to do until the next call.
+    pub queue_bytes: u64,
     /// Most fetches at once of smaller ones: what the workers have to do until the next call.
     pub max_small_transfers: usize,
     /// Most bytes in the fetches of large ones; one bigger content may still be fetched alone.
@@ -121,6 +123,7 @@ impl Default for Settings {
             trim_delay_s: 6 * 3600,
             max_decisions: 256,
             max_transfers: 8,
+            queue_bytes: 1 << 30,
             max_small_transfers: 4096,
             max_transfer_bytes: 64 << 30,
         }

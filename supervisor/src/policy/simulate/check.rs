@@ -30,7 +30,7 @@ impl World {
                 assert!(content.holders.contains(&id));
             }
         }
-        assert!(transfers.large <= settings.max_transfers);
+        assert!(transfers.large <= settings.max_transfers || transfers.large_bytes <= settings.queue_bytes);
         // The last bytes of large ones are among them.
         assert!(transfers.small <= settings.max_small_transfers + settings.max_transfers);
         if self.rng.chance(5) && !view.contents.is_empty() {

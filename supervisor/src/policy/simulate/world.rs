@@ -143,6 +143,7 @@ impl World {
                 trim_delay_s: 1200,
                 max_decisions: 12,
                 max_transfers: 4,
+                queue_bytes: 9 * GIB,
                 max_small_transfers: 6,
                 max_transfer_bytes: 100 * GIB,
             },
