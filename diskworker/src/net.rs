@@ -61,6 +61,8 @@ const TOLD: usize = 4096;
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// How often what we say of ourselves is renewed: free space changes all the time.
 const ABOUT_EVERY: Duration = Duration::from_secs(10);
+/// How often others are told of arrivals at most.
+const ARRIVALS_EVERY: Duration = Duration::from_millis(500);
 
 /// How a disk takes part.
 #[derive(Clone, Debug, Default)]
@@ -93,6 +95,7 @@ pub struct Net {
     limits: Limits,
     port: u16,
     run: u64,
+    started: Instant,
     stop: CancellationToken,
     table: Mutex<Table>,
     book: Mutex<Book>,
@@ -109,6 +112,8 @@ pub struct Net {
     copies: Mutex<HashMap<(DiskId, u64), Instant>>,
     /// A try to meet somebody may be due.
     wake: Notify,
+    /// Others have heard of a disk that had not been there.
+    arrived: Notify,
     /// Somebody announced a state.
     states: Notify,
     about_changed: watch::Sender<()>,
@@ -130,6 +135,7 @@ impl Net {
         let net = Arc::new(Self {
             port: bound.local_addr()?.port(),
             run: random_u64(),
+            started: Instant::now(),
             limits: Limits::new(settings.limits.0, settings.limits.1),
             table: Mutex::new(Table::new(engine.folder.disk_id())),
             engine,
@@ -150,6 +156,7 @@ impl Net {
             given_bytes: AtomicU64::new(0),
             copies: Mutex::default(),
             wake: Notify::new(),
+            arrived: Notify::new(),
             states: Notify::new(),
             about_changed: watch::channel(()).0,
             told: broadcast::channel(TOLD).0,
@@ -228,7 +235,7 @@ impl Net {
         holders.retain(|disk| self.members.is_disk(*disk));
         let (table, book) = (self.table.lock(), self.book.lock());
         holders.retain(|disk| table.is_connected(*disk) || !book.of(*disk).is_empty());
-        holders.sort_by_key(|disk| !table.is_connected(*disk));
+        holders.sort_by_key(|disk| (!table.is_connected(*disk), !table.is_there(*disk)));
         holders
     }
 
@@ -252,6 +259,8 @@ impl Net {
             free_bytes: space.free_bytes,
             read_only: space.read_only,
             run: self.run,
+            epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()),
+            uptime_s: self.started.elapsed().as_secs(),
         };
         pb::News { news: Some(news::News::About(about)) }
     }
@@ -319,6 +328,11 @@ async fn renew_about(net: Arc<Net>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(ABOUT_EVERY) => drop(net.about_changed.send(())),
+            () = net.arrived.notified() => {
+                // Passed on, with those that follow.
+                tokio::time::sleep(ARRIVALS_EVERY).await;
+                let _ = net.about_changed.send(()); // fails without links
+            }
             () = net.stop.cancelled() => return,
         }
         let version = net.holdings_version();

@@ -178,7 +178,7 @@ async fn runs_at(id: DiskId, me: HostId, workers: impl Iterator<Item = &PathBuf>
         let request = PeersRequest {};
         let answer = worker::ask(socket, |mut client| async move { client.peers(request).await }).await;
         let is_it =
-            |peer: &Peer| peer.connected && peer.disk_id == id.0 && !peer.host_id.is_empty() && peer.host_id != me.0;
+            |peer: &Peer| peer.linked && peer.disk_id == id.0 && !peer.host_id.is_empty() && peer.host_id != me.0;
         if let Some(peer) = answer.ok().and_then(|answer| answer.peers.into_iter().find(is_it)) {
             return Some(peer.host_label);
         }

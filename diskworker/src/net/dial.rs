@@ -57,10 +57,19 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
         }
         let disks: Vec<DiskId> = all.disks().keys().copied().collect();
         let now = Instant::now();
+        let host = net.host.lock().0.clone();
         let due: Vec<DiskId> = {
             let mut table = net.table.lock();
             let hopeless = |disk| table.disks.get(&disk).is_some_and(|other| other.failures >= HOPELESS_AFTER);
-            let chosen = whom_to_meet(me, &disks, hopeless);
+            let mut chosen = whom_to_meet(me, &disks, hopeless);
+            // Those of this host give each other contents.
+            let is_mate = |disk: &DiskId| {
+                let about = table.disks.get(disk).and_then(|other| other.about.as_ref());
+                !host.is_empty() && about.is_some_and(|about| about.host_id == host)
+            };
+            chosen.extend(disks.iter().copied().filter(|disk| *disk != me && is_mate(disk)));
+            chosen.sort_unstable();
+            chosen.dedup();
             chosen.into_iter().filter(|disk| table.disks.entry(*disk).or_default().may_try(now)).collect()
         };
         for disk in due {

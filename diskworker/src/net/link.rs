@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use super::Net;
 use super::holdings::{Heard, Parts, split};
 use super::io::PeerInfo;
-use super::table::{Link, Met};
+use super::table::{ALL_MAX, Link, Met};
 
 /// Interval of the pings that tell a dead peer, and how long one may take.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -38,6 +38,8 @@ const STALLED: Duration = Duration::from_secs(30);
 const COPY_AFTER: Duration = Duration::from_secs(3 * KEEP_ALIVE.as_secs());
 /// Messages under way.
 const QUEUE: usize = 16;
+/// Disks in one message about others.
+const SIGHTINGS: usize = 1000;
 
 /// Open a link on a channel, and talk until it ends.
 pub(super) async fn open(net: &Arc<Net>, mut client: PeerClient<Channel>, info: PeerInfo) -> FsResult<()> {
@@ -229,6 +231,19 @@ async fn read(
                     other.about = Some(about);
                 }
             }
+            Some(news::News::Sightings(sightings)) => {
+                let me = net.engine.folder.disk_id();
+                let mut has_arrived = false;
+                for sighting in sightings.disks {
+                    let Some(disk) = DiskId::from_slice(&sighting.disk_id) else { continue };
+                    if let Some(about) = sighting.about.filter(|_| disk != me && net.members.is_disk(disk)) {
+                        has_arrived |= net.table.lock().sight(disk, &about);
+                    }
+                }
+                if has_arrived {
+                    net.arrived.notify_one();
+                }
+            }
             Some(news::News::Refused(why)) => {
                 let first = *net.copies.lock().entry((net.engine.folder.disk_id(), 0)).or_insert_with(Instant::now);
                 if first.elapsed() > COPY_AFTER {
@@ -266,6 +281,7 @@ async fn write_until(
     let have = net.holdings.lock().have();
     send(out, news::News::HoldingsHave(have)).await?;
     send(out, net.addresses(is_here)).await?;
+    send_sightings(net, out).await?;
     loop {
         tokio::select! {
             changed = commits.changed() => {
@@ -291,6 +307,7 @@ async fn write_until(
                 let about = net.about().news.ok_or("no greeting")?;
                 send(out, about).await?;
                 send(out, net.addresses(is_here)).await?;
+                send_sightings(net, out).await?;
             }
             news = told.recv() => match news {
                 Ok((from, holdings)) if from != Some(link) => {
@@ -317,6 +334,18 @@ async fn write_until(
             }
         }
     }
+}
+
+/// Where everybody meets everybody, who is connected says enough.
+async fn send_sightings(net: &Net, out: &mpsc::Sender<pb::News>) -> Result<(), String> {
+    if net.members.get().is_none_or(|members| members.disks().len() <= ALL_MAX + 1) {
+        return Ok(());
+    }
+    let disks = net.table.lock().sightings();
+    for part in disks.chunks(SIGHTINGS) {
+        send(out, news::News::Sightings(pb::Sightings { disks: part.to_vec() })).await?;
+    }
+    Ok(())
 }
 
 async fn send(out: &mpsc::Sender<pb::News>, news: news::News) -> Result<(), String> {

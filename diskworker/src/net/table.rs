@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::FsError;
 use delugefs_proto::ids::DiskId;
-use delugefs_proto::peer_pb::About;
+use delugefs_proto::peer_pb::{About, Sighting};
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
+
+use super::ABOUT_EVERY;
 
 /// Pause before the first new try; doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -50,7 +52,12 @@ pub(super) struct Other {
     pub failures: u32,
     pub next_try: Option<Instant>,
     pub trying: bool,
+    /// When somebody else last had news of it.
+    sighted: Option<Instant>,
 }
+
+/// So long after the last news of a disk it is taken to be there. Every disk has news of itself more often.
+const SIGHTED: Duration = Duration::from_secs(4 * ABOUT_EVERY.as_secs() + 5);
 
 impl Other {
     pub fn failed(&mut self, error: &FsError) {
@@ -99,6 +106,7 @@ impl Table {
         other.link = Some(link);
         other.about = Some(about);
         other.last_seen = Some(Instant::now());
+        other.sighted = None;
         other.error = None;
         other.failures = 0;
         other.next_try = None;
@@ -122,6 +130,34 @@ impl Table {
         self.disks.get(&disk).is_some_and(|other| other.link.is_some())
     }
 
+    /// Whether a disk is there, connected with this one or with others.
+    pub fn is_there(&self, disk: DiskId) -> bool {
+        let was_sighted = |other: &Other| other.sighted.is_some_and(|at| at.elapsed() < SIGHTED);
+        self.disks.get(&disk).is_some_and(|other| other.link.is_some() || was_sighted(other))
+    }
+
+    /// Somebody says what a disk said of itself. Whether it had been away.
+    pub fn sight(&mut self, disk: DiskId, about: &About) -> bool {
+        let was_there = self.is_there(disk);
+        let other = self.disks.entry(disk).or_default();
+        let order = |about: &About| (about.epoch, about.uptime_s);
+        let is_news = other.about.as_ref().is_none_or(|known| order(known) < order(about));
+        if !is_news || other.link.is_some() {
+            return false;
+        }
+        other.about = Some(about.clone());
+        other.sighted = Some(Instant::now());
+        other.last_seen = other.sighted;
+        !was_there
+    }
+
+    /// What the disks that are there said of themselves.
+    pub fn sightings(&self) -> Vec<Sighting> {
+        let there = self.disks.iter().filter(|(disk, _)| self.is_there(**disk));
+        let said = there.filter_map(|(disk, other)| Some((disk, other.about.clone()?)));
+        said.map(|(disk, about)| Sighting { disk_id: disk.0.to_vec(), about: Some(about) }).collect()
+    }
+
     /// Close the links of those who are not members any more.
     pub fn retain(&self, is_member: impl Fn(DiskId) -> bool) {
         for (disk, other) in &self.disks {
@@ -132,8 +168,8 @@ impl Table {
     }
 }
 
-/// So many disks or fewer: everybody meets everybody.
-const ALL_MAX: usize = 8;
+/// So many other disks or fewer: everybody meets everybody.
+pub(super) const ALL_MAX: usize = 8;
 
 /// Whom to meet: in a small cluster all; in a large one those that follow at distances 1, 2, 4 … in the circle of all ids,
 /// so that news reaches everybody in a few steps and each holds a few connections. Of those at a distance that cannot be
@@ -200,6 +236,27 @@ mod tests {
         assert!(!first.token.is_cancelled());
         assert!(table.disconnect(id(2), first.id));
         assert_eq!(table.connect(id(2), link(false), about(8)), Met::Kept);
+    }
+
+    #[test]
+    fn who_is_heard_of_is_there() {
+        let said = |epoch, uptime_s| About { epoch, uptime_s, free_bytes: epoch, ..About::default() };
+        let mut table = Table::new(id(1));
+        assert!(!table.is_there(id(2)) && table.sightings().is_empty());
+        assert!(table.sight(id(2), &said(7, 10)) && table.is_there(id(2)) && !table.is_connected(id(2)));
+        assert_eq!(table.sightings().len(), 1);
+        // News of one that was there are no arrival; and what was said before is no news.
+        assert!(!table.sight(id(2), &said(7, 20)) && !table.sight(id(2), &said(7, 10)));
+        assert_eq!(table.disks[&id(2)].about.as_ref().unwrap().uptime_s, 20);
+        table.disks.get_mut(&id(2)).unwrap().sighted = Instant::now().checked_sub(SIGHTED);
+        assert!(!table.is_there(id(2)) && table.sightings().is_empty());
+        assert!(!table.sight(id(2), &said(7, 20)) && !table.is_there(id(2)), "old news wake nobody");
+        assert!(table.sight(id(2), &said(8, 0)) && table.is_there(id(2)), "started anew");
+        // Itself knows best, and a connection that ends is the end.
+        let link = link(true);
+        table.connect(id(2), link.clone(), said(8, 5));
+        assert!(!table.sight(id(2), &said(9, 0)) && table.disks[&id(2)].about.as_ref().unwrap().epoch == 8);
+        assert!(table.disconnect(id(2), link.id) && !table.is_there(id(2)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use delugefs_proto::ids::{Ino, random_u64};
 use delugefs_proto::local::client::{Client, check, op};
 use delugefs_proto::local_pb::{Close, Create, reply, request};
 
-use super::lab::Lab;
+use super::lab::{Host, Lab};
 use super::stories::{bytes, joined, wait_for_content};
 use super::wait_for;
 
@@ -59,6 +59,33 @@ fn what_another_disk_of_the_host_holds_is_read_there_and_not_copied() {
     wait_for_content(&lab, &lab.hosts[0].file("large"), &longer);
     wait_for("the changed file", || lab.logs(), || lab.hosts[0].copies("large") == 1);
     assert!(fs::read(lab.hosts[0].file("small")).unwrap() == bytes(70_000));
+}
+
+#[test]
+fn disks_that_are_too_many_to_be_connected_with_all_know_of_each_other() {
+    const HOSTS: usize = 5;
+    const FILES: usize = 60;
+    let Some(mut lab) = Lab::new(HOSTS) else { return };
+    let all: Vec<usize> = (0..HOSTS).collect();
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    for at in 1..HOSTS {
+        let token = lab.hosts[at - 1].invite();
+        lab.hosts[at].start("d", &["--join", &token, "--no-mdns"]);
+    }
+    for host in &lab.hosts {
+        assert_eq!(host.says(&["disk", "add", host.path("d2").to_str().unwrap(), "--create"]).0, 0);
+    }
+    lab.wait_for_peers(&all, 2 * HOSTS - 1);
+    lab.wait_for_one_catalog(&all);
+    for n in 0..FILES {
+        fs::write(lab.hosts[n % HOSTS].file(&n.to_string()), bytes(5000 + n)).unwrap();
+    }
+    // Who is to have a copy sees that the disk is there which has the only one, although they are not connected.
+    wait_for("two copies", || lab.logs(), || (0..FILES).all(|n| lab.hosts[n % HOSTS].copies(&n.to_string()) >= 2));
+    let policy = |host: &Host| host.json(&["status"])["replication"].clone();
+    let is_safe = |policy: &serde_json::Value| policy["contents"] == FILES && policy["short"] == 0;
+    wait_for("health", || lab.logs(), || lab.hosts.iter().all(|host| is_safe(&policy(host))));
+    assert_eq!(lab.unexpected(&[]), Vec::<String>::new());
 }
 
 #[test]
