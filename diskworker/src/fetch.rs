@@ -127,6 +127,10 @@ impl Fetcher {
                 for attempt in 1..=TRIES {
                     // Given back while it pauses: what cannot be reached keeps nobody else waiting.
                     let Ok(place) = places.clone().acquire_owned().await else { return };
+                    // Nor do those that a disk which went away was to give. The policy asks again.
+                    if !this.net.has_source(wanted.content) {
+                        return tracing::debug!("content {}: no disk that holds it is there", wanted.content);
+                    }
                     let done = this.mirror_once(wanted, attempt).await;
                     drop(place);
                     match done {

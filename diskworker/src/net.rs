@@ -61,6 +61,8 @@ const TOLD: usize = 4096;
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// How often what we say of ourselves is renewed: free space changes all the time.
 const ABOUT_EVERY: Duration = Duration::from_secs(10);
+/// How often others are told what came and went at most.
+const HOLDS_EVERY: Duration = Duration::from_millis(50);
 /// How often others are told of arrivals at most.
 const ARRIVALS_EVERY: Duration = Duration::from_millis(500);
 
@@ -112,6 +114,8 @@ pub struct Net {
     copies: Mutex<HashMap<(DiskId, u64), Instant>>,
     /// A try to meet somebody may be due.
     wake: Notify,
+    /// What this disk holds has changed.
+    holds: Notify,
     /// Others have heard of a disk that had not been there.
     arrived: Notify,
     /// Somebody announced a state.
@@ -156,6 +160,7 @@ impl Net {
             given_bytes: AtomicU64::new(0),
             copies: Mutex::default(),
             wake: Notify::new(),
+            holds: Notify::new(),
             arrived: Notify::new(),
             states: Notify::new(),
             about_changed: watch::channel(()).0,
@@ -169,6 +174,7 @@ impl Net {
         tokio::spawn(dial::keep_meeting(net.clone()));
         tokio::spawn(sync::follow(net.clone()));
         tokio::spawn(renew_about(net.clone()));
+        tokio::spawn(tell_holdings(net.clone()));
         Ok(net)
     }
 
@@ -207,9 +213,8 @@ impl Net {
 
     /// A content came to this disk or left it.
     pub fn holding_changed(&self, content: ContentId, held: bool) {
-        let news = self.holdings.lock().changed(self.engine.folder.disk_id(), content, held);
-        if let Some(news) = news {
-            self.tell(None, news);
+        if self.holdings.lock().changed(self.engine.folder.disk_id(), content, held) {
+            self.holds.notify_one();
         }
     }
 
@@ -237,6 +242,13 @@ impl Net {
         holders.retain(|disk| table.is_connected(*disk) || !book.of(*disk).is_empty());
         holders.sort_by_key(|disk| (!table.is_connected(*disk), !table.is_there(*disk)));
         holders
+    }
+
+    /// Whether a disk that is there holds a content.
+    pub fn has_source(&self, content: ContentId) -> bool {
+        let (holders, me) = (self.known_holders(content), self.engine.folder.disk_id());
+        let table = self.table.lock();
+        holders.iter().any(|disk| *disk != me && table.is_there(*disk))
     }
 
     fn tell(&self, from: Option<u64>, news: pb::Holdings) {
@@ -320,6 +332,20 @@ async fn serve(net: Arc<Net>, incoming: listener::Incoming) {
     let served = server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!("serving other disks: {error}");
+    }
+}
+
+/// Others are told of changes at once; of those that follow in a moment, together.
+async fn tell_holdings(net: Arc<Net>) {
+    let me = net.engine.folder.disk_id();
+    loop {
+        tokio::select! {
+            () = net.holds.notified() => {}
+            () = net.stop.cancelled() => return,
+        }
+        let news = net.holdings.lock().news(me);
+        news.into_iter().for_each(|part| net.tell(None, part));
+        tokio::time::sleep(HOLDS_EVERY).await;
     }
 }
 

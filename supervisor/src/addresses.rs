@@ -60,9 +60,9 @@ impl Addresses {
         });
     }
 
-    /// What a worker says of other disks: where those are that it is connected with.
+    /// What a worker says of other disks: where those are that it is connected with itself.
     pub fn learn_from(&self, peers: &[Peer]) {
-        for peer in peers.iter().filter(|peer| peer.connected && !peer.addresses.is_empty()) {
+        for peer in peers.iter().filter(|peer| peer.linked && !peer.addresses.is_empty()) {
             if let Some(disk) = DiskId::from_slice(&peer.disk_id) {
                 self.learn(disk, &peer.addresses);
             }

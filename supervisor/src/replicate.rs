@@ -164,6 +164,7 @@ impl Replicator {
     /// whether any of that changed.
     async fn look(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> Option<(HostId, bool)> {
         let mut moved = false;
+        let sure = |peer: &wpb::Peer| (peer.linked, peer.connected);
         let mut seen: BTreeMap<DiskId, wpb::Peer> = BTreeMap::new();
         let mut me = None;
         for (_, socket) in workers {
@@ -176,10 +177,15 @@ impl Replicator {
             if let Some(disk) = reply.me.as_ref().filter(|disk| disk.mark() == wpb::Mark::Forgotten) {
                 remember(socket, disk).await;
             }
-            for peer in reply.me.into_iter().chain(reply.peers) {
+            if let Some(me) = reply.me
+                && let Some(id) = DiskId::from_slice(&me.disk_id)
+            {
+                seen.insert(id, me); // of itself a disk knows best
+            }
+            for peer in reply.peers {
                 let Some(id) = DiskId::from_slice(&peer.disk_id) else { continue };
                 match seen.get_mut(&id) {
-                    Some(known) if known.connected || !peer.connected => {}
+                    Some(known) if sure(known) >= sure(&peer) => {}
                     _ => drop(seen.insert(id, peer)),
                 }
             }
@@ -295,6 +301,11 @@ impl Replicator {
 
     /// Which fetches have ended, and how far the others are.
     async fn follow_fetches(&mut self, workers: &[(DiskId, PathBuf)], now: u64) {
+        // Those of a disk that is gone have ended with it.
+        let is_up = |disk: &DiskId| workers.iter().any(|(up, _)| up == disk);
+        for (disk, content) in self.fetches.extract_if(|(disk, _)| !is_up(disk)) {
+            self.desk.fetch_ended(disk, content);
+        }
         for (disk, socket) in workers {
             if !self.fetches.iter().any(|(fetching, _)| fetching == disk) {
                 continue;

@@ -318,12 +318,14 @@ impl Server {
         let mut disks: std::collections::BTreeMap<Vec<u8>, worker_pb::Peer> = Default::default();
         for (_, answer) in answers.await {
             let Ok(answer) = answer else { continue };
-            for peer in answer.me.into_iter().chain(answer.peers) {
-                let better = disks.get(&peer.disk_id).is_none_or(|known| !known.connected && peer.connected);
-                if better {
+            let sure = |peer: &worker_pb::Peer| (peer.linked, peer.connected);
+            for peer in answer.peers {
+                if disks.get(&peer.disk_id).is_none_or(|known| sure(known) < sure(&peer)) {
                     disks.insert(peer.disk_id.clone(), peer);
                 }
             }
+            // Of itself a disk knows best.
+            disks.extend(answer.me.map(|me| (me.disk_id.clone(), me)));
         }
         disks.into_values().collect()
     }

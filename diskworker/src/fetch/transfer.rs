@@ -155,6 +155,7 @@ impl Transfer {
         let first = (offset / self.piece_bytes) as usize;
         let last = (end.max(offset + 1) - 1) / self.piece_bytes;
         let last = (last as usize).min(self.state.lock().have.len() - 1);
+        let mut has_come = true;
         self.wait(stalled, |state| {
             if let Some(Ok(())) = state.ended {
                 return Some(Ok(Ranges { offset: 0, length: size, complete: true }));
@@ -171,16 +172,18 @@ impl Transfer {
             if let Some(Err(error)) = &state.ended {
                 return Some(Err(error.clone()));
             }
-            // A reader who goes on where the last one was is sequential: more at a time.
-            let reach = 1 + (state.request_bytes / self.piece_bytes) as usize;
-            if first.abs_diff(state.cursor) <= reach {
-                state.request_bytes = (state.request_bytes * 2).min(REQUEST_BYTES);
-                state.jumped = state.jumped.filter(|(_, to)| first.abs_diff(*to) < STEADY_PIECES);
-            } else {
-                state.request_bytes = REQUEST_MIN_BYTES;
-                state.jumped = Some((Instant::now(), first));
+            if std::mem::take(&mut has_come) {
+                // A reader who goes on where the last one was is sequential: more at a time.
+                let reach = 1 + (state.request_bytes / self.piece_bytes) as usize;
+                if first.abs_diff(state.cursor) <= reach {
+                    state.request_bytes = (state.request_bytes * 2).min(REQUEST_BYTES);
+                    state.jumped = state.jumped.filter(|(_, to)| first.abs_diff(*to) < STEADY_PIECES);
+                } else {
+                    state.request_bytes = REQUEST_MIN_BYTES;
+                    state.jumped = Some((Instant::now(), first));
+                }
+                state.cursor = last;
             }
-            state.cursor = last;
             for piece in missing {
                 if state.have[piece] == Piece::Missing && !state.wants.contains(&piece) {
                     state.wants.push_back(piece);
@@ -256,7 +259,7 @@ impl Transfer {
             while requests.len() < REQUESTS_MAX + REQUESTS_MORE {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
                 let Some((first, count)) = self.choose(requests.len() < REQUESTS_MAX) else { break };
-                holders.last = Some(disk);
+                (holders.last, holders.turn) = (Some(disk), holders.turn + 1);
                 let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
                     let done = this.request(&engine, &net, disk, first, count).await;
@@ -518,15 +521,14 @@ struct Holders {
 }
 
 impl Holders {
-    /// In turn, so that several sources share the work.
-    fn next(&mut self, net: &Net, wanted: Wanted) -> Option<DiskId> {
+    /// In turn, so that several sources share the work: who takes it adds to `turn`.
+    fn next(&self, net: &Net, wanted: Wanted) -> Option<DiskId> {
         let now = Instant::now();
         let mut holders = net.holders(wanted.content);
         holders.retain(|disk| self.rest.get(disk).is_none_or(|until| *until <= now));
         if holders.is_empty() {
             return None;
         }
-        self.turn += 1;
         Some(holders[self.turn % holders.len()])
     }
 }

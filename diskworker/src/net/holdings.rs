@@ -11,12 +11,12 @@ use delugefs_proto::peer_pb as pb;
 /// Beginning of a content's id.
 pub(super) type Short = [u8; 16];
 /// Changes of one disk remembered, so that who is a little behind is sent the difference.
-const LOG_MAX: usize = 1024;
+const LOG_MAX: usize = 8192;
 /// Ids in one message.
 const CHUNK: usize = 4096;
 
 /// Counts are begun at the milliseconds since 1970: what is above this is nobody's, and could not be outdone.
-const EPOCH_MAX: u64 = 1 << 62;
+pub(super) const EPOCH_MAX: u64 = 1 << 62;
 
 /// What one disk holds.
 #[derive(Debug, Default)]
@@ -26,6 +26,27 @@ struct Disk {
     held: HashSet<Short>,
     /// Generation, and whether a content came or went with it.
     log: VecDeque<(u64, Short, bool)>,
+}
+
+impl Disk {
+    /// What somebody lacks who knows it up to this epoch and generation.
+    fn lacks(&self, id: DiskId, (epoch, generation): (u64, u64)) -> Vec<pb::Holdings> {
+        if (epoch, generation) >= (self.epoch, self.generation) {
+            return Vec::new();
+        }
+        if epoch == self.epoch && self.log.front().is_some_and(|first| first.0 <= generation + 1) {
+            let newer = self.log.iter().filter(|entry| entry.0 > generation);
+            // The last word on each counts.
+            let last: HashMap<Short, bool> = newer.map(|(_, content, held)| (*content, *held)).collect();
+            let part = |wanted| last.iter().filter(|(_, held)| **held == wanted).map(|(c, _)| *c).collect::<Vec<_>>();
+            return split(message(id, epoch, generation, self.generation, &part(true), &part(false), false));
+        }
+        let all: Vec<Short> = self.held.iter().copied().collect();
+        let chunks: Vec<&[Short]> = if all.is_empty() { vec![&[]] } else { all.chunks(CHUNK).collect() };
+        let last = chunks.len() - 1;
+        let part = |(n, chunk)| message(id, self.epoch, 0, self.generation, chunk, &[], n < last);
+        chunks.into_iter().enumerate().map(part).collect()
+    }
 }
 
 /// What every disk holds.
@@ -38,6 +59,8 @@ pub(super) struct Holdings {
     /// So many sets are cleared of those that nobody uses any more.
     sets_max: usize,
     version: u64,
+    /// Epoch and generation of ourselves that others were told of.
+    told: (u64, u64),
 }
 
 /// What a message did.
@@ -61,19 +84,27 @@ impl Holdings {
     /// Begin a disk's own count: what it holds now.
     pub fn begin(&mut self, me: DiskId, epoch: u64, held: impl Iterator<Item = ContentId>) {
         self.replace(me, epoch, 1, held.map(short).collect());
+        self.told = (epoch, 1);
     }
 
-    /// Our own change, as a message for others; `None` when it is none.
-    pub fn changed(&mut self, me: DiskId, content: ContentId, held: bool) -> Option<pb::Holdings> {
+    /// Our own change; whether it is one.
+    pub fn changed(&mut self, me: DiskId, content: ContentId, held: bool) -> bool {
         let content = short(content);
         let disk = self.disks.entry(me).or_default();
         if disk.held.contains(&content) == held {
-            return None;
+            return false;
         }
-        let (epoch, base) = (disk.epoch, disk.generation);
+        let generation = disk.generation + 1;
         let (added, removed) = if held { (vec![content], vec![]) } else { (vec![], vec![content]) };
-        self.apply(me, base + 1, &added, &removed);
-        Some(message(me, epoch, base, base + 1, &added, &removed, false))
+        self.apply(me, generation, &added, &removed);
+        true
+    }
+
+    /// What of ourselves is new since this was asked last, or the count was begun: messages for others.
+    pub fn news(&mut self, me: DiskId) -> Vec<pb::Holdings> {
+        let Some(disk) = self.disks.get(&me) else { return Vec::new() };
+        let told = std::mem::replace(&mut self.told, (disk.epoch, disk.generation));
+        disk.lacks(me, told)
     }
 
     /// What a peer says of some disk: a whole message ([`Parts`]).
@@ -105,6 +136,7 @@ impl Holdings {
         }
         (disk.epoch, disk.generation) = (heard.epoch + 1, 1);
         disk.log.clear();
+        self.told = (disk.epoch, disk.generation); // the caller tells all
         self.version += 1;
         true
     }
@@ -113,30 +145,8 @@ impl Holdings {
     pub fn lacks(&self, known: &pb::HoldingsHave) -> Vec<pb::Holdings> {
         let known: HashMap<&[u8], (u64, u64)> =
             known.disks.iter().map(|disk| (&disk.disk_id[..], (disk.epoch, disk.generation))).collect();
-        let mut messages = Vec::new();
-        for (id, disk) in &self.disks {
-            let (epoch, generation) = known.get(&id.0[..]).copied().unwrap_or_default();
-            if (epoch, generation) >= (disk.epoch, disk.generation) {
-                continue;
-            }
-            let from_log = epoch == disk.epoch && disk.log.front().is_some_and(|first| first.0 <= generation + 1);
-            if from_log {
-                let newer = || disk.log.iter().filter(|entry| entry.0 > generation);
-                // The last word on each counts.
-                let last: HashMap<Short, bool> = newer().map(|(_, content, held)| (*content, *held)).collect();
-                let part =
-                    |wanted| last.iter().filter(|(_, held)| **held == wanted).map(|(c, _)| *c).collect::<Vec<_>>();
-                messages.push(message(*id, epoch, generation, disk.generation, &part(true), &part(false), false));
-            } else {
-                let all: Vec<Short> = disk.held.iter().copied().collect();
-                let chunks: Vec<&[Short]> = if all.is_empty() { vec![&[]] } else { all.chunks(CHUNK).collect() };
-                let last = chunks.len() - 1;
-                for (n, chunk) in chunks.into_iter().enumerate() {
-                    messages.push(message(*id, disk.epoch, 0, disk.generation, chunk, &[], n < last));
-                }
-            }
-        }
-        messages
+        let known = |id: &DiskId| known.get(&id.0[..]).copied().unwrap_or_default();
+        self.disks.iter().flat_map(|(id, disk)| disk.lacks(*id, known(id))).collect()
     }
 
     /// How much is known of each disk.
@@ -352,11 +362,13 @@ mod tests {
         let mut bits = 1_u64;
         for n in 0..5000 {
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let changed = mine.changed(ME, content((bits >> 40) as u32 % 12_000), bits >> 63 == 0);
-            if n % 7 != 0
-                && let Some(news) = &changed
-                && near.hear(news) == Heard::Gap
-            {
+            mine.changed(ME, content((bits >> 40) as u32 % 12_000), bits >> 63 == 0);
+            // Some at a time, and some do not arrive.
+            if n % 3 != 0 {
+                continue;
+            }
+            let news = mine.news(ME);
+            if n % 7 != 0 && hear(&mut near, news).contains(&Heard::Gap) {
                 let lacks = mine.lacks(&near.have());
                 hear(&mut near, lacks);
             }
@@ -380,7 +392,9 @@ mod tests {
         }
         assert!(far.lacks(&mine.have()).is_empty() && far.dump(ME).is_empty());
         // A new count replaces the old one, and what comes late of the old one is ignored.
-        let late = mine.changed(ME, content(77_777), true).unwrap();
+        assert!(mine.changed(ME, content(77_777), true) && !mine.changed(ME, content(77_777), true));
+        let late = mine.news(ME).remove(0);
+        assert!(late.added.len() == 16 && mine.news(ME).is_empty());
         mine.begin(ME, 8, [content(1)].into_iter());
         let lacks = mine.lacks(&far.have());
         hear(&mut far, lacks);

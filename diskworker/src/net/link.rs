@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::Net;
-use super::holdings::{Heard, Parts, split};
+use super::holdings::{EPOCH_MAX, Heard, Parts, split};
 use super::io::PeerInfo;
 use super::table::{ALL_MAX, Link, Met};
 
@@ -38,8 +38,10 @@ const STALLED: Duration = Duration::from_secs(30);
 const COPY_AFTER: Duration = Duration::from_secs(3 * KEEP_ALIVE.as_secs());
 /// Messages under way.
 const QUEUE: usize = 16;
-/// Disks in one message about others.
+/// Disks in one message about others, the longest text about one, and the longest life of a process.
 const SIGHTINGS: usize = 1000;
+const TEXT_MAX_BYTES: usize = 512;
+const UPTIME_MAX_S: u64 = 100 * 366 * 24 * 3600;
 
 /// Open a link on a channel, and talk until it ends.
 pub(super) async fn open(net: &Arc<Net>, mut client: PeerClient<Channel>, info: PeerInfo) -> FsResult<()> {
@@ -236,7 +238,9 @@ async fn read(
                 let mut has_arrived = false;
                 for sighting in sightings.disks {
                     let Some(disk) = DiskId::from_slice(&sighting.disk_id) else { continue };
-                    if let Some(about) = sighting.about.filter(|_| disk != me && net.members.is_disk(disk)) {
+                    if let Some(about) = sighting.about.filter(|_| disk != me && net.members.is_disk(disk))
+                        && is_plausible(&about)
+                    {
                         has_arrived |= net.table.lock().sight(disk, &about);
                     }
                 }
@@ -334,6 +338,16 @@ async fn write_until(
             }
         }
     }
+}
+
+/// Whether this may be what another disk said, and can be outdone by what it will say.
+fn is_plausible(about: &pb::About) -> bool {
+    let texts = [&about.program, &about.host_label, &about.site];
+    // Before its supervisor has told it a disk does not know where it is.
+    about.host_id.len() == 32
+        && texts.iter().all(|text| text.len() <= TEXT_MAX_BYTES)
+        && about.epoch <= EPOCH_MAX
+        && about.uptime_s <= UPTIME_MAX_S
 }
 
 /// Where everybody meets everybody, who is connected says enough.

@@ -82,6 +82,7 @@ impl Net {
             members: members.as_ref().map(|members| members.encode()).unwrap_or_default(),
             me: Some(pb::Peer {
                 connected: true,
+                linked: true,
                 contents: self.holdings.lock().count(me),
                 state_commit: self.engine.commits().borrow().to_string(),
                 mark: mark(me),

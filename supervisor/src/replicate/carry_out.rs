@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ContentId, DiskId};
@@ -12,12 +13,20 @@ use super::{REFUSED_S, Replicator};
 use crate::policy::{self, Decision};
 use crate::worker;
 
+/// The longest time that one round asks; the rest is decided anew.
+const ROUND_MAX: Duration = Duration::from_secs(2);
+
 impl Replicator {
     /// All of it, one after the other. A worker that does not answer is not asked again before the next round.
     pub(super) async fn carry_out(&mut self, decisions: Vec<Decision>, workers: &[(DiskId, PathBuf)], now: u64) {
         // One connection with each worker: there may be thousands of questions. None where it cannot be had.
         let mut clients: HashMap<DiskId, Option<worker::Client>> = HashMap::new();
+        let begin = Instant::now();
         for decision in decisions {
+            // Who is slow must not keep this from seeing what else happens.
+            if begin.elapsed() > ROUND_MAX {
+                break;
+            }
             let (Decision::Mirror { disk, .. } | Decision::Confirm { disk, .. } | Decision::Trim { disk, .. }) =
                 decision;
             let Some((_, socket)) = workers.iter().find(|(id, _)| *id == disk) else { continue };
