@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::Signal;
 
 use super::lab::Lab;
-use super::stories::{bytes, joined_with_single_copies, wait_for_content};
+use super::stories::{bytes, halt, joined_with_single_copies, wait_for_content};
 use super::wait_for;
 use crate::e2e::signal;
 
@@ -28,8 +28,8 @@ fn a_program_that_waits_for_another_host_can_be_killed() {
     let Some(lab) = joined_with_single_copies() else { return };
     let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
     let worker = here.worker();
-    signal(worker, Signal::SIGSTOP);
-    for (name, with) in [("one/small", Signal::SIGINT), ("one/large", Signal::SIGKILL)] {
+    halt(worker);
+    for (name, with) in [("one/small", Signal::SIGTERM), ("one/large", Signal::SIGKILL)] {
         let mut patient = waiting_reader(&lab, &there.file(name));
         let mut killed = waiting_reader(&lab, &there.file(name));
         signal(killed.id(), with);

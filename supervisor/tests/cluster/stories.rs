@@ -253,12 +253,21 @@ pub fn joined_with_single_copies() -> Option<Lab> {
     Some(lab)
 }
 
+/// Stop a process until SIGCONT. Its threads halt one after the other: until the last has, it may still answer.
+pub fn halt(pid: u32) {
+    signal(pid, Signal::SIGSTOP);
+    let state = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+    let is_halted = |stat: String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
+    let tasks = || fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    wait_for("the process to halt", String::new, || tasks().all(|task| is_halted(state(task))));
+}
+
 #[test]
 fn a_holder_that_stalls_ends_in_an_error_and_comes_back() {
     let Some(lab) = joined_with_single_copies() else { return };
     let (here, there) = (&lab.hosts[0], &lab.hosts[1]);
     let worker = here.worker();
-    signal(worker, Signal::SIGSTOP);
+    halt(worker);
     // It takes connections and answers nothing: bounded, an error, and no byte of it.
     for name in ["one/large", "one/small"] {
         let error = fs::read(there.file(name)).unwrap_err();
