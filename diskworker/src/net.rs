@@ -244,6 +244,24 @@ impl Net {
         holders
     }
 
+    /// How far a disk is: 0 on this host, 1 at this site, 2 elsewhere, 3 not there.
+    pub fn distance(&self, disk: DiskId) -> u8 {
+        let host = self.host.lock().0.clone();
+        let table = self.table.lock();
+        let about = table.disks.get(&disk).and_then(|other| other.about.as_ref());
+        match about.filter(|_| table.is_there(disk)) {
+            None => 3,
+            Some(about) if !host.is_empty() && about.host_id == host => 0,
+            Some(about) => {
+                if about.site == self.settings.site {
+                    1
+                } else {
+                    2
+                }
+            }
+        }
+    }
+
     /// Whether a disk that is there holds a content.
     pub fn has_source(&self, content: ContentId) -> bool {
         let (holders, me) = (self.known_holders(content), self.engine.folder.disk_id());

@@ -39,9 +39,9 @@ impl Engine {
             if self.is_stopping() {
                 return;
             }
-            for ino in self.core().staged.waiting(Instant::now()) {
-                self.seals.push(ino);
-            }
+            // Looked up first: a lock taken in the head of a loop is held to its end.
+            let waiting = self.core().staged.waiting(Instant::now());
+            waiting.into_iter().for_each(|ino| self.seals.push(ino));
             if self.is_collection_due(&mut collecting) {
                 let begin = Instant::now();
                 if let Err(error) = self.collect() {

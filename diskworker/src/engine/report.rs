@@ -109,19 +109,8 @@ impl Engine {
     /// The recorded size and piece hashes of a content, if any file has it.
     pub fn find_content(&self, wanted: ContentId) -> FsResult<Option<(u64, Option<BlobId>)>> {
         self.commit()?;
-        let mut found = None;
-        let mut visit = |_: &Key, elements: &[Element]| {
-            for element in elements {
-                if let Body::Content { data: Data::Stored { content, size, pieces }, .. } = &element.body
-                    && *content == wanted
-                {
-                    found = Some((*size, *pieces));
-                }
-            }
-            Ok(())
-        };
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
-        Ok(found)
+        // Asked for one after the other when copies are let go: the whole catalog is not walked for each.
+        Ok(self.ledger()?.find(wanted).map(|entry| (entry.size, entry.pieces)))
     }
 
     /// An attachment of the catalog.

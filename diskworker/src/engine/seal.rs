@@ -1,6 +1,6 @@
 //! Sealing: from a staged file to content with a name for ever.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{DiskId, Ino};
@@ -17,15 +17,23 @@ use crate::namespace::{Located, NewContent};
 /// Files waiting for the sealing thread.
 #[derive(Default)]
 pub(super) struct Queue {
-    state: Mutex<(VecDeque<Ino>, bool)>,
+    state: Mutex<Waiting>,
     ready: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    order: VecDeque<Ino>,
+    /// The same: there may be hundreds of thousands, and each is offered again every second.
+    known: HashSet<Ino>,
+    is_closed: bool,
 }
 
 impl Queue {
     pub fn push(&self, ino: Ino) {
         let mut state = self.state.lock();
-        if !state.0.contains(&ino) {
-            state.0.push_back(ino);
+        if state.known.insert(ino) {
+            state.order.push_back(ino);
         }
         self.ready.notify_one();
     }
@@ -34,10 +42,11 @@ impl Queue {
     fn next(&self) -> Option<Ino> {
         let mut state = self.state.lock();
         loop {
-            if let Some(ino) = state.0.pop_front() {
+            if let Some(ino) = state.order.pop_front() {
+                state.known.remove(&ino);
                 return Some(ino);
             }
-            if state.1 {
+            if state.is_closed {
                 return None;
             }
             self.ready.wait(&mut state);
@@ -45,7 +54,7 @@ impl Queue {
     }
 
     pub fn close(&self) {
-        self.state.lock().1 = true;
+        self.state.lock().is_closed = true;
         self.ready.notify_all();
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::DiskId;
+use delugefs_proto::ids::{DiskId, random_u64};
 use delugefs_proto::limits::{piece_count, piece_length_bytes};
 use delugefs_proto::local_pb::Ranges;
 use delugefs_proto::peer_pb::ReadContentRequest;
@@ -233,7 +233,7 @@ impl Transfer {
         net: &Arc<Net>,
         looking: &mut Option<JoinHandle<FsResult<()>>>,
     ) -> FsResult<()> {
-        let mut holders = Holders::default();
+        let mut holders = Holders { turn: random_u64() as usize, ..Holders::default() };
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
         loop {
@@ -526,9 +526,9 @@ impl Holders {
         let now = Instant::now();
         let mut holders = net.holders(wanted.content);
         holders.retain(|disk| self.rest.get(disk).is_none_or(|until| *until <= now));
-        if holders.is_empty() {
-            return None;
-        }
-        Some(holders[self.turn % holders.len()])
+        // From afar only what nobody near has.
+        let nearest = holders.iter().map(|disk| net.distance(*disk)).min()?;
+        holders.retain(|disk| net.distance(*disk) == nearest);
+        holders.get(self.turn % holders.len().max(1)).copied()
     }
 }
