@@ -206,7 +206,11 @@ impl ContentStore {
             Err(Errno::EWOULDBLOCK) => return Err(busy(ticket.ino)),
             locked => locked.map_err(failed)?,
         }
-        if is_of(ticket, &fstat(&file).map_err(failed)?) { Ok(file) } else { Err(busy(ticket.ino)) }
+        let stat = fstat(&file);
+        // The lock has served: new writers wait for the caller's. Given up and not left to the closing, for a process that is
+        // being made just now has a copy of the descriptor, and the next writer would be refused.
+        os::flock(&file, FlockArg::Unlock).map_err(failed)?;
+        if is_of(ticket, &stat.map_err(failed)?) { Ok(file) } else { Err(busy(ticket.ino)) }
     }
 }
 
