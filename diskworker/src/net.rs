@@ -252,13 +252,8 @@ impl Net {
         match about.filter(|_| table.is_there(disk)) {
             None => 3,
             Some(about) if !host.is_empty() && about.host_id == host => 0,
-            Some(about) => {
-                if about.site == self.settings.site {
-                    1
-                } else {
-                    2
-                }
-            }
+            Some(about) if about.site == self.settings.site => 1,
+            Some(_) => 2,
         }
     }
 

@@ -526,9 +526,12 @@ impl Holders {
         let now = Instant::now();
         let mut holders = net.holders(wanted.content);
         holders.retain(|disk| self.rest.get(disk).is_none_or(|until| *until <= now));
-        // From afar only what nobody near has.
-        let nearest = holders.iter().map(|disk| net.distance(*disk)).min()?;
-        holders.retain(|disk| net.distance(*disk) == nearest);
-        holders.get(self.turn % holders.len().max(1)).copied()
+        // From afar only what nobody near has; and from who has failed once only what nobody else has: a near disk that stalls
+        // would be asked again and again.
+        let ranked: Vec<_> =
+            holders.into_iter().map(|disk| ((self.rest.contains_key(&disk), net.distance(disk)), disk)).collect();
+        let best = ranked.iter().map(|(rank, _)| *rank).min()?;
+        let best: Vec<DiskId> = ranked.into_iter().filter(|(rank, _)| *rank == best).map(|(_, disk)| disk).collect();
+        best.get(self.turn % best.len().max(1)).copied()
     }
 }
