@@ -56,12 +56,12 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     if let Some(user) = &args.user {
         privileges::find(user)?;
     }
-    let probe = |dir: &Path| {
+    let probe = |dir: &Path, not_by| {
         let mut ask = this_program();
         ask.arg("--probe").arg(dir);
-        mounts::probe(ask, || os::is_served(dir))
+        mounts::probe(ask, || os::is_served(dir, not_by))
     };
-    let dir = mounts::prepare(cluster_dir, probe)?;
+    let dir = mounts::prepare(cluster_dir, |dir| probe(dir, None))?;
     let fuse = open_fuse()?;
 
     let (ours, theirs) = UnixStream::pair().context("making a socket")?;
@@ -70,7 +70,8 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     let Some(cluster) = expect(&ours, LINKED)? else { return Ok(exit_of(child.wait()?)) };
 
     let clear = |dir: &Path| os::abort(dir).context("clearing away a dead mount");
-    mounts::clear(&dir, probe, clear)?;
+    // Our own child looks like one that serves what is there.
+    mounts::clear(&dir, |dir| probe(dir, Some(child.id())), clear)?;
     os::mount(fuse.as_fd(), &dir, &cluster).map_err(|error| {
         UserError::new(Exit::NotPermitted, format!("cannot mount on {}: {error}", dir.display()))
             .hint("check that FUSE is available: `modprobe fuse`, or `kldload fusefs`")

@@ -94,9 +94,14 @@ pub fn is_dying(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
-/// Whether a living process serves a mount on this directory. A dying one has no command line any more.
-pub fn is_served(dir: &Path) -> bool {
+/// Whether a living process, other than this one, serves a mount on this directory. A dying one has no command line
+/// any more.
+pub fn is_served(dir: &Path, not_by: Option<u32>) -> bool {
+    let not_by = not_by.map(|pid| pid.to_string());
     let serves = |entry: std::fs::DirEntry| {
+        if not_by.as_ref().is_some_and(|pid| entry.file_name() == pid.as_str()) {
+            return false;
+        }
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let mut words = command.split(|byte| *byte == 0);
         words.next().is_some_and(|program| program.ends_with(b"delugefs-fusefront"))

@@ -89,6 +89,21 @@ fn a_dead_mount_of_ours_is_cleared_away() {
     assert_eq!(table.iter().filter(|line| line.dir == mounted.dir).count(), 1);
 }
 
+/// The server was killed while it waited in the kernel for somebody who waits for it, and its launcher is gone too: it
+/// keeps the device open, and never answers.
+#[test]
+fn a_silent_mount_that_no_living_process_serves_is_cleared_away() {
+    let mut mounted = Mounted::start();
+    mounted.signal(Signal::SIGTERM);
+    assert_eq!(mounted.wait(), Some(0));
+    let held = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    delugefs_fusefront::os::mount(std::os::fd::AsFd::as_fd(&held), &mounted.dir, "home").unwrap();
+    let command = mounted.command();
+    mounted.run(command);
+    std::fs::write(mounted.path("file"), "x").unwrap();
+    drop(held);
+}
+
 #[test]
 fn refuses_what_it_cannot_mount_on() {
     let mounted = Mounted::start();
