@@ -41,7 +41,7 @@ pub use self::ledger::{Entry as LedgerEntry, Ledger};
 pub use self::meta::Answer;
 pub use self::recover::{Running, Settings, make_catalog};
 pub use self::report::ScrubReport;
-pub use self::take::Placer;
+pub use self::take::{Following, PLACED_MIN_BYTES, Placer};
 
 use self::staged::StagedTable;
 use crate::catalog::Catalog;

@@ -134,8 +134,12 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
         let (engine, neighbours) = (Arc::downgrade(&running.engine), neighbours.clone());
         let net = Arc::downgrade(&net);
         Placer {
-            give: Box::new(move |content, size, file| neighbours.place(&*engine.upgrade()?, content, size, file)),
-            state_of: Box::new(move |disk| net.upgrade()?.state_of(disk)),
+            give: {
+                let (engine, neighbours) = (engine.clone(), neighbours.clone());
+                Box::new(move |content, size, file| neighbours.place(&*engine.upgrade()?, content, size, file))
+            },
+            has_room: Box::new(move || engine.upgrade().is_some_and(|engine| neighbours.has_room(&engine))),
+            following: Box::new(move |disk| net.upgrade().map(|net| net.following(disk)).unwrap_or_default()),
         }
     });
     let listener = bind(&local_path)?;

@@ -95,6 +95,15 @@ impl Engine {
         result
     }
 
+    /// Commit what has been recorded by now. Of several who ask at once, one does it.
+    pub(super) fn commit_recorded(&self) -> FsResult<()> {
+        let is_committed = {
+            let _one = self.commit_lock.lock();
+            !self.core().ns.is_dirty()
+        };
+        if is_committed { Ok(()) } else { self.commit() }
+    }
+
     fn commit_pending(&self) -> FsResult<()> {
         let (changes, ctx) = self.core().ns.begin_commit()?;
         let attempt = || -> FsResult<()> {

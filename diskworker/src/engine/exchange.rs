@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::ActorId;
 use nix::errno::Errno;
 
 use super::{Core, Engine};
@@ -21,6 +22,11 @@ impl Engine {
     /// The committed state. Everything of it stays here for as long as this lives.
     pub fn committed(&self) -> State {
         self.core_catalog().state()
+    }
+
+    /// Who makes the changes of this disk.
+    pub fn actor(&self) -> ActorId {
+        self.actor
     }
 
     /// Whether other disks are connected: one follows on their behalf, and each is told.

@@ -41,6 +41,7 @@ impl Engine {
 
     /// Create: a new regular file, open for reading and writing.
     pub fn create(&self, session: SessionId, retry: bool, q: &pb::Create) -> FsResult<(Answer, Opening)> {
+        self.wait_for_room();
         self.check_writable()?;
         let (dir, name, ino) = (Ino(q.dir), name(&q.name)?, proposed(q.ino));
         if retry && let Some(done) = self.created_before(session, dir, &name, ino)? {
@@ -154,6 +155,7 @@ impl Engine {
     }
 
     fn open_write(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
+        self.wait_for_room();
         self.check_writable()?;
         let handle = self.new_handle();
         let mut core = self.core();

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 
 use super::ballast::Ballast;
 use super::room::is_full;
+use super::seal::SEALERS;
 use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
 use crate::catalog::{Catalog, Changes};
@@ -96,12 +97,9 @@ impl Running {
             tracing::info!("{} files were being written when this disk stopped: sealing them", left.len());
         }
         left.into_iter().for_each(|ino| engine.seals.push(ino));
-        let threads = [
-            ("commit", Engine::commit_loop as fn(&Engine)),
-            ("seal", Engine::seal_loop),
-            ("clean", Engine::clean_loop),
-        ];
-        let threads = threads.into_iter().map(|(name, body)| {
+        let sealers = std::iter::repeat_n(("seal", Engine::seal_loop as fn(&Engine)), SEALERS);
+        let threads = [("commit", Engine::commit_loop as fn(&Engine)), ("clean", Engine::clean_loop)];
+        let threads = threads.into_iter().chain(sealers).map(|(name, body)| {
             let engine = engine.clone();
             std::thread::Builder::new().name(name.into()).spawn(move || body(&engine))
         });

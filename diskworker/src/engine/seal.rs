@@ -1,5 +1,6 @@
 //! Sealing: from a staged file to content with a name for ever.
 
+use std::cell::Cell;
 use std::collections::{HashSet, VecDeque};
 
 use delugefs_proto::errno::FsResult;
@@ -14,11 +15,16 @@ use super::{Core, Engine, SessionId};
 use crate::content::{Seal, Sealed, SealedSmall};
 use crate::namespace::{Located, NewContent};
 
-/// Files waiting for the sealing thread.
+/// Threads that seal. One of them hashes at a time; the others wait for disks: for the one that takes a content, for the
+/// commit that names it, for that other disk to follow, which are tens of milliseconds each where disks turn.
+pub(super) const SEALERS: usize = 8;
+
+/// Files waiting for the sealing threads.
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<Waiting>,
     ready: Condvar,
+    hashing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -26,6 +32,8 @@ struct Waiting {
     order: VecDeque<Ino>,
     /// The same: there may be hundreds of thousands, and each is offered again every second.
     known: HashSet<Ino>,
+    /// Taken from the queue, and not done.
+    under_way: usize,
     is_closed: bool,
 }
 
@@ -44,6 +52,7 @@ impl Queue {
         loop {
             if let Some(ino) = state.order.pop_front() {
                 state.known.remove(&ino);
+                state.under_way += 1;
                 return Some(ino);
             }
             if state.is_closed {
@@ -53,6 +62,16 @@ impl Queue {
         }
     }
 
+    fn done(&self) {
+        self.state.lock().under_way -= 1;
+    }
+
+    /// Whether anything is waiting or under way.
+    pub fn is_busy(&self) -> bool {
+        let state = self.state.lock();
+        state.under_way > 0 || !state.order.is_empty()
+    }
+
     pub fn close(&self) {
         self.state.lock().is_closed = true;
         self.ready.notify_all();
@@ -60,11 +79,13 @@ impl Queue {
 }
 
 /// Which files a call of [`Engine::seal`] is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Size {
+#[derive(Clone, Copy)]
+pub(super) enum Size<'a> {
     /// All.
     Any,
-    /// Those that need no hashing; others are left to the thread.
+    /// All, for a sealing thread. To be called when the file is hashed: it is the next one's turn then.
+    InTurn(&'a dyn Fn()),
+    /// Those that need no hashing; others are left to the threads.
     Small,
 }
 
@@ -87,15 +108,18 @@ struct Seen {
 }
 
 impl Engine {
-    /// Body of the sealing thread.
+    /// Body of a sealing thread.
     pub(super) fn seal_loop(&self) {
-        while let Some(ino) = self.seals.next() {
-            self.seal(ino, Size::Any);
+        loop {
+            let turn = Cell::new(Some(self.seals.hashing.lock()));
+            let Some(ino) = self.seals.next() else { return };
+            self.seal(ino, Size::InTurn(&|| drop(turn.take())));
+            self.seals.done();
         }
     }
 
     /// Seal a file if nobody writes it. What fails stays staged, readable, and is tried again by the cleaner.
-    pub(super) fn seal(&self, ino: Ino, size: Size) {
+    pub(super) fn seal(&self, ino: Ino, size: Size<'_>) {
         if let Err(error) = self.try_seal(ino, size)
             && !is_full(error.errno)
         {
@@ -104,7 +128,7 @@ impl Engine {
     }
 
     /// The same for who has to know why it failed. When the disk is full, it takes nothing new from then on.
-    pub(super) fn try_seal(&self, ino: Ino, size: Size) -> FsResult<()> {
+    pub(super) fn try_seal(&self, ino: Ino, size: Size<'_>) -> FsResult<()> {
         let seen = {
             let mut core = self.core();
             let Some(staged) = core.staged.get_mut(ino) else { return Ok(()) };
@@ -144,7 +168,7 @@ impl Engine {
         result.map(drop)
     }
 
-    fn seal_marked(&self, seen: &Seen, size: Size) -> FsResult<Done> {
+    fn seal_marked(&self, seen: &Seen, size: Size<'_>) -> FsResult<Done> {
         match self.store.begin_seal(seen.ino) {
             Err(error) if error.errno == Errno::ENOENT => {
                 self.core().staged.remove(seen.ino);
@@ -155,11 +179,14 @@ impl Engine {
             // Nothing to read or hash: it goes as it came.
             Ok(_) if seen.unwritten => self.finish_small(seen, None),
             Ok(Seal::Small(small)) => self.finish_small(seen, Some(small)),
-            Ok(Seal::Large(_)) if size == Size::Small => Ok(Done::TooLarge),
+            Ok(Seal::Large(_)) if matches!(size, Size::Small) => Ok(Done::TooLarge),
             Ok(Seal::Large(job)) => match job.run() {
                 Err(error) if error.errno == Errno::EBUSY => Ok(Done::Finished), // it is being written again
                 sealed => {
                     let sealed = sealed?;
+                    if let Size::InTurn(next) = size {
+                        next();
+                    }
                     match self.place(seen.ino, sealed.content, sealed.size)? {
                         Some(disk) => self.finish_placed(seen, &sealed, disk),
                         None if seen.promised => self.finish_promised(seen, &sealed),
@@ -254,7 +281,7 @@ impl Engine {
             Ok(true)
         })?;
         if recorded {
-            self.commit()?;
+            self.commit_recorded()?;
             // Both keep it when the other one does not follow: it might not know that a file has it.
             match self.is_followed_by(disk) {
                 true => self.store.remove_staged(seen.ino)?,

@@ -23,16 +23,34 @@ type Give = dyn Fn(ContentId, u64, &File) -> Option<DiskId> + Send + Sync;
 pub struct Placer {
     /// See [`Give`].
     pub give: Box<Give>,
-    /// The state that a disk has announced last.
-    pub state_of: Box<dyn Fn(DiskId) -> Option<git2::Oid> + Send + Sync>,
+    /// Whether another disk has the room for a content that is given now.
+    pub has_room: Box<dyn Fn() -> bool + Send + Sync>,
+    /// What a disk has of ours.
+    pub following: Box<dyn Fn(DiskId) -> Following + Send + Sync>,
+}
+
+/// How far another disk has followed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Following {
+    /// The state it has announced last.
+    pub state: Option<git2::Oid>,
+    /// The newest change of this disk that is in the state taken from it last.
+    pub seq: u64,
 }
 
 /// What is smaller stays where it was written: to copy it costs more than it evens out.
-pub(super) const PLACED_MIN_BYTES: u64 = 1 << 20;
+pub const PLACED_MIN_BYTES: u64 = 1 << 20;
 /// By then the catalog with the file has come.
 const KEPT: Duration = Duration::from_secs(600);
 /// The other disk may take so long to follow a commit; on a running host it takes milliseconds.
 const FOLLOWS: Duration = Duration::from_secs(5);
+/// Below this part of the disk, and this many bytes, new files wait for those that are on their way to other disks.
+const LOW_SHARE: u64 = 8;
+const LOW_BYTES: u64 = 32 << 30;
+/// For so long at most.
+const LOW_WAIT: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOW_POLL: Duration = Duration::from_millis(100);
 
 impl Engine {
     /// Ask this before a content is kept here. Once.
@@ -54,18 +72,40 @@ impl Engine {
     pub(super) fn is_followed_by(&self, disk: DiskId) -> bool {
         let Some(placer) = self.placer.get() else { return false };
         let begin = Instant::now();
+        // Where both change all the time, no state of one is ever one of the other; then what it was made of counts.
+        let seq = self.committed().ctx.0.get(&self.actor).copied().unwrap_or(0);
         let mut ours = Vec::new();
         while begin.elapsed() < FOLLOWS {
             let commit = *self.published.borrow();
             if ours.last() != Some(&commit) {
                 ours.push(commit);
             }
-            if (placer.state_of)(disk).is_some_and(|state| ours.contains(&state)) {
+            let following = (placer.following)(disk);
+            if following.seq >= seq || following.state.is_some_and(|state| ours.contains(&state)) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
         false
+    }
+
+    /// Before something is written: when little is free here, and what waits to be sealed goes to other disks, wait for that.
+    /// Who writes faster than they take it would find this one full, with room beside it.
+    pub(super) fn wait_for_room(&self) {
+        let Some(placer) = self.placer.get() else { return };
+        let is_low = || {
+            let space = self.store.free_space();
+            space.is_ok_and(|space| space.free < (space.total / LOW_SHARE).min(LOW_BYTES))
+        };
+        let begin = Instant::now();
+        while is_low()
+            && self.seals.is_busy()
+            && (placer.has_room)()
+            && begin.elapsed() < LOW_WAIT
+            && !self.is_stopping()
+        {
+            self.idle.wait_for(&mut self.core(), LOW_POLL);
+        }
     }
 
     /// Keep a content that another disk of this host gives: when this returns, it is whole, verified and on stable storage.

@@ -8,6 +8,7 @@ use delugefs_proto::peer_pb::About;
 use delugefs_proto::worker_pb as pb;
 
 use super::{Net, news};
+use crate::engine::Following;
 
 impl Net {
     /// Members: join a set, and say all of it. Blocks on the disk.
@@ -62,10 +63,11 @@ impl Net {
             .collect()
     }
 
-    /// The state that a disk has announced last, if it is connected.
-    pub fn state_of(&self, disk: DiskId) -> Option<git2::Oid> {
+    /// How far a disk has followed this one; of one that is not connected nothing is known.
+    pub fn following(&self, disk: DiskId) -> Following {
         let table = self.table.lock();
-        table.disks.get(&disk).filter(|other| other.link.is_some())?.state
+        let other = table.disks.get(&disk).filter(|other| other.link.is_some());
+        other.map(|other| Following { state: other.state, seq: other.has_of_ours }).unwrap_or_default()
     }
 
     /// For the supervisor: this disk, the others, and the members.

@@ -133,6 +133,9 @@ pub(super) async fn follow(net: Arc<Net>) {
             Ok(theirs) => {
                 let got = theirs.commit;
                 included.add(got);
+                if let Some(other) = net.table.lock().disks.get_mut(&disk) {
+                    other.has_of_ours = theirs.ctx.0.get(&net.engine.actor()).copied().unwrap_or(0);
+                }
                 taken.insert(disk, theirs);
                 if taken.len() > TAKEN_MAX {
                     let table = net.table.lock();

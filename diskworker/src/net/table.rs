@@ -47,6 +47,8 @@ pub(super) struct Other {
     pub last_seen: Option<Instant>,
     /// The state it announced last.
     pub state: Option<git2::Oid>,
+    /// The newest change of this disk that is in the state taken from it last.
+    pub has_of_ours: u64,
     /// Why the last try failed.
     pub error: Option<String>,
     pub failures: u32,

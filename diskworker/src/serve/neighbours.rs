@@ -18,7 +18,7 @@ use delugefs_proto::rundir;
 use nix::sys::stat::fstat;
 use parking_lot::Mutex;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, PLACED_MIN_BYTES};
 use crate::fetch::Wanted;
 use crate::net::Net;
 use crate::os;
@@ -27,6 +27,8 @@ use crate::os;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A worker that did not answer is not asked again for so long.
 const SULK: Duration = Duration::from_secs(30);
+/// One that did not take a content.
+const REFUSED: Duration = Duration::from_secs(3);
 /// So much more of a disk must be free for a content to be copied there: two hundredths.
 const WORTH: f64 = 0.02;
 /// The slowest that a disk may take a content, in bytes per second, after [`PATIENCE`].
@@ -36,6 +38,7 @@ const SLOW_BYTES_PER_S: u64 = 1 << 20;
 pub struct Neighbours {
     net: Arc<Net>,
     run_dir: PathBuf,
+    /// Whom not to ask before.
     silent: Mutex<HashMap<DiskId, Instant>>,
     /// What was given to a disk since it last said how much is free, and what it said.
     given: Mutex<HashMap<DiskId, (u64, u64)>>,
@@ -57,8 +60,8 @@ impl Neighbours {
                 Ok(file) => Some(file),
                 Err(error) => {
                     tracing::debug!(%error, "disk {} of this host does not give a content", short_id(&disk.to_hex()));
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
-                        self.silent.lock().insert(disk, Instant::now());
+                    if is_silence(&error) {
+                        self.silent.lock().insert(disk, Instant::now() + SULK);
                     }
                     None
                 }
@@ -69,6 +72,30 @@ impl Neighbours {
     /// Give a content that was written here to the disk that has the most room, if that is another one. Which one holds it
     /// now, durably.
     pub fn place(&self, engine: &Engine, content: ContentId, size: u64, file: &File) -> Option<DiskId> {
+        let disk = self.best(engine, size)?;
+        // Several are given at once: what is under way counts.
+        self.given.lock().entry(disk).or_default().1 += size;
+        match self.give(disk, content, size, file) {
+            Ok(()) => Some(disk),
+            Err(error) => {
+                tracing::debug!(%error, "disk {} of this host does not take a content", short_id(&disk.to_hex()));
+                let pause = if is_silence(&error) { SULK } else { REFUSED };
+                self.silent.lock().insert(disk, Instant::now() + pause);
+                let mut given = self.given.lock();
+                let given = &mut given.entry(disk).or_default().1;
+                *given = given.saturating_sub(size);
+                None
+            }
+        }
+    }
+
+    /// Whether another disk of this host takes what is written next, however small.
+    pub fn has_room(&self, engine: &Engine) -> bool {
+        self.best(engine, PLACED_MIN_BYTES).is_some()
+    }
+
+    /// The disk with the most room for so many bytes, if that is another one.
+    fn best(&self, engine: &Engine, size: u64) -> Option<DiskId> {
         let mates = self.net.roommates();
         if mates.is_empty() {
             return None;
@@ -79,18 +106,7 @@ impl Neighbours {
         let own = stays.then_some((space.total, space.free));
         let others = mates.into_iter().filter(|(disk, ..)| !marks.contains_key(disk) && self.may_ask(*disk));
         let others = others.map(|(disk, total, free)| (disk, total, free.saturating_sub(self.given_to(disk, free))));
-        let disk = roomiest(size, own, others)?;
-        match self.give(disk, content, size, file) {
-            Ok(()) => {
-                self.given.lock().entry(disk).or_default().1 += size;
-                Some(disk)
-            }
-            Err(error) => {
-                tracing::debug!(%error, "disk {} of this host does not take a content", short_id(&disk.to_hex()));
-                self.silent.lock().insert(disk, Instant::now());
-                None
-            }
-        }
+        roomiest(size, own, others)
     }
 
     /// What was given to it since it said that so much is free.
@@ -104,7 +120,7 @@ impl Neighbours {
     }
 
     fn may_ask(&self, disk: DiskId) -> bool {
-        self.socket(disk).exists() && self.silent.lock().get(&disk).is_none_or(|at| at.elapsed() >= SULK)
+        self.socket(disk).exists() && self.silent.lock().get(&disk).is_none_or(|until| *until <= Instant::now())
     }
 
     fn socket(&self, disk: DiskId) -> PathBuf {
@@ -119,6 +135,11 @@ impl Neighbours {
             client.call(&op(request::Op::TakeContent(take)), Some(file.as_fd())).map_err(|error| error.0)?;
         check(reply).map(drop).map_err(io::Error::other)
     }
+}
+
+/// Whether it gave no answer, rather than a wrong one.
+fn is_silence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// The disk with the greatest part of it free, if that is so much more than here that it is worth a copy. `None`: here.

@@ -146,17 +146,18 @@ fn unequal_disks_of_a_host_fill_evenly() {
     let content = |n: usize| bytes((5 << 20) + n * 4);
     let name = |n: usize| format!("f{n}");
     let staged = |lab: &Lab| disk(lab, &first)["worker"]["staged_files"].as_u64();
+    // As fast as it goes: what waits to be sealed is on the disk that is mounted, and who writes waits for that to move.
     for n in 0..FILES {
         fs::write(lab.hosts[0].file(&name(n)), content(n)).unwrap();
-        // One at a time: what waits to be sealed is on the disk that is mounted.
-        wait_for("it to be sealed", || lab.logs(), || staged(&lab) == Some(0));
     }
+    wait_for("all to be sealed", || lab.logs(), || staged(&lab) == Some(0));
     let held = |folder: &Path| disk(&lab, folder)["worker"]["content_bytes"].as_u64().unwrap() >> 20;
     let (one, other) = (held(&first), held(&second));
     println!("{one} MiB and {other} MiB");
-    // 136 MiB and 336 MiB could be used: as much of each is left, of its whole size.
+    // 136 MiB and 336 MiB could be used: as much of each is left, of its whole size, but for what waited to be sealed, which
+    // counts where it is.
     let left = |free: u64, held: u64, size: u64| free.saturating_sub(held) as f64 / size as f64;
-    assert!((left(136, one, 200) - left(336, other, 400)).abs() < 0.08, "{one} MiB and {other} MiB");
+    assert!((left(136, one, 200) - left(336, other, 400)).abs() < 0.15, "{one} MiB and {other} MiB");
     assert_eq!(one + other, 250, "each once");
     for n in 0..FILES {
         assert!(fs::read(lab.hosts[0].file(&name(n))).unwrap() == content(n), "f{n}");
