@@ -162,7 +162,10 @@ fn read_identity(root: &File, path: &Path) -> anyhow::Result<DiskToml> {
             let error = UserError::new(Exit::NoDisk, DiskTomlError::Absent(shown.to_string()).to_string());
             let hint = match create::is_unfinished(root) {
                 true => "making it was interrupted; run the same command with --create again".to_owned(),
-                false => format!("to make a new disk in an empty folder: delugefs run NAME {shown} --create"),
+                false => format!(
+                    "to make a new disk of an empty folder: `delugefs disk add {shown} --create` where delugefs runs, \
+                     or `delugefs run NAME {shown} --create`"
+                ),
             };
             return Err(error.hint(hint).into());
         }

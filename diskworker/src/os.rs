@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FlockArg, OFlag};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::fcntl::{AtFlags, FlockArg, OFlag};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 use nix::unistd::{Whence, lseek};
 
 #[cfg(target_os = "freebsd")]
@@ -50,6 +50,23 @@ pub fn names(at: impl AsFd, dir: &str) -> Result<Vec<String>, Errno> {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name != "." && name != ".." {
             names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// The same, of regular files only: without a look at each where the file system says it in the directory.
+pub fn file_names(at: impl AsFd, dir: &str) -> Result<Vec<String>, Errno> {
+    let at = open_dir(at, dir)?;
+    let mut names = Vec::new();
+    for entry in nix::dir::Dir::from_fd(at.try_clone().map_err(|error| errno(&error))?.into())?.iter() {
+        let entry = entry?;
+        let is_file = match entry.file_type() {
+            Some(kind) => kind == nix::dir::Type::File,
+            None => fstatat(&at, entry.file_name(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| is_regular(&stat)),
+        };
+        if is_file {
+            names.push(entry.file_name().to_string_lossy().into_owned());
         }
     }
     Ok(names)

@@ -11,6 +11,7 @@ use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::ClusterId;
 use delugefs_proto::worker_pb::worker_server::WorkerServer;
 use delugefs_proto::{disk, rundir};
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -107,24 +108,26 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
         UserError::new(Exit::InUse, format!("no network: {error:#}")).hint("choose another port with --btport PORT")
     })?;
 
+    // What comes and goes while this disk is looked through, to be told afterwards.
+    let meanwhile = Arc::new(Mutex::new(Some(Vec::new())));
+    running.engine.store.watch({
+        let (holder, meanwhile) = (Arc::downgrade(&net), meanwhile.clone());
+        Box::new(move |content, held| match (&mut *meanwhile.lock(), holder.upgrade()) {
+            (Some(changes), _) => changes.push((content, held)),
+            (None, Some(net)) => net.holding_changed(content, held),
+            (None, None) => {}
+        })
+    });
     let recalled = tokio::task::spawn_blocking({
         let net = net.clone();
-        move || net.recall_holdings()
+        move || {
+            let recalled = net.recall_holdings();
+            let mut meanwhile = meanwhile.lock();
+            meanwhile.take().into_iter().flatten().for_each(|(content, held)| net.holding_changed(content, held));
+            recalled
+        }
     });
     recalled.await??;
-
-    let holder = Arc::downgrade(&net);
-    running.engine.store.watch(Box::new(move |content, held| {
-        if let Some(net) = holder.upgrade() {
-            net.holding_changed(content, held);
-        }
-    }));
-    // What was sealed between the first look and the watch.
-    let looking = tokio::task::spawn_blocking({
-        let (engine, net) = (running.engine.clone(), net.clone());
-        move || engine.store.contents().flatten().for_each(|(content, _)| net.holding_changed(content, true))
-    });
-    looking.await?;
     let runtime = tokio::runtime::Handle::current();
     let fetcher = Fetcher::new(running.engine.clone(), swarm.clone(), net.clone(), runtime);
     net.serve_contents(&fetcher);

@@ -17,6 +17,7 @@ use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ContentId, DiskId, HostId, hex};
 use delugefs_proto::worker_pb as wpb;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use self::contents::Contents;
 use crate::policy::{self, Desk, Disk, Health, Presence, Settings, View};
@@ -28,6 +29,8 @@ const ROUND: Duration = Duration::from_secs(1);
 const WALK_MIN: Duration = Duration::from_secs(2);
 /// A walk may take this part of the time.
 const WALK_SHARE: u32 = 20;
+/// A worker that says nothing for so long while its catalog is walked is stuck: another one is asked next.
+const SILENCE: Duration = Duration::from_secs(60);
 /// A disk that refused or failed is left alone with a content for so long, in seconds.
 const REFUSED_S: u64 = 60;
 /// All contents are looked at again after this many seconds even if nothing changed; sooner while a disk is away or a content
@@ -83,6 +86,10 @@ struct Replicator {
     contents: Contents,
     /// Which worker's answer `contents` is, and its generation.
     source: (PathBuf, u64),
+    /// Whose walk failed last.
+    failed: Option<PathBuf>,
+    /// See [`SILENCE`].
+    silence: Duration,
     walked: (Option<tokio::time::Instant>, Duration),
     /// Fetches that workers of this host were asked for.
     fetches: HashSet<(DiskId, ContentId)>,
@@ -92,17 +99,7 @@ struct Replicator {
 
 /// Until the supervisor ends.
 pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: watch::Sender<Shown>, settings: Settings) {
-    let mut this = Replicator {
-        desk: Desk::new(sys::uptime_s()),
-        settings,
-        disks: BTreeMap::new(),
-        contents: Contents::default(),
-        source: Default::default(),
-        walked: (None, Duration::ZERO),
-        fetches: HashSet::new(),
-        again_s: None,
-        health_s: 0,
-    };
+    let mut this = Replicator::new(settings);
     loop {
         let host = snapshots.borrow_and_update().clone();
         let up = |disk: &&pb::Disk| disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty();
@@ -126,6 +123,22 @@ pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: wat
 }
 
 impl Replicator {
+    fn new(settings: Settings) -> Self {
+        Self {
+            desk: Desk::new(sys::uptime_s()),
+            settings,
+            disks: BTreeMap::new(),
+            contents: Contents::default(),
+            source: Default::default(),
+            failed: None,
+            silence: SILENCE,
+            walked: (None, Duration::ZERO),
+            fetches: HashSet::new(),
+            again_s: None,
+            health_s: 0,
+        }
+    }
+
     async fn round(&mut self, workers: &[(DiskId, PathBuf)], shown: &watch::Sender<Shown>) {
         let now = sys::uptime_s();
         let Some((me, moved)) = self.look(workers, now).await else { return };
@@ -249,26 +262,28 @@ impl Replicator {
 
     /// Read what the catalog says, if it changed and the last look is not too recent. Whether anything is new.
     async fn walk(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> bool {
-        let Some((_, socket)) = workers.iter().find(|(_, socket)| *socket == self.source.0).or(workers.first()) else {
-            return false;
-        };
+        // Every catalog says the same: whose does not matter, unless its worker failed just now.
+        let mut others = workers.iter().filter(|(_, socket)| self.failed.as_ref() != Some(socket));
+        let usual = workers.iter().find(|(_, socket)| *socket == self.source.0);
+        let Some((_, socket)) = usual.or_else(|| others.next()).or(workers.first()) else { return false };
         let pause = WALK_MIN.max(self.walked.1 * WALK_SHARE);
         if self.walked.0.is_some_and(|last| last.elapsed() < pause) {
             return false;
         }
         let last = if *socket == self.source.0 { self.source.1 } else { 0 };
         let begin = tokio::time::Instant::now();
-        let walked = Self::read(socket, last, &self.contents, now).await;
+        let walked = Self::read(socket, last, &self.contents, now, self.silence).await;
         self.walked = (Some(begin), begin.elapsed());
         match walked {
             Ok((generation, contents)) => {
-                self.source = (socket.clone(), generation);
+                (self.source, self.failed) = ((socket.clone(), generation), None);
                 let Some(contents) = contents else { return false };
                 self.contents = contents;
                 true
             }
             Err(error) => {
                 tracing::debug!(error = error.message(), "no contents");
+                (self.source, self.failed) = (Default::default(), Some(socket.clone()));
                 false
             }
         }
@@ -280,10 +295,12 @@ impl Replicator {
         last: u64,
         before: &Contents,
         now: u64,
+        silence: Duration,
     ) -> Result<(u64, Option<Contents>), tonic::Status> {
-        let mut messages = worker::contents(socket, last).await?;
+        let late = |_| tonic::Status::deadline_exceeded("the worker stopped saying what there is");
+        let mut messages = timeout(silence, worker::contents(socket, last)).await.map_err(late)??;
         let empty = || tonic::Status::data_loss("the worker said nothing");
-        let first = messages.message().await?.ok_or_else(empty)?;
+        let first = timeout(silence, messages.message()).await.map_err(late)??.ok_or_else(empty)?;
         if first.unchanged {
             return Ok((first.generation, None));
         }
@@ -292,7 +309,7 @@ impl Replicator {
         contents.add(before, &ids, &first.contents, now);
         let generation = first.generation;
         drop(first);
-        while let Some(message) = messages.message().await? {
+        while let Some(message) = timeout(silence, messages.message()).await.map_err(late)?? {
             contents.add(before, &ids, &message.contents, now);
         }
         contents.end();
@@ -350,5 +367,26 @@ async fn remember(socket: &Path, disk: &wpb::Peer) {
     match answer {
         Ok(_) => tracing::info!("disk {}: it was forgotten, and is here again", short_id(&hex(&disk.disk_id))),
         Err(error) => tracing::debug!(error = error.message(), "its mark stays for now"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_says_nothing_does_not_keep_the_others_from_being_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let workers: Vec<(DiskId, PathBuf)> =
+            (1..=2).map(|n| (DiskId([n; 32]), dir.path().join(format!("{n}.sock")))).collect();
+        // Both take calls and never answer.
+        let _silent: Vec<_> =
+            workers.iter().map(|(_, socket)| std::os::unix::net::UnixListener::bind(socket).unwrap()).collect();
+        let mut this = Replicator { silence: Duration::from_millis(20), ..Replicator::new(Settings::default()) };
+        for (_, socket) in workers.iter().chain(&workers) {
+            this.walked = Default::default();
+            assert!(!this.walk(&workers, 1).await);
+            assert_eq!(this.failed.as_ref(), Some(socket));
+        }
     }
 }

@@ -46,9 +46,9 @@ impl Net {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let mut held = HashSet::new();
-        for content in self.engine.store.contents() {
+        for content in self.engine.store.held() {
             match content {
-                Ok((content, _)) => drop(held.insert(content)),
+                Ok(content) => drop(held.insert(content)),
                 Err(error) => tracing::warn!("not counted as held: {error}"),
             }
         }

@@ -27,6 +27,8 @@ use crate::fetch::hand_over;
 const INCLUDED_MAX: usize = 256;
 /// States taken from others of which all is kept: it costs what has changed since. Those of connected disks are kept anyway.
 const TAKEN_MAX: usize = 16;
+/// What a disk had of ours is kept for so long after it went away: when it is back it costs what has changed since.
+const REACHED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// States offered as what we have.
 const HAVE_MAX: usize = 8;
 /// A peer that needs longer than this for [`CHUNK_BYTES`], on average, is given up.
@@ -84,6 +86,8 @@ pub(super) async fn follow(net: Arc<Net>) {
     // may have taken, and the latest one taken from each, the best to continue from.
     let mut own: VecDeque<State> = VecDeque::new();
     let mut taken: HashMap<DiskId, State> = HashMap::new();
+    // And for the others: the latest of ours that each has said to be in.
+    let mut reached: HashMap<DiskId, (State, Instant)> = HashMap::new();
     let mut under_way: HashMap<DiskId, Exchange> = HashMap::new();
     let mut takes = JoinSet::new();
     loop {
@@ -94,6 +98,7 @@ pub(super) async fn follow(net: Arc<Net>) {
             own.truncate(HAVE_MAX);
         }
         let now = Instant::now();
+        note_reached(&mut reached, &net, &own, now);
         let free_at = is_free_at(&under_way, now);
         let wanted = free_at.filter(|at| *at <= now).and_then(|_| {
             let table = net.table.lock();
@@ -170,6 +175,26 @@ pub(super) async fn follow(net: Arc<Net>) {
             }
         }
     }
+}
+
+/// Keep the states that connected disks are in now, as far as they are among our latest ones.
+fn note_reached(reached: &mut HashMap<DiskId, (State, Instant)>, net: &Net, own: &VecDeque<State>, now: Instant) {
+    let table = net.table.lock();
+    for (disk, other) in table.disks.iter().filter(|(_, other)| other.link.is_some()) {
+        let state = own.iter().find(|state| Some(state.commit) == other.state);
+        match (reached.get_mut(disk), state) {
+            (Some((before, since)), state) => {
+                *since = now;
+                if let Some(state) = state.filter(|state| state.commit != before.commit) {
+                    *before = state.clone();
+                }
+            }
+            (None, Some(state)) => drop(reached.insert(*disk, (state.clone(), now))),
+            (None, None) => {}
+        }
+    }
+    drop(table);
+    reached.retain(|disk, (_, since)| now.duration_since(*since) < REACHED && net.members.is_disk(*disk));
 }
 
 /// The messages of an exchange, and how slowly they come.

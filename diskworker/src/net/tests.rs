@@ -250,6 +250,35 @@ async fn what_was_taken_from_a_disk_that_went_away_is_still_a_base_when_it_is_ba
     }
 }
 
+/// A disk that only follows: nothing was ever taken from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_disk_had_when_it_went_away_is_a_base_when_it_is_back() {
+    let (_, _, mut nodes) = cluster(2, &[(0, 1)]).await;
+    until("both to meet", || nodes[0].connected(&nodes[1])).await;
+    (0..1000).for_each(|n| nodes[0].mkdir(&format!("old-{n}")));
+    until("it to follow", || nodes[1].sees("old-999") && nodes[1].commit() == nodes[0].commit()).await;
+    let reached = nodes[1].commit();
+    until("it to say so", || nodes[0].net.following(nodes[1].id()).state == Some(reached)).await;
+    let away = nodes.pop().unwrap();
+    let id = away.id();
+    let dir = away.stop().await;
+    until("it to be missed", || !nodes[0].net.table.lock().is_connected(id)).await;
+    for n in 0..40 {
+        nodes[0].mkdir(&format!("new-{n}"));
+        nodes[0].net.engine.commit().unwrap();
+    }
+    let exported = |have: &[git2::Oid]| {
+        let mut pack = Vec::new();
+        nodes[0].net.engine.export(have, |_| Ok(()), &mut pack).unwrap();
+        pack.len()
+    };
+    let (all, rest) = (exported(&[]), exported(&[reached]));
+    assert!(rest * 2 < all, "{rest} of {all} bytes");
+    let back = Node::start(dir, 0).await;
+    nodes[0].knows(&back);
+    until("it to catch up", || back.sees("new-39") && back.commit() == nodes[0].commit()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_nobody_has_heard_of_proves_it() {
     let host = key();
