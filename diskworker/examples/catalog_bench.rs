@@ -203,7 +203,7 @@ fn main() -> Result<()> {
     let commit = export(&catalog, None, &mut pack)?;
     timer.print(&format!("export everything, {} bytes", pack.len()), 1);
     let timer = Timer::start();
-    let theirs = other.import(&mut pack.as_slice(), commit, &ImportLimits::default())?;
+    let theirs = other.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None)?;
     timer.print("import everything", 1);
     drop(pack);
     let timer = Timer::start();
@@ -219,14 +219,14 @@ fn main() -> Result<()> {
         let commit = export(&other, Some(common.commit), &mut pack)?;
         timer.print(&format!("export {count}, {} bytes", pack.len()), 1);
         let timer = Timer::start();
-        let theirs = catalog.import(&mut pack.as_slice(), commit, &ImportLimits::default())?;
+        let theirs = catalog.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None)?;
         timer.print(&format!("import {count}"), 1);
         let timer = Timer::start();
         let joined = catalog.join(&theirs)?;
         timer.print(&format!("join {count} + {count}, {} changed", joined.changed.len()), 1);
         let (mut pack, back) = (Vec::new(), other.state().commit);
         let commit = export(&catalog, Some(back), &mut pack)?;
-        let theirs = other.import(&mut pack.as_slice(), commit, &ImportLimits::default())?;
+        let theirs = other.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None)?;
         other.join(&theirs)?;
         anyhow::ensure!(other.state().commit == catalog.state().commit, "the two diverged");
     }
@@ -240,6 +240,6 @@ fn main() -> Result<()> {
 
 fn export(catalog: &Catalog, have: Option<git2::Oid>, out: &mut dyn std::io::Write) -> anyhow::Result<git2::Oid> {
     let state = catalog.state();
-    catalog.export(&state, have.as_slice(), out)?;
+    catalog.export(&state, have, out)?;
     Ok(state.commit)
 }

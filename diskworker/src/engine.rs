@@ -36,6 +36,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use self::events::EventQueue;
+pub use self::exchange::Offer;
 pub use self::files::Opening;
 pub use self::ledger::{Entry as LedgerEntry, Ledger};
 pub use self::meta::Answer;

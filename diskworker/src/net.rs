@@ -11,6 +11,7 @@
 //! Nothing here blocks on the disk but in the runtime's blocking threads.
 
 mod book;
+mod cut;
 mod dial;
 mod holdings;
 pub mod io;
@@ -123,6 +124,7 @@ pub struct Net {
     about_changed: watch::Sender<()>,
     told: broadcast::Sender<(Option<u64>, Arc<pb::Holdings>)>,
     fetcher: std::sync::OnceLock<Weak<Fetcher>>,
+    cuts: Mutex<cut::Cuts>,
     log: LogOnce,
 }
 
@@ -166,6 +168,7 @@ impl Net {
             about_changed: watch::channel(()).0,
             told: broadcast::channel(TOLD).0,
             fetcher: std::sync::OnceLock::new(),
+            cuts: Mutex::default(),
             log: LogOnce::default(),
         });
         let (accepted, incoming) = mpsc::channel(16);

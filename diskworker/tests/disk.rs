@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use delugefs_diskworker::engine::{Engine, Opening, Running, Settings, make_catalog};
+use delugefs_diskworker::engine::{Engine, Offer, Opening, Running, Settings, make_catalog};
 use delugefs_diskworker::folder::DiskFolder;
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ClusterId, Ino};
@@ -59,14 +59,10 @@ impl Disk {
     pub fn exchange(&self, other: &Disk) {
         for (from, to) in [(self, other), (other, self)] {
             let mut pack = Vec::new();
-            let mut commit = git2::Oid::ZERO_SHA1;
-            let begin = |of| {
-                commit = of;
-                Ok(())
-            };
             from.engine().commit().unwrap();
-            from.engine().export(&[], begin, &mut pack).unwrap();
-            to.engine().join(&mut &pack[..], commit).unwrap();
+            let offer = Offer { state: from.engine().committed(), base: None };
+            from.engine().export(&offer, &mut pack).unwrap();
+            to.engine().join(&mut &pack[..], offer.state.commit, None).unwrap();
         }
     }
 }

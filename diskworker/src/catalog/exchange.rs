@@ -5,7 +5,7 @@
 //! pack moved to ours. Our state does not change by that: [`Catalog::join`] does it.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,8 @@ use super::tree::tree_of_commit;
 use super::walk::Walk;
 use super::{Catalog, CatalogError, OBJECT_MAX_BYTES, State, libgit2};
 
+/// What came of a pack that was cut off is kept from this size on, in bytes.
+const CUT_MIN_BYTES: u64 = 256 << 10;
 /// Folder in the catalog for what is not trusted yet.
 const QUARANTINE: &str = "quarantine";
 
@@ -46,24 +48,35 @@ impl Default for ImportLimits {
 }
 
 impl Catalog {
-    /// Write a pack with what a peer lacks of a state who has one of the states `have`: the first of them that is known
-    /// here counts, and without one everything is written.
+    /// The first of these states that is known here.
+    ///
+    /// # Errors
+    /// When an object cannot be read.
+    pub fn known(&self, commits: &[Oid]) -> Result<Option<Oid>, CatalogError> {
+        let handle = self.handles.get()?;
+        let objects = Objects::new(&handle)?;
+        for commit in commits {
+            if let Some((ObjectType::Commit, _)) = objects.find(*commit)? {
+                return Ok(Some(*commit));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Write a pack with what a peer lacks of a state who has the state `base`; without one, or when it is not known here
+    /// any more, everything. For the same two states the pack is the same, byte by byte.
     ///
     /// # Errors
     /// When an object cannot be read, or `out` refuses.
-    pub fn export(&self, state: &State, have: &[Oid], out: &mut dyn Write) -> Result<(), CatalogError> {
+    pub fn export(&self, state: &State, base: Option<Oid>, out: &mut dyn Write) -> Result<(), CatalogError> {
         let handle = self.handles.get()?;
         let objects = Objects::new(&handle)?;
-        let mut known = None;
-        for commit in have {
-            if let Some((ObjectType::Commit, bytes)) = objects.find(*commit)? {
-                known = tree_of_commit(&bytes);
-                break;
-            }
-        }
-        let have = known;
+        let base = match base {
+            Some(base) => objects.find(base)?.and_then(|(_, bytes)| tree_of_commit(&bytes)),
+            None => None,
+        };
         let mut walk = Walk::new(&objects, HashSet::new());
-        walk.commit(state.commit, have)?;
+        walk.commit(state.commit, base)?;
         let cannot_send = || CatalogError::io("send", "a pack to a peer");
         let mut writer = PackWriter::new(out, walk.order.len()).map_err(cannot_send())?;
         for oid in walk.order {
@@ -78,8 +91,15 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Refused`] when anything is not as it must be, [`CatalogError::Newer`] when the peer is ahead of
-    /// us, or that it cannot be read or written. Nothing of it is kept then.
-    pub fn import(&self, pack: &mut dyn Read, commit: Oid, limits: &ImportLimits) -> Result<State, CatalogError> {
+    /// us, or that it cannot be read or written. Nothing of it is kept then, but for what came of a pack that cannot be read
+    /// to its end: that is kept as `cut`, for [`Self::take_cut`].
+    pub fn import(
+        &self,
+        pack: &mut dyn Read,
+        commit: Oid,
+        limits: &ImportLimits,
+        cut: Option<&str>,
+    ) -> Result<State, CatalogError> {
         let quarantine = Quarantine::new(&self.dir)?;
         let file_path = quarantine.packs().join("tmp_incoming");
         let mut file = packdir::create(&file_path)?;
@@ -91,7 +111,13 @@ impl Catalog {
         };
         let index = scan(pack, &mut file, limits_of_pack).map_err(|why| match why {
             ScanError::Refused(why) => CatalogError::Refused(why),
-            ScanError::Read(why) => CatalogError::io("receive", "a pack from a peer")(why),
+            ScanError::Read(why) => {
+                if let Some(cut) = cut.filter(|_| file.metadata().is_ok_and(|meta| meta.len() >= CUT_MIN_BYTES)) {
+                    // Else it comes once more.
+                    let _ = fs::rename(&file_path, self.dir.join(QUARANTINE).join(cut));
+                }
+                CatalogError::io("receive", "a pack from a peer")(why)
+            }
             ScanError::Write(why) => CatalogError::io("write", &file_path)(why),
         })?;
         file.sync_all().map_err(CatalogError::io("sync", &file_path))?;
@@ -117,6 +143,16 @@ impl Catalog {
             packdir::install(&file_path, &packdir::path(&self.dir), &index)?;
         }
         Ok(self.pins.pin(commit, tree, ctx))
+    }
+}
+
+impl Catalog {
+    /// What came of a pack before it was cut off, once.
+    pub fn take_cut(&self, name: &str) -> Option<File> {
+        let path = self.dir.join(QUARANTINE).join(name);
+        let file = File::open(&path).ok()?;
+        fs::remove_file(&path).ok()?;
+        Some(file)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Taking in a state of another disk, and giving ours.
 
+use std::fs::File;
 use std::io::{Read, Write};
 
 use delugefs_proto::errno::{FsError, FsResult};
@@ -12,6 +13,14 @@ use crate::namespace::{catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
 const PATIENT_JOINS: u32 = 3;
+
+/// What another disk gets: a state, as the difference to another one.
+pub struct Offer {
+    /// The state.
+    pub state: State,
+    /// The other one; `None`: all of it.
+    pub base: Option<git2::Oid>,
+}
 
 impl Engine {
     /// Told the committed state's commit after every change of it.
@@ -39,18 +48,14 @@ impl Engine {
         self.published.send_if_modified(|last| std::mem::replace(last, commit) != commit);
     }
 
-    /// Write the committed state as a pack for somebody who has one of the states `have`; first `begin` is told the
-    /// commit it leads to.
-    pub fn export(
-        &self,
-        have: &[git2::Oid],
-        begin: impl FnOnce(git2::Oid) -> std::io::Result<()>,
-        out: &mut dyn Write,
-    ) -> FsResult<()> {
-        let catalog = self.core_catalog();
-        let state = catalog.state();
-        begin(state.commit)?;
-        catalog.export(&state, have, out).map_err(|error| match &error {
+    /// The first of these states of which all is here.
+    pub fn known_base(&self, have: &[git2::Oid]) -> FsResult<Option<git2::Oid>> {
+        self.core_catalog().known(have).map_err(catalog_error)
+    }
+
+    /// Write a pack for another disk.
+    pub fn export(&self, offer: &Offer, out: &mut dyn Write) -> FsResult<()> {
+        self.core_catalog().export(&offer.state, offer.base, out).map_err(|error| match &error {
             // The other disk has gone away, or refuses: nothing is wrong with ours.
             CatalogError::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => {
                 FsError::new(Errno::EPIPE, error.to_string())
@@ -59,11 +64,17 @@ impl Engine {
         })
     }
 
+    /// What came of a pack before it was cut off.
+    pub fn take_cut(&self, name: &str) -> Option<File> {
+        self.core_catalog().take_cut(name)
+    }
+
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error
-    /// nothing of it is kept. What it gives back is the other disk's state.
-    pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid) -> FsResult<State> {
+    /// nothing of it is kept, but for what came of one that was cut off, under the name `cut`. What it gives back is the
+    /// other disk's state.
+    pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid, cut: Option<&str>) -> FsResult<State> {
         self.check_writable()?;
-        let theirs = self.core_catalog().import(pack, commit, &ImportLimits::default()).map_err(|error| {
+        let theirs = self.core_catalog().import(pack, commit, &ImportLimits::default(), cut).map_err(|error| {
             FsError::new(catalog_errno(&error), format!("refused the state of another disk: {error}"))
         })?;
         for attempt in 0.. {

@@ -41,8 +41,8 @@ impl Peer for PeerService {
     }
 
     async fn fetch_pack(&self, request: Request<pb::FetchPackRequest>) -> Answer<Self::FetchPackStream> {
-        caller(&request)?;
-        Ok(Response::new(ReceiverStream::new(sync::give(&self.0, request.get_ref()))))
+        let info = caller(&request)?;
+        Ok(Response::new(ReceiverStream::new(sync::give(&self.0, info.disk, request.into_inner()))))
     }
 
     async fn read_content(&self, request: Request<pb::ReadContentRequest>) -> Answer<Self::ReadContentStream> {

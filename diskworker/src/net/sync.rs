@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
 use super::Net;
+use super::cut::{self, Way};
 use crate::catalog::State;
 use crate::fetch::hand_over;
 
@@ -232,15 +233,30 @@ fn lost(status: Status) -> FsError {
 async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -> FsResult<State> {
     let have = states.iter().map(|state| state.commit.as_bytes().to_vec()).collect();
     let mut client = net.client(disk).await?;
-    let asked = timeout(STALLED, client.fetch_pack(pb::FetchPackRequest { have })).await;
+    let received = net.take_cut(disk);
+    let mut request = pb::FetchPackRequest { have, ..Default::default() };
+    if let Some((way, _, length)) = &received {
+        request.resume_offset = *length;
+        request.resume_commit = way.to.as_bytes().into();
+        request.resume_base = way.from.map(|from| from.as_bytes().into()).unwrap_or_default();
+    }
+    let asked = timeout(STALLED, client.fetch_pack(request)).await;
     let stream = asked.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?.into_inner();
     let mut replies = Replies { stream, received_bytes: 0, waited: Duration::ZERO, waits };
     let first = replies.next().await?.ok_or(Errno::EPROTO)?;
-    let commit = Oid::from_bytes(&first.commit).map_err(|_| Errno::EPROTO)?;
+    let way = Way::new(&first.commit, &first.base).ok_or(Errno::EPROTO)?;
+    let begin: Box<dyn Read + Send> = match received {
+        Some((before, file, length)) if first.offset == length && before == way => Box::new(file),
+        _ if first.offset == 0 => Box::new(io::empty()),
+        _ => return Err(Errno::EPROTO.into()),
+    };
+    let is_resumed = first.offset > 0;
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
     let engine = net.engine.clone();
-    let joining =
-        tokio::task::spawn_blocking(move || engine.join(&mut Chunks { receiver, current: Bytes::new() }, commit));
+    let joining = tokio::task::spawn_blocking(move || {
+        let mut pack = begin.chain(Chunks { receiver, current: Bytes::new() });
+        engine.join(&mut pack, way.to, Some(&cut::name(disk)))
+    });
     let mut chunk = first.pack;
     loop {
         if !chunk.is_empty() && sender.send(Ok(chunk.into())).await.is_err() {
@@ -253,6 +269,7 @@ async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -
                 let _ = sender.send(Err(io::Error::other(error.to_string()))).await;
                 drop(sender);
                 let _ = joining.await;
+                net.note_cut(disk, way);
                 return Err(error);
             }
         };
@@ -260,25 +277,40 @@ async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -
     drop(sender);
     let joined = joining.await.map_err(|error| FsError::new(Errno::EIO, error.to_string()))?;
     drop(states); // until here what they consist of is relied on
-    joined
+    match joined {
+        // Another version of the program may write another pack. The next one begins anew.
+        Err(error) if is_resumed => Err(FsError::new(Errno::ECONNRESET, format!("the rest did not fit: {error}"))),
+        joined => joined,
+    }
 }
 
 /// The other end: our state, as messages.
 pub(super) fn give(
     net: &Arc<Net>,
-    request: &pb::FetchPackRequest,
+    disk: DiskId,
+    request: pb::FetchPackRequest,
 ) -> mpsc::Receiver<Result<pb::FetchPackReply, Status>> {
     let (sender, receiver) = mpsc::channel(4);
     let have: Vec<Oid> = request.have.iter().take(HAVE_MAX).filter_map(|id| Oid::from_bytes(id).ok()).collect();
-    let engine = net.engine.clone();
+    let net = net.clone();
     tokio::task::spawn_blocking(move || {
-        let begin = |commit: Oid| {
-            let first = pb::FetchPackReply { commit: commit.as_bytes().to_vec(), pack: Vec::new() };
-            hand_over(&sender, Ok(first)).then_some(()).ok_or(io::Error::from(io::ErrorKind::BrokenPipe))
+        let give = || -> FsResult<()> {
+            let (offer, offset) = net.offer(disk, &have, &request)?;
+            let first = pb::FetchPackReply {
+                commit: offer.state.commit.as_bytes().into(),
+                base: offer.base.map(|base| base.as_bytes().into()).unwrap_or_default(),
+                offset,
+                pack: Vec::new(),
+            };
+            if !hand_over(&sender, Ok(first)) {
+                return Err(Errno::EPIPE.into());
+            }
+            let buffer = Vec::with_capacity(CHUNK_BYTES);
+            let mut out = Packed { sender: sender.clone(), skip: offset, buffer };
+            net.engine.export(&offer, &mut out)?;
+            Ok(out.flush()?)
         };
-        let mut out = Packed { sender: sender.clone(), buffer: Vec::with_capacity(CHUNK_BYTES) };
-        let exported = engine.export(&have, begin, &mut out).and_then(|()| Ok(out.flush()?));
-        if let Err(error) = exported {
+        if let Err(error) = give() {
             hand_over(&sender, Err(Status::from(error))); // it may have gone away
         }
     });
@@ -308,11 +340,18 @@ impl Read for Chunks {
 /// Writes into messages.
 struct Packed {
     sender: mpsc::Sender<Result<pb::FetchPackReply, Status>>,
+    /// Bytes at the beginning that the other end has.
+    skip: u64,
     buffer: Vec<u8>,
 }
 
 impl Write for Packed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.skip > 0 {
+            let skipped = bytes.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
+            self.skip -= skipped as u64;
+            return Ok(skipped);
+        }
         // Never more than fits into a message, however large an object is.
         let taken = bytes.len().min(CHUNK_BYTES - self.buffer.len());
         self.buffer.extend(&bytes[..taken]);
@@ -327,7 +366,7 @@ impl Write for Packed {
             return Ok(());
         }
         let pack = std::mem::take(&mut self.buffer);
-        let reply = pb::FetchPackReply { commit: Vec::new(), pack };
+        let reply = pb::FetchPackReply { pack, ..Default::default() };
         hand_over(&self.sender, Ok(reply)).then_some(()).ok_or(io::ErrorKind::BrokenPipe.into())
     }
 }

@@ -16,7 +16,7 @@ use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest};
 use tempfile::TempDir;
 
 use super::*;
-use crate::engine::{Running, Settings, make_catalog};
+use crate::engine::{Offer, Running, Settings, make_catalog};
 use crate::fetch::Wanted;
 use crate::folder::DiskFolder;
 
@@ -267,12 +267,13 @@ async fn what_a_disk_had_when_it_went_away_is_a_base_when_it_is_back() {
         nodes[0].mkdir(&format!("new-{n}"));
         nodes[0].net.engine.commit().unwrap();
     }
-    let exported = |have: &[git2::Oid]| {
+    let exported = |base| {
         let mut pack = Vec::new();
-        nodes[0].net.engine.export(have, |_| Ok(()), &mut pack).unwrap();
+        let offer = Offer { state: nodes[0].net.engine.committed(), base };
+        nodes[0].net.engine.export(&offer, &mut pack).unwrap();
         pack.len()
     };
-    let (all, rest) = (exported(&[]), exported(&[reached]));
+    let (all, rest) = (exported(None), exported(Some(reached)));
     assert!(rest * 2 < all, "{rest} of {all} bytes");
     let back = Node::start(dir, 0).await;
     nodes[0].knows(&back);

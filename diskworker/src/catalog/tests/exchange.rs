@@ -33,7 +33,7 @@ fn full_and_incremental() {
     let mut full = Vec::new();
     let commit = export(&source, None, &mut full).unwrap();
     assert_eq!(commit, source.state().commit);
-    let theirs = target.import(&mut full.as_slice(), commit, &ImportLimits::default()).unwrap();
+    let theirs = target.import(&mut full.as_slice(), commit, &ImportLimits::default(), None).unwrap();
     assert_ne!(target.state(), theirs, "import does not change our state");
     let joined = target.join(&theirs).unwrap();
     assert_eq!(joined.state.commit, commit);
@@ -48,7 +48,7 @@ fn full_and_incremental() {
     let mut small = Vec::new();
     let commit = export(&source, Some(target.state().commit), &mut small).unwrap();
     assert!(small.len() * 5 < full.len(), "{} of {} bytes", small.len(), full.len());
-    let theirs = target.import(&mut small.as_slice(), commit, &ImportLimits::default()).unwrap();
+    let theirs = target.import(&mut small.as_slice(), commit, &ImportLimits::default(), None).unwrap();
     assert_eq!(target.join(&theirs).unwrap().changed.len(), 1);
     model.assert_is(&target);
     assert_eq!(target.verify().unwrap().problems, Vec::<String>::new());
@@ -57,7 +57,7 @@ fn full_and_incremental() {
     let mut nothing = Vec::new();
     export(&source, Some(commit), &mut nothing).unwrap();
     assert!(nothing.len() < 300);
-    target.import(&mut nothing.as_slice(), commit, &ImportLimits::default()).unwrap();
+    target.import(&mut nothing.as_slice(), commit, &ImportLimits::default(), None).unwrap();
     let mut unknown = Vec::new();
     export(&source, Some(Oid::hash_object(ObjectType::Blob, b"?").unwrap()), &mut unknown).unwrap();
     assert!(unknown.len() > full.len() / 2);
@@ -88,14 +88,14 @@ fn imported_states_survive_consolidation_while_they_are_held() {
     let (_d, target) = new_catalog();
     let mut pack = Vec::new();
     let commit = export(&source, None, &mut pack).unwrap();
-    let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default()).unwrap();
+    let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap();
     target.consolidate().unwrap();
     assert_eq!(target.packs(), 1);
     assert_eq!(target.join(&theirs).unwrap().changed.len(), 101);
     sample(100).assert_is(&target);
     // And go when they are not.
     let (_d, other) = new_catalog();
-    drop(other.import(&mut pack.as_slice(), commit, &ImportLimits::default()).unwrap());
+    drop(other.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap());
     other.consolidate().unwrap();
     let (id, _) = small_attachment(2);
     assert!(target.attachment(id).unwrap().is_some() && other.attachment(id).unwrap().is_none());
@@ -104,7 +104,7 @@ fn imported_states_survive_consolidation_while_they_are_held() {
 /// Import into a catalog, which must refuse and keep nothing. Returns why.
 fn refusal(catalog: &Catalog, pack: &[u8], commit: Oid, limits: &ImportLimits) -> String {
     let before = (catalog.state(), catalog.packs());
-    let why = match catalog.import(&mut &*pack, commit, limits) {
+    let why = match catalog.import(&mut &*pack, commit, limits, None) {
         Err(CatalogError::Refused(why)) => why,
         other => panic!("not refused: {other:?}"),
     };
@@ -133,7 +133,7 @@ fn damage_on_the_way_is_refused() {
     assert!(refusal(&target, &longer, commit, &limits).contains("follows"));
     let other = blob_id(b"no commit");
     refusal(&target, &pack, Oid::from_bytes(&other.0).unwrap(), &limits);
-    target.import(&mut pack.as_slice(), commit, &limits).unwrap();
+    target.import(&mut pack.as_slice(), commit, &limits, None).unwrap();
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn limits_are_kept() {
         let why = refusal(&target, &pack, commit, &limits);
         assert!(why.contains("than"), "{why}");
     }
-    target.import(&mut pack.as_slice(), commit, &ImportLimits { keys: 121, ..usual }).unwrap();
+    target.import(&mut pack.as_slice(), commit, &ImportLimits { keys: 121, ..usual }, None).unwrap();
 }
 
 /// Objects that a peer makes up.
@@ -213,7 +213,7 @@ fn forged(make: impl FnOnce(&mut Forged, &mut VersionVector) -> Node) -> Result<
     let node = make(&mut forged, &mut ctx);
     let commit = forged.state(node, &ctx);
     let limits = ImportLimits::default();
-    match target.import(&mut forged.pack().as_slice(), commit, &limits) {
+    match target.import(&mut forged.pack().as_slice(), commit, &limits, None) {
         Ok(theirs) => {
             target.join(&theirs).unwrap();
             assert_eq!(target.verify().unwrap().problems, Vec::<String>::new());
@@ -347,7 +347,7 @@ fn roots_that_must_not_exist_are_refused() {
     let ctx = VersionVector::default();
     let mut newer = Forged::default();
     let commit = newer.state_of(None, None, &ctx, "2\n");
-    let result = target.import(&mut newer.pack().as_slice(), commit, &limits);
+    let result = target.import(&mut newer.pack().as_slice(), commit, &limits, None);
     assert!(matches!(result, Err(CatalogError::Newer { found: 2 })), "{result:?}");
     for version in ["1", "01\n", "one\n", ""] {
         let mut odd = Forged::default();

@@ -28,7 +28,7 @@ impl Replica {
     fn send(&self, to: &Replica) -> State {
         let mut pack = Vec::new();
         let commit = export(&self.catalog, Some(to.catalog.state().commit), &mut pack).unwrap();
-        to.catalog.import(&mut pack.as_slice(), commit, &ImportLimits::default()).unwrap()
+        to.catalog.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap()
     }
 
     /// Pull another replica's state and join it, comparing with the definition.

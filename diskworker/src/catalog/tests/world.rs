@@ -167,6 +167,6 @@ pub fn export(
     out: &mut dyn std::io::Write,
 ) -> Result<git2::Oid, CatalogError> {
     let state = catalog.state();
-    catalog.export(&state, have.as_slice(), out)?;
+    catalog.export(&state, have, out)?;
     Ok(state.commit)
 }

@@ -28,6 +28,8 @@ pub(crate) enum Manner {
     Flipped(Vec<u8>),
     /// A good pack without the state it is said to lead to.
     Undeliverable(Vec<u8>),
+    /// A good pack that leads to this state, in two halves: the connection is lost between them.
+    Halves(git2::Oid, Vec<u8>),
     /// Takes the request and is silent.
     Stall,
     /// A byte now and then, without end.
@@ -39,6 +41,7 @@ pub(crate) struct Liar {
     key: Identity,
     port: u16,
     asked: Arc<AtomicUsize>,
+    resumed: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
 
@@ -57,11 +60,12 @@ impl Liar {
                 let _ = accepted.send(Ok::<_, std::io::Error>(PeerIo::new(stream, info))).await;
             }
         }));
-        let service = Lies { manner, cluster, asked: asked.clone(), stop: stop.clone() };
+        let resumed = Arc::<AtomicUsize>::default();
+        let service = Lies { manner, resumed: resumed.clone(), cluster, asked: asked.clone(), stop: stop.clone() };
         let server = tonic::transport::Server::builder().add_service(PeerServer::new(service));
         let served = server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
         tokio::spawn(served);
-        Self { key, port, asked, stop }
+        Self { key, port, asked, resumed, stop }
     }
 
     pub(crate) fn id(&self) -> DiskId {
@@ -93,6 +97,8 @@ impl Drop for Liar {
 
 struct Lies {
     manner: Manner,
+    /// Bytes that need not be sent again.
+    resumed: Arc<AtomicUsize>,
     cluster: ClusterId,
     asked: Arc<AtomicUsize>,
     stop: CancellationToken,
@@ -115,6 +121,18 @@ impl Lies {
                 if sender.send(Ok(message.clone())).await.is_err() {
                     return;
                 }
+            }
+        }));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    /// As [`Lies::answer`], and then an error.
+    fn answer_and_break<T: Send + Sync + 'static>(&self, messages: Vec<T>) -> Answer<T> {
+        let (sender, receiver) = mpsc::channel(4);
+        let broken = std::iter::once(Err(tonic::Status::unavailable("the line is dead")));
+        tokio::spawn(self.stop.clone().run_until_cancelled_owned(async move {
+            for message in messages.into_iter().map(Ok).chain(broken) {
+                let _ = sender.send(message).await; // it may have gone away
             }
         }));
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -149,10 +167,10 @@ impl Peer for Lies {
 
     async fn fetch_pack(
         &self,
-        _: Request<pb::FetchPackRequest>,
+        request: Request<pb::FetchPackRequest>,
     ) -> Result<Response<Self::FetchPackStream>, tonic::Status> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        let reply = |pack: Vec<u8>| pb::FetchPackReply { commit: vec![0xab; 20], pack };
+        let reply = |pack: Vec<u8>| pb::FetchPackReply { commit: vec![0xab; 20], pack, ..Default::default() };
         match self.manner.clone() {
             Manner::Garbage => self.answer(vec![reply(vec![b'x'; 100_000]); 20], None),
             Manner::Oversized => self.answer(vec![reply(vec![b'P'; link::MESSAGE_MAX_BYTES + 1])], None),
@@ -163,6 +181,20 @@ impl Peer for Lies {
                 self.answer(vec![reply(pack)], None)
             }
             Manner::Undeliverable(pack) => self.answer(vec![reply(pack)], None),
+            Manner::Halves(commit, pack) => {
+                let (half, request) = (pack.len() / 2, request.into_inner());
+                let first = pb::FetchPackReply { commit: commit.as_bytes().into(), ..Default::default() };
+                match request.resume_offset as usize {
+                    0 => self.answer_and_break(vec![pb::FetchPackReply { pack: pack[..half].into(), ..first }]),
+                    // Bytes may be lost on the way.
+                    at if at <= half && request.resume_commit == first.commit => {
+                        self.resumed.fetch_add(at, Ordering::SeqCst);
+                        let offset = at as u64;
+                        self.answer(vec![pb::FetchPackReply { pack: pack[at..].into(), offset, ..first }], None)
+                    }
+                    _ => Err(tonic::Status::internal("what it asks for was not sent")),
+                }
+            }
             Manner::Stall => self.answer_and_stall(vec![reply(b"PACK".into())]),
             Manner::Trickle => self.answer(vec![reply(BEGIN.into())], Some(reply(vec![b'x']))),
         }
@@ -179,7 +211,7 @@ impl Peer for Lies {
             Manner::Garbage | Manner::Flipped(_) => self.answer(vec![reply(length)], None),
             Manner::Oversized => self.answer(vec![reply(length + 1)], None),
             Manner::Truncated(_) | Manner::Undeliverable(_) => self.answer(vec![reply(length / 2)], None),
-            Manner::Stall => self.answer_and_stall(vec![reply(length / 2)]),
+            Manner::Stall | Manner::Halves(..) => self.answer_and_stall(vec![reply(length / 2)]),
             Manner::Trickle => self.answer(vec![reply(0)], Some(reply(1))),
         }
     }
@@ -207,10 +239,25 @@ pub(crate) async fn among_liars(manners: impl FnOnce(&Node) -> Vec<Manner>) -> (
     (nodes, liars)
 }
 
+/// A disk of no cluster with a catalog of 5000 names.
+fn lone() -> (Arc<Engine>, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = DiskFolder::create_with(&dir.path().join("d"), "test", None, make_catalog).unwrap();
+    let running = Running::start(Arc::new(folder), Settings { reserve_bytes: 0, retention: Duration::ZERO }).unwrap();
+    for n in 0..5000 {
+        let making = Mkdir { dir: Ino::ROOT.0, name: format!("far-{n}").into(), mode: 0o755, uid: 1, gid: 1 };
+        running.engine.mkdir(1, false, &making).unwrap();
+    }
+    let engine = running.engine.clone();
+    running.stop().unwrap();
+    (engine, dir)
+}
+
 /// The whole catalog of a disk.
 fn pack_of(node: &Node) -> Vec<u8> {
     let mut pack = Vec::new();
-    node.net.engine.export(&[], |_| Ok(()), &mut pack).unwrap();
+    let offer = Offer { state: node.net.engine.committed(), base: None };
+    node.net.engine.export(&offer, &mut pack).unwrap();
     pack
 }
 
@@ -259,4 +306,52 @@ async fn what_liars_send_is_refused_and_the_others_go_on() {
         let left = std::fs::read_dir(quarantine).map_or(0, Iterator::count);
         assert!(left <= liars.len(), "{left} imports are left");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_exchange_that_was_cut_off_goes_on_where_it_was() {
+    let manners = |_: &Node| {
+        let (from, _dir) = lone();
+        let offer = Offer { state: from.committed(), base: None };
+        let mut pack = Vec::new();
+        from.export(&offer, &mut pack).unwrap();
+        vec![Manner::Halves(offer.state.commit, pack)]
+    };
+    let (nodes, liars) = among_liars(manners).await;
+    until("its names", || nodes.iter().all(|node| node.sees("far-4999"))).await;
+    // At least what is worth keeping.
+    assert!(liars[0].resumed.load(Ordering::SeqCst) >= 256 << 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_pack_goes_on_behind_what_was_received() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    (0..50).for_each(|n| nodes[0].mkdir(&format!("d-{n}")));
+    until("it to follow", || nodes[1].sees("d-49") && nodes[1].commit() == nodes[0].commit()).await;
+    let ask = async |resume_offset, resume_commit| {
+        let mut client = nodes[1].net.client(nodes[0].id()).await.unwrap();
+        let request = pb::FetchPackRequest { resume_offset, resume_commit, ..Default::default() };
+        let mut stream = client.fetch_pack(request).await.unwrap().into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        let mut pack = first.pack.clone();
+        while let Some(reply) = stream.message().await.unwrap() {
+            pack.extend(reply.pack);
+        }
+        (first, pack)
+    };
+    let (first, whole) = ask(0, Vec::new()).await;
+    let (again, rest) = ask(100, first.commit.clone()).await;
+    assert_eq!((again.offset, &again.commit, &rest[..]), (100, &first.commit, &whole[100..]));
+    // What it never sent, it does not go on with.
+    let (anew, pack) = ask(100, vec![7; 20]).await;
+    assert_eq!((anew.offset, &anew.commit, pack), (0, &first.commit, whole));
+    // It goes on with what it has sent also when its own state is another one by now.
+    let (net, asking) = (&nodes[0].net, DiskId([9; 32]));
+    let (sent, _) = net.offer(asking, &[], &pb::FetchPackRequest::default()).unwrap();
+    nodes[0].mkdir("later");
+    net.engine.commit().unwrap();
+    let resume_commit = sent.state.commit.as_bytes().into();
+    let request = pb::FetchPackRequest { resume_offset: 7, resume_commit, ..Default::default() };
+    let (offer, offset) = net.offer(asking, &[], &request).unwrap();
+    assert_eq!((offer.state.commit, offset), (sent.state.commit, 7));
 }
