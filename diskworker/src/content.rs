@@ -23,7 +23,7 @@
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, Ino};
@@ -157,8 +157,7 @@ impl ContentStore {
     /// When a content was read last, as far as the file system notes that, or came.
     pub fn last_used(&self, content: ContentId) -> Option<SystemTime> {
         let stat = self.stat(content).ok()??;
-        let seconds = u64::try_from(stat.st_atime.max(stat.st_mtime).max(0)).unwrap_or(0);
-        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+        Some(os::time(os::atime_ns(&stat).max(os::mtime_ns(&stat))))
     }
 
     /// A descriptor to read a content by, from the trash if need be. It stays readable whatever happens to the name.
@@ -339,4 +338,4 @@ fn stat_regular(at: impl std::os::fd::AsFd, name: &str) -> Result<FileStat, Errn
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

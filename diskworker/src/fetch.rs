@@ -14,6 +14,7 @@
 mod earlier;
 mod evict;
 mod promise;
+mod room;
 mod serve;
 mod swarming;
 mod transfer;
@@ -85,6 +86,7 @@ pub struct Fetcher {
     /// Contents that are begun with the version before, see [`earlier`].
     fills: Arc<Semaphore>,
     promises: promise::Promises,
+    room: Arc<room::Room>,
     /// Contents that could not be let go, and when.
     kept: Mutex<HashMap<ContentId, Instant>>,
 }
@@ -105,6 +107,7 @@ impl Fetcher {
             large: Arc::new(Semaphore::new(LARGE_MAX)),
             fills: Arc::new(Semaphore::new(1)),
             promises: promise::Promises::default(),
+            room: Arc::default(),
             kept: Mutex::default(),
         })
     }
@@ -195,12 +198,22 @@ impl Fetcher {
 
     /// The transfer of a content, with BitTorrent stopped; `None` when it is here meanwhile. Blocks.
     fn begin(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<Option<Using>> {
+        let until = Instant::now() + room::LONGEST;
         loop {
-            if self.engine.store.has(wanted.content)? == Some(wanted.size) {
+            let store = &self.engine.store;
+            if store.has(wanted.content)? == Some(wanted.size) {
                 return Ok(None);
             }
-            if let Some(transfer) = self.transfer(wanted, counts)? {
-                return Ok(Some(transfer));
+            match self.transfer(wanted, counts) {
+                Ok(Some(transfer)) => return Ok(Some(transfer)),
+                Ok(None) => {}
+                Err(error) => {
+                    let bytes = store.incoming_needs(wanted.content, wanted.size);
+                    match self.runtime.block_on(self.room.is_made(&error, store, bytes, until, || {})) {
+                        true => continue,
+                        false => return Err(error),
+                    }
+                }
             }
             let swarming = self.swarming.lock().get(&wanted.content).cloned();
             if let Some(swarming) = swarming {
@@ -308,7 +321,7 @@ impl Fetcher {
             None => None,
         };
         let file = self.engine.store.incoming_file(wanted.content, wanted.size)?;
-        let transfer = Arc::new(Transfer::new(wanted, pieces, file)?);
+        let transfer = Arc::new(Transfer::new(wanted, pieces, file, self.room.clone())?);
         transfers.insert(wanted.content, transfer.clone());
         let using = Using::new(transfer.clone(), counts);
         drop(transfers);
@@ -317,8 +330,24 @@ impl Fetcher {
             let ended = running.run(&this.engine, &this.net, &this.fills).await;
             this.transfers.lock().remove(&wanted.content);
             running.end(ended);
+            this.room.taken();
         });
         Ok(Some(using))
+    }
+
+    /// Whether the file in `incoming/` is in use.
+    fn is_fetched(&self, content: ContentId) -> bool {
+        self.transfers.lock().contains_key(&content) || self.swarming.lock().contains_key(&content)
+    }
+
+    /// Remove what a fetch that was given up has left; `false` when the content is being fetched. Blocks.
+    fn remove_left(&self, content: ContentId) -> FsResult<bool> {
+        // Who begins to fetch says so under this lock.
+        let transfers = self.transfers.lock();
+        if transfers.contains_key(&content) || self.swarming.lock().contains_key(&content) {
+            return Ok(false);
+        }
+        self.engine.store.remove_incoming(content).map(|()| true)
     }
 
     /// What a content is, as somebody said or else as the whole catalog says. Blocks.

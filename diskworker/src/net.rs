@@ -247,6 +247,17 @@ impl Net {
         holders
     }
 
+    /// Other disks that hold a content, are there, and may promise to keep it: lazy ones do not.
+    pub fn keepers(&self, content: ContentId) -> Vec<DiskId> {
+        let mut holders = self.holders(content);
+        let table = self.table.lock();
+        holders.retain(|disk| {
+            let about = table.disks.get(disk).and_then(|other| other.about.as_ref());
+            table.is_there(*disk) && about.is_some_and(|about| !about.lazy)
+        });
+        holders
+    }
+
     /// How far a disk is: 0 on this host, 1 at this site, 2 elsewhere, 3 not there.
     pub fn distance(&self, disk: DiskId) -> u8 {
         let host = self.host.lock().0.clone();

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FlockArg, OFlag};
@@ -85,6 +86,16 @@ pub fn is_regular(stat: &nix::sys::stat::FileStat) -> bool {
 /// Time of the last change of content, nanoseconds since 1970.
 pub fn mtime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
     stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec)
+}
+
+/// Time of the last access that was noted, nanoseconds since 1970.
+pub fn atime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
+    stat.st_atime.saturating_mul(1_000_000_000).saturating_add(stat.st_atime_nsec)
+}
+
+/// So many nanoseconds after 1970.
+pub fn time(ns: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(ns).unwrap_or(0))
 }
 
 /// Time of the last change of anything, nanoseconds since 1970.

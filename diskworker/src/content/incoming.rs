@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
+use std::time::SystemTime;
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
@@ -26,8 +27,7 @@ impl ContentStore {
     /// `ENOSPC` when what is missing of it would not fit on the disk, even with the trash emptied.
     pub fn incoming_file(&self, content: ContentId, size: u64) -> FsResult<File> {
         let at = self.dir(Dir::Incoming);
-        let allocated = super::stat_regular(at, &content.to_hex()).map_or(0, |stat| stat.st_blocks as u64 * 512);
-        let made = self.with_room(size.saturating_sub(allocated), || {
+        let made = self.with_room(self.incoming_needs(content, size), || {
             let file = os::open_file(at, &content.to_hex(), OFlag::O_RDWR | OFlag::O_CREAT)?;
             let length = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
             if fstat(&file)?.st_size != length {
@@ -36,6 +36,17 @@ impl ContentStore {
             Ok(file)
         });
         made.map_err(|errno| fail(errno, "make", &incoming_path(content)))
+    }
+
+    /// Bytes that its file still lacks on the disk.
+    pub fn incoming_needs(&self, content: ContentId, size: u64) -> u64 {
+        size.saturating_sub(self.incoming_used(content).map_or(0, |(_, allocated)| allocated))
+    }
+
+    /// When something last came into its file, and the bytes it takes up. `None` when there is none.
+    pub fn incoming_used(&self, content: ContentId) -> Option<(SystemTime, u64)> {
+        let stat = super::stat_regular(self.dir(Dir::Incoming), &content.to_hex()).ok()?;
+        Some((os::time(os::mtime_ns(&stat)), stat.st_blocks as u64 * 512))
     }
 
     /// A descriptor to read what of a content is here already: of the file made by [`ContentStore::incoming_file`]. `None`

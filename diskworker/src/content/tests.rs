@@ -418,4 +418,4 @@ fn a_large_sparse_file_is_sealed() {
 }
 
 mod earlier;
-mod full_disk;
+pub(crate) mod full_disk;

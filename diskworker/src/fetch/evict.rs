@@ -1,89 +1,209 @@
-//! A lazy disk makes room for what is read: when little is free, the contents that were read longest ago go first, each only
-//! when as many other disks as copies are wanted have promised to keep theirs. A content that nobody else keeps stays, however
-//! old it is.
+//! A lazy disk makes room for what is read: when little is free, or who fetches finds too little, what was read longest ago
+//! goes first. A content goes only when as many other disks as copies are wanted have promised to keep theirs: one that nobody
+//! else keeps stays, however old it is. What fetches that were given up have left goes too.
+//!
+//! In rounds: each makes one list of what may go, and ends when enough of it went. What goes is deleted, not moved to the
+//! trash; the trash is emptied by who finds no room, before he asks for any here.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Fetcher;
+use super::room::{Shown, TICK};
 use crate::content::Space;
 
-/// Between two looks.
+/// Between two looks when nothing more can be done and nobody waits.
 const EVERY: Duration = Duration::from_secs(30);
+/// After a round in vain, also when somebody waits: each looks at all contents.
+const BREATH: Duration = Duration::from_secs(1);
 /// Below this part of the disk room is made, until twice as much is free.
 const LOW_SHARE: u64 = 20;
-/// Contents asked for in one look: each costs a question to the others.
-const ASKED_MAX: usize = 256;
+/// Contents that others are asked for at once.
+const AT_ONCE: usize = 16;
+/// Contents that had to stay until a round ends: each costs a question to the others.
+const STAY_MAX: usize = 256;
 /// A content that had to stay is not asked for again for so long.
 const KEPT: Duration = Duration::from_secs(600);
+/// So long a round waits until what went is shown as free.
+const SHOWN_WITHIN: Duration = Duration::from_secs(10);
+
+/// What may go.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Old {
+    used: SystemTime,
+    content: ContentId,
+    bytes: u64,
+    /// Copies that others must keep. `None` for what a fetch has left.
+    wanted: Option<u32>,
+}
+
+/// What a round has done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Round {
+    /// Contents that went, and left-overs.
+    pub gone: u64,
+    bytes: u64,
+    stayed: usize,
+    /// All contents were looked at, as room was missing.
+    looked: bool,
+    /// There was as much as anybody needed: who finds none now must ask again.
+    enough: bool,
+}
+
+impl Round {
+    /// Whether a further one may do more.
+    fn goes_on(&self, is_needed: bool) -> bool {
+        self.gone > 0 || is_needed && self.stayed >= STAY_MAX
+    }
+
+    /// Whether who waited for it waits for nothing.
+    fn is_in_vain(&self, is_needed: bool) -> bool {
+        !self.enough && !self.goes_on(is_needed)
+    }
+}
 
 impl Fetcher {
     /// Keep room on a lazy disk, until told to stop.
     pub async fn keep_room(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(EVERY) => {}
-                () = stop.cancelled() => return,
+        let keeping = self.room.keep();
+        let rounds = async {
+            loop {
+                keeping.begin();
+                let round = self.make_room(LOW_SHARE).await.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "no room is made");
+                    Round { looked: true, ..Round::default() }
+                });
+                let is_needed = self.room.is_needed();
+                keeping.end(round.is_in_vain(is_needed));
+                if !round.goes_on(is_needed) {
+                    self.pause(round.looked).await;
+                }
             }
-            if let Err(error) = self.make_room(LOW_SHARE).await {
-                tracing::debug!(%error, "no room is made");
-            }
+        };
+        tokio::select! {
+            () = rounds => {}
+            () = stop.cancelled() => {}
         }
     }
 
-    /// Let go what was read longest ago while less than this share of the disk is free. The number of contents that went.
-    pub(super) async fn make_room(self: &Arc<Self>, low_share: u64) -> FsResult<u64> {
-        let engine = self.engine.clone();
-        let oldest = tokio::task::spawn_blocking(move || -> FsResult<Vec<(SystemTime, ContentId, u32)>> {
-            if missing(engine.store.free_space()?, low_share, 1) == 0 {
-                return Ok(Vec::new());
+    /// Until a further round may do more than one that was in vain.
+    async fn pause(&self, looked: bool) {
+        // As long as there is room a round costs nothing; when there was none, it is only for who waits.
+        let asked = async {
+            if looked {
+                sleep(BREATH).await;
             }
-            let ledger = engine.ledger()?;
-            let wanted: HashMap<ContentId, u32> =
-                ledger.entries.iter().map(|entry| (entry.content, entry.wanted)).collect();
-            let held = engine.store.contents().flatten();
-            let used = |content| engine.store.last_used(content).unwrap_or(SystemTime::UNIX_EPOCH);
-            // What no file has is the collector's.
-            let mut oldest: Vec<_> = held
-                .filter_map(|(content, _)| wanted.get(&content).map(|wanted| (used(content), content, *wanted)))
-                .collect();
-            oldest.sort_unstable();
-            Ok(oldest)
-        });
-        let oldest = oldest.await.map_err(|_| FsError::from(Errno::EIO))??;
-        let (mut gone, mut asked) = (0, 0);
-        for (_, content, wanted) in oldest {
-            if missing(self.engine.store.free_space()?, low_share, 2) == 0 {
-                break;
-            }
-            // Whom nobody else could promise it, or who was refused lately, is not asked: what comes behind it must have its turn.
-            let is_kept = self.kept.lock().get(&content).is_some_and(|at| at.elapsed() < KEPT);
-            if is_kept || self.net.holders(content).len() < wanted as usize {
-                continue;
-            }
-            asked += 1;
-            match self.let_go(content, wanted).await? {
-                Ok(()) => gone += 1,
-                Err(why) => {
-                    tracing::debug!("content {content} stays: {why}");
-                    self.kept.lock().insert(content, Instant::now());
+            loop {
+                self.room.asked().await;
+                if !looked || self.room.is_needed() {
+                    return;
                 }
             }
-            if asked == ASKED_MAX {
-                break;
+        };
+        tokio::select! {
+            () = asked => {}
+            () = sleep(EVERY) => {}
+        }
+    }
+
+    /// One round: let go what was read longest ago while less than this share of the disk is free, or somebody needs room.
+    pub(super) async fn make_room(self: &Arc<Self>, low_share: u64) -> FsResult<Round> {
+        let mut round = Round::default();
+        let space = self.engine.store.free_space()?;
+        let is_low = missing(space, low_share, 1) > 0;
+        round.enough = !is_low && self.room.needed(u64::MAX) <= space.free;
+        if round.enough || !self.promises.is_settled() {
+            return Ok(round);
+        }
+        round.looked = true;
+        let this = self.clone();
+        let oldest = tokio::task::spawn_blocking(move || this.oldest()).await;
+        let oldest = oldest.map_err(|_| FsError::from(Errno::EIO))??;
+        let can_be = oldest.iter().fold(space.free, |sum, old| sum.saturating_add(old.bytes));
+        let needed = self.room.needed(can_be).saturating_sub(space.free);
+        let goal = if is_low { missing(space, low_share, 2).max(needed) } else { needed };
+        // By what they should free, not by what is free: that may be shown later only.
+        let (mut oldest, mut going, mut going_bytes) = (oldest.into_iter(), JoinSet::new(), 0);
+        let mut shown = Shown::new(space.free);
+        loop {
+            while going.len() < AT_ONCE && round.bytes + going_bytes < goal && round.stayed < STAY_MAX {
+                let Some(old) = oldest.next() else { break };
+                going_bytes += old.bytes;
+                let this = self.clone();
+                going.spawn(async move { (old, this.let_old_go(old).await) });
             }
+            let Some(done) = going.join_next().await else { break };
+            let (old, why) = done.map_err(|_| FsError::from(Errno::EIO))?;
+            going_bytes -= old.bytes;
+            match why {
+                None => (round.gone, round.bytes) = (round.gone + 1, round.bytes + old.bytes),
+                Some(why) => {
+                    tracing::debug!("content {} stays: {why}", old.content);
+                    if old.wanted.is_some() {
+                        self.kept.lock().insert(old.content, Instant::now());
+                    }
+                    round.stayed += 1;
+                }
+            }
+            shown.look(self.engine.store.free_space()?.free);
         }
         self.kept.lock().retain(|_, at| at.elapsed() < KEPT);
-        if gone > 0 {
-            tracing::info!("made room: {gone} contents went that other disks keep");
+        if round.gone > 0 {
+            tracing::info!("made room: {} contents went that other disks keep, or that had not come", round.gone);
         }
-        Ok(gone)
+        let ended = Instant::now();
+        while !shown.is_like(round.bytes) && ended.elapsed() < SHOWN_WITHIN {
+            sleep(TICK).await;
+            shown.look(self.engine.store.free_space()?.free);
+        }
+        Ok(round)
+    }
+
+    /// What may go, longest unused first. Blocks.
+    fn oldest(&self) -> FsResult<Vec<Old>> {
+        let (store, ledger) = (&self.engine.store, self.engine.ledger()?);
+        let contents = store.contents().flatten().filter_map(|(content, bytes)| {
+            // What no file has is the collector's.
+            let wanted = ledger.find(content)?.wanted;
+            let used = store.last_used(content).unwrap_or(SystemTime::UNIX_EPOCH);
+            Some(Old { used, content, bytes, wanted: Some(wanted) })
+        });
+        let left = store.incoming()?.into_iter().filter_map(|content| {
+            let (used, bytes) = store.incoming_used(content)?;
+            Some(Old { used, content, bytes, wanted: None })
+        });
+        let mut oldest: Vec<Old> = contents.chain(left).filter(|old| self.may_go(*old)).collect();
+        oldest.sort_unstable();
+        Ok(oldest)
+    }
+
+    /// Whom too few others could promise it, or who was refused lately, is not asked: what comes behind it must have its turn.
+    fn may_go(&self, old: Old) -> bool {
+        let is_kept = self.kept.lock().get(&old.content).is_some_and(|at| at.elapsed() < KEPT);
+        match old.wanted {
+            Some(wanted) => !is_kept && self.net.keepers(old.content).len() >= wanted as usize,
+            None => !self.is_fetched(old.content),
+        }
+    }
+
+    /// Why not, if so.
+    async fn let_old_go(self: Arc<Self>, old: Old) -> Option<String> {
+        let went = match old.wanted {
+            Some(wanted) => self.let_go(old.content, wanted).await,
+            None => {
+                let removing = tokio::task::spawn_blocking(move || self.remove_left(old.content)).await;
+                let removed = removing.unwrap_or_else(|_| Err(Errno::EIO.into()));
+                removed.map(|removed| if removed { Ok(()) } else { Err("somebody fetches it again".into()) })
+            }
+        };
+        went.unwrap_or_else(|error| Err(error.to_string())).err()
     }
 }
 
@@ -101,5 +221,15 @@ mod tests {
         let space = |free| Space { total: 2000, free, available: free };
         assert_eq!((missing(space(100), 20, 1), missing(space(99), 20, 1)), (0, 1));
         assert_eq!((missing(space(150), 20, 2), missing(space(200), 20, 2)), (50, 0));
+    }
+
+    #[test]
+    fn it_goes_on_while_something_goes_and_for_who_waits_past_those_that_stay() {
+        let round = |gone, stayed| Round { gone, stayed, ..Round::default() };
+        assert!(round(1, 0).goes_on(false) && !round(0, 3).goes_on(true));
+        assert!(round(0, STAY_MAX).goes_on(true) && !round(0, STAY_MAX).goes_on(false));
+        assert!(round(0, 3).is_in_vain(true) && !round(0, STAY_MAX).is_in_vain(true) && !round(1, 0).is_in_vain(true));
+        // Room that was there when it looked, and that others have taken since.
+        assert!(!Round { enough: true, ..Round::default() }.is_in_vain(true));
     }
 }

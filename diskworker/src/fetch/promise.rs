@@ -40,7 +40,8 @@ impl Default for Promises {
 }
 
 impl Promises {
-    fn is_settled(&self) -> bool {
+    /// Whether promises of an earlier life of this process have ended.
+    pub(super) fn is_settled(&self) -> bool {
         self.start.elapsed() >= PROMISE || self.settled.load(Ordering::Relaxed)
     }
 
@@ -139,7 +140,7 @@ impl Fetcher {
 
     async fn let_go_if_promised(&self, content: ContentId, others: u32) -> FsResult<Result<(), String>> {
         let mut promised = 0;
-        for disk in self.net.holders(content) {
+        for disk in self.net.keepers(content) {
             if promised == others {
                 break;
             }

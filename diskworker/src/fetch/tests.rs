@@ -1,6 +1,8 @@
 //! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
 
 mod liars;
+mod room;
+mod small_disk;
 
 use std::os::unix::fs::FileExt;
 
@@ -173,36 +175,6 @@ async fn a_copy_goes_only_when_another_is_promised() {
     let fetcher = one.clone();
     blocking(move || fetcher.whole(wanted)).await.unwrap();
     assert_eq!(read(&nodes[0], wanted), bytes(70_000));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn room_is_made_with_what_others_keep_and_with_nothing_else() {
-    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
-    let shared = write(&nodes[0], "shared", &bytes(70_000));
-    let own = write(&nodes[1], "own", &bytes(80_000));
-    known(&nodes[1], shared).await;
-    let lazy = nodes[1].fetcher();
-    let fetcher = lazy.clone();
-    blocking(move || fetcher.whole(shared)).await.unwrap();
-    nodes[0].engine().copies(&CopiesRequest { path: b"/".to_vec(), set: 1 }).unwrap();
-    for node in &nodes {
-        node.fetcher().promises.settle();
-        let knows = || {
-            let ledger = node.engine().ledger().unwrap();
-            [shared, own].iter().all(|one| ledger.find(one.content).is_some_and(|entry| entry.wanted == 1))
-        };
-        until("one copy to be enough", knows).await;
-    }
-    let holds = |wanted: Wanted| nodes[1].engine().store.has(wanted.content).unwrap().is_some();
-    // There is room: nothing goes.
-    assert_eq!(lazy.make_room(u64::MAX).await.unwrap(), 0);
-    assert!(holds(shared) && holds(own));
-    // As if the whole disk had to be free.
-    assert_eq!(lazy.make_room(1).await.unwrap(), 1);
-    assert!(!holds(shared) && holds(own));
-    let fetcher = lazy.clone();
-    blocking(move || fetcher.whole(shared)).await.unwrap();
-    assert_eq!(read(&nodes[1], shared), bytes(70_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::room::{self, Room};
 use super::using::Users;
 use super::{Since, Wanted};
 use crate::engine::Engine;
@@ -64,6 +65,7 @@ pub(super) struct Transfer {
     changed: Condvar,
     news: Notify,
     stopped: CancellationToken,
+    room: Arc<Room>,
 }
 
 struct State {
@@ -100,7 +102,7 @@ enum Piece {
 
 impl Transfer {
     /// Into a file of the content's length.
-    pub fn new(wanted: Wanted, pieces: Option<Bytes>, file: File) -> FsResult<Self> {
+    pub fn new(wanted: Wanted, pieces: Option<Bytes>, file: File, room: Arc<Room>) -> FsResult<Self> {
         let (count, piece_bytes) = match &pieces {
             Some(_) => (piece_count(wanted.size), u64::from(piece_length_bytes(wanted.size))),
             None => (1, wanted.size),
@@ -133,6 +135,7 @@ impl Transfer {
             changed: Condvar::new(),
             news: Notify::new(),
             stopped: CancellationToken::new(),
+            room,
         })
     }
 
@@ -458,8 +461,19 @@ impl Transfer {
         }
     }
 
-    /// Verify a piece and write it.
+    /// Verify a piece and write it, as soon as there is room. To wait for that is no standstill.
     async fn take_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
+        let until = Instant::now() + room::LONGEST;
+        let waits = || self.state.lock().progress = Instant::now();
+        while let Err(error) = self.write_piece(engine, piece, parts.clone()).await {
+            if !self.room.is_made(&error, &engine.store, self.length(piece), until, waits).await {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
         let (this, engine) = (self.clone(), engine.clone());
         let taking = tokio::task::spawn_blocking(move || {
             if let Some(hashes) = &this.pieces {

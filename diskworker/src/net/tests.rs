@@ -40,7 +40,10 @@ fn found(host: &Identity) -> Members {
 
 impl Node {
     async fn new(cluster: ClusterId) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::new_in(tempfile::tempdir().unwrap(), cluster).await
+    }
+
+    async fn new_in(dir: TempDir, cluster: ClusterId) -> Self {
         DiskFolder::create_with(&dir.path().join("d"), "test", Some(cluster), make_catalog).unwrap();
         Self::start(dir, 0).await
     }
@@ -91,7 +94,7 @@ impl Node {
         self.net.engine.find_content(wanted.content).unwrap().is_some()
     }
 
-    fn id(&self) -> DiskId {
+    pub(crate) fn id(&self) -> DiskId {
         self.net.engine.folder.disk_id()
     }
 
@@ -123,7 +126,7 @@ impl Node {
         *self.net.engine.commits().borrow()
     }
 
-    async fn stop(mut self) -> TempDir {
+    pub(crate) async fn stop(mut self) -> TempDir {
         self.net.shutdown();
         let running = self.running.take().unwrap();
         tokio::task::spawn_blocking(move || running.stop()).await.unwrap().unwrap();
@@ -150,11 +153,16 @@ pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
 
 /// Disks of one host, admitted and known to each other as `pairs` says.
 pub(crate) async fn cluster(count: usize, pairs: &[(usize, usize)]) -> (Identity, Members, Vec<Node>) {
+    cluster_in((0..count).map(|_| tempfile::tempdir().unwrap()).collect(), pairs).await
+}
+
+/// The same in these folders.
+pub(crate) async fn cluster_in(dirs: Vec<TempDir>, pairs: &[(usize, usize)]) -> (Identity, Members, Vec<Node>) {
     let host = key();
     let mut members = found(&host);
     let mut nodes = Vec::new();
-    for _ in 0..count {
-        let node = Node::new(members.cluster_id()).await;
+    for dir in dirs {
+        let node = Node::new_in(dir, members.cluster_id()).await;
         members.admit(Role::Disk, node.id().into(), "tower", 1, &host).unwrap();
         nodes.push(node);
     }

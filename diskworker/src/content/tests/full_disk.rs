@@ -5,7 +5,7 @@ use super::*;
 use nix::mount::{MsFlags, mount};
 
 /// Run on a file system of `mib` MiB. The mount is visible to one thread only and goes with it.
-fn on_tiny_disk(mib: u64, test: impl FnOnce(&Path) + Send) {
+pub(crate) fn on_tiny_disk(mib: u64, test: impl FnOnce(&Path) + Send) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not root: skipped");
         return;

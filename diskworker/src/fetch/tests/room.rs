@@ -1,0 +1,73 @@
+//! A lazy disk makes room: what goes, and what stays.
+
+use super::*;
+
+/// They may promise and let go, and know that one copy of each is wanted.
+pub(super) async fn one_copy_is_enough(nodes: &[Node], files: &[Wanted]) {
+    nodes[0].engine().copies(&CopiesRequest { path: b"/".to_vec(), set: 1 }).unwrap();
+    for node in nodes {
+        node.fetcher().promises.settle();
+        let knows = || {
+            let ledger = node.engine().ledger().unwrap();
+            files.iter().all(|one| ledger.find(one.content).is_some_and(|entry| entry.wanted == 1))
+        };
+        until("one copy to be enough", knows).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_is_away_keeps_nothing() {
+    let (_, _, mut nodes) = cluster(3, &[(0, 1), (0, 2), (1, 2)]).await;
+    let shared = write(&nodes[0], "shared", &bytes(70_000));
+    known(&nodes[1], shared).await;
+    let fetcher = nodes[1].fetcher().clone();
+    blocking(move || fetcher.whole(shared)).await.unwrap();
+    one_copy_is_enough(&nodes[..2], &[shared]).await;
+    until("all to meet", || nodes[1].net().keepers(shared.content) == [nodes[0].id()]).await;
+    let away = nodes.remove(0);
+    away.stop().await;
+    until("it to be missed", || nodes[0].net().keepers(shared.content).is_empty()).await;
+    // It is not even asked.
+    assert_eq!(nodes[0].net().holders(shared.content).len(), 1);
+    assert_eq!(nodes[0].fetcher().make_room(1).await.unwrap().gone, 0);
+    assert!(nodes[0].fetcher().kept.lock().is_empty());
+    assert!(nodes[0].engine().store.has(shared.content).unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_fetch_has_left_goes_unless_it_goes_on() {
+    let (_, _, nodes) = cluster(1, &[]).await;
+    let (fetcher, store) = (nodes[0].fetcher(), &nodes[0].engine().store);
+    fetcher.promises.settle();
+    let (left, going) = (ContentId([1; 32]), ContentId([2; 32]));
+    for content in [left, going] {
+        store.incoming_file(content, 1 << 20).unwrap().write_all_at(&bytes(4096), 0).unwrap();
+    }
+    fetcher.swarming.lock().insert(going, CancellationToken::new());
+    assert_eq!(fetcher.make_room(u64::MAX).await.unwrap().gone, 0);
+    assert_eq!(fetcher.make_room(1).await.unwrap().gone, 1);
+    assert_eq!(store.incoming().unwrap(), [going]);
+    assert!(!fetcher.remove_left(going).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_is_made_with_what_others_keep_and_with_nothing_else() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let shared = write(&nodes[0], "shared", &bytes(70_000));
+    let own = write(&nodes[1], "own", &bytes(80_000));
+    known(&nodes[1], shared).await;
+    let lazy = nodes[1].fetcher();
+    let fetcher = lazy.clone();
+    blocking(move || fetcher.whole(shared)).await.unwrap();
+    one_copy_is_enough(&nodes, &[shared, own]).await;
+    let holds = |wanted: Wanted| nodes[1].engine().store.has(wanted.content).unwrap().is_some();
+    // There is room: nothing goes.
+    assert_eq!(lazy.make_room(u64::MAX).await.unwrap().gone, 0);
+    assert!(holds(shared) && holds(own));
+    // As if the whole disk had to be free.
+    assert_eq!(lazy.make_room(1).await.unwrap().gone, 1);
+    assert!(!holds(shared) && holds(own));
+    let fetcher = lazy.clone();
+    blocking(move || fetcher.whole(shared)).await.unwrap();
+    assert_eq!(read(&nodes[1], shared), bytes(70_000));
+}

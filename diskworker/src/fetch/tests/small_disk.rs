@@ -1,0 +1,111 @@
+//! More is read than a lazy disk holds: on a tiny tmpfs, see [`on_tiny_disk`].
+#![cfg(target_os = "linux")]
+
+use tempfile::TempDir;
+use tokio_util::sync::DropGuard;
+
+use super::room::one_copy_is_enough;
+use super::*;
+use crate::content::tests::full_disk::on_tiny_disk;
+use crate::net::tests::cluster_in;
+
+/// Keep room on a disk until this is dropped.
+fn keep_room(node: &Node) -> DropGuard {
+    let stop = CancellationToken::new();
+    tokio::spawn(node.fetcher().clone().keep_room(stop.clone()));
+    stop.drop_guard()
+}
+
+/// With a disk that has all files, and one of so many MiB.
+fn with_small_disk<T: Future>(mib: u64, test: impl FnOnce(TempDir) -> T + Send) {
+    on_tiny_disk(mib, |dir| {
+        // Its threads see the small disk as this one does.
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let small = tempfile::tempdir_in(dir).unwrap();
+        runtime.block_on(test(small));
+    });
+}
+
+fn size_of(number: usize) -> usize {
+    (6 << 20) + 4 * number
+}
+
+/// So many files of 6 MiB on the first of two disks; the second is the small one.
+async fn with_files(small: TempDir, count: usize) -> (Vec<Node>, Vec<Wanted>) {
+    let (_, _, nodes) = cluster_in(vec![tempfile::tempdir().unwrap(), small], &[(0, 1)]).await;
+    let files: Vec<Wanted> = (0..count).map(|n| write(&nodes[0], &format!("file{n}"), &bytes(size_of(n)))).collect();
+    for file in &files {
+        known(&nodes[1], *file).await;
+    }
+    one_copy_is_enough(&nodes, &files).await;
+    (nodes, files)
+}
+
+#[test]
+fn more_is_read_than_the_disk_holds() {
+    with_small_disk(64, |small| async {
+        let (nodes, files) = with_files(small, 16).await;
+        let _keeping = keep_room(&nodes[1]);
+        for (number, wanted) in files.iter().copied().enumerate() {
+            let fetcher = nodes[1].fetcher().clone();
+            if number % 2 == 0 {
+                blocking(move || fetcher.whole(wanted)).await.unwrap();
+            } else {
+                let end = wanted.size - 10;
+                let read = move || -> FsResult<Vec<u8>> {
+                    let (handle, file) = fetcher.open(7, wanted)?.unwrap();
+                    fetcher.need(7, handle, 0, wanted.size)?;
+                    let mut found = vec![0; 10];
+                    file.read_exact_at(&mut found, end)?;
+                    assert!(fetcher.close(7, handle));
+                    Ok(found)
+                };
+                assert_eq!(blocking(read).await.unwrap(), bytes(size_of(number))[end as usize..]);
+            }
+        }
+        // What would not fit on an empty disk drives nothing out.
+        let before = nodes[1].engine().store.usage();
+        let huge = Wanted { content: ContentId([5; 32]), size: 1 << 40, pieces: None };
+        let fetcher = nodes[1].fetcher().clone();
+        assert_eq!(blocking(move || fetcher.whole(huge)).await.unwrap_err().errno, Errno::ENOSPC);
+        assert!(before.contents > 2 && nodes[1].engine().store.usage().contents >= before.contents);
+    });
+}
+
+#[test]
+fn several_readers_share_a_small_disk() {
+    with_small_disk(64, |small| async {
+        let (nodes, files) = with_files(small, 16).await;
+        let _keeping = keep_room(&nodes[1]);
+        let readers = files.chunks(4).map(|files| {
+            let (fetcher, files) = (nodes[1].fetcher().clone(), files.to_vec());
+            tokio::task::spawn_blocking(move || files.into_iter().try_for_each(|file| fetcher.whole(file)))
+        });
+        for reader in readers.collect::<Vec<_>>() {
+            reader.await.unwrap().unwrap();
+        }
+    });
+}
+
+#[test]
+fn who_finds_no_room_is_told_so_when_nothing_can_go() {
+    with_small_disk(64, |small| async {
+        let (nodes, files) = with_files(small, 1).await;
+        for number in 0.. {
+            let space = nodes[1].engine().store.free_space().unwrap();
+            if space.free < files[0].size {
+                break;
+            }
+            // Nobody else has it.
+            write(&nodes[1], &format!("own{number}"), &bytes((5 << 20) + 4 * number));
+        }
+        let whole = || {
+            let (fetcher, wanted) = (nodes[1].fetcher().clone(), files[0]);
+            blocking(move || fetcher.whole(wanted))
+        };
+        // With nobody who makes room, and with somebody who cannot.
+        assert_eq!(whole().await.unwrap_err().errno, Errno::ENOSPC);
+        let _keeping = keep_room(&nodes[1]);
+        assert_eq!(whole().await.unwrap_err().errno, Errno::ENOSPC);
+    });
+}
