@@ -84,6 +84,7 @@ pub struct Engine {
     halt_lock: Mutex<()>,
     marks: Mutex<Option<marks::Known>>,
     placer: std::sync::OnceLock<take::Placer>,
+    moves: take::Moves,
     retention: Duration,
 }
 

@@ -262,10 +262,10 @@ impl Replicator {
 
     /// Read what the catalog says, if it changed and the last look is not too recent. Whether anything is new.
     async fn walk(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> bool {
-        // Every catalog says the same: whose does not matter, unless its worker failed just now.
-        let mut others = workers.iter().filter(|(_, socket)| self.failed.as_ref() != Some(socket));
-        let usual = workers.iter().find(|(_, socket)| *socket == self.source.0);
-        let Some((_, socket)) = usual.or_else(|| others.next()).or(workers.first()) else { return false };
+        // Every catalog says the same: whose does not matter. After one that failed comes the next one's turn.
+        let at = |of: &Path| workers.iter().position(|(_, socket)| socket == of);
+        let next = self.failed.as_deref().and_then(at).map_or(0, |at| (at + 1) % workers.len());
+        let Some((_, socket)) = workers.get(at(&self.source.0).unwrap_or(next)) else { return false };
         let pause = WALK_MIN.max(self.walked.1 * WALK_SHARE);
         if self.walked.0.is_some_and(|last| last.elapsed() < pause) {
             return false;
@@ -284,6 +284,7 @@ impl Replicator {
             Err(error) => {
                 tracing::debug!(error = error.message(), "no contents");
                 (self.source, self.failed) = (Default::default(), Some(socket.clone()));
+                self.walked.1 = Duration::ZERO; // it was no walk: the next worker is asked soon
                 false
             }
         }
@@ -378,14 +379,15 @@ mod tests {
     async fn a_worker_that_says_nothing_does_not_keep_the_others_from_being_asked() {
         let dir = tempfile::tempdir().unwrap();
         let workers: Vec<(DiskId, PathBuf)> =
-            (1..=2).map(|n| (DiskId([n; 32]), dir.path().join(format!("{n}.sock")))).collect();
-        // Both take calls and never answer.
+            (1..=3).map(|n| (DiskId([n; 32]), dir.path().join(format!("{n}.sock")))).collect();
+        // All take calls and never answer.
         let _silent: Vec<_> =
             workers.iter().map(|(_, socket)| std::os::unix::net::UnixListener::bind(socket).unwrap()).collect();
         let mut this = Replicator { silence: Duration::from_millis(20), ..Replicator::new(Settings::default()) };
         for (_, socket) in workers.iter().chain(&workers) {
-            this.walked = Default::default();
+            this.walked.0 = None;
             assert!(!this.walk(&workers, 1).await);
+            assert_eq!(this.walked.1, Duration::ZERO, "the next one is not kept waiting");
             assert_eq!(this.failed.as_ref(), Some(socket));
         }
     }

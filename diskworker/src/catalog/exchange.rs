@@ -92,7 +92,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Refused`] when anything is not as it must be, [`CatalogError::Newer`] when the peer is ahead of
     /// us, or that it cannot be read or written. Nothing of it is kept then, but for what came of a pack that cannot be read
-    /// to its end: that is kept as `cut`, for [`Self::take_cut`].
+    /// to its end: that is kept as `cut`, for [`Self::open_cut`].
     pub fn import(
         &self,
         pack: &mut dyn Read,
@@ -147,12 +147,14 @@ impl Catalog {
 }
 
 impl Catalog {
-    /// What came of a pack before it was cut off, once.
-    pub fn take_cut(&self, name: &str) -> Option<File> {
-        let path = self.dir.join(QUARANTINE).join(name);
-        let file = File::open(&path).ok()?;
-        fs::remove_file(&path).ok()?;
-        Some(file)
+    /// What came of a pack before it was cut off.
+    pub fn open_cut(&self, name: &str) -> Option<File> {
+        File::open(self.dir.join(QUARANTINE).join(name)).ok()
+    }
+
+    /// Remove it.
+    pub fn drop_cut(&self, name: &str) {
+        let _ = fs::remove_file(self.dir.join(QUARANTINE).join(name)); // else the next start does
     }
 }
 

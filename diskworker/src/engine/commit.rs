@@ -101,7 +101,13 @@ impl Engine {
             let _one = self.commit_lock.lock();
             !self.core().ns.is_dirty()
         };
-        if is_committed { Ok(()) } else { self.commit() }
+        match is_committed {
+            true => {
+                self.publish_commit(); // by a join that has failed since it may not be
+                Ok(())
+            }
+            false => self.commit(),
+        }
     }
 
     fn commit_pending(&self) -> FsResult<()> {

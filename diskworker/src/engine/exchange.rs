@@ -65,8 +65,13 @@ impl Engine {
     }
 
     /// What came of a pack before it was cut off.
-    pub fn take_cut(&self, name: &str) -> Option<File> {
-        self.core_catalog().take_cut(name)
+    pub fn open_cut(&self, name: &str) -> Option<File> {
+        self.core_catalog().open_cut(name)
+    }
+
+    /// Remove it.
+    pub fn drop_cut(&self, name: &str) {
+        self.core_catalog().drop_cut(name);
     }
 
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error

@@ -41,12 +41,12 @@ impl Engine {
 
     /// Create: a new regular file, open for reading and writing.
     pub fn create(&self, session: SessionId, retry: bool, q: &pb::Create) -> FsResult<(Answer, Opening)> {
-        self.wait_for_room();
         self.check_writable()?;
         let (dir, name, ino) = (Ino(q.dir), name(&q.name)?, proposed(q.ino));
         if retry && let Some(done) = self.created_before(session, dir, &name, ino)? {
             return Ok(done);
         }
+        self.wait_for_room();
         let handle = self.new_handle();
         // Before the lock: making a file is the slowest part, and its number is nobody else's.
         let file = self.store.stage_new(ino)?;
@@ -92,7 +92,14 @@ impl Engine {
 
     /// Open a regular file.
     pub fn open(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
-        if q.write { self.open_write(session, q) } else { self.open_read(session, q) }
+        if q.write {
+            if !q.truncate {
+                self.wait_for_room();
+            }
+            self.open_write(session, q)
+        } else {
+            self.open_read(session, q)
+        }
     }
 
     /// The content that an open would need and that is not on this disk; `None` when it can go ahead (or fails by itself).
@@ -155,7 +162,6 @@ impl Engine {
     }
 
     fn open_write(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
-        self.wait_for_room();
         self.check_writable()?;
         let handle = self.new_handle();
         let mut core = self.core();
@@ -297,7 +303,7 @@ impl Engine {
             return Err(Errno::EFBIG.into());
         }
         let open = pb::Open { ino: q.ino, dir: q.dir, write: true, truncate: size == 0 };
-        let (_, opening) = self.open(session, &open)?;
+        let (_, opening) = self.open_write(session, &open)?;
         let Opening::File { handle, file } = opening else { return Err(Errno::EIO.into()) };
         let truncated = file.set_len(size).map_err(FsError::from);
         drop(file);

@@ -87,6 +87,7 @@ impl Running {
             halt_lock: Default::default(),
             marks: Default::default(),
             placer: Default::default(),
+            moves: Default::default(),
             retention: settings.retention,
         });
         // Without room (or on a failing disk) it is served as it is, and the journal keeps what is not committed.

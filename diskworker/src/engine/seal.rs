@@ -62,10 +62,6 @@ impl Queue {
         }
     }
 
-    fn done(&self) {
-        self.state.lock().under_way -= 1;
-    }
-
     /// Whether anything is waiting or under way.
     pub fn is_busy(&self) -> bool {
         let state = self.state.lock();
@@ -90,9 +86,19 @@ pub(super) enum Size<'a> {
 }
 
 /// How a seal went that did not fail.
-enum Done {
+enum Outcome {
     Finished,
     TooLarge,
+}
+
+/// Says so at its end that a file from the queue is done.
+struct Done<'a>(&'a Engine);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.seals.state.lock().under_way -= 1;
+        self.0.idle.notify_all();
+    }
 }
 
 /// A staged file as it was when its seal began.
@@ -113,8 +119,8 @@ impl Engine {
         loop {
             let turn = Cell::new(Some(self.seals.hashing.lock()));
             let Some(ino) = self.seals.next() else { return };
+            let _done = Done(self);
             self.seal(ino, Size::InTurn(&|| drop(turn.take())));
-            self.seals.done();
         }
     }
 
@@ -151,7 +157,7 @@ impl Engine {
                         staged.failed();
                     }
                     // Opened and closed again while it was hashed, or left to the thread.
-                    staged.writers == 0 && (staged.opened != seen.opened || matches!(result, Ok(Done::TooLarge)))
+                    staged.writers == 0 && (staged.opened != seen.opened || matches!(result, Ok(Outcome::TooLarge)))
                 }
                 None => false,
             }
@@ -168,27 +174,32 @@ impl Engine {
         result.map(drop)
     }
 
-    fn seal_marked(&self, seen: &Seen, size: Size<'_>) -> FsResult<Done> {
+    fn seal_marked(&self, seen: &Seen, size: Size<'_>) -> FsResult<Outcome> {
         match self.store.begin_seal(seen.ino) {
             Err(error) if error.errno == Errno::ENOENT => {
                 self.core().staged.remove(seen.ino);
-                Ok(Done::Finished)
+                Ok(Outcome::Finished)
             }
             Err(error) => Err(error),
-            Ok(Seal::Busy) => Ok(Done::Finished),
+            Ok(Seal::Busy) => Ok(Outcome::Finished),
             // Nothing to read or hash: it goes as it came.
             Ok(_) if seen.unwritten => self.finish_small(seen, None),
             Ok(Seal::Small(small)) => self.finish_small(seen, Some(small)),
-            Ok(Seal::Large(_)) if matches!(size, Size::Small) => Ok(Done::TooLarge),
+            Ok(Seal::Large(_)) if matches!(size, Size::Small) => Ok(Outcome::TooLarge),
             Ok(Seal::Large(job)) => match job.run() {
-                Err(error) if error.errno == Errno::EBUSY => Ok(Done::Finished), // it is being written again
+                Err(error) if error.errno == Errno::EBUSY => Ok(Outcome::Finished), // it is being written again
                 sealed => {
                     let sealed = sealed?;
                     if let Size::InTurn(next) = size {
                         next();
                     }
+                    let moving = self.moves.begin();
                     match self.place(seen.ino, sealed.content, sealed.size)? {
-                        Some(disk) => self.finish_placed(seen, &sealed, disk),
+                        Some(disk) => {
+                            let finished = self.finish_placed(seen, &sealed, disk);
+                            moving.moved();
+                            finished
+                        }
                         None if seen.promised => self.finish_promised(seen, &sealed),
                         None => self.finish_large(seen, &sealed),
                     }
@@ -217,7 +228,7 @@ impl Engine {
 
     /// Record a small content (`None`: it has not changed), then let the staged file go. No writer can come in between:
     /// all of this process come through the table, and `begin_seal` has seen that no other has a descriptor.
-    fn finish_small(&self, seen: &Seen, small: Option<SealedSmall>) -> FsResult<Done> {
+    fn finish_small(&self, seen: &Seen, small: Option<SealedSmall>) -> FsResult<Outcome> {
         let recorded = self.change(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(None) };
             if let Some(small) = &small {
@@ -238,13 +249,13 @@ impl Engine {
             self.core().staged.remove(seen.ino);
             removed?;
         }
-        Ok(Done::Finished)
+        Ok(Outcome::Finished)
     }
 
     /// The same as [`Self::finish_large`] for a file that was fsynced. Its bytes and its record must be on stable storage before
     /// its name in `staging/` goes: any other sync of this file system may make that durable, and after a power loss nothing
     /// would be left of it.
-    fn finish_promised(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Done> {
+    fn finish_promised(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Outcome> {
         self.store.sync_staged(seen.ino)?;
         let recorded = self.change(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
@@ -262,12 +273,12 @@ impl Engine {
             self.store.finish_seal(sealed)?;
             self.core().staged.remove(seen.ino);
         }
-        Ok(Done::Finished)
+        Ok(Outcome::Finished)
     }
 
     /// Record a content that another disk of this host holds now, and let the staged file go. The record must be committed
     /// before: a journal that names a content which is not here is not believed after a power loss.
-    fn finish_placed(&self, seen: &Seen, sealed: &Sealed, disk: DiskId) -> FsResult<Done> {
+    fn finish_placed(&self, seen: &Seen, sealed: &Sealed, disk: DiskId) -> FsResult<Outcome> {
         let recorded = self.change(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
             if !self.store.can_finish(&sealed.ticket)? {
@@ -290,24 +301,24 @@ impl Engine {
             // After an error it stays in the table, and is sealed once more.
             self.core().staged.remove(seen.ino);
         }
-        Ok(Done::Finished)
+        Ok(Outcome::Finished)
     }
 
     /// Record a content in a file of its own, and give that file its name.
-    fn finish_large(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Done> {
+    fn finish_large(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Outcome> {
         self.change(seen.session, |core| {
-            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(Done::Finished) };
+            let Some((at, base)) = self.still_there(core, seen)? else { return Ok(Outcome::Finished) };
             if !self.store.can_finish(&sealed.ticket)? {
-                return Ok(Done::Finished);
+                return Ok(Outcome::Finished);
             }
             if core.staged.get(seen.ino).is_some_and(|staged| staged.promised) {
-                return Ok(Done::TooLarge); // since the seal began: once more, the other way
+                return Ok(Outcome::TooLarge); // since the seal began: once more, the other way
             }
             // The record first: after a crash in between, the staged file is still there and is sealed again.
             core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
             self.store.finish_seal(sealed)?;
             core.staged.remove(seen.ino);
-            Ok(Done::Finished)
+            Ok(Outcome::Finished)
         })
     }
 }

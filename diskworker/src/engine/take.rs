@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, DiskId, Ino};
 use nix::errno::Errno;
+use parking_lot::Mutex;
 
 use super::Engine;
 use crate::content::Seal;
@@ -44,13 +45,52 @@ pub const PLACED_MIN_BYTES: u64 = 1 << 20;
 const KEPT: Duration = Duration::from_secs(600);
 /// The other disk may take so long to follow a commit; on a running host it takes milliseconds.
 const FOLLOWS: Duration = Duration::from_secs(5);
-/// Below this part of the disk, and this many bytes, new files wait for those that are on their way to other disks.
-const LOW_SHARE: u64 = 8;
-const LOW_BYTES: u64 = 32 << 30;
+/// With less than this part of the disk free, and less than this many bytes, new files wait for those that are on their way
+/// to other disks. A lazy disk keeps more than that free by itself.
+const LOW_SHARE: u64 = 32;
+const LOW_BYTES: u64 = 8 << 30;
 /// For so long at most.
 const LOW_WAIT: Duration = Duration::from_secs(60);
+/// Files wait for the queue for so long after the last one went.
+const LOW_PROGRESS: Duration = Duration::from_secs(5);
 /// Between two looks.
 const LOW_POLL: Duration = Duration::from_millis(100);
+/// Bytes copied between two looks at the free space.
+const STEP_BYTES: u64 = 64 << 20;
+
+/// Files on their way to other disks of this host.
+#[derive(Default)]
+pub(super) struct Moves(Mutex<(usize, Option<Instant>)>);
+
+impl Moves {
+    /// One may be.
+    pub fn begin(&self) -> Move<'_> {
+        self.0.lock().0 += 1;
+        Move(self)
+    }
+
+    /// Whether files go: some are on their way, or the last one went a moment ago and others wait.
+    fn are_going(&self, others_wait: bool) -> bool {
+        let (under_way, last) = *self.0.lock();
+        under_way > 0 || others_wait && last.is_some_and(|last| last.elapsed() < LOW_PROGRESS)
+    }
+}
+
+/// Until it is dropped a file is on its way.
+pub(super) struct Move<'a>(&'a Moves);
+
+impl Move<'_> {
+    /// It has gone.
+    pub fn moved(&self) {
+        self.0.0.lock().1 = Some(Instant::now());
+    }
+}
+
+impl Drop for Move<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().0 -= 1;
+    }
+}
 
 impl Engine {
     /// Ask this before a content is kept here. Once.
@@ -75,7 +115,7 @@ impl Engine {
         // Where both change all the time, no state of one is ever one of the other; then what it was made of counts.
         let seq = self.committed().ctx.0.get(&self.actor).copied().unwrap_or(0);
         let mut ours = Vec::new();
-        while begin.elapsed() < FOLLOWS {
+        while begin.elapsed() < FOLLOWS && !self.is_stopping() {
             let commit = *self.published.borrow();
             if ours.last() != Some(&commit) {
                 ours.push(commit);
@@ -99,7 +139,7 @@ impl Engine {
         };
         let begin = Instant::now();
         while is_low()
-            && self.seals.is_busy()
+            && self.moves.are_going(self.seals.is_busy())
             && (placer.has_room)()
             && begin.elapsed() < LOW_WAIT
             && !self.is_stopping()
@@ -138,6 +178,11 @@ impl Engine {
         file.set_len(size)?;
         let mut at = 0;
         while let Some((start, end)) = os::next_data(from, at, size)? {
+            // Several come at once, and the reserve belongs to the catalog.
+            let end = end.min(start + STEP_BYTES);
+            if self.store.free_space()?.free < end - start {
+                return Err(FsError::new(Errno::ENOSPC, "there is no room for it any more"));
+            }
             os::copy_range(from, &file, start, end)?;
             at = end;
         }

@@ -39,10 +39,10 @@ impl Way {
     }
 }
 
-/// What there is of exchanges with each disk.
+/// What there is of exchanges with each disk, and since when.
 #[derive(Default)]
 pub(super) struct Cuts {
-    received: HashMap<DiskId, Way>,
+    received: HashMap<DiskId, (Way, Instant)>,
     given: HashMap<DiskId, (State, Instant)>,
 }
 
@@ -52,17 +52,36 @@ pub(super) fn name(disk: DiskId) -> String {
 }
 
 impl Net {
-    /// What came from this disk before it was cut off, to be gone on with: once.
-    pub(super) fn take_cut(&self, disk: DiskId) -> Option<(Way, File, u64)> {
-        let way = self.cuts.lock().received.remove(&disk)?;
-        let file = self.engine.take_cut(&name(disk))?;
+    /// What came from this disk before it was cut off, to be gone on with, and its length. Blocks on the disk.
+    pub(super) fn cut_of(&self, disk: DiskId) -> Option<(Way, File, u64)> {
+        let (way, _) = *self.cuts.lock().received.get(&disk)?;
+        let file = self.engine.open_cut(&name(disk))?;
         let length = file.metadata().ok()?.len();
         Some((way, file, length))
     }
 
     /// An exchange with this disk was cut off.
     pub(super) fn note_cut(&self, disk: DiskId, way: Way) {
-        self.cuts.lock().received.insert(disk, way);
+        self.cuts.lock().received.insert(disk, (way, Instant::now()));
+    }
+
+    /// What came from this disk is of no use any more. Blocks on the disk.
+    pub(super) fn drop_cut(&self, disk: DiskId) {
+        if self.cuts.lock().received.remove(&disk).is_some() {
+            self.engine.drop_cut(&name(disk));
+        }
+    }
+
+    /// Drop what is too old, and what a full disk has no room for. Blocks on the disk.
+    pub(super) fn tidy_cuts(&self) {
+        let is_full = self.engine.refusal().is_some();
+        let is_old = |since: &Instant| is_full || since.elapsed() >= GIVEN;
+        let mut cuts = self.cuts.lock();
+        cuts.given.retain(|_, (_, since)| !is_old(since));
+        let received = cuts.received.iter().filter(|(_, (_, since))| is_old(since));
+        let received: Vec<DiskId> = received.map(|(disk, _)| *disk).collect();
+        drop(cuts);
+        received.into_iter().for_each(|disk| self.drop_cut(disk));
     }
 
     /// What a disk is to get, and from which byte on.
@@ -76,10 +95,7 @@ impl Net {
             }
             _ => (Offer { state: self.engine.committed(), base: self.engine.known_base(have)? }, 0),
         };
-        let mut cuts = self.cuts.lock();
-        let now = Instant::now();
-        cuts.given.retain(|_, (_, since)| now.duration_since(*since) < GIVEN);
-        cuts.given.insert(disk, (offer.state.clone(), now));
+        self.cuts.lock().given.insert(disk, (offer.state.clone(), Instant::now()));
         Ok((offer, offset))
     }
 }

@@ -91,6 +91,7 @@ pub(super) async fn follow(net: Arc<Net>) {
     let mut reached: HashMap<DiskId, (State, Instant)> = HashMap::new();
     let mut under_way: HashMap<DiskId, Exchange> = HashMap::new();
     let mut takes = JoinSet::new();
+    let mut tidied = Instant::now();
     loop {
         let ours = *commits.borrow_and_update();
         included.add(ours);
@@ -120,6 +121,11 @@ pub(super) async fn follow(net: Arc<Net>) {
             continue;
         }
         let retry = failures.values().map(|(_, until)| *until).chain(free_at).filter(|until| *until > now).min();
+        if tidied.elapsed() >= STALLED {
+            tidied = Instant::now();
+            let net = net.clone();
+            tokio::task::spawn_blocking(move || net.tidy_cuts());
+        }
         let ended = tokio::select! {
             Some(ended) = takes.join_next() => ended,
             () = net.states.notified() => continue,
@@ -136,7 +142,7 @@ pub(super) async fn follow(net: Arc<Net>) {
             }
         };
         match result {
-            Ok(theirs) => {
+            Ok((theirs, is_resumed)) => {
                 let got = theirs.commit;
                 included.add(got);
                 if let Some(other) = net.table.lock().disks.get_mut(&disk) {
@@ -148,7 +154,8 @@ pub(super) async fn follow(net: Arc<Net>) {
                     taken.retain(|disk, _| table.is_connected(*disk));
                 }
                 failures.remove(&disk);
-                if got != state {
+                // What went on from an earlier exchange is behind what it announced since, which is still wanted.
+                if got != state && !is_resumed {
                     // It moved on meanwhile and will have announced that, or has gone back.
                     if let Some(other) = net.table.lock().disks.get_mut(&disk)
                         && other.state == Some(state)
@@ -195,7 +202,9 @@ fn note_reached(reached: &mut HashMap<DiskId, (State, Instant)>, net: &Net, own:
         }
     }
     drop(table);
-    reached.retain(|disk, (_, since)| now.duration_since(*since) < REACHED && net.members.is_disk(*disk));
+    // On a full disk what is outdated must go.
+    let is_full = net.engine.refusal().is_some();
+    reached.retain(|disk, (_, since)| !is_full && now.duration_since(*since) < REACHED && net.members.is_disk(*disk));
 }
 
 /// The messages of an exchange, and how slowly they come.
@@ -229,11 +238,14 @@ fn lost(status: Status) -> FsError {
     FsError::new(Errno::ECONNRESET, status.message().to_owned())
 }
 
-/// Fetch what a disk has more than we do, and join it; the state it was.
-async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -> FsResult<State> {
+/// Fetch what a disk has more than we do, and join it; the state it was, and whether that is one which was asked for before.
+async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -> FsResult<(State, bool)> {
     let have = states.iter().map(|state| state.commit.as_bytes().to_vec()).collect();
     let mut client = net.client(disk).await?;
-    let received = net.take_cut(disk);
+    let received = {
+        let net = net.clone();
+        tokio::task::spawn_blocking(move || net.cut_of(disk)).await.map_err(|_| Errno::EIO)?
+    };
     let mut request = pb::FetchPackRequest { have, ..Default::default() };
     if let Some((way, _, length)) = &received {
         request.resume_offset = *length;
@@ -251,6 +263,14 @@ async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -
         _ => return Err(Errno::EPROTO.into()),
     };
     let is_resumed = first.offset > 0;
+    // What was not gone on with takes up room.
+    let forget = |net: &Arc<Net>| {
+        let net = net.clone();
+        tokio::task::spawn_blocking(move || net.drop_cut(disk))
+    };
+    if !is_resumed {
+        forget(net).await.map_err(|_| Errno::EIO)?;
+    }
     let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(4);
     let engine = net.engine.clone();
     let joining = tokio::task::spawn_blocking(move || {
@@ -277,10 +297,15 @@ async fn take(net: &Arc<Net>, disk: DiskId, states: Vec<State>, waits: &Waits) -
     drop(sender);
     let joined = joining.await.map_err(|error| FsError::new(Errno::EIO, error.to_string()))?;
     drop(states); // until here what they consist of is relied on
+    if is_resumed {
+        forget(net).await.map_err(|_| Errno::EIO)?;
+    }
     match joined {
         // Another version of the program may write another pack. The next one begins anew.
-        Err(error) if is_resumed => Err(FsError::new(Errno::ECONNRESET, format!("the rest did not fit: {error}"))),
-        joined => joined,
+        Err(error) if is_resumed && error.errno == Errno::EIO => {
+            Err(FsError::new(Errno::ECONNRESET, format!("the rest did not fit: {error}")))
+        }
+        joined => Ok((joined?, is_resumed)),
     }
 }
 

@@ -42,12 +42,14 @@ pub struct Neighbours {
     silent: Mutex<HashMap<DiskId, Instant>>,
     /// What was given to a disk since it last said how much is free, and what it said.
     given: Mutex<HashMap<DiskId, (u64, u64)>>,
+    /// Bytes that are being given to a disk now.
+    under_way: Mutex<HashMap<DiskId, u64>>,
 }
 
 impl Neighbours {
     /// The disks whose workers have their sockets in this folder.
     pub fn new(net: Arc<Net>, run_dir: PathBuf) -> Self {
-        Self { net, run_dir, silent: Mutex::default(), given: Mutex::default() }
+        Self { net, run_dir, silent: Mutex::default(), given: Mutex::default(), under_way: Mutex::default() }
     }
 
     /// The content's file on another disk of this host.
@@ -73,17 +75,27 @@ impl Neighbours {
     /// now, durably.
     pub fn place(&self, engine: &Engine, content: ContentId, size: u64, file: &File) -> Option<DiskId> {
         let disk = self.best(engine, size)?;
-        // Several are given at once: what is under way counts.
-        self.given.lock().entry(disk).or_default().1 += size;
-        match self.give(disk, content, size, file) {
-            Ok(()) => Some(disk),
+        // Several are given at once: all of it must fit, and one may stand behind the others' syncs.
+        let under_way = {
+            let mut under_way = self.under_way.lock();
+            let under_way = under_way.entry(disk).or_default();
+            *under_way += size;
+            *under_way
+        };
+        let given = self.give(disk, content, size, under_way, file);
+        if let Some(under_way) = self.under_way.lock().get_mut(&disk) {
+            *under_way -= size;
+        }
+        match given {
+            Ok(()) => {
+                self.given.lock().entry(disk).or_default().1 += size;
+                self.silent.lock().remove(&disk);
+                Some(disk)
+            }
             Err(error) => {
                 tracing::debug!(%error, "disk {} of this host does not take a content", short_id(&disk.to_hex()));
                 let pause = if is_silence(&error) { SULK } else { REFUSED };
                 self.silent.lock().insert(disk, Instant::now() + pause);
-                let mut given = self.given.lock();
-                let given = &mut given.entry(disk).or_default().1;
-                *given = given.saturating_sub(size);
                 None
             }
         }
@@ -105,7 +117,9 @@ impl Neighbours {
         let stays = !self.net.is_lazy() && !marks.contains_key(&engine.folder.disk_id());
         let own = stays.then_some((space.total, space.free));
         let others = mates.into_iter().filter(|(disk, ..)| !marks.contains_key(disk) && self.may_ask(*disk));
-        let others = others.map(|(disk, total, free)| (disk, total, free.saturating_sub(self.given_to(disk, free))));
+        let others = others.map(|(disk, total, free)| {
+            (disk, total, free.saturating_sub(self.given_to(disk, free) + self.under_way(disk)))
+        });
         roomiest(size, own, others)
     }
 
@@ -119,6 +133,10 @@ impl Neighbours {
         given.1
     }
 
+    fn under_way(&self, disk: DiskId) -> u64 {
+        self.under_way.lock().get(&disk).copied().unwrap_or(0)
+    }
+
     fn may_ask(&self, disk: DiskId) -> bool {
         self.socket(disk).exists() && self.silent.lock().get(&disk).is_none_or(|until| *until <= Instant::now())
     }
@@ -127,8 +145,8 @@ impl Neighbours {
         rundir::local_socket(&self.run_dir, short_id(&disk.to_hex()))
     }
 
-    fn give(&self, disk: DiskId, content: ContentId, size: u64, file: &File) -> io::Result<()> {
-        let patience = PATIENCE + Duration::from_secs(size / SLOW_BYTES_PER_S);
+    fn give(&self, disk: DiskId, content: ContentId, size: u64, under_way: u64, file: &File) -> io::Result<()> {
+        let patience = PATIENCE + Duration::from_secs(under_way / SLOW_BYTES_PER_S);
         let mut client = connect(&self.socket(disk), disk, patience)?;
         let take = TakeContent { content: content.0.to_vec().into(), size };
         let (reply, _) =

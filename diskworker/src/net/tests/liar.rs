@@ -10,6 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Streaming};
 
 use super::*;
+use crate::catalog::State;
 use crate::net::io::{PeerInfo, PeerIo};
 
 /// The begin of a pack with one object, a blob of 60,000 bytes that are not compressed.
@@ -28,8 +29,8 @@ pub(crate) enum Manner {
     Flipped(Vec<u8>),
     /// A good pack without the state it is said to lead to.
     Undeliverable(Vec<u8>),
-    /// A good pack that leads to this state, in two halves: the connection is lost between them.
-    Halves(git2::Oid, Vec<u8>),
+    /// A good pack in two halves: the connection is lost between them, and then there is a newer state with a pack of its own.
+    Halves([(git2::Oid, Vec<u8>); 2]),
     /// Takes the request and is silent.
     Stall,
     /// A byte now and then, without end.
@@ -160,7 +161,11 @@ impl Peer for Lies {
     async fn meet(&self, _: Request<Streaming<pb::News>>) -> Result<Response<Self::MeetStream>, tonic::Status> {
         let cluster_id = self.cluster.0.to_vec();
         let about = pb::About { version: 1, cluster_id, host_id: vec![9; 32], run: random_u64(), ..Default::default() };
-        let state = pb::State { commit: vec![0xab; 20] };
+        let commit = match &self.manner {
+            Manner::Halves([_, (newest, _)]) => newest.as_bytes().into(),
+            _ => vec![0xab; 20],
+        };
+        let state = pb::State { commit };
         let news = [news::News::About(about), news::News::State(state)];
         self.answer_and_stall(news.map(|news| pb::News { news: Some(news) }).into())
     }
@@ -181,10 +186,14 @@ impl Peer for Lies {
                 self.answer(vec![reply(pack)], None)
             }
             Manner::Undeliverable(pack) => self.answer(vec![reply(pack)], None),
-            Manner::Halves(commit, pack) => {
+            Manner::Halves([(commit, pack), (newest, more)]) => {
                 let (half, request) = (pack.len() / 2, request.into_inner());
                 let first = pb::FetchPackReply { commit: commit.as_bytes().into(), ..Default::default() };
                 match request.resume_offset as usize {
+                    0 if self.resumed.load(Ordering::SeqCst) > 0 => {
+                        let commit = newest.as_bytes().into();
+                        self.answer(vec![pb::FetchPackReply { commit, pack: more, ..Default::default() }], None)
+                    }
                     0 => self.answer_and_break(vec![pb::FetchPackReply { pack: pack[..half].into(), ..first }]),
                     // Bytes may be lost on the way.
                     at if at <= half && request.resume_commit == first.commit => {
@@ -312,13 +321,21 @@ async fn what_liars_send_is_refused_and_the_others_go_on() {
 async fn an_exchange_that_was_cut_off_goes_on_where_it_was() {
     let manners = |_: &Node| {
         let (from, _dir) = lone();
-        let offer = Offer { state: from.committed(), base: None };
-        let mut pack = Vec::new();
-        from.export(&offer, &mut pack).unwrap();
-        vec![Manner::Halves(offer.state.commit, pack)]
+        let pack = |state: State| {
+            let (offer, mut pack) = (Offer { state, base: None }, Vec::new());
+            from.export(&offer, &mut pack).unwrap();
+            (offer.state.commit, pack)
+        };
+        let first = pack(from.committed());
+        let making = Mkdir { dir: Ino::ROOT.0, name: "later".into(), mode: 0o755, uid: 1, gid: 1 };
+        from.mkdir(1, false, &making).unwrap();
+        from.commit().unwrap();
+        vec![Manner::Halves([first, pack(from.committed())])]
     };
     let (nodes, liars) = among_liars(manners).await;
-    until("its names", || nodes.iter().all(|node| node.sees("far-4999"))).await;
+    // Both disks ask it; one of them is the first who goes on.
+    let all = |name: &str| nodes.iter().all(|node| node.sees(name));
+    until("its names", || all("far-4999") && all("later")).await;
     // At least what is worth keeping.
     assert!(liars[0].resumed.load(Ordering::SeqCst) >= 256 << 10);
 }
