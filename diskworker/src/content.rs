@@ -84,7 +84,7 @@ pub struct Usage {
 pub struct Space {
     /// Size of the file system, in bytes.
     pub total: u64,
-    /// What new contents may use, in bytes: what is free less the reserve.
+    /// What new contents may use, in bytes: what is free less the reserve, and nothing when no further file can be made.
     pub free: u64,
     /// What is free, in bytes.
     pub available: u64,
@@ -255,7 +255,10 @@ impl ContentStore {
             fstatvfs(self.folder.root_fd()).map_err(|errno| fail(errno, "ask for the free space of", "the disk"))?;
         let bytes = |blocks: u64| blocks.saturating_mul(vfs.fragment_size() as u64);
         let available = bytes(vfs.blocks_available() as u64);
-        Ok(Space { total: bytes(vfs.blocks() as u64), free: available.saturating_sub(self.reserve_bytes), available })
+        // Without a free inode no file can be made, however many bytes are free. Some file systems count none at all.
+        let is_full = vfs.files() > 0 && vfs.files_available() == 0;
+        let free = if is_full { 0 } else { available.saturating_sub(self.reserve_bytes) };
+        Ok(Space { total: bytes(vfs.blocks() as u64), free, available })
     }
 
     /// See to it that so much room is left beyond the reserve, which belongs to the catalog: if need be the trash is emptied.

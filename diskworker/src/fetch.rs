@@ -43,7 +43,7 @@ use crate::swarm::Swarm;
 pub(crate) use serve::hand_over;
 pub use serve::read_content;
 use transfer::Transfer;
-use using::Using;
+use using::{Beginning, Using};
 
 /// Without any progress for so long a reader or writer gets an error.
 const STALLED: Duration = Duration::from_secs(20);
@@ -79,6 +79,8 @@ pub struct Fetcher {
     transfers: Mutex<HashMap<ContentId, Arc<Transfer>>>,
     handles: Mutex<HashMap<u64, (SessionId, Arc<Using>)>>,
     mirroring: Mutex<HashMap<ContentId, Mirroring>>,
+    /// Contents for whose file somebody waits, each as often as somebody does. Changed with the lock on `transfers`.
+    beginning: Mutex<Vec<ContentId>>,
     /// Contents that BitTorrent fetches now, and what stops it. Taken after `transfers`.
     swarming: Mutex<HashMap<ContentId, CancellationToken>>,
     small: Arc<Semaphore>,
@@ -102,6 +104,7 @@ impl Fetcher {
             transfers: Mutex::default(),
             handles: Mutex::default(),
             mirroring: Mutex::default(),
+            beginning: Mutex::default(),
             swarming: Mutex::default(),
             small: Arc::new(Semaphore::new(SMALL_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
@@ -198,7 +201,9 @@ impl Fetcher {
 
     /// The transfer of a content, with BitTorrent stopped; `None` when it is here meanwhile. Blocks.
     fn begin(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<Option<Using>> {
-        let until = Instant::now() + room::LONGEST;
+        let mut patience = room::Patience::default();
+        // As long as it waits for room nothing else says that what is here of it is of use.
+        let _beginning = Beginning::new(self, wanted.content);
         loop {
             let store = &self.engine.store;
             if store.has(wanted.content)? == Some(wanted.size) {
@@ -209,7 +214,7 @@ impl Fetcher {
                 Ok(None) => {}
                 Err(error) => {
                     let bytes = store.incoming_needs(wanted.content, wanted.size);
-                    match self.runtime.block_on(self.room.is_made(&error, store, bytes, until, || {})) {
+                    match self.runtime.block_on(self.room.is_made(&error, store, bytes, &mut patience, || {})) {
                         true => continue,
                         false => return Err(error),
                     }
@@ -234,11 +239,19 @@ impl Fetcher {
         if wanted.pieces.is_none() {
             return Ok(None);
         }
-        let Some(transfer) = self.begin(wanted, true)? else { return Ok(None) };
-        let Some(file) = self.engine.store.open_incoming(wanted.content)? else { return Ok(None) };
-        let handle = self.engine.new_handle();
-        self.handles.lock().insert(handle, (session, Arc::new(transfer)));
-        Ok(Some((handle, file)))
+        for _ in 0..TRIES {
+            let Some(transfer) = self.begin(wanted, true)? else { return Ok(None) };
+            let Some(file) = self.engine.store.open_incoming(wanted.content)? else { return Ok(None) };
+            // When it has ended meanwhile this may be the file of a later one: pieces that were verified are holes there.
+            if !self.transfers.lock().get(&wanted.content).is_some_and(|current| transfer.is(current)) {
+                continue;
+            }
+            let handle = self.engine.new_handle();
+            self.handles.lock().insert(handle, (session, Arc::new(transfer)));
+            return Ok(Some((handle, file)));
+        }
+        // Who waits for the whole learns why.
+        Ok(None)
     }
 
     /// Wait until a range is there and verified. Blocks.
@@ -335,19 +348,32 @@ impl Fetcher {
         Ok(Some(using))
     }
 
-    /// Whether the file in `incoming/` is in use.
+    /// Whether the file in `incoming/` is in use, or about to be.
     fn is_fetched(&self, content: ContentId) -> bool {
-        self.transfers.lock().contains_key(&content) || self.swarming.lock().contains_key(&content)
+        self.is_used(&self.transfers.lock(), content)
+    }
+
+    /// The same, for who has the lock on the table of transfers.
+    fn is_used(&self, transfers: &HashMap<ContentId, Arc<Transfer>>, content: ContentId) -> bool {
+        transfers.contains_key(&content)
+            || self.beginning.lock().contains(&content)
+            || self.swarming.lock().contains_key(&content)
+            || self.mirroring.lock().contains_key(&content)
     }
 
     /// Remove what a fetch that was given up has left; `false` when the content is being fetched. Blocks.
     fn remove_left(&self, content: ContentId) -> FsResult<bool> {
+        // While it is open its blocks stay: to free those of a large file takes long, and all who fetch wait for the lock.
+        let open = self.engine.store.open_incoming(content).ok().flatten();
         // Who begins to fetch says so under this lock.
         let transfers = self.transfers.lock();
-        if transfers.contains_key(&content) || self.swarming.lock().contains_key(&content) {
+        if self.is_used(&transfers, content) {
             return Ok(false);
         }
-        self.engine.store.remove_incoming(content).map(|()| true)
+        let removed = self.engine.store.remove_incoming(content);
+        drop(transfers);
+        drop(open);
+        removed.map(|()| true)
     }
 
     /// What a content is, as somebody said or else as the whole catalog says. Blocks.

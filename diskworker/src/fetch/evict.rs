@@ -16,12 +16,12 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::Fetcher;
-use super::room::{Shown, TICK};
+use super::room::{Shown, TICK, needed};
 use crate::content::Space;
 
-/// Between two looks when nothing more can be done and nobody waits.
+/// Between two looks when nothing more can be done and nobody waits; longer where one takes long.
 const EVERY: Duration = Duration::from_secs(30);
-/// After a round in vain, also when somebody waits: each looks at all contents.
+/// After a round that did less than it should, or that was for nobody: each looks at all contents. Longer if it took longer.
 const BREATH: Duration = Duration::from_secs(1);
 /// Below this part of the disk room is made, until twice as much is free.
 const LOW_SHARE: u64 = 20;
@@ -29,8 +29,8 @@ const LOW_SHARE: u64 = 20;
 const AT_ONCE: usize = 16;
 /// Contents that had to stay until a round ends: each costs a question to the others.
 const STAY_MAX: usize = 256;
-/// A content that had to stay is not asked for again for so long.
-const KEPT: Duration = Duration::from_secs(600);
+/// A content that had to stay is not asked for again for so long. Often it was a short fault of the network alone.
+const KEPT: Duration = Duration::from_secs(120);
 /// So long a round waits until what went is shown as free.
 const SHOWN_WITHIN: Duration = Duration::from_secs(10);
 
@@ -53,6 +53,10 @@ pub(super) struct Round {
     stayed: usize,
     /// All contents were looked at, as room was missing.
     looked: bool,
+    /// Until all that was to go went, or stayed.
+    took: Duration,
+    /// As much went as was missing, and somebody waited for it.
+    served: bool,
     /// There was as much as anybody needed: who finds none now must ask again.
     enough: bool,
 }
@@ -61,6 +65,11 @@ impl Round {
     /// Whether a further one may do more.
     fn goes_on(&self, is_needed: bool) -> bool {
         self.gone > 0 || is_needed && self.stayed >= STAY_MAX
+    }
+
+    /// How long others have the disk for themselves before a further one.
+    fn breath(&self) -> Duration {
+        if self.served { Duration::ZERO } else { BREATH.max(self.took) }
     }
 
     /// Whether who waited for it waits for nothing.
@@ -76,14 +85,16 @@ impl Fetcher {
         let rounds = async {
             loop {
                 keeping.begin();
+                let began = Instant::now();
                 let round = self.make_room(LOW_SHARE).await.unwrap_or_else(|error| {
                     tracing::debug!(%error, "no room is made");
-                    Round { looked: true, ..Round::default() }
+                    Round { looked: true, took: began.elapsed(), ..Round::default() }
                 });
                 let is_needed = self.room.is_needed();
                 keeping.end(round.is_in_vain(is_needed));
-                if !round.goes_on(is_needed) {
-                    self.pause(round.looked).await;
+                match round.goes_on(is_needed) {
+                    true => sleep(round.breath()).await,
+                    false => self.pause(&round).await,
                 }
             }
         };
@@ -94,32 +105,34 @@ impl Fetcher {
     }
 
     /// Until a further round may do more than one that was in vain.
-    async fn pause(&self, looked: bool) {
+    async fn pause(&self, round: &Round) {
         // As long as there is room a round costs nothing; when there was none, it is only for who waits.
         let asked = async {
-            if looked {
-                sleep(BREATH).await;
+            if round.looked {
+                sleep(round.breath()).await;
             }
             loop {
                 self.room.asked().await;
-                if !looked || self.room.is_needed() {
+                if !round.looked || self.room.is_needed() {
                     return;
                 }
             }
         };
         tokio::select! {
             () = asked => {}
-            () = sleep(EVERY) => {}
+            () = sleep(EVERY.max(round.took * 10)) => {}
         }
     }
 
     /// One round: let go what was read longest ago while less than this share of the disk is free, or somebody needs room.
     pub(super) async fn make_room(self: &Arc<Self>, low_share: u64) -> FsResult<Round> {
-        let mut round = Round::default();
+        let (mut round, began) = (Round::default(), Instant::now());
+        // Before it looks at the contents: that may take longer than anybody waits, and who comes next finds what was made.
+        let needs = self.room.needs();
         let space = self.engine.store.free_space()?;
         let is_low = missing(space, low_share, 1) > 0;
-        round.enough = !is_low && self.room.needed(u64::MAX) <= space.free;
-        if round.enough || !self.promises.is_settled() {
+        round.enough = !is_low && needed(&needs, u64::MAX) <= space.free;
+        if round.enough {
             return Ok(round);
         }
         round.looked = true;
@@ -127,7 +140,7 @@ impl Fetcher {
         let oldest = tokio::task::spawn_blocking(move || this.oldest()).await;
         let oldest = oldest.map_err(|_| FsError::from(Errno::EIO))??;
         let can_be = oldest.iter().fold(space.free, |sum, old| sum.saturating_add(old.bytes));
-        let needed = self.room.needed(can_be).saturating_sub(space.free);
+        let needed = needed(&needs, can_be).saturating_sub(space.free);
         let goal = if is_low { missing(space, low_share, 2).max(needed) } else { needed };
         // By what they should free, not by what is free: that may be shown later only.
         let (mut oldest, mut going, mut going_bytes) = (oldest.into_iter(), JoinSet::new(), 0);
@@ -154,6 +167,7 @@ impl Fetcher {
             }
             shown.look(self.engine.store.free_space()?.free);
         }
+        (round.took, round.served) = (began.elapsed(), needed > 0 && round.bytes >= goal);
         self.kept.lock().retain(|_, at| at.elapsed() < KEPT);
         if round.gone > 0 {
             tracing::info!("made room: {} contents went that other disks keep, or that had not come", round.gone);
@@ -169,7 +183,9 @@ impl Fetcher {
     /// What may go, longest unused first. Blocks.
     fn oldest(&self) -> FsResult<Vec<Old>> {
         let (store, ledger) = (&self.engine.store, self.engine.ledger()?);
-        let contents = store.contents().flatten().filter_map(|(content, bytes)| {
+        // As long as nothing held may go, what was left still may: it needs no promise.
+        let held = self.promises.is_settled().then(|| store.contents()).into_iter().flatten();
+        let contents = held.flatten().filter_map(|(content, bytes)| {
             // What no file has is the collector's.
             let wanted = ledger.find(content)?.wanted;
             let used = store.last_used(content).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -229,6 +245,9 @@ mod tests {
         assert!(round(1, 0).goes_on(false) && !round(0, 3).goes_on(true));
         assert!(round(0, STAY_MAX).goes_on(true) && !round(0, STAY_MAX).goes_on(false));
         assert!(round(0, 3).is_in_vain(true) && !round(0, STAY_MAX).is_in_vain(true) && !round(1, 0).is_in_vain(true));
+        assert_eq!(Round { served: true, ..round(1, 0) }.breath(), Duration::ZERO);
+        let took = BREATH * 7;
+        assert_eq!((round(1, 0).breath(), Round { took, ..round(1, 0) }.breath()), (BREATH, took));
         // Room that was there when it looked, and that others have taken since.
         assert!(!Round { enough: true, ..Round::default() }.is_in_vain(true));
     }

@@ -442,7 +442,13 @@ impl Transfer {
                 parts.push(data.split_to(take as usize));
                 gathered += take;
                 if gathered == self.length(piece) {
-                    self.take_piece(engine, piece, std::mem::take(&mut parts)).await?;
+                    let whole = std::mem::take(&mut parts);
+                    if let Err(error) = self.write_piece(engine, piece, whole.clone()).await {
+                        // What is not read keeps back all else on the same connection: also the promises without which no
+                        // room is made. The rest of the request is given back, and asked for again.
+                        drop((replies, data));
+                        return self.write_with_room(engine, piece, whole, error).await;
+                    }
                     (gathered, piece) = (0, piece + 1);
                 }
             }
@@ -461,18 +467,26 @@ impl Transfer {
         }
     }
 
-    /// Verify a piece and write it, as soon as there is room. To wait for that is no standstill.
-    async fn take_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
-        let until = Instant::now() + room::LONGEST;
+    /// Write a piece for which there was no room, as soon as there is some. To wait for that is no standstill.
+    async fn write_with_room(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        piece: usize,
+        parts: Vec<Bytes>,
+        mut error: FsError,
+    ) -> FsResult<()> {
+        let mut patience = room::Patience::default();
         let waits = || self.state.lock().progress = Instant::now();
-        while let Err(error) = self.write_piece(engine, piece, parts.clone()).await {
-            if !self.room.is_made(&error, &engine.store, self.length(piece), until, waits).await {
-                return Err(error);
+        while self.room.is_made(&error, &engine.store, self.length(piece), &mut patience, waits).await {
+            match self.write_piece(engine, piece, parts.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(again) => error = again,
             }
         }
-        Ok(())
+        Err(error)
     }
 
+    /// Verify a piece and write it.
     async fn write_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
         let (this, engine) = (self.clone(), engine.clone());
         let taking = tokio::task::spawn_blocking(move || {

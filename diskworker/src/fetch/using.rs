@@ -5,6 +5,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use delugefs_proto::ids::ContentId;
+
+use super::Fetcher;
 use super::transfer::Transfer;
 
 /// How many use it.
@@ -32,6 +35,11 @@ impl Using {
         }
         Self { transfer, counts }
     }
+
+    /// Whether it is this one.
+    pub fn is(&self, transfer: &Arc<Transfer>) -> bool {
+        Arc::ptr_eq(&self.transfer, transfer)
+    }
 }
 
 impl Drop for Using {
@@ -47,5 +55,26 @@ impl Deref for Using {
 
     fn deref(&self) -> &Transfer {
         &self.transfer
+    }
+}
+
+/// A content that somebody begins to fetch, until this is dropped: what is here of it stays.
+pub(super) struct Beginning<'a>(&'a Fetcher, ContentId);
+
+impl<'a> Beginning<'a> {
+    pub fn new(fetcher: &'a Fetcher, content: ContentId) -> Self {
+        let _transfers = fetcher.transfers.lock();
+        fetcher.beginning.lock().push(content);
+        Self(fetcher, content)
+    }
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        let _transfers = self.0.transfers.lock();
+        let mut beginning = self.0.beginning.lock();
+        if let Some(at) = beginning.iter().position(|content| *content == self.1) {
+            beginning.swap_remove(at);
+        }
     }
 }

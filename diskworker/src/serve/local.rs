@@ -24,6 +24,8 @@ use crate::fetch::Fetcher;
 const CONNECTIONS_MAX: usize = 256;
 /// How long a new connection may take to say what it is. Who says nothing would keep others out.
 const GREETING_WAIT: Duration = Duration::from_secs(5);
+/// Fetches of a content for one who opens it: on a disk that makes room it may have gone again before it is opened.
+const FETCHES: u32 = 3;
 
 /// Accept frontends until the listener is shut down.
 pub fn serve(
@@ -292,11 +294,11 @@ fn open(
     session: SessionId,
     q: &pb::Open,
 ) -> FsResult<Done> {
-    let mut fetched = false;
+    let mut fetched = 0;
     loop {
         let error = match engine.open(session, q) {
             Ok(done) => return Ok(opened(done)),
-            Err(error) if error.errno != Errno::EIO || fetched => return Err(error),
+            Err(error) if error.errno != Errno::EIO || fetched == FETCHES => return Err(error),
             Err(error) => error,
         };
         let Some(wanted) = engine.absent(Ino(q.ino), Ino(q.dir))? else { return Err(error) };
@@ -325,7 +327,7 @@ fn open(
             return Ok((Reply { body: Some(reply::Body::Opened(body)), ..reply(node) }, Some(file.into())));
         }
         fetcher.whole(wanted)?;
-        fetched = true;
+        fetched += 1;
     }
 }
 

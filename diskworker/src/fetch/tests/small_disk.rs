@@ -26,14 +26,16 @@ fn with_small_disk<T: Future>(mib: u64, test: impl FnOnce(TempDir) -> T + Send) 
     });
 }
 
-fn size_of(number: usize) -> usize {
-    (6 << 20) + 4 * number
+fn size_of(number: usize, mib: usize) -> usize {
+    (mib << 20) + 4 * number
 }
 
-/// So many files of 6 MiB on the first of two disks; the second is the small one.
-async fn with_files(small: TempDir, count: usize) -> (Vec<Node>, Vec<Wanted>) {
+/// So many files of so many MiB on the first of two disks; the second is the small one.
+async fn with_files(small: TempDir, count: usize, mib: usize) -> (Vec<Node>, Vec<Wanted>) {
+    let longest = bytes(size_of(count, mib));
     let (_, _, nodes) = cluster_in(vec![tempfile::tempdir().unwrap(), small], &[(0, 1)]).await;
-    let files: Vec<Wanted> = (0..count).map(|n| write(&nodes[0], &format!("file{n}"), &bytes(size_of(n)))).collect();
+    let file = |n: usize| write(&nodes[0], &format!("file{n}"), &longest[..size_of(n, mib)]);
+    let files: Vec<Wanted> = (0..count).map(file).collect();
     for file in &files {
         known(&nodes[1], *file).await;
     }
@@ -44,7 +46,7 @@ async fn with_files(small: TempDir, count: usize) -> (Vec<Node>, Vec<Wanted>) {
 #[test]
 fn more_is_read_than_the_disk_holds() {
     with_small_disk(64, |small| async {
-        let (nodes, files) = with_files(small, 16).await;
+        let (nodes, files) = with_files(small, 16, 6).await;
         let _keeping = keep_room(&nodes[1]);
         for (number, wanted) in files.iter().copied().enumerate() {
             let fetcher = nodes[1].fetcher().clone();
@@ -60,7 +62,7 @@ fn more_is_read_than_the_disk_holds() {
                     assert!(fetcher.close(7, handle));
                     Ok(found)
                 };
-                assert_eq!(blocking(read).await.unwrap(), bytes(size_of(number))[end as usize..]);
+                assert_eq!(blocking(read).await.unwrap(), bytes(size_of(number, 6))[end as usize..]);
             }
         }
         // What would not fit on an empty disk drives nothing out.
@@ -72,12 +74,12 @@ fn more_is_read_than_the_disk_holds() {
     });
 }
 
-#[test]
-fn several_readers_share_a_small_disk() {
-    with_small_disk(64, |small| async {
-        let (nodes, files) = with_files(small, 16).await;
+/// Four at once, each this many files of so many MiB.
+fn share_a_disk(disk_mib: u64, files_each: usize, mib: usize) {
+    with_small_disk(disk_mib, |small| async move {
+        let (nodes, files) = with_files(small, 4 * files_each, mib).await;
         let _keeping = keep_room(&nodes[1]);
-        let readers = files.chunks(4).map(|files| {
+        let readers = files.chunks(files_each).map(|files| {
             let (fetcher, files) = (nodes[1].fetcher().clone(), files.to_vec());
             tokio::task::spawn_blocking(move || files.into_iter().try_for_each(|file| fetcher.whole(file)))
         });
@@ -88,9 +90,20 @@ fn several_readers_share_a_small_disk() {
 }
 
 #[test]
+fn several_readers_share_a_small_disk() {
+    share_a_disk(64, 4, 6);
+}
+
+/// What waits for room is more than a connection takes before somebody reads: promises come on the same one.
+#[test]
+fn large_contents_that_wait_for_room_keep_back_no_promise() {
+    share_a_disk(200, 3, 40);
+}
+
+#[test]
 fn who_finds_no_room_is_told_so_when_nothing_can_go() {
     with_small_disk(64, |small| async {
-        let (nodes, files) = with_files(small, 1).await;
+        let (nodes, files) = with_files(small, 1, 6).await;
         for number in 0.. {
             let space = nodes[1].engine().store.free_space().unwrap();
             if space.free < files[0].size {
