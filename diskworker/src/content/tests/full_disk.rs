@@ -123,3 +123,21 @@ fn what_is_being_fetched_gets_the_trash_s_room() {
         assert!(error.errno == Errno::ENOSPC && error.message.contains("no room"), "{error}");
     });
 }
+
+#[test]
+fn without_a_free_inode_there_is_no_room() {
+    on_tiny_disk(16, |dir| {
+        let folder = DiskFolder::create(&dir.join("disk"), "test", None).unwrap();
+        let store = ContentStore::open(Arc::new(folder), 1 << 20).unwrap();
+        let vfs = nix::sys::statvfs::statvfs(dir).unwrap();
+        let used = vfs.files() - vfs.files_free();
+        let inodes = |count: u64| {
+            let (none, option): (Option<&str>, _) = (None, format!("nr_inodes={count}"));
+            mount(none, dir, none, MsFlags::MS_REMOUNT, Some(option.as_str())).unwrap();
+            store.free_space().unwrap()
+        };
+        let full = inodes(used);
+        assert!(full.free == 0 && full.available > 8 << 20, "{full:?}");
+        assert!(inodes(used + 1).free > 8 << 20);
+    });
+}

@@ -30,12 +30,12 @@ fn size_of(number: usize, mib: usize) -> usize {
     (mib << 20) + 4 * number
 }
 
-/// So many files of so many MiB on the first of two disks; the second is the small one.
-async fn with_files(small: TempDir, count: usize, mib: usize) -> (Vec<Node>, Vec<Wanted>) {
-    let longest = bytes(size_of(count, mib));
+/// Files of so many MiB on the first of two disks; the second is the small one.
+async fn with_files(small: TempDir, mibs: &[usize]) -> (Vec<Node>, Vec<Wanted>) {
+    let longest = bytes(size_of(mibs.len(), mibs.iter().copied().max().unwrap_or(0)));
     let (_, _, nodes) = cluster_in(vec![tempfile::tempdir().unwrap(), small], &[(0, 1)]).await;
-    let file = |n: usize| write(&nodes[0], &format!("file{n}"), &longest[..size_of(n, mib)]);
-    let files: Vec<Wanted> = (0..count).map(file).collect();
+    let file = |n: usize| write(&nodes[0], &format!("file{n}"), &longest[..size_of(n, mibs[n])]);
+    let files: Vec<Wanted> = (0..mibs.len()).map(file).collect();
     for file in &files {
         known(&nodes[1], *file).await;
     }
@@ -46,7 +46,7 @@ async fn with_files(small: TempDir, count: usize, mib: usize) -> (Vec<Node>, Vec
 #[test]
 fn more_is_read_than_the_disk_holds() {
     with_small_disk(64, |small| async {
-        let (nodes, files) = with_files(small, 16, 6).await;
+        let (nodes, files) = with_files(small, &[6; 16]).await;
         let _keeping = keep_room(&nodes[1]);
         for (number, wanted) in files.iter().copied().enumerate() {
             let fetcher = nodes[1].fetcher().clone();
@@ -74,36 +74,43 @@ fn more_is_read_than_the_disk_holds() {
     });
 }
 
-/// Four at once, each this many files of so many MiB.
-fn share_a_disk(disk_mib: u64, files_each: usize, mib: usize) {
-    with_small_disk(disk_mib, |small| async move {
-        let (nodes, files) = with_files(small, 4 * files_each, mib).await;
-        let _keeping = keep_room(&nodes[1]);
-        let readers = files.chunks(files_each).map(|files| {
-            let (fetcher, files) = (nodes[1].fetcher().clone(), files.to_vec());
-            tokio::task::spawn_blocking(move || files.into_iter().try_for_each(|file| fetcher.whole(file)))
-        });
-        for reader in readers.collect::<Vec<_>>() {
-            reader.await.unwrap().unwrap();
-        }
+/// Fetch these, so many after each other.
+async fn fetch(node: &Node, files: &[Wanted], each: usize) {
+    let readers = files.chunks(each).map(|files| {
+        let (fetcher, files) = (node.fetcher().clone(), files.to_vec());
+        tokio::task::spawn_blocking(move || files.into_iter().try_for_each(|file| fetcher.whole(file)))
     });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap().unwrap();
+    }
 }
 
 #[test]
 fn several_readers_share_a_small_disk() {
-    share_a_disk(64, 4, 6);
+    with_small_disk(64, |small| async {
+        let (nodes, files) = with_files(small, &[6; 16]).await;
+        let _keeping = keep_room(&nodes[1]);
+        fetch(&nodes[1], &files, 4).await;
+    });
 }
 
-/// What waits for room is more than a connection takes before somebody reads: promises come on the same one.
+/// What waits for room is more than a connection takes before somebody reads, and the promises for all that must go come on
+/// the same one.
 #[test]
 fn large_contents_that_wait_for_room_keep_back_no_promise() {
-    share_a_disk(200, 3, 40);
+    with_small_disk(200, |small| async {
+        let (nodes, files) = with_files(small, &[[6; 28].as_slice(), &[40; 4]].concat()).await;
+        let _keeping = keep_room(&nodes[1]);
+        let (old, large) = files.split_at(28);
+        fetch(&nodes[1], old, 28).await;
+        fetch(&nodes[1], large, 1).await;
+    });
 }
 
 #[test]
 fn who_finds_no_room_is_told_so_when_nothing_can_go() {
     with_small_disk(64, |small| async {
-        let (nodes, files) = with_files(small, 1, 6).await;
+        let (nodes, files) = with_files(small, &[6]).await;
         for number in 0.. {
             let space = nodes[1].engine().store.free_space().unwrap();
             if space.free < files[0].size {
