@@ -196,12 +196,17 @@ impl Engine {
                     let moving = self.moves.begin();
                     match self.place(seen.ino, sealed.content, sealed.size)? {
                         Some(disk) => {
-                            let finished = self.finish_placed(seen, &sealed, disk);
+                            let finished = self.finish_placed(seen, &sealed, disk)?;
                             moving.moved();
-                            finished
+                            Ok(finished)
                         }
-                        None if seen.promised => self.finish_promised(seen, &sealed),
-                        None => self.finish_large(seen, &sealed),
+                        None => {
+                            drop(moving); // it stays
+                            match seen.promised {
+                                true => self.finish_promised(seen, &sealed),
+                                false => self.finish_large(seen, &sealed),
+                            }
+                        }
                     }
                 }
             },

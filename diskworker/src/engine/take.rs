@@ -138,8 +138,9 @@ impl Engine {
             space.is_ok_and(|space| space.free < (space.total / LOW_SHARE).min(LOW_BYTES))
         };
         let begin = Instant::now();
-        while is_low()
-            && self.moves.are_going(self.seals.is_busy())
+        // Whether files go is cheap to see, and seldom so: every new file comes here.
+        while self.moves.are_going(self.seals.is_busy())
+            && is_low()
             && (placer.has_room)()
             && begin.elapsed() < LOW_WAIT
             && !self.is_stopping()
