@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod frame;
+mod spin;
 
 /// Version both sides must agree on; a worker refuses any other in its answer to Hello.
 pub const LOCAL_VERSION: u32 = 2;

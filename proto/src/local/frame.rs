@@ -15,9 +15,10 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use prost::Message;
 
+use super::spin::Spin;
 use crate::limits::FRAME_MAX_BYTES;
 
 const HEADER_BYTES: usize = 4;
@@ -58,26 +59,31 @@ pub fn send(socket: &UnixStream, message: &impl Message, fd: Option<BorrowedFd<'
     Ok(())
 }
 
+/// Whether receiving would not have to wait, be it for an error.
+fn has_something(socket: &UnixStream) -> bool {
+    let look = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+    recv(socket.as_raw_fd(), &mut [0], look) != Err(nix::errno::Errno::EAGAIN)
+}
+
 /// Receives frames; keeps what it read ahead of the current one.
 #[derive(Default)]
 pub struct Receiver {
+    /// Room to read into; what is between `start` and `end` was read and not taken yet.
     buf: Vec<u8>,
     start: usize,
+    end: usize,
     fds: VecDeque<OwnedFd>,
     control: Vec<u8>,
+    spin: Spin,
 }
 
 impl Receiver {
     /// The next frame and its descriptor; `None` at a clean end of the stream. A frame over the limit, one that does
     /// not parse, or one cut off by the end is an error, after which the connection is of no use.
     pub fn receive<M: Message + Default>(&mut self, socket: &UnixStream) -> io::Result<Option<(M, Option<OwnedFd>)>> {
-        if self.start == self.buf.len() {
-            self.buf.clear();
-            self.start = 0;
-        }
-        while self.buf.len() - self.start < HEADER_BYTES {
+        while self.end - self.start < HEADER_BYTES {
             if self.fill(socket, FIRST_READ_BYTES)? == 0 {
-                return match self.buf.len() - self.start {
+                return match self.end - self.start {
                     0 => Ok(None),
                     _ => Err(ErrorKind::UnexpectedEof.into()),
                 };
@@ -89,19 +95,20 @@ impl Receiver {
         if len > FRAME_MAX_BYTES {
             return Err(io::Error::new(ErrorKind::InvalidData, format!("frame of {len} bytes is over the limit")));
         }
-        let end = self.start + HEADER_BYTES + len;
-        while self.buf.len() < end {
-            let missing = end - self.buf.len();
+        while self.end - self.start < HEADER_BYTES + len {
+            let missing = HEADER_BYTES + len - (self.end - self.start);
             if self.fill(socket, missing)? == 0 {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
         }
-        let message = M::decode(&self.buf[self.start + HEADER_BYTES..end])
+        let message = M::decode(&self.buf[self.start + HEADER_BYTES..][..len])
             .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
-        self.start = end;
-        if self.start == self.buf.len() {
-            self.buf.clear();
-            self.start = 0;
+        self.start += HEADER_BYTES + len;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            // The room for a large frame is not kept for small ones.
+            self.buf.truncate(FIRST_READ_BYTES);
+            self.buf.shrink_to(FIRST_READ_BYTES);
         }
         match header & HAS_FD {
             0 => Ok(Some((message, None))),
@@ -112,25 +119,29 @@ impl Receiver {
         }
     }
 
+    /// Read up to `want` bytes more; how many came.
     fn fill(&mut self, socket: &UnixStream, want: usize) -> io::Result<usize> {
-        let old = self.buf.len();
-        self.buf.resize(old + want, 0);
-        let result = self.fill_at(socket, old);
-        self.buf.truncate(old + result.as_ref().map_or(0, |&n| n));
-        result
+        if self.buf.len() < self.end + want {
+            self.buf.resize(self.end + want, 0);
+        }
+        let read = self.fill_at(socket, want)?;
+        self.end += read;
+        Ok(read)
     }
 
-    fn fill_at(&mut self, socket: &UnixStream, old: usize) -> io::Result<usize> {
+    fn fill_at(&mut self, socket: &UnixStream, want: usize) -> io::Result<usize> {
         if self.control.capacity() == 0 {
             self.control = nix::cmsg_space!([RawFd; FDS_MAX]);
         }
         loop {
-            let mut iov = [IoSliceMut::new(&mut self.buf[old..])];
+            let mut iov = [IoSliceMut::new(&mut self.buf[self.end..][..want])];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let begun = self.spin.stay_awake(|| has_something(socket));
             let message = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut self.control), flags) {
                 Err(nix::errno::Errno::EINTR) => continue,
                 other => other?,
             };
+            self.spin.waited(begun);
             for control in message.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(raw) = control {
                     // SAFETY: the kernel has just made these descriptors for us; nobody else knows their numbers.
