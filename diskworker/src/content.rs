@@ -12,6 +12,8 @@
 //! committed [`ContentStore::barrier`] makes the file durable. [`ContentStore::collect`] moves what is not referred to
 //! into `trash/`, from where whoever asks for it gets it back until its time is over.
 //!
+//! **A staging file that could not be synced** is never sealed as it is: see [`doubt`].
+//!
 //! **What is verified when.** A content is hashed when it is sealed and when it was fetched, and never served before. Reading
 //! a local file of `data/` does not hash it again: descriptors are passed to the frontend and read there at full speed.
 //! Rot on a disk is found by a scrub ([`ContentStore::check`]) and by peers, who verify every piece.
@@ -36,6 +38,7 @@ use parking_lot::Mutex;
 use crate::folder::{Dir, DiskFolder};
 use crate::os;
 
+mod doubt;
 mod durable;
 mod earlier;
 mod fail;

@@ -46,13 +46,20 @@ impl Disk {
 
     /// Start from what the folder held at this moment, as after a crash of the process.
     pub fn crash(&mut self) {
+        self.crash_with(|_| ());
+    }
+
+    /// The same, with a look at the folder before it is started.
+    pub fn crash_with<T>(&mut self, look: impl FnOnce(&std::path::Path) -> T) -> T {
         let image = tempfile::tempdir().unwrap();
         let status =
             std::process::Command::new("cp").arg("-a").arg(self.dir.path().join("d")).arg(image.path()).status();
         assert!(status.unwrap().success());
         self.running.take().unwrap().stop().unwrap();
         self.dir = image;
+        let seen = look(&self.dir.path().join("d"));
         self.running = Some(start(open(&self.dir.path().join("d"))));
+        seen
     }
 
     /// Give our state to another disk and take its state.

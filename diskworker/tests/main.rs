@@ -14,6 +14,7 @@ mod power;
 mod reference;
 #[cfg(target_os = "linux")]
 mod small;
+mod unsynced;
 #[cfg(target_os = "linux")]
 mod user;
 #[cfg(target_os = "linux")]

@@ -59,7 +59,7 @@ fn what_was_fsynced_is_there_after_a_loss_of_power_just_after_it_was_closed() {
             file.write_all_at(&data, 0).unwrap();
             file.sync_all().unwrap();
             let ino = answer.node.unwrap().ino;
-            engine.fsync(&pb::Fsync { ino, handle, data_only: false, dir: Ino::ROOT.0 }).unwrap();
+            engine.fsync(&pb::Fsync { ino, handle, dir: Ino::ROOT.0, ..Default::default() }).unwrap();
             drop(file);
             engine.close(SESSION, handle, false).unwrap();
             while engine.store.is_staged(Ino(ino)).unwrap() {

@@ -17,6 +17,8 @@ pub enum Kind {
     Ext4,
     /// The same with its own journal, as it is used.
     Ext4Journal,
+    /// The first ext4 on a device that has a third of the room it says it has.
+    Thin,
 }
 
 /// The mounted file system.
@@ -42,11 +44,17 @@ pub fn on_small_disk(kind: Kind, mib: u64, test: impl FnOnce(&Small) + Send) {
                     let size = format!("size={mib}m");
                     mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
                 }
-                Kind::Ext4 | Kind::Ext4Journal => {
+                Kind::Ext4 | Kind::Ext4Journal | Kind::Thin => {
+                    if matches!(kind, Kind::Thin) {
+                        let size = format!("size={}m", mib / 3);
+                        mount(Some("tmpfs"), around.path(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
+                            .unwrap();
+                        fs::create_dir(&dir).unwrap();
+                    }
                     let image = around.path().join("image");
                     File::create(&image).unwrap().set_len(mib << 20).unwrap();
                     let mut mkfs = vec!["-q", "-m", "0"];
-                    if matches!(kind, Kind::Ext4) {
+                    if !matches!(kind, Kind::Ext4Journal) {
                         mkfs.extend(["-O", "^has_journal"]);
                     }
                     let made = Command::new("mkfs.ext4").args(mkfs).arg(&image).status();
@@ -118,6 +126,17 @@ impl Small {
     /// Give it all back.
     pub fn release(&self) {
         fs::remove_file(self.filler()).unwrap();
+    }
+
+    /// Take all the room there is below a thin one.
+    pub fn fill_below(&self) {
+        let mut filler = File::create(self.dir.with_file_name("filler-below")).unwrap();
+        while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+    }
+
+    /// Give it back.
+    pub fn release_below(&self) {
+        fs::remove_file(self.dir.with_file_name("filler-below")).unwrap();
     }
 
     /// Size of a file of the disk, 0 without it.

@@ -52,7 +52,7 @@ pub trait User {
 
     fn close(&mut self, writer: Writer) -> FsResult<()> {
         drop(writer.file);
-        self.ask(request::Op::Close(pb::Close { handle: writer.handle, unwritten: false })).map(drop)
+        self.ask(request::Op::Close(pb::Close { handle: writer.handle, ..Default::default() })).map(drop)
     }
 
     /// A file with these bytes, closed.

@@ -157,6 +157,7 @@ pub struct OpenInode {
 pub struct Writer {
     file: File,
     changed: AtomicBool,
+    sync_failed: AtomicBool,
     /// To be closed with the worker, after the file.
     pub ticket: Option<Ticket>,
     /// Handles that can write.
@@ -166,7 +167,8 @@ pub struct Writer {
 impl Writer {
     /// Of the first handle that can write.
     pub fn new(file: File, ticket: Option<Ticket>) -> Self {
-        Self { file, changed: AtomicBool::new(false), ticket, users: AtomicU32::new(1) }
+        let (changed, sync_failed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { file, changed, sync_failed, ticket, users: AtomicU32::new(1) }
     }
 
     /// The staging file, to look at.
@@ -183,6 +185,20 @@ impl Writer {
     /// Whether anybody here may have changed the content.
     pub fn is_changed(&self) -> bool {
         self.changed.load(Ordering::Acquire)
+    }
+
+    /// Bring what was written to stable storage.
+    pub fn sync(&self, data_only: bool) -> std::io::Result<()> {
+        let synced = if data_only { self.file.sync_data() } else { self.file.sync_all() };
+        if synced.is_err() {
+            self.sync_failed.store(true, Ordering::Release);
+        }
+        synced
+    }
+
+    /// Whether a sync has failed. The kernel says so once, and then that all is well.
+    pub fn is_doubtful(&self) -> bool {
+        self.sync_failed.load(Ordering::Acquire)
     }
 }
 

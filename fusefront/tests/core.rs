@@ -312,6 +312,40 @@ fn survives_a_restart_of_the_worker() {
 }
 
 #[test]
+fn the_worker_is_told_of_a_sync_that_failed() {
+    let mut bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"text");
+    let told = |bench: &Bench| std::mem::take(&mut *bench.worker.shared.told.lock());
+    let sync =
+        |bench: &Bench, caller: &Caller, handle| bench.fs.fsync(caller, handle, false).map_err(|stop| stop.errno());
+    bench.worker.shared.unsyncable.store(true, Ordering::SeqCst);
+    let opened = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    bench.worker.shared.unsyncable.store(false, Ordering::SeqCst);
+    // Who must not wait begins again elsewhere; the error is not lost on the way.
+    assert_eq!(sync(&bench, &Caller::new(0, 0, Patience::Cached), opened.handle), Err(Errno::EAGAIN));
+    assert_eq!(told(&bench), Vec::<&str>::new());
+    assert!(sync(&bench, &Caller::own(), opened.handle).is_err());
+    assert_eq!(told(&bench), ["fsync"]);
+    // Another handle has the same descriptor.
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert!(sync(&bench, &Caller::own(), reader.handle).is_err());
+    assert_eq!(told(&bench), ["fsync"]);
+    bench.fs.release(reader.handle);
+    let link = bench.fs.worker.link();
+    bench.worker.crash();
+    bench.worker.resume();
+    bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    assert_eq!(told(&bench), ["adopt"]);
+    bench.fs.release(opened.handle);
+    assert_eq!(told(&bench), ["close"]);
+    // One that is opened anew has nothing to tell.
+    let opened = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    assert_eq!(sync(&bench, &Caller::own(), opened.handle), Ok(()));
+    bench.fs.release(opened.handle);
+    assert_eq!(told(&bench), Vec::<&str>::new());
+}
+
+#[test]
 fn a_lost_answer_is_asked_for_again() {
     let bench = Bench::start();
     let swallow = || bench.worker.shared.swallow.store(1, Ordering::SeqCst);

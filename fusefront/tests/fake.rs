@@ -39,6 +39,10 @@ pub struct Shared {
     silence: Mutex<Silence>,
     /// So many connections are closed as soon as they are made.
     pub refuse: AtomicUsize,
+    /// Who opens to write gets a descriptor that cannot be synced.
+    pub unsyncable: AtomicBool,
+    /// Requests that told of a failed sync.
+    pub told: Mutex<Vec<&'static str>>,
     answering: Condvar,
     connections: Mutex<Vec<UnixStream>>,
     events: Mutex<Vec<(u64, UnixStream)>>,
@@ -76,6 +80,8 @@ impl FakeWorker {
             swallow: AtomicUsize::new(0),
             silence: Mutex::default(),
             refuse: AtomicUsize::new(0),
+            unsyncable: AtomicBool::new(false),
+            told: Mutex::default(),
             answering: Condvar::new(),
             connections: Mutex::default(),
             events: Mutex::default(),
@@ -219,6 +225,9 @@ impl Shared {
             }
             let Some(op) = request.op else { break };
             let (name, changes) = name_of(&op);
+            if tells_of_failed_sync(&op) {
+                self.told.lock().push(name);
+            }
             *self.requests.lock().entry(name).or_default() += 1;
             self.answering.wait_while(&mut self.silence.lock(), |silence| silence.to == Some(name));
             let (mut reply, fd) = match self.carry_out(session, request.retry, op, fd) {
@@ -354,6 +363,10 @@ impl Shared {
                     ));
                 }
                 let file = match op.write {
+                    true if self.unsyncable.load(Ordering::SeqCst) => {
+                        tree.stage(op.ino, op.truncate)?;
+                        File::options().read(true).write(true).open("/dev/null").unwrap()
+                    }
                     true => tree.stage(op.ino, op.truncate)?,
                     false => tree.open_read(op.ino)?,
                 };
@@ -373,6 +386,7 @@ impl Shared {
                 }
                 plain(tree, tree.attr(handle.ino).ok(), None)
             }
+            Op::Fsync(op) if op.sync_failed => Err(Errno::EIO),
             Op::Fsync(_) => plain(tree, None, None),
             Op::Adopt(op) => {
                 let Some(fd) = fd else { return Err(Errno::EPROTO) };
@@ -458,6 +472,13 @@ impl Shared {
         let dir = dir.map(|dir| tree.attr(dir)).transpose()?;
         Ok((Reply { seq: tree.seq, node: Some(tree.attr(ino)?), dir, body, ..Reply::default() }, None))
     }
+}
+
+fn tells_of_failed_sync(op: &request::Op) -> bool {
+    use request::Op;
+    matches!(op, Op::Fsync(Fsync { sync_failed: true, .. }))
+        || matches!(op, Op::Adopt(Adopt { sync_failed: true, .. }))
+        || matches!(op, Op::Close(Close { sync_failed: true, .. }))
 }
 
 fn name_of(op: &request::Op) -> (&'static str, bool) {

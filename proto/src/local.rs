@@ -6,4 +6,4 @@ pub mod frame;
 mod spin;
 
 /// Version both sides must agree on; a worker refuses any other in its answer to Hello.
-pub const LOCAL_VERSION: u32 = 2;
+pub const LOCAL_VERSION: u32 = 3;

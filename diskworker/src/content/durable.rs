@@ -37,6 +37,11 @@ impl Durable {
         self.pending.lock().contents.insert(content);
     }
 
+    /// The sync of a content has failed.
+    pub(super) fn failed(&self, errno: Errno) {
+        self.pending.lock().failed = Some(errno);
+    }
+
     pub(super) fn made_shard(&self) {
         self.pending.lock().made_shard = true;
     }

@@ -76,7 +76,7 @@ impl ContentStore {
     /// writing. Does nothing when the content is held already.
     ///
     /// # Errors
-    /// `EIO` when it is not the content it was fetched as: then it is removed. `EBUSY` as soon as `stop` says so.
+    /// `EIO` when it is not the content it was fetched as: then it is removed, as when it cannot be made durable. `EBUSY` as soon as `stop` says so.
     pub fn finish_incoming(&self, content: ContentId, size: u64, stop: &dyn Fn() -> bool) -> FsResult<()> {
         let failed = |errno| fail(errno, "verify", &incoming_path(content));
         let at = self.dir(Dir::Incoming);
@@ -98,7 +98,11 @@ impl ContentStore {
             return wrong(format!("its SHA-256 is {found}; removed"));
         }
         file.set_permissions(PermissionsExt::from_mode(0o400)).map_err(|error| failed(os::errno(&error)))?;
-        file.sync_all().map_err(|error| failed(os::errno(&error)))?;
+        if let Err(error) = file.sync_all() {
+            // The next sync would succeed and say nothing of what is not on the disk (see `doubt`). It can be had again.
+            self.remove_incoming(content)?;
+            return Err(failed(os::errno(&error)));
+        }
         self.put(&mut self.shard(content).lock(), Dir::Incoming, &name, content).map_err(failed)
     }
 

@@ -31,14 +31,16 @@ pub enum Seal {
     Small(SealedSmall),
     /// To be hashed.
     Large(SealJob),
+    /// A sync of it has failed: not to be hashed before [`ContentStore::renew_staged`] has made a copy of it.
+    Doubtful(SealJob),
 }
 
 /// Which state of a staging file a seal is of. Void as soon as somebody opens the file for writing.
 #[derive(Clone, Debug)]
 pub struct Ticket {
-    ino: Ino,
-    size: u64,
-    mtime_ns: i64,
+    pub(super) ino: Ino,
+    pub(super) size: u64,
+    pub(super) mtime_ns: i64,
     ctime_ns: i64,
     inode: (libc::dev_t, libc::ino_t),
     superseded: Arc<AtomicBool>,
@@ -59,8 +61,8 @@ pub struct SealedSmall {
 
 /// The long part of sealing one file. Runs on any thread, without a lock.
 pub struct SealJob {
-    file: File,
-    ticket: Ticket,
+    pub(super) file: File,
+    pub(super) ticket: Ticket,
     folder: Arc<DiskFolder>,
 }
 
@@ -93,11 +95,11 @@ impl Ticket {
         self.ctime_ns
     }
 
-    fn is_void(&self) -> bool {
+    pub(super) fn is_void(&self) -> bool {
         self.superseded.load(Ordering::SeqCst)
     }
 
-    fn is_of(&self, stat: &FileStat) -> bool {
+    pub(super) fn is_of(&self, stat: &FileStat) -> bool {
         self.is_content_of(stat) && self.mtime_ns == os::mtime_ns(stat)
     }
 
@@ -124,7 +126,8 @@ impl ContentStore {
             Err(Errno::EWOULDBLOCK) => return Ok(Seal::Busy),
             locked => locked.map_err(failed)?,
         }
-        let ticket = Ticket::new(ino, &fstat(&file).map_err(failed)?);
+        let stat = fstat(&file).map_err(failed)?;
+        let ticket = Ticket::new(ino, &stat);
         if ticket.size > FILE_MAX_BYTES {
             return Err(failed(Errno::EFBIG));
         }
@@ -143,7 +146,8 @@ impl ContentStore {
                 return Ok(Seal::Small(SealedSmall { bytes: bytes.into(), blob, mtime_ns: ticket.mtime_ns, ticket }));
             }
         }
-        Ok(Seal::Large(SealJob { file, ticket, folder: self.folder.clone() }))
+        let job = SealJob { file, ticket, folder: self.folder.clone() };
+        Ok(if state.is_doubtful(ino, &stat) { Seal::Doubtful(job) } else { Seal::Large(job) })
     }
 
     /// Whether nothing has opened the file for writing since the seal began: while the caller keeps it so, finishing
@@ -179,8 +183,11 @@ impl ContentStore {
             held => {
                 // What is there is damaged, or came this moment. Others may rely on its being durable already, so what
                 // replaces it must be durable before.
-                if !matches!(held, Ok(None)) {
-                    file.sync_all().map_err(|error| failed(os::errno(&error)))?;
+                if !matches!(held, Ok(None))
+                    && let Err(error) = file.sync_all()
+                {
+                    self.mark_doubtful(&mut state, sealed.ino, &file);
+                    return Err(failed(os::errno(&error)));
                 }
                 self.put(&mut shard, Dir::Staging, &name, content).map_err(failed)?;
                 // Last: a read-only file in `staging/` could not be opened for writing again.
@@ -193,7 +200,7 @@ impl ContentStore {
     }
 
     /// The staging file, if it is still what the seal is of and nobody writes it. The caller holds the `staging` lock.
-    fn reopen(&self, ticket: &Ticket, is_of: fn(&Ticket, &FileStat) -> bool) -> FsResult<File> {
+    pub(super) fn reopen(&self, ticket: &Ticket, is_of: fn(&Ticket, &FileStat) -> bool) -> FsResult<File> {
         let failed = |errno| fail(errno, "seal", &staging_path(ticket.ino));
         if ticket.is_void() {
             return Err(busy(ticket.ino));

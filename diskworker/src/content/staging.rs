@@ -29,17 +29,20 @@ pub(super) struct State {
     pub seals: HashMap<Ino, Weak<AtomicBool>>,
     /// Files whose name is known to be on stable storage.
     durable_names: HashSet<Ino>,
+    /// Files of which a sync has failed, see [`super::doubt`].
+    pub doubtful: HashSet<Ino>,
     made: u64,
 }
 
 impl State {
-    /// The name goes.
+    /// The name goes, or is another file's.
     pub fn gone(&mut self, ino: Ino) {
         self.durable_names.remove(&ino);
+        self.doubtful.remove(&ino);
     }
 
     /// Whatever is being sealed of this file is out of date.
-    fn supersede(&mut self, ino: Ino) {
+    pub fn supersede(&mut self, ino: Ino) {
         if let Some(flag) = self.seals.remove(&ino).and_then(|flag| flag.upgrade()) {
             flag.store(true, Ordering::SeqCst);
         }
@@ -104,12 +107,14 @@ impl ContentStore {
         let failed = |errno| fail(errno, "copy", &staging_path(of));
         let from = self.open_staged(of, false)?.ok_or_else(|| failed(Errno::ENOENT))?;
         let stat = fstat(&from).map_err(failed)?;
-        let size = stat.st_size as u64;
-        self.stage_from(ino, &from, size, size, Some(os::mtime_ns(&stat))).map(drop).map_err(|error| {
-            match fstat(&from) {
-                Ok(stat) if (stat.st_size as u64) < size => failed(Errno::EBUSY),
-                _ => error,
-            }
+        let (size, mtime_ns) = (stat.st_size as u64, Some(os::mtime_ns(&stat)));
+        let made = match self.is_doubtful(of)? {
+            true => self.stage_made(ino, 0, mtime_ns, |to| self.copy_cached(&from, to, size, &|| false)),
+            false => self.stage_from(ino, &from, size, size, mtime_ns),
+        };
+        made.map(drop).map_err(|error| match fstat(&from) {
+            Ok(stat) if (stat.st_size as u64) < size => failed(Errno::EBUSY),
+            _ => error,
         })
     }
 
@@ -141,29 +146,8 @@ impl ContentStore {
         mtime_ns: Option<i64>,
         fill: impl Fn(&File) -> Result<(), Errno>,
     ) -> FsResult<File> {
-        let failed = |errno| fail(errno, "make", &staging_path(ino));
-        let number = {
-            let mut state = self.staging.lock();
-            state.made += 1;
-            state.made
-        };
-        let temporary = format!("{ino}.{number}");
         let at = self.dir(Dir::Staging);
-        let made = self.with_room(bytes, || {
-            let file = os::open_file(at, &temporary, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
-            let filled = fill(&file).and_then(|()| match mtime_ns {
-                Some(ns) => {
-                    let time = TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
-                    futimens(&file, &time, &time)
-                }
-                None => Ok(()),
-            });
-            if filled.is_err() {
-                let _ = unlinkat(at, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
-            }
-            filled.map(|()| file)
-        });
-        let file = made.map_err(failed)?;
+        let (temporary, file) = self.make_temporary(ino, bytes, mtime_ns, fill)?;
         lock_shared(&file, ino)?;
         // Only this process makes names here, so under its lock looking and renaming is as good as one step.
         let state = self.staging.lock();
@@ -174,9 +158,46 @@ impl ContentStore {
         };
         drop(state);
         if renamed.is_err() {
-            let _ = unlinkat(at, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            self.remove_temporary(&temporary);
         }
-        renamed.map(|()| file).map_err(failed)
+        renamed.map(|()| file).map_err(|errno| fail(errno, "make", &staging_path(ino)))
+    }
+
+    /// Make a file under another name than its own, and fill it; the name and the file.
+    pub(super) fn make_temporary(
+        &self,
+        ino: Ino,
+        bytes: u64,
+        mtime_ns: Option<i64>,
+        fill: impl Fn(&File) -> Result<(), Errno>,
+    ) -> FsResult<(String, File)> {
+        let number = {
+            let mut state = self.staging.lock();
+            state.made += 1;
+            state.made
+        };
+        let temporary = format!("{ino}.{number}");
+        let made = self.with_room(bytes, || {
+            let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+            let file = os::open_file(self.dir(Dir::Staging), &temporary, flags)?;
+            let filled = fill(&file).and_then(|()| match mtime_ns {
+                Some(ns) => {
+                    let time = TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+                    futimens(&file, &time, &time)
+                }
+                None => Ok(()),
+            });
+            if filled.is_err() {
+                self.remove_temporary(&temporary);
+            }
+            filled.map(|()| file)
+        });
+        made.map(|file| (temporary, file)).map_err(|errno| fail(errno, "make", &staging_path(ino)))
+    }
+
+    pub(super) fn remove_temporary(&self, temporary: &str) {
+        // What stays is removed at the next start.
+        let _ = unlinkat(self.dir(Dir::Staging), temporary, UnlinkatFlags::NoRemoveDir);
     }
 
     /// A description of its own of a staging file, if there is one. With `write` it carries the writer's lock, and a seal
@@ -197,12 +218,27 @@ impl ContentStore {
         }
     }
 
-    /// Make what was written to a staging file durable, and its name; `false` without such a file. Needs no writer's
-    /// descriptor and does not disturb a seal.
+    /// Make what was written to a staging file durable, without its name; `false` without such a file. When that fails, the
+    /// file is doubtful from then on.
+    pub fn sync_staged_data(&self, ino: Ino) -> FsResult<bool> {
+        self.sync_staged_file(ino).map(|file| file.is_some())
+    }
+
+    fn sync_staged_file(&self, ino: Ino) -> FsResult<Option<File>> {
+        let Some(file) = self.open_staged(ino, false)? else { return Ok(None) };
+        match fsync(&file) {
+            Ok(()) => Ok(Some(file)),
+            Err(errno) => {
+                self.sync_failed(ino, &file, errno);
+                Err(fail(errno, "sync", &staging_path(ino)))
+            }
+        }
+    }
+
+    /// The same and its name. Needs no writer's descriptor and does not disturb a seal.
     pub fn sync_staged(&self, ino: Ino) -> FsResult<bool> {
-        let Some(file) = self.open_staged(ino, false)? else { return Ok(false) };
+        let Some(file) = self.sync_staged_file(ino)? else { return Ok(false) };
         let failed = |errno| fail(errno, "sync", &staging_path(ino));
-        fsync(&file).map_err(failed)?;
         let inode = fstat(&file).map_err(failed)?.st_ino;
         if self.staging.lock().durable_names.contains(&ino) {
             return Ok(true);

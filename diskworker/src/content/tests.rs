@@ -33,7 +33,7 @@ impl Lab {
         match self.store.begin_seal(Ino(ino)).unwrap() {
             Seal::Large(job) => job,
             Seal::Small(..) => panic!("small"),
-            Seal::Busy => panic!("busy"),
+            Seal::Busy | Seal::Doubtful(_) => panic!("busy, or doubtful"),
         }
     }
 
@@ -417,5 +417,6 @@ fn a_large_sparse_file_is_sealed() {
     assert!(fs::metadata(lab.path(data_path(sealed.content))).unwrap().blocks() * 512 < size / 10);
 }
 
+mod doubt;
 mod earlier;
 pub(crate) mod full_disk;

@@ -127,7 +127,10 @@ impl Engine {
         let (small, large) = match self.store.begin_seal(copy)? {
             Seal::Small(small) => (Some(small), None),
             Seal::Large(job) => (None, Some(job.run()?)),
-            Seal::Busy => return Err(FsError::new(Errno::EBUSY, format!("the copy of file {ino} is open"))),
+            // Nobody knows its number, to open or to sync it.
+            Seal::Busy | Seal::Doubtful(_) => {
+                return Err(FsError::new(Errno::EBUSY, format!("the copy of file {ino} is open")));
+            }
         };
         self.change(session, |core| {
             let Some(staged) = core.staged.same(ino, entry) else { return Ok(()) };

@@ -286,6 +286,14 @@ impl Engine {
         Ok(answer)
     }
 
+    /// A sync through this write handle has failed.
+    pub fn doubt(&self, session: SessionId, handle: u64) {
+        let ino = self.core().staged.file_of(session, handle);
+        if let Some(ino) = ino {
+            self.store.doubt_staged(ino);
+        }
+    }
+
     /// A session has ended: close what it left open.
     pub fn end_session(&self, session: SessionId) {
         let handles = self.core().staged.handles_of(session);
@@ -334,6 +342,19 @@ impl Engine {
     /// Fsync: of one node, or of everything.
     pub fn fsync(&self, q: &pb::Fsync) -> FsResult<()> {
         let ino = Ino(q.ino);
+        if q.sync_failed {
+            self.store.doubt_staged(ino);
+        }
+        // The kernel says of a failed sync once. Who asks again is not to be told that all is well.
+        if self.store.is_doubtful(ino)? {
+            return Err(FsError::new(
+                Errno::EIO,
+                format!(
+                    "a sync of file {ino} has failed: what was written to it may be in memory only. When it is closed a \
+                    copy is made; look at dmesg"
+                ),
+            ));
+        }
         if ino.0 == 0 {
             self.store.barrier()?;
         } else {
@@ -369,10 +390,9 @@ impl Engine {
         let Some(staged) = core.staged.get_mut(ino) else { return Ok(()) };
         staged.promised = true;
         let (entry, name_synced) = (staged.entry, staged.name_synced);
-        let file = if is_synced { None } else { self.store.open_staged(ino, false)? };
         drop(core);
-        if let Some(file) = file {
-            file.sync_data()?;
+        if !is_synced {
+            self.store.sync_staged_data(ino)?;
         }
         if !name_synced {
             self.store.sync_staging_dir()?;
@@ -396,6 +416,9 @@ impl Engine {
         let ours = self.store.open_staged(ino, false)?.ok_or(Errno::ESTALE)?.metadata()?;
         if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
             return Err(FsError::new(Errno::ESTALE, "the descriptor is not that of the staged file"));
+        }
+        if q.sync_failed {
+            self.store.doubt_staged(ino);
         }
         let handle = self.new_handle();
         core.staged.open(handle, session, ino);

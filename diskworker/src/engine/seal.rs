@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use super::room::is_full;
 use super::staged::Work;
 use super::{Core, Engine, SessionId};
-use crate::content::{Seal, Sealed, SealedSmall};
+use crate::content::{Seal, SealJob, Sealed, SealedSmall};
 use crate::namespace::{Located, NewContent};
 
 /// Threads that seal. One of them hashes at a time; the others wait for disks: for the one that takes a content, for the
@@ -88,6 +88,7 @@ pub(super) enum Size<'a> {
 /// How a seal went that did not fail.
 enum Outcome {
     Finished,
+    /// Once more, by a thread.
     TooLarge,
 }
 
@@ -185,7 +186,8 @@ impl Engine {
             // Nothing to read or hash: it goes as it came.
             Ok(_) if seen.unwritten => self.finish_small(seen, None),
             Ok(Seal::Small(small)) => self.finish_small(seen, Some(small)),
-            Ok(Seal::Large(_)) if matches!(size, Size::Small) => Ok(Outcome::TooLarge),
+            Ok(Seal::Large(_) | Seal::Doubtful(_)) if matches!(size, Size::Small) => Ok(Outcome::TooLarge),
+            Ok(Seal::Doubtful(job)) => self.renew(seen.ino, job),
             Ok(Seal::Large(job)) => match job.run() {
                 Err(error) if error.errno == Errno::EBUSY => Ok(Outcome::Finished), // it is being written again
                 sealed => {
@@ -210,6 +212,18 @@ impl Engine {
                     }
                 }
             },
+        }
+    }
+
+    /// What could not be synced is copied, and sealed after that.
+    fn renew(&self, ino: Ino, job: SealJob) -> FsResult<Outcome> {
+        match self.store.renew_staged(job) {
+            Err(error) if error.errno == Errno::EBUSY => Ok(Outcome::Finished), // it is being written again
+            renewed => {
+                renewed?;
+                tracing::warn!("file {ino} was copied, since a sync of it had failed; look at dmesg");
+                Ok(Outcome::TooLarge)
+            }
         }
     }
 

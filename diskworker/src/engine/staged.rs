@@ -159,6 +159,12 @@ impl StagedTable {
         })
     }
 
+    /// The file a session's write handle is of, while that is the staged one.
+    pub fn file_of(&self, session: SessionId, handle: u64) -> Option<Ino> {
+        let &(owner, ino, entry) = self.handles.get(&handle)?;
+        (owner == session && self.files.get(&ino).is_some_and(|staged| staged.entry == entry)).then_some(ino)
+    }
+
     /// All handles of a session.
     pub fn handles_of(&self, session: SessionId) -> Vec<u64> {
         self.handles.iter().filter(|(_, (owner, ..))| *owner == session).map(|(handle, _)| *handle).collect()

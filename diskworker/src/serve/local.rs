@@ -256,6 +256,9 @@ fn dispatch(
         }
         Op::Close(q) if fetcher.close(session, q.handle) => Answer { seq: engine.seq(), ..Answer::default() },
         Op::Close(q) => {
+            if q.sync_failed {
+                engine.doubt(session, q.handle);
+            }
             let answer = engine.close(session, q.handle, q.unwritten)?;
             Answer { node: answer.node.filter(|_| !answer.shared), ..answer }
         }

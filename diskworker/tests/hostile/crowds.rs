@@ -106,11 +106,11 @@ fn handles_without_end() {
     assert!(worker.descriptors() <= before + SLACK, "the worker keeps no descriptor of a handle");
     // Closing what was never opened, or twice, closes nothing.
     for handle in [0, 1, u64::MAX, handles[0], handles[0]] {
-        client.ask(request::Op::Close(pb::Close { handle, unwritten: false })).unwrap();
+        client.ask(request::Op::Close(pb::Close { handle, ..Default::default() })).unwrap();
     }
     assert_eq!(worker.status().staged_files, 1, "still being written");
     for handle in handles {
-        client.ask(request::Op::Close(pb::Close { handle, unwritten: false })).unwrap();
+        client.ask(request::Op::Close(pb::Close { handle, ..Default::default() })).unwrap();
     }
     wait_until("it is sealed", || worker.status().staged_files == 0);
     assert_eq!(client.read(&attr).unwrap(), [1; 5000]);
@@ -126,7 +126,7 @@ fn nobody_closes_or_adopts_what_is_not_his() {
     let writer = mine.create(1, "a").unwrap();
     let other = mine.create(1, "b").unwrap();
     for handle in [writer.handle, writer.handle + 1, 0, u64::MAX] {
-        theirs.ask(request::Op::Close(pb::Close { handle, unwritten: false })).unwrap();
+        theirs.ask(request::Op::Close(pb::Close { handle, ..Default::default() })).unwrap();
     }
     let (read_end, _write_end) = nix::unistd::pipe().unwrap();
     let (socket, _peer) = UnixStream::pair().unwrap();
@@ -139,11 +139,12 @@ fn nobody_closes_or_adopts_what_is_not_his() {
     let descriptors = worker.descriptors();
     for ino in [writer.attr.ino, 1, 0, u64::MAX, 12345] {
         for fd in foreign {
-            let adopt = op(request::Op::Adopt(pb::Adopt { ino, dir: 1 }));
+            let adopt = op(request::Op::Adopt(pb::Adopt { ino, dir: 1, ..Default::default() }));
             let (reply, _) = theirs.call(&adopt, Some(fd)).unwrap();
             assert_eq!(reply.errno, Errno::ESTALE as u32, "{ino}: {}", reply.message);
         }
-        let (reply, _) = theirs.call(&op(request::Op::Adopt(pb::Adopt { ino, dir: 1 })), None).unwrap();
+        let (reply, _) =
+            theirs.call(&op(request::Op::Adopt(pb::Adopt { ino, dir: 1, ..Default::default() })), None).unwrap();
         assert_eq!(reply.errno, Errno::EBADF as u32);
     }
     assert!(worker.descriptors() <= descriptors + SLACK);

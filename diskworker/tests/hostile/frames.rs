@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use delugefs_proto::limits::FRAME_MAX_BYTES;
 use delugefs_proto::local::client::op;
-use delugefs_proto::local::frame;
+use delugefs_proto::local::{LOCAL_VERSION, frame};
 use delugefs_proto::local_pb::{self as pb, Reply, request};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use prost::Message;
@@ -114,7 +114,7 @@ fn what_is_no_frame_ends_the_connection_and_nothing_else() {
         to_the_end(&mut socket);
     }
     // Another version is told so.
-    for version in [0, 1, 3, u32::MAX] {
+    for version in [0, 1, LOCAL_VERSION - 1, LOCAL_VERSION + 1, u32::MAX] {
         let mut socket = connect(&worker);
         frame::send(&socket, &op(request::Op::Hello(pb::Hello { version, session: 5, events: false })), None).unwrap();
         let (reply, _) = frame::Receiver::default().receive::<Reply>(&socket).unwrap().unwrap();

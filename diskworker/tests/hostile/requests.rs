@@ -273,7 +273,7 @@ fn one_number_is_one_node() {
                 let others = [1, 2, dir, kept.ino, large.ino, open.attr.ino];
                 assert!(!others.contains(&made.ino), "{} is two nodes: {q:?}", made.ino);
                 if let Some(reply::Body::Opened(opened)) = reply.body {
-                    client.ask(Op::Close(pb::Close { handle: opened.handle, unwritten: false })).unwrap();
+                    client.ask(Op::Close(pb::Close { handle: opened.handle, ..Default::default() })).unwrap();
                 }
                 client.unlink(parent, "n").unwrap();
             }

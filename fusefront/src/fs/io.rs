@@ -163,34 +163,41 @@ impl Fs {
         Ok(done)
     }
 
-    /// Bring a file to stable storage: its bytes through our descriptor, and the worker's records.
+    /// Bring a file to stable storage: its bytes through our descriptor, and the worker's records. When that fails the worker
+    /// has to know: nobody tells it, and it would seal what is in memory only.
     pub fn fsync(&self, caller: &Caller, handle: u64, data_only: bool) -> Outcome<()> {
         let file = self.file(handle)?;
-        let mut worker_handle = 0;
+        let ino = file.inode.ino;
+        let mut q = Fsync { ino, data_only, dir: self.dir_of(ino), ..Fsync::default() };
+        let mut synced = Ok(());
         if let Some(writer) = &*file.inode.writer.read() {
-            let synced = if data_only { writer.file().sync_data() } else { writer.file().sync_all() };
-            synced.map_err(|error| failed("sync", &file, error))?;
+            synced = writer.sync(data_only).map_err(|error| failed("sync", &file, error));
+            q.sync_failed = writer.is_doubtful();
             let current = self.worker.link();
-            worker_handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
+            q.handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
         }
-        if self.known.orphan_attr(file.inode.ino).is_some() {
-            return Ok(());
+        let answer = match self.known.orphan_attr(ino) {
+            Some(_) if q.sync_failed => Err(Errno::EIO.into()),
+            Some(_) => Ok(()),
+            None => self.ask_fsync(caller, q),
+        };
+        match answer {
+            // To be told by a thread that may wait.
+            Err(Stop::Later) => answer,
+            answer => synced.and(answer),
         }
-        self.fsync_node(caller, file.inode.ino, worker_handle, data_only)
     }
 
     /// Bring a directory to stable storage.
     pub fn fsync_dir(&self, caller: &Caller, ino: u64, data_only: bool) -> Outcome<()> {
         match self.known.orphan_attr(ino) {
             Some(_) => Ok(()),
-            None => self.fsync_node(caller, ino, 0, data_only),
+            None => self.ask_fsync(caller, Fsync { ino, data_only, dir: self.dir_of(ino), ..Fsync::default() }),
         }
     }
 
-    fn fsync_node(&self, caller: &Caller, ino: u64, handle: u64, data_only: bool) -> Outcome<()> {
-        self.worker
-            .ask(caller, request::Op::Fsync(Fsync { ino, handle, data_only, dir: self.dir_of(ino) }))?
-            .check()?;
+    fn ask_fsync(&self, caller: &Caller, q: Fsync) -> Outcome<()> {
+        self.worker.ask(caller, request::Op::Fsync(q))?.check()?;
         Ok(())
     }
 

@@ -9,8 +9,7 @@ use delugefs_proto::local_pb::{Adopt, Close, Event, reply, request};
 
 use super::{Fs, Invalidation};
 use crate::call::{Caller, Patience};
-use crate::handles::{OpenInode, Ticket};
-
+use crate::handles::{OpenInode, Ticket, Writer};
 use crate::known::Version;
 use crate::worker::{NewLink, Stamp};
 
@@ -42,8 +41,9 @@ impl Fs {
     }
 
     fn readopt(&self, inode: &OpenInode, link: &NewLink, client: &mut Client) {
-        let Some(fd) = inode.writer.read().as_ref().and_then(|writer| writer.file().try_clone().ok()) else { return };
-        let adopt = Adopt { ino: inode.ino, dir: self.dir_of(inode.ino) };
+        let open = |writer: &Writer| Some((writer.file().try_clone().ok()?, writer.is_doubtful()));
+        let Some((fd, sync_failed)) = inode.writer.read().as_ref().and_then(open) else { return };
+        let adopt = Adopt { ino: inode.ino, dir: self.dir_of(inode.ino), sync_failed };
         let ticket = match client.call(&op(request::Op::Adopt(adopt)), Some(fd.as_fd())) {
             Ok((reply, _)) if reply.errno == 0 => match reply.body {
                 Some(reply::Body::Opened(opened)) => Ticket::new(link.number, opened.handle),
@@ -73,7 +73,7 @@ impl Fs {
                 drop(writer);
                 if let Some(Ticket { handle, .. }) = ticket {
                     let _lost_with_the_link =
-                        client.call(&op(request::Op::Close(Close { handle, unwritten: false })), None);
+                        client.call(&op(request::Op::Close(Close { handle, unwritten: false, sync_failed })), None);
                 }
             }
         }

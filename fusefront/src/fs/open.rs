@@ -318,9 +318,9 @@ impl Fs {
 
     /// Close the descriptor, tell the worker that the file is complete, and take in what it says of it.
     fn hand_over(&self, inode: &OpenInode, writer: Writer, handing: u64, before: Option<Attr>) {
-        let (ticket, unwritten) = (writer.ticket, !writer.is_changed());
+        let (ticket, unwritten, sync_failed) = (writer.ticket, !writer.is_changed(), writer.is_doubtful());
         drop(writer);
-        let closed = self.close_handle(ticket, unwritten);
+        let closed = self.close_handle(ticket, unwritten, sync_failed);
         let (link, reply) = closed.unwrap_or_default();
         if reply.errno != 0 {
             let (ino, errno) = (format_args!("{:016x}", inode.ino), reply.errno);
@@ -343,12 +343,17 @@ impl Fs {
     /// Tell the worker that its handle is not used any more, and that nothing was written through it. The descriptor must be
     /// closed already.
     pub(super) fn close_ticket(&self, ticket: Option<Ticket>) {
-        self.close_handle(ticket, true);
+        self.close_handle(ticket, true, false);
     }
 
-    fn close_handle(&self, ticket: Option<Ticket>, unwritten: bool) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
+    fn close_handle(
+        &self,
+        ticket: Option<Ticket>,
+        unwritten: bool,
+        sync_failed: bool,
+    ) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
         let Ticket { link, handle } = ticket?;
-        let close = request::Op::Close(Close { handle, unwritten });
+        let close = request::Op::Close(Close { handle, unwritten, sync_failed });
         let reply = match unwritten {
             true => self.worker.call_through(link, close)?,
             // Without it the worker would keep what was written as it is, to itself, for as long as the link lasts.

@@ -22,7 +22,7 @@ fn write_on(socket: &Path, name: &str, content: &[u8]) {
     let Some(reply::Body::Opened(opened)) = check(reply).unwrap().body else { panic!("not opened") };
     File::from(fd.unwrap()).write_all(content).unwrap();
     let (reply, _) =
-        client.call(&op(request::Op::Close(Close { handle: opened.handle, unwritten: false })), None).unwrap();
+        client.call(&op(request::Op::Close(Close { handle: opened.handle, ..Default::default() })), None).unwrap();
     check(reply).unwrap();
 }
 
