@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is how a test fails
 
+mod again;
 mod complete;
 mod disk;
 #[cfg(target_os = "linux")]

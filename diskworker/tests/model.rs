@@ -115,8 +115,12 @@ fn on_engine(engine: &Engine, op: &Op, salt: usize) -> FsResult<()> {
             let q = pb::Symlink { dir: engine.parent(p)?, name: name(p), target, uid: 1, gid: 2, ino: 0 };
             engine.symlink(SESSION, false, &q).map(drop)
         }
-        Op::Unlink(p) => engine.unlink(SESSION, false, &pb::Unlink { dir: engine.parent(p)?, name: name(p) }).map(drop),
-        Op::Rmdir(p) => engine.rmdir(SESSION, false, &pb::Rmdir { dir: engine.parent(p)?, name: name(p) }).map(drop),
+        Op::Unlink(p) => engine
+            .unlink(SESSION, false, &pb::Unlink { dir: engine.parent(p)?, name: name(p), expect_ino: 0 })
+            .map(drop),
+        Op::Rmdir(p) => {
+            engine.rmdir(SESSION, false, &pb::Rmdir { dir: engine.parent(p)?, name: name(p), expect_ino: 0 }).map(drop)
+        }
         Op::Link(a, b) => {
             let attr = engine.resolve(a)?;
             let q = pb::Link { ino: attr.ino, ino_dir: attr.dir, dir: engine.parent(b)?, name: name(b) };

@@ -70,7 +70,7 @@ pub trait User {
     }
 
     fn unlink(&mut self, dir: u64, name: &str) -> FsResult<()> {
-        self.ask(request::Op::Unlink(pb::Unlink { dir, name: name.to_owned().into() })).map(drop)
+        self.ask(request::Op::Unlink(pb::Unlink { dir, name: name.to_owned().into(), expect_ino: 0 })).map(drop)
     }
 
     fn list(&mut self, dir: u64) -> FsResult<Vec<(Bytes, pb::Attr)>> {

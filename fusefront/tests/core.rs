@@ -17,6 +17,7 @@ use delugefs_proto::local_pb::{Attr, Changed, Event};
 use nix::errno::Errno;
 
 use crate::fake::FakeWorker;
+use crate::fake::tree::Tree;
 
 pub struct Bench {
     pub fs: Arc<Fs>,
@@ -365,11 +366,21 @@ fn a_lost_answer_is_asked_for_again() {
 
 /// As a reading thread does it, and then the pool: the answer is lost with the worker, and the operation is begun again.
 fn begun_again<T>(bench: &mut Bench, operation: impl Fn(&Fs, &Caller) -> Result<T, Stop>) -> Result<T, Errno> {
+    begun_again_after(bench, |_| (), operation)
+}
+
+/// The same, while another host does something to the tree in between.
+fn begun_again_after<T>(
+    bench: &mut Bench,
+    between: impl FnOnce(&mut Tree),
+    operation: impl Fn(&Fs, &Caller) -> Result<T, Stop>,
+) -> Result<T, Errno> {
     bench.worker.shared.swallow.store(1, Ordering::SeqCst);
     let mut caller = Caller::new(0, 0, Patience::Brief);
     assert!(matches!(operation(&bench.fs, &caller), Err(Stop::Later)), "it did not go out");
     let link = bench.fs.worker.link();
     bench.worker.crash();
+    between(&mut bench.worker.shared.tree.lock());
     bench.worker.resume();
     bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
     caller.patience = Patience::Patient;
@@ -394,6 +405,32 @@ fn an_operation_that_is_begun_again_is_still_done_once() {
     let making = Making::Dir { mode: 0o755 };
     let made = begun_again(&mut bench, |fs, caller| fs.make(caller, 1, &name("d"), &making));
     assert_eq!(made.map(|attr| Some(attr.ino)), Ok(bench.lookup(1, "d").map(|attr| attr.ino)));
+}
+
+#[test]
+fn a_removal_that_is_begun_again_takes_nothing_that_came_since() {
+    let name = |name: &'static str| Bytes::from(name);
+    for is_known in [true, false] {
+        let mut bench = Bench::start();
+        bench.write_file(1, "f", b"ours");
+        bench.mkdir(1, "d");
+        if !is_known {
+            // The kernel knows the names still.
+            bench.worker.push(&Event { seq: 1000, changed: vec![], all: true });
+            bench.wait_for("it is forgotten", || bench.fs.cached_entries() == 0);
+        }
+        let theirs = |tree: &mut Tree| assert!(tree.make(1, b"f", 0o100_644, (1, 1), 0).is_ok());
+        begun_again_after(&mut bench, theirs, |fs, caller| fs.unlink(caller, 1, &name("f"))).unwrap();
+        assert!(bench.lookup(1, "f").is_some(), "known: {is_known}");
+        let theirs = |tree: &mut Tree| assert!(tree.make(1, b"d", 0o040_755, (1, 1), 0).is_ok());
+        begun_again_after(&mut bench, theirs, |fs, caller| fs.rmdir(caller, 1, &name("d"))).unwrap();
+        assert!(bench.lookup(1, "d").is_some(), "known: {is_known}");
+        assert_eq!(bench.names(1), ["d", "f"]);
+        // And when nobody came in between it is done once.
+        begun_again(&mut bench, |fs, caller| fs.unlink(caller, 1, &name("f"))).unwrap();
+        begun_again(&mut bench, |fs, caller| fs.rmdir(caller, 1, &name("d"))).unwrap();
+        assert_eq!(bench.names(1), Vec::<String>::new());
+    }
 }
 
 #[test]

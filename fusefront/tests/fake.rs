@@ -323,16 +323,24 @@ impl Shared {
                 self.made(tree, retry, op.dir, &op.name, op.ino, |tree| tree.link(op.ino, op.dir, &op.name))
             }
             Op::Unlink(op) => {
-                let node = match tree.unlink(op.dir, &op.name) {
-                    Err(Errno::ENOENT) if retry => None,
-                    other => Some(other?),
+                let is_other = tree.lookup(op.dir, &op.name).is_ok_and(|attr| attr.ino != op.expect_ino);
+                let node = match retry && op.expect_ino != 0 && is_other {
+                    true => None,
+                    false => match tree.unlink(op.dir, &op.name) {
+                        Err(Errno::ENOENT) if retry => None,
+                        other => Some(other?),
+                    },
                 };
                 plain(tree, node, Some(tree.attr(op.dir)?))
             }
             Op::Rmdir(op) => {
-                let node = match tree.rmdir(op.dir, &op.name) {
-                    Err(Errno::ENOENT) if retry => None,
-                    other => Some(other?),
+                let is_other = tree.lookup(op.dir, &op.name).is_ok_and(|attr| attr.ino != op.expect_ino);
+                let node = match retry && op.expect_ino != 0 && is_other {
+                    true => None,
+                    false => match tree.rmdir(op.dir, &op.name) {
+                        Err(Errno::ENOENT) if retry => None,
+                        other => Some(other?),
+                    },
                 };
                 plain(tree, node, Some(tree.attr(op.dir)?))
             }

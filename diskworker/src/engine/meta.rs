@@ -45,6 +45,14 @@ pub(super) fn proposed(ino: u64) -> Ino {
     if ino.is_storable() && ino.0 >= Ino::FIRST_FREE { ino } else { Ino::random() }
 }
 
+/// See [`Engine::renamed_before`].
+enum Before {
+    /// It was carried out; the answer.
+    Done(Box<Answer>),
+    /// It was not; the name that what is to be moved has.
+    Not(Name),
+}
+
 impl Engine {
     /// Run a change under the lock, tell the other sessions, and see to the commit.
     pub(super) fn change<T>(
@@ -179,27 +187,42 @@ impl Engine {
 
     /// Unlink.
     pub fn unlink(&self, session: SessionId, retry: bool, q: &pb::Unlink) -> FsResult<Answer> {
-        self.check_removable()?;
-        let (dir, name) = (Ino(q.dir), name(&q.name)?);
-        self.change(Some(session), |core| match core.ns.unlink(dir, &name) {
-            Ok(node) => {
-                let answer = self.answer(core, Some(&node), Some(dir));
-                self.forget_if_gone(core, &node);
-                Ok(answer)
-            }
-            Err(error) if retry && error.errno == Errno::ENOENT => Ok(self.answer(core, None, Some(dir))),
-            Err(error) => Err(error),
+        self.remove(session, retry, (q.dir, &q.name, q.expect_ino), |core, dir, name| {
+            let node = core.ns.unlink(dir, name)?;
+            let answer = self.answer(core, Some(&node), Some(dir));
+            self.forget_if_gone(core, &node);
+            Ok(answer)
         })
     }
 
     /// Rmdir.
     pub fn rmdir(&self, session: SessionId, retry: bool, q: &pb::Rmdir) -> FsResult<Answer> {
+        self.remove(session, retry, (q.dir, &q.name, q.expect_ino), |core, dir, name| {
+            let node = core.ns.rmdir(dir, name)?;
+            Ok(self.answer(core, Some(&node), Some(dir)))
+        })
+    }
+
+    /// What all removals share. One sent again that does not find what it is about was carried out before: what has the name
+    /// by now is somebody else's.
+    fn remove(
+        &self,
+        session: SessionId,
+        retry: bool,
+        (dir, raw_name, expect): (u64, &Bytes, u64),
+        remove: impl FnOnce(&mut Core, Ino, &Name) -> FsResult<Answer>,
+    ) -> FsResult<Answer> {
         self.check_removable()?;
-        let (dir, name) = (Ino(q.dir), name(&q.name)?);
-        self.change(Some(session), |core| match core.ns.rmdir(dir, &name) {
-            Ok(node) => Ok(self.answer(core, Some(&node), Some(dir))),
-            Err(error) if retry && error.errno == Errno::ENOENT => Ok(self.answer(core, None, Some(dir))),
-            Err(error) => Err(error),
+        let (dir, name) = (Ino(dir), name(raw_name)?);
+        self.change(Some(session), |core| {
+            let now = match retry && expect != 0 {
+                true => core.ns.shown_as(dir, &name, Ino(expect))?,
+                false => Some(name),
+            };
+            match now.ok_or_else(|| Errno::ENOENT.into()).and_then(|name| remove(core, dir, &name)) {
+                Err(error) if retry && error.errno == Errno::ENOENT => Ok(self.answer(core, None, Some(dir))),
+                other => other,
+            }
         })
     }
 
@@ -213,19 +236,13 @@ impl Engine {
         }
         self.complete((dir, &from), (dir2, &to), q.exchange)?;
         self.change(Some(session), |core| {
-            let expect = Ino(q.expect_ino);
-            if retry && expect.0 != 0 {
-                // Done before the connection was lost?
-                let at_target = core.ns.lookup(dir2, &to).is_ok_and(|node| node.ino == expect);
-                let at_source = core.ns.lookup(dir, &from).is_ok_and(|node| node.ino == expect);
-                if at_target && !at_source {
-                    let moved = core.ns.lookup(dir2, &to)?;
-                    let mut answer = self.answer(core, None, Some(dir));
-                    answer.dir2 = core.dir_attr(dir2);
-                    answer.moved = Some(core.attr(&self.store, &moved));
-                    return Ok(answer);
-                }
-            }
+            let from = match retry && q.expect_ino != 0 {
+                true => match self.renamed_before(core, (dir, &from), (dir2, &to), Ino(q.expect_ino))? {
+                    Before::Done(answer) => return Ok(*answer),
+                    Before::Not(from) => from,
+                },
+                false => from,
+            };
             let renamed = core.ns.rename((dir, &from), (dir2, &to), q.no_replace, q.exchange)?;
             let mut answer = self.answer(core, renamed.other.as_ref(), Some(dir));
             answer.dir2 = core.dir_attr(dir2);
@@ -240,6 +257,22 @@ impl Engine {
             }
             Ok(answer)
         })
+    }
+
+    /// What has come of a rename that is sent again: what it moves is at the second name, or at the first one still. Either may
+    /// have become a conflict since. Anything else there is none of what was to be moved.
+    fn renamed_before(&self, core: &mut Core, from: (Ino, &Name), to: (Ino, &Name), expect: Ino) -> FsResult<Before> {
+        if let Some(name) = core.ns.shown_as(from.0, from.1, expect)? {
+            return Ok(Before::Not(name));
+        }
+        let name = core.ns.shown_as(to.0, to.1, expect)?.ok_or(Errno::ENOENT)?;
+        let mut answer = self.answer(core, None, Some(from.0));
+        answer.dir2 = core.dir_attr(to.0);
+        if name == *to.1 {
+            let moved = core.ns.lookup(to.0, to.1)?;
+            answer.moved = Some(core.attr(&self.store, &moved));
+        }
+        Ok(Before::Done(answer.into()))
     }
 
     /// The last name of a file is gone: what was staged of it belongs to its open descriptors alone.

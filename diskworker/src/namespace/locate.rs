@@ -61,6 +61,18 @@ impl Namespace {
         })
     }
 
+    /// The name a node has that was known under this one: the same, or that of a conflict copy of it if another host has brought
+    /// something else under that name since. `None` when it is neither.
+    pub fn shown_as(&mut self, dir: Ino, name: &Name, ino: Ino) -> FsResult<Option<Name>> {
+        let found = match self.live_dir(dir) {
+            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+            found => found?,
+        };
+        let Some((base, _)) = found.resolve(name) else { return Ok(None) };
+        let shown = view::view(found.get(&base)).into_iter().find(|shown| shown.ino == ino);
+        Ok(shown.map(|shown| shown.tag.map_or_else(|| base.clone(), |tag| view::conflict_name(&base, tag))))
+    }
+
     /// Where the node with a number lies. `hint` is a directory that probably has it; 0 is none.
     pub fn locate(&mut self, ino: Ino, hint: Ino) -> FsResult<Located> {
         if !ino.is_storable() {

@@ -71,7 +71,7 @@ fn sweep(kind: Kind) {
             // Removing always works.
             let gone = acknowledged.iter().position(|name| !name.ends_with("-file")).unwrap();
             let name = acknowledged.remove(gone).into();
-            engine.rmdir(SESSION, false, &pb::Rmdir { dir: 1, name }).unwrap();
+            engine.rmdir(SESSION, false, &pb::Rmdir { dir: 1, name, expect_ino: 0 }).unwrap();
             if round % 3 == 2 {
                 // A crash in the middle of it. The copy has more room: what is looked at is what was left.
                 let image = tempfile::tempdir().unwrap();

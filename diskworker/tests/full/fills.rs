@@ -92,7 +92,7 @@ fn fills_up_and_recovers(kind: Kind) {
 
         // Removing is possible, and all it needs.
         for n in 0..made {
-            let q = delugefs_proto::local_pb::Rmdir { dir: 1, name: format!("d{n}").into() };
+            let q = delugefs_proto::local_pb::Rmdir { dir: 1, name: format!("d{n}").into(), expect_ino: 0 };
             client.ask(delugefs_proto::local_pb::request::Op::Rmdir(q)).unwrap();
         }
         check(&mut client, &files);
@@ -168,7 +168,7 @@ fn empty_files_until_it_is_full() {
                 client.unlink(attr.ino, std::str::from_utf8(&name).unwrap()).unwrap();
                 removed += 1;
             }
-            let q = delugefs_proto::local_pb::Rmdir { dir: 1, name };
+            let q = delugefs_proto::local_pb::Rmdir { dir: 1, name, expect_ino: 0 };
             client.ask(delugefs_proto::local_pb::request::Op::Rmdir(q)).unwrap();
             if removed > made / 2 {
                 break;

@@ -118,8 +118,8 @@ impl Frontend {
             8 => Op::Mkdir(pb::Mkdir { dir: a, name, mode, uid, gid }),
             9 => Op::Symlink(pb::Symlink { dir: a, name, target: value, uid, gid, ino: if f { b } else { 0 } }),
             10 => Op::Link(pb::Link { ino: a, ino_dir: b, dir: c, name }),
-            11 => Op::Unlink(pb::Unlink { dir: a, name }),
-            12 => Op::Rmdir(pb::Rmdir { dir: a, name }),
+            11 => Op::Unlink(pb::Unlink { dir: a, name, expect_ino: c }),
+            12 => Op::Rmdir(pb::Rmdir { dir: a, name, expect_ino: c }),
             13 => {
                 let (no_replace, exchange) = (f && f2, f && f3);
                 Op::Rename(pb::Rename { dir: a, name, dir2: b, name2, no_replace, exchange, expect_ino: c })

@@ -62,8 +62,8 @@ fn nothing_of_it_is_done() {
         refuse(e, Op::Mkdir(pb::Mkdir { dir: 1, name: name.clone(), mode, uid, gid }));
         refuse(e, Op::Symlink(pb::Symlink { dir: 1, name: name.clone(), target: "t".into(), uid, gid, ino }));
         refuse(e, Op::Link(pb::Link { ino: file.ino, ino_dir: 1, dir: 1, name: name.clone() }));
-        refuse(e, Op::Unlink(pb::Unlink { dir: 1, name: name.clone() }));
-        refuse(e, Op::Rmdir(pb::Rmdir { dir: 1, name: name.clone() }));
+        refuse(e, Op::Unlink(pb::Unlink { dir: 1, name: name.clone(), expect_ino: 0 }));
+        refuse(e, Op::Rmdir(pb::Rmdir { dir: 1, name: name.clone(), expect_ino: 0 }));
         if !name.is_empty() {
             refuse(e, Op::ReadDir(pb::ReadDir { dir: 1, after: name.clone(), limit: 1 }));
         }
@@ -90,8 +90,8 @@ fn nothing_of_it_is_done() {
         refuse(e, Op::Mkdir(pb::Mkdir { dir, name: name(), mode, uid, gid }));
         refuse(e, Op::Symlink(pb::Symlink { dir, name: name(), target: "t".into(), uid, gid, ino: 0 }));
         refuse(e, Op::Link(pb::Link { ino: file.ino, ino_dir: 1, dir, name: name() }));
-        refuse(e, Op::Unlink(pb::Unlink { dir, name: name() }));
-        refuse(e, Op::Rmdir(pb::Rmdir { dir, name: name() }));
+        refuse(e, Op::Unlink(pb::Unlink { dir, name: name(), expect_ino: 0 }));
+        refuse(e, Op::Rmdir(pb::Rmdir { dir, name: name(), expect_ino: 0 }));
         let rename = |dir, name: &str, dir2, name2: &str, exchange| {
             let (name, name2) = (name.to_owned().into(), name2.to_owned().into());
             Op::Rename(pb::Rename { dir, name, dir2, name2, no_replace: false, exchange, expect_ino: 0 })
@@ -120,9 +120,9 @@ fn nothing_of_it_is_done() {
 
     // Kinds.
     let of = |name: &'static str| Bytes::from(name);
-    refuse(&[EISDIR], Op::Unlink(pb::Unlink { dir: 1, name: of("dir") }));
-    refuse(&[ENOTEMPTY], Op::Rmdir(pb::Rmdir { dir: 1, name: of("dir") }));
-    refuse(&[ENOTDIR], Op::Rmdir(pb::Rmdir { dir: 1, name: of("file") }));
+    refuse(&[EISDIR], Op::Unlink(pb::Unlink { dir: 1, name: of("dir"), expect_ino: 0 }));
+    refuse(&[ENOTEMPTY], Op::Rmdir(pb::Rmdir { dir: 1, name: of("dir"), expect_ino: 0 }));
+    refuse(&[ENOTDIR], Op::Rmdir(pb::Rmdir { dir: 1, name: of("file"), expect_ino: 0 }));
     for write in [false, true] {
         refuse(&[EISDIR], Op::Open(pb::Open { ino: 1, dir: 0, write, truncate: write }));
         refuse(&[EISDIR], Op::Open(pb::Open { ino: dir, dir: 1, write, truncate: write }));

@@ -104,7 +104,8 @@ impl Fs {
     /// Remove a name of something other than a directory.
     pub fn unlink(&self, caller: &Caller, dir: u64, name: &Bytes) -> Outcome<()> {
         check_name(name)?;
-        let op = request::Op::Unlink(Unlink { dir, name: name.clone() });
+        let expect_ino = self.to_be_removed(caller, dir, name)?;
+        let op = request::Op::Unlink(Unlink { dir, name: name.clone(), expect_ino });
         let answer = self.worker.change(caller, op)?;
         self.lost_name(answer.reply.node);
         self.cache.apply(answer.stamp(), |patch| {
@@ -125,7 +126,8 @@ impl Fs {
             Found::Node(attr) => Some(attr),
             _ => None,
         };
-        let answer = self.worker.change(caller, request::Op::Rmdir(Rmdir { dir, name: name.clone() }))?;
+        let expect_ino = self.to_be_removed(caller, dir, name)?;
+        let answer = self.worker.change(caller, request::Op::Rmdir(Rmdir { dir, name: name.clone(), expect_ino }))?;
         let gone = answer.reply.node.or(known).map(|attr| Attr { nlink: 0, ..attr });
         self.lost_name(gone);
         self.cache.apply(answer.stamp(), |patch| {
@@ -136,6 +138,19 @@ impl Fs {
             }
         });
         Ok(())
+    }
+
+    /// The inode a removal is about, as it was when the request first went out; 0 when there is none. The kernel has just
+    /// looked the name up, so that it is nearly always in the cache.
+    fn to_be_removed(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<u64> {
+        if !caller.sent.get() {
+            let found = match self.named(dir, name) {
+                None => self.lookup_one(caller, dir, name)?.map(|attr| attr.ino),
+                known => known,
+            };
+            caller.subject.set(found.unwrap_or(0));
+        }
+        Ok(caller.subject.get())
     }
 
     /// Give a node another name instead of the one it has.
@@ -156,9 +171,9 @@ impl Fs {
                 // Two names of one inode: POSIX wants nothing to happen.
                 return Ok(());
             }
-            caller.moving.set(moving);
+            caller.subject.set(moving);
         }
-        let expect_ino = caller.moving.get();
+        let expect_ino = caller.subject.get();
         let op = request::Op::Rename(Rename {
             dir,
             name: name.clone(),

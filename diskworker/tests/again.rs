@@ -1,0 +1,126 @@
+//! Requests that are sent again, since their answers were lost, when somebody else has used the name meanwhile.
+
+use delugefs_diskworker::engine::{Answer, Engine};
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::Ino;
+use delugefs_proto::local_pb as pb;
+use nix::errno::Errno;
+
+use crate::disk::{Disk, Posix, SESSION};
+
+const OTHER: u64 = SESSION + 1;
+
+fn make(engine: &Engine, name: &str, text: &[u8]) -> u64 {
+    Posix::create(engine, &[name.as_bytes()], 0o644, text).unwrap();
+    ino(engine, name).unwrap()
+}
+
+fn ino(engine: &Engine, name: &str) -> Option<u64> {
+    engine.resolve(&[name.as_bytes()]).ok().map(|attr| attr.ino)
+}
+
+fn names(engine: &Engine) -> Vec<String> {
+    engine.list(Ino::ROOT.0).unwrap().into_iter().map(|(name, _)| String::from_utf8(name).unwrap()).collect()
+}
+
+fn unlink(engine: &Engine, retry: bool, name: &str, expect_ino: u64) -> FsResult<Answer> {
+    let q = pb::Unlink { dir: Ino::ROOT.0, name: name.to_owned().into(), expect_ino };
+    engine.unlink(if retry { SESSION } else { OTHER }, retry, &q)
+}
+
+fn rename(engine: &Engine, retry: bool, name: &str, name2: &str, expect_ino: u64) -> FsResult<Answer> {
+    let (name, name2) = (name.to_owned().into(), name2.to_owned().into());
+    let q = pb::Rename { dir: Ino::ROOT.0, name, dir2: Ino::ROOT.0, name2, expect_ino, ..Default::default() };
+    engine.rename(if retry { SESSION } else { OTHER }, retry, &q)
+}
+
+#[test]
+fn a_removal_takes_nothing_that_came_after_it() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    // Carried out, and somebody has made a file of that name since.
+    let first = make(engine, "f", b"first");
+    unlink(engine, false, "f", 0).unwrap();
+    let second = make(engine, "f", b"second");
+    let answer = unlink(engine, true, "f", first).unwrap();
+    assert!(answer.node.is_none() && answer.dir.is_some());
+    assert_eq!(engine.read(&[b"f"]).unwrap(), b"second");
+    // Not carried out: now it is. Then it is done, also when it is asked for a third time.
+    assert_eq!(unlink(engine, true, "f", second).unwrap().node.map(|node| node.ino), Some(second));
+    assert!(unlink(engine, true, "f", second).unwrap().node.is_none());
+    assert_eq!(names(engine), Vec::<String>::new());
+    // Who does not know what it was gets what it always got.
+    make(engine, "f", b"third");
+    unlink(engine, true, "f", 0).unwrap();
+    assert_eq!(names(engine), Vec::<String>::new());
+
+    let rmdir = |retry, expect_ino| {
+        engine.rmdir(SESSION, retry, &pb::Rmdir { dir: Ino::ROOT.0, name: (&b"d"[..]).into(), expect_ino })
+    };
+    let mkdir = || {
+        let q = pb::Mkdir { dir: Ino::ROOT.0, name: (&b"d"[..]).into(), mode: 0o755, uid: 1, gid: 2 };
+        engine.mkdir(SESSION, false, &q).unwrap().node.unwrap().ino
+    };
+    let first = mkdir();
+    rmdir(false, 0).unwrap();
+    let second = mkdir();
+    assert_ne!(first, second);
+    assert!(rmdir(true, first).unwrap().node.is_none());
+    assert_eq!(ino(engine, "d"), Some(second));
+    assert!(rmdir(true, second).unwrap().node.is_some() && names(engine).is_empty());
+}
+
+#[test]
+fn a_rename_moves_nothing_that_came_after_it() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    let moved = make(engine, "from", b"moved");
+    rename(engine, false, "from", "to", 0).unwrap();
+    let later = make(engine, "from", b"later");
+    let answer = rename(engine, true, "from", "to", moved).unwrap();
+    assert_eq!(answer.moved.map(|node| node.ino), Some(moved));
+    assert_eq!((ino(engine, "from"), ino(engine, "to")), (Some(later), Some(moved)));
+    // What it moved has gone elsewhere: nothing is moved in its place, and nobody is told that it is there.
+    rename(engine, false, "to", "elsewhere", 0).unwrap();
+    assert_eq!(rename(engine, true, "from", "to", moved).err().unwrap().errno, Errno::ENOENT);
+    assert_eq!(names(engine), ["elsewhere", "from"]);
+    assert_eq!(engine.read(&[b"from"]).unwrap(), b"later");
+    // Not carried out before.
+    assert!(rename(engine, true, "from", "to", later).unwrap().moved.is_some());
+    assert_eq!(names(engine), ["elsewhere", "to"]);
+}
+
+/// Another host brings a file of the same name before the request comes again: one of the two has a conflict name then.
+#[test]
+fn what_is_shown_as_a_conflict_by_then_is_meant_all_the_same() {
+    for (is_ours_first, removes) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (here, there) = (Disk::new(), Disk::new());
+        here.exchange(&there);
+        let write = |disk: &Disk, text| make(disk.engine(), "f", text);
+        let (ours, theirs) = match is_ours_first {
+            true => (write(&here, b"ours"), write(&there, b"theirs")),
+            false => {
+                let theirs = write(&there, b"theirs");
+                (write(&here, b"ours"), theirs)
+            }
+        };
+        here.exchange(&there);
+        let engine = here.engine();
+        assert_eq!(names(engine).len(), 2);
+        assert_eq!(ino(engine, "f"), Some(if is_ours_first { theirs } else { ours }));
+        // Neither was carried out before, and both are done when they come a third time.
+        for _ in 0..2 {
+            match removes {
+                true => drop(unlink(engine, true, "f", ours).unwrap()),
+                false => drop(rename(engine, true, "f", "g", ours).unwrap()),
+            }
+            let text = |name: &String| engine.read(&[name.as_bytes()]).unwrap();
+            let shown: Vec<_> = names(engine).iter().map(|name| (name == "g", text(name))).collect();
+            let theirs = (false, b"theirs".to_vec());
+            match removes {
+                true => assert_eq!(shown, [theirs]),
+                false => assert_eq!(shown, [theirs, (true, b"ours".to_vec())]),
+            }
+        }
+    }
+}
