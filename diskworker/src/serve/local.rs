@@ -18,13 +18,13 @@ use nix::errno::Errno;
 use super::AllowedUids;
 use super::neighbours::Neighbours;
 use crate::engine::{Answer, Engine, Opening, SessionId};
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Wanted};
 
 /// Connections served at once, of all frontends together.
 const CONNECTIONS_MAX: usize = 256;
 /// How long a new connection may take to say what it is. Who says nothing would keep others out.
 const GREETING_WAIT: Duration = Duration::from_secs(5);
-/// Fetches of a content for one who opens it: on a disk that makes room it may have gone again before it is opened.
+/// Fetches of a content for one who opens or cuts it: on a disk that makes room it may have gone again before it is opened.
 const FETCHES: u32 = 3;
 
 /// Accept frontends until the listener is shut down.
@@ -246,13 +246,12 @@ fn dispatch(
         Op::Rmdir(q) => engine.rmdir(session, retry, &q)?,
         Op::Rename(q) => engine.rename(session, retry, &q)?,
         Op::SetAttr(q) => {
-            // Cutting a content needs it.
-            if q.size.is_some_and(|size| size > 0)
-                && let Some(wanted) = engine.absent(Ino(q.ino), Ino(q.dir))?
-            {
-                fetcher.whole(wanted)?;
-            }
-            engine.set_attr(session, &q)?
+            let absent = || match q.size {
+                Some(1..) => engine.absent(Ino(q.ino), Ino(q.dir)), // cutting a content needs it
+                _ => Ok(None),
+            };
+            let fetch = |wanted| fetcher.whole(wanted).map(|()| Got::Whole);
+            with_content(|| engine.set_attr(session, &q), absent, fetch)?
         }
         Op::Close(q) if fetcher.close(session, q.handle) => Answer { seq: engine.seq(), ..Answer::default() },
         Op::Close(q) => {
@@ -288,6 +287,37 @@ fn dispatch(
     Ok((reply(answer), None))
 }
 
+/// What came of looking for a content that was not here.
+enum Got<T> {
+    /// It is here.
+    Whole,
+    /// What it is needed for can be had without it.
+    Instead(T),
+    /// The file has another one by now.
+    Other,
+}
+
+/// Do what may need a content that is not here: `get` it then, and try again.
+fn with_content<T>(
+    act: impl Fn() -> FsResult<T>,
+    absent: impl Fn() -> FsResult<Option<Wanted>>,
+    mut get: impl FnMut(Wanted) -> FsResult<Got<T>>,
+) -> FsResult<T> {
+    let mut fetched = 0;
+    loop {
+        let error = match act() {
+            Err(error) if error.errno == Errno::EIO && fetched < FETCHES => error,
+            done => return done,
+        };
+        let Some(wanted) = absent()? else { return Err(error) };
+        match get(wanted)? {
+            Got::Whole => fetched += 1,
+            Got::Instead(done) => return Ok(done),
+            Got::Other => {}
+        }
+    }
+}
+
 /// Open, also what is not (all) on this disk: readers get the file of another disk of this host, or a large content while it
 /// comes; the others wait for it.
 fn open(
@@ -297,41 +327,36 @@ fn open(
     session: SessionId,
     q: &pb::Open,
 ) -> FsResult<Done> {
-    let mut fetched = 0;
-    loop {
-        let error = match engine.open(session, q) {
-            Ok(done) => return Ok(opened(done)),
-            Err(error) if error.errno != Errno::EIO || fetched == FETCHES => return Err(error),
-            Err(error) => error,
-        };
-        let Some(wanted) = engine.absent(Ino(q.ino), Ino(q.dir))? else { return Err(error) };
+    let absent = || engine.absent(Ino(q.ino), Ino(q.dir));
+    let get = |wanted: Wanted| {
         // What is told of the file and what can be read must be of one version; while others were asked, another host may
         // have replaced it.
         let current = || -> FsResult<Option<Answer>> {
             let node = engine.get_attr(&pb::GetAttr { ino: q.ino, dir: q.dir })?;
-            Ok((engine.absent(Ino(q.ino), Ino(q.dir))? == Some(wanted)).then_some(node))
+            Ok((absent()? == Some(wanted)).then_some(node))
         };
         if !q.write
             && let Some(file) = neighbours.open(&wanted)
         {
-            match current()? {
-                Some(node) => return Ok(opened((node, Opening::File { handle: 0, file }))),
-                None => continue,
-            }
+            return Ok(match current()? {
+                Some(node) => Got::Instead(opened((node, Opening::File { handle: 0, file }))),
+                None => Got::Other,
+            });
         }
         if !q.write
             && let Some((handle, file)) = fetcher.open(session, wanted)?
         {
             let Some(node) = current()? else {
                 fetcher.close(session, handle);
-                continue;
+                return Ok(Got::Other);
             };
             let body = Opened { handle, partial: true, size: wanted.size, ..Opened::default() };
-            return Ok((Reply { body: Some(reply::Body::Opened(body)), ..reply(node) }, Some(file.into())));
+            let reply = Reply { body: Some(reply::Body::Opened(body)), ..reply(node) };
+            return Ok(Got::Instead((reply, Some(file.into()))));
         }
-        fetcher.whole(wanted)?;
-        fetched += 1;
-    }
+        fetcher.whole(wanted).map(|()| Got::Whole)
+    };
+    with_content(|| engine.open(session, q).map(opened), absent, get)
 }
 
 fn reply(answer: Answer) -> Reply {
@@ -360,4 +385,38 @@ fn opened((answer, opening): (Answer, Opening)) -> Done {
         Opening::Inline(inline) => (Opened { has_inline: true, inline, ..Opened::default() }, None),
     };
     (Reply { body: Some(reply::Body::Opened(body)), ..reply(answer) }, fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// On a lazy disk a content may be let go again between its coming and its use.
+    #[test]
+    fn a_content_that_has_gone_again_is_fetched_a_few_times() {
+        let wanted = Wanted { content: ContentId([7; 32]), size: 9000, pieces: None };
+        let eio = || FsError::new(Errno::EIO, "the content is missing on this disk");
+        for gone_again in [0, 1, FETCHES - 1, FETCHES] {
+            let (acts, fetches) = (Cell::new(0), Cell::new(0));
+            let act = || {
+                acts.set(acts.get() + 1);
+                if acts.get() > gone_again + 1 { Ok("cut") } else { Err(eio()) }
+            };
+            let get = |of| {
+                assert_eq!(of, wanted);
+                fetches.set(fetches.get() + 1);
+                Ok(Got::Whole)
+            };
+            let done = with_content(act, || Ok(Some(wanted)), get).map_err(|error| error.errno);
+            assert_eq!(done, if gone_again < FETCHES { Ok("cut") } else { Err(Errno::EIO) });
+            assert_eq!(fetches.get(), FETCHES.min(gone_again + 1));
+        }
+        // It is here: then something else is wrong. Nor does another errno say that it is missing.
+        let get = |_| -> FsResult<Got<()>> { panic!("it is not missing") };
+        assert_eq!(with_content(|| Err(eio()), || Ok(None), get), Err(eio()));
+        let full = || Err(Errno::ENOSPC.into());
+        assert_eq!(with_content(full, || Ok(Some(wanted)), get), Err(Errno::ENOSPC.into()));
+    }
 }
