@@ -4,6 +4,7 @@
 //! free of waiting (for the worker or the disk), so that what is in memory is always answered: when the others are all
 //! taken, and for anything known to be slow, the operation moves to the pool.
 
+mod closing;
 mod convert;
 mod invalidate;
 mod requests;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
 
+use self::closing::Closing;
 use self::invalidate::{Device, carry_out_all};
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
@@ -42,6 +44,7 @@ struct Shared {
     waiting: AtomicUsize,
     /// Replies of what may take long.
     replies: Waiting,
+    closing: Arc<Closing>,
     /// The kernel can be told to drop all names, also those it knows to be absent.
     knows_epochs: AtomicBool,
 }
@@ -82,6 +85,7 @@ pub fn connect(
         threads,
         waiting,
         replies: Waiting::default(),
+        closing: Arc::default(),
         knows_epochs: AtomicBool::new(false),
     });
     let watching = shared.clone();

@@ -29,8 +29,8 @@ use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Page, RenameHow}
 const IO_MAX_BYTES: u32 = 1 << 20;
 /// Requests the kernel may have under way that nobody waits for, such as read-ahead. The default of 16 starves them.
 const BACKGROUND_MAX: u16 = 128;
-/// A file up to this size is handed over to the worker at once when closed; a larger one on a pool thread, because the
-/// worker reads it.
+/// Files up to this size are handed over to the worker one after the other when closed; a larger one on a pool thread, because
+/// the worker reads it.
 const CLOSE_NOW_BYTES: u64 = 128 << 10;
 /// Writing to an existing content up to this size is prepared at once; the worker copies a larger one first.
 const OPEN_NOW_BYTES: u64 = 128 << 10;
@@ -362,15 +362,21 @@ impl Filesystem for Adapter {
     ) {
         reply.ok();
         let fs = &self.shared.fs;
-        let permit = self.shared.permit();
-        if permit.is_some() && fs.can_close_now() && fs.closing_bytes(handle.0) <= CLOSE_NOW_BYTES {
-            let _reported = guarded(|| {
-                fs.release(handle.0);
-                Ok(())
-            });
-        } else {
-            let fs = fs.clone();
-            self.pool.run(move || fs.release(handle.0));
+        let is_quick = fs.can_close_now() && fs.closing_bytes(handle.0) <= CLOSE_NOW_BYTES;
+        if is_quick && self.shared.closing.close(fs, &self.pool, handle.0) {
+            return;
+        }
+        match self.shared.permit() {
+            Some(_permit) if is_quick => {
+                let _reported = guarded(|| {
+                    fs.release(handle.0);
+                    Ok(())
+                });
+            }
+            _ => {
+                let fs = fs.clone();
+                self.pool.run(move || fs.release(handle.0));
+            }
         }
     }
 

@@ -8,8 +8,9 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longest time to stay awake for one message.
-const MOMENT: Duration = Duration::from_micros(100);
+/// Longest time to stay awake for one message. A program that renames one file after the other has 150 us between two calls
+/// while everybody sleeps in between: less than that would never begin.
+const MOMENT: Duration = Duration::from_micros(250);
 /// So many short waits in a row make the next one be spent awake.
 const ENOUGH: u8 = 3;
 /// A long row ends after as many long waits as it takes to halve this below [`ENOUGH`].

@@ -30,6 +30,12 @@ pub struct Host {
 impl Host {
     /// `None`, with the reason printed, where this machine cannot mount.
     pub fn new() -> Option<Self> {
+        // /tmp and not $TMPDIR: paths of sockets are short.
+        Self::new_in(Path::new("/tmp"))
+    }
+
+    /// The same with everything in a folder below this one, whose path must be short.
+    pub fn new_in(parent: &Path) -> Option<Self> {
         let root = nix::unistd::geteuid().is_root();
         let missing = [
             (!Path::new("/dev/fuse").exists(), "there is no /dev/fuse"),
@@ -45,8 +51,7 @@ impl Host {
             let path = bin(program);
             assert!(path.exists(), "{} is missing: `cargo build --workspace` makes it", path.display());
         }
-        // /tmp and not $TMPDIR: paths of sockets are short.
-        let host = Self { dir: TempDir::with_prefix_in("dfe", "/tmp").unwrap(), run: None, logs: AtomicUsize::new(0) };
+        let host = Self { dir: TempDir::with_prefix_in("dfe", parent).unwrap(), run: None, logs: AtomicUsize::new(0) };
         for folder in ["disk", "m", "m2"] {
             fs::create_dir(host.path(folder)).unwrap();
         }
