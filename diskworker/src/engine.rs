@@ -71,7 +71,6 @@ pub struct Engine {
     seals: seal::Queue,
     events: events::Hub,
     ballast: ballast::Ballast,
-    lean: AtomicBool,
     next_handle: AtomicU64,
     /// Tells this life of the process from others.
     run: u64,

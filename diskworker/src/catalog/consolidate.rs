@@ -107,12 +107,6 @@ impl Catalog {
         rewritten.map(|stem| packdir::size_bytes(&dir, stem)).sum()
     }
 
-    /// Bytes of all packs, with what earlier states have left in them.
-    pub fn packs_bytes(&self) -> Result<u64, CatalogError> {
-        let dir = packdir::path(&self.dir);
-        packdir::list(&dir)?.iter().map(|stem| packdir::size_bytes(&dir, stem)).sum()
-    }
-
     /// The base, if there is one and the packs beside it are small.
     fn base(&self, repo: &Repository, dir: &Path, packs: &[String]) -> Result<Option<Base>, CatalogError> {
         let path = self.dir.join(BASE);

@@ -22,9 +22,8 @@ const PRESSED_ROUNDS: u32 = 2;
 struct Collecting {
     last: Instant,
     every: Duration,
-    /// Change counter and committed state at the last collection on a full disk, and collections since either moved: what was
-    /// removed takes room until it is committed too.
-    seen: Option<(u64, git2::Oid)>,
+    /// Change counter at the last collection on a full disk, and collections since it moved.
+    seen_seq: u64,
     rounds: u32,
     took: Duration,
 }
@@ -34,7 +33,7 @@ impl Engine {
     pub(super) fn clean_loop(&self) {
         let now = Instant::now();
         let mut collecting =
-            Collecting { last: now, every: COLLECT_EVERY, seen: None, rounds: 0, took: Duration::ZERO };
+            Collecting { last: now, every: COLLECT_EVERY, seen_seq: 0, rounds: 0, took: Duration::ZERO };
         while !self.is_stopping() {
             self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
             if self.is_stopping() {
@@ -71,9 +70,9 @@ impl Engine {
         if !self.is_pressed() || since < collecting.took * 10 {
             return false;
         }
-        let now = Some((self.seq(), *self.published.borrow()));
-        if now != collecting.seen {
-            (collecting.seen, collecting.rounds) = (now, 0);
+        let seq = self.seq();
+        if seq != collecting.seen_seq {
+            (collecting.seen_seq, collecting.rounds) = (seq, 0);
         }
         collecting.rounds += 1;
         collecting.rounds <= PRESSED_ROUNDS

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
-use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::Engine;
@@ -87,8 +86,7 @@ impl Engine {
         self.commits.dirty.store(false, Ordering::Relaxed);
         let result = self.commit_pending();
         match &result {
-            Ok(()) if self.has_room_for_removals() => self.reopen(),
-            Ok(()) => self.refuse(FsError::new(Errno::ENOSPC, "names take a quarter of the disk: remove some")),
+            Ok(()) => self.reopen(),
             Err(error) => {
                 self.commits.dirty.store(true, Ordering::Relaxed);
                 self.refuse(error.clone());

@@ -7,7 +7,6 @@ use delugefs_proto::local_pb::{self as pb, Attr};
 use delugefs_proto::record::{Data, Name, NameError, Perm};
 use nix::errno::Errno;
 
-use super::room::is_full;
 use super::{Core, Engine, SessionId};
 use crate::namespace::{Edit, Kind, Located, Making, Node};
 
@@ -211,27 +210,20 @@ impl Engine {
         session: SessionId,
         retry: bool,
         (dir, raw_name, expect): (u64, &Bytes, u64),
-        remove: impl Fn(&mut Core, Ino, &Name) -> FsResult<Answer>,
+        remove: impl FnOnce(&mut Core, Ino, &Name) -> FsResult<Answer>,
     ) -> FsResult<Answer> {
         self.check_removable()?;
         let (dir, name) = (Ino(dir), name(raw_name)?);
-        let attempt = || {
-            self.change(Some(session), |core| {
-                let now = match retry && expect != 0 {
-                    true => core.ns.shown_as(dir, &name, Ino(expect))?,
-                    false => Some(name.clone()),
-                };
-                match now.ok_or_else(|| Errno::ENOENT.into()).and_then(|name| remove(core, dir, &name)) {
-                    Err(error) if retry && error.errno == Errno::ENOENT => Ok(self.answer(core, None, Some(dir))),
-                    other => other,
-                }
-            })
-        };
-        match self.with_room(attempt) {
-            // What is in the log takes the last room there is: a commit empties it.
-            Err(error) if is_full(error.errno) && self.commit().is_ok() => attempt(),
-            done => done,
-        }
+        self.change(Some(session), |core| {
+            let now = match retry && expect != 0 {
+                true => core.ns.shown_as(dir, &name, Ino(expect))?,
+                false => Some(name),
+            };
+            match now.ok_or_else(|| Errno::ENOENT.into()).and_then(|name| remove(core, dir, &name)) {
+                Err(error) if retry && error.errno == Errno::ENOENT => Ok(self.answer(core, None, Some(dir))),
+                other => other,
+            }
+        })
     }
 
     /// Rename.

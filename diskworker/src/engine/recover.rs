@@ -77,7 +77,6 @@ impl Running {
             seals: Default::default(),
             events: Default::default(),
             ballast,
-            lean: AtomicBool::new(false),
             next_handle: AtomicU64::new(random_u64() >> 16 | 1),
             run: random_u64(),
             actor,

@@ -95,9 +95,7 @@ pub(super) async fn follow(net: Arc<Net>) {
     loop {
         let ours = *commits.borrow_and_update();
         included.add(ours);
-        if net.engine.is_lean() {
-            own.clear(); // whoever is sent to gets more of it
-        } else if own.front().is_none_or(|state| state.commit != ours) {
+        if own.front().is_none_or(|state| state.commit != ours) {
             own.push_front(net.engine.committed());
             own.truncate(HAVE_MAX);
         }
@@ -114,8 +112,7 @@ pub(super) async fn follow(net: Arc<Net>) {
             })
         });
         if let Some((disk, state)) = wanted {
-            let now_ours = net.engine.committed();
-            let states = [&now_ours].into_iter().chain(taken.get(&disk)).chain(own.iter().skip(1));
+            let states = own.iter().take(1).chain(taken.get(&disk)).chain(own.iter().skip(1));
             let have: Vec<State> = states.take(HAVE_MAX).cloned().collect();
             let (net, waits) = (net.clone(), Arc::new(Mutex::new(Some(now))));
             let waiting = waits.clone();

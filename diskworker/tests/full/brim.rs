@@ -123,7 +123,7 @@ fn the_last_blocks_of_an_ext4() {
 /// Consolidation needs room for a second copy of the catalog. Without it the packs stay, and the next time is another.
 #[test]
 fn no_room_to_consolidate() {
-    on_small_disk(Kind::Tmpfs, 120, |small| {
+    on_small_disk(Kind::Tmpfs, 48, |small| {
         let running = start(small);
         let engine = &running.engine;
         // Names that do not compress, so that the packs are large beside what a commit takes.
