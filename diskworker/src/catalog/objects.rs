@@ -48,10 +48,22 @@ impl<'r> Objects<'r> {
         if let Some((kind, data)) = self.staged.get(&oid) {
             return Ok(Some((*kind, Data::Staged(data))));
         }
-        match self.odb.read(oid) {
+        match self.insist(|| self.odb.read(oid)) {
             Ok(object) => Ok(Some((object.kind(), Data::Stored(object)))),
             Err(why) if why.code() == git2::ErrorCode::NotFound => Ok(None),
             Err(why) => Err(CatalogError::Git("read an object of the catalog", why)),
+        }
+    }
+
+    /// Look once more for what is not there. libgit2 lists the packs again before it says so, but a consolidation may have
+    /// replaced those of its list before it opened them, by one that came too late to be in it.
+    fn insist<T>(&self, read: impl Fn() -> Result<T, git2::Error>) -> Result<T, git2::Error> {
+        match read() {
+            Err(why) if why.code() == git2::ErrorCode::NotFound => {
+                self.odb.refresh()?;
+                read()
+            }
+            done => done,
         }
     }
 
@@ -98,7 +110,7 @@ impl<'r> Objects<'r> {
     pub(super) fn blob_len(&self, oid: Oid) -> Result<u64, CatalogError> {
         let (len, kind) = match self.staged.get(&oid) {
             Some((kind, data)) => (data.len(), *kind),
-            None => self.odb.read_header(oid).map_err(|why| match why.code() {
+            None => self.insist(|| self.odb.read_header(oid)).map_err(|why| match why.code() {
                 git2::ErrorCode::NotFound => CatalogError::Missing(oid),
                 _ => CatalogError::Git("read an object's header", why),
             })?,

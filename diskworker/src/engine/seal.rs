@@ -187,7 +187,12 @@ impl Engine {
             Ok(_) if seen.unwritten => self.finish_small(seen, None),
             Ok(Seal::Small(small)) => self.finish_small(seen, Some(small)),
             Ok(Seal::Large(_) | Seal::Doubtful(_)) if matches!(size, Size::Small) => Ok(Outcome::TooLarge),
-            Ok(Seal::Doubtful(job)) => self.renew(seen.ino, job),
+            Ok(Seal::Doubtful(job)) => {
+                if let Size::InTurn(next) = size {
+                    next(); // a failing disk takes its time, and nothing is hashed
+                }
+                self.renew(seen.ino, job)
+            }
             Ok(Seal::Large(job)) => match job.run() {
                 Err(error) if error.errno == Errno::EBUSY => Ok(Outcome::Finished), // it is being written again
                 sealed => {

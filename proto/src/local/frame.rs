@@ -121,6 +121,10 @@ impl Receiver {
 
     /// Read up to `want` bytes more; how many came.
     fn fill(&mut self, socket: &UnixStream, want: usize) -> io::Result<usize> {
+        if self.buf.len() < self.end + want && self.start > 0 {
+            self.buf.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
         if self.buf.len() < self.end + want {
             self.buf.resize(self.end + want, 0);
         }
