@@ -323,25 +323,11 @@ impl Shared {
                 self.made(tree, retry, op.dir, &op.name, op.ino, |tree| tree.link(op.ino, op.dir, &op.name))
             }
             Op::Unlink(op) => {
-                let is_other = tree.lookup(op.dir, &op.name).is_ok_and(|attr| attr.ino != op.expect_ino);
-                let node = match retry && op.expect_ino != 0 && is_other {
-                    true => None,
-                    false => match tree.unlink(op.dir, &op.name) {
-                        Err(Errno::ENOENT) if retry => None,
-                        other => Some(other?),
-                    },
-                };
+                let node = removed(tree, retry, (op.dir, &op.name, op.expect_ino), Tree::unlink)?;
                 plain(tree, node, Some(tree.attr(op.dir)?))
             }
             Op::Rmdir(op) => {
-                let is_other = tree.lookup(op.dir, &op.name).is_ok_and(|attr| attr.ino != op.expect_ino);
-                let node = match retry && op.expect_ino != 0 && is_other {
-                    true => None,
-                    false => match tree.rmdir(op.dir, &op.name) {
-                        Err(Errno::ENOENT) if retry => None,
-                        other => Some(other?),
-                    },
-                };
+                let node = removed(tree, retry, (op.dir, &op.name, op.expect_ino), Tree::rmdir)?;
                 plain(tree, node, Some(tree.attr(op.dir)?))
             }
             Op::Rename(op) => {
@@ -479,6 +465,23 @@ impl Shared {
         let body = Some(reply::Body::Opened(Opened { handle, ..Opened::default() }));
         let dir = dir.map(|dir| tree.attr(dir)).transpose()?;
         Ok((Reply { seq: tree.seq, node: Some(tree.attr(ino)?), dir, body, ..Reply::default() }, None))
+    }
+}
+
+/// What all removals share: the node that is gone. One sent again leaves alone what has the name by now.
+fn removed(
+    tree: &mut Tree,
+    retry: bool,
+    (dir, name, expect_ino): (u64, &[u8], u64),
+    remove: fn(&mut Tree, u64, &[u8]) -> Result<Attr, Errno>,
+) -> Result<Option<Attr>, Errno> {
+    let is_other = tree.lookup(dir, name).is_ok_and(|attr| attr.ino != expect_ino);
+    if retry && expect_ino != 0 && is_other {
+        return Ok(None);
+    }
+    match remove(tree, dir, name) {
+        Err(Errno::ENOENT) if retry => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -76,7 +76,8 @@ impl ContentStore {
     /// writing. Does nothing when the content is held already.
     ///
     /// # Errors
-    /// `EIO` when it is not the content it was fetched as: then it is removed, as when it cannot be made durable. `EBUSY` as soon as `stop` says so.
+    /// `EIO` when it is not the content it was fetched as: then it is removed, as when it cannot be made durable. `EBUSY` as
+    /// soon as `stop` says so.
     pub fn finish_incoming(&self, content: ContentId, size: u64, stop: &dyn Fn() -> bool) -> FsResult<()> {
         let failed = |errno| fail(errno, "verify", &incoming_path(content));
         let at = self.dir(Dir::Incoming);
