@@ -12,6 +12,7 @@ mod ballast;
 mod clean;
 mod commit;
 mod complete;
+mod cramped;
 mod events;
 mod exchange;
 mod files;
@@ -71,6 +72,7 @@ pub struct Engine {
     seals: seal::Queue,
     events: events::Hub,
     ballast: ballast::Ballast,
+    cramped: cramped::Cramped,
     next_handle: AtomicU64,
     /// Tells this life of the process from others.
     run: u64,
@@ -107,6 +109,12 @@ impl Engine {
     /// Changes are possible.
     fn check_writable(&self) -> FsResult<()> {
         self.refusal().map_or(Ok(()), Err)
+    }
+
+    /// New names are possible.
+    fn check_creatable(&self) -> FsResult<()> {
+        self.check_writable()?;
+        self.cramped.check()
     }
 
     /// Removals are possible: also on a full disk, as they are the way out.

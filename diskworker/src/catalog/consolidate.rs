@@ -55,20 +55,20 @@ impl Catalog {
         if old.len() < 2 {
             return Ok(());
         }
-        self.rewrite_packs(&repo, &dir, base, old)
+        self.rewrite_packs(&repo, &dir, base, old, u64::MAX)
     }
 
     /// Keep nothing but the committed state, what somebody holds and what other refs reach, in one pack: for a disk that
-    /// needs the room. The states before this one are forgotten.
+    /// needs the room. The states before this one are forgotten. At most `room` bytes are written beside the old packs.
     ///
     /// # Errors
-    /// As [`Catalog::consolidate`]; so also when there is no room for the new pack beside the old ones.
-    pub fn compact(&self) -> Result<(), CatalogError> {
+    /// As [`Catalog::consolidate`]; `ENOSPC` also when it would be more.
+    pub fn compact(&self, room: u64) -> Result<(), CatalogError> {
         let _one = self.consolidation.lock();
         self.forget_earlier_states();
         let dir = packdir::path(&self.dir);
         let old = packdir::list(&dir)?;
-        self.rewrite_packs(&libgit2::open(&self.dir)?, &dir, None, old)
+        self.rewrite_packs(&libgit2::open(&self.dir)?, &dir, None, old, room)
     }
 
     /// Rewrite what is not in the base into a new pack, and remove the old ones.
@@ -78,11 +78,12 @@ impl Catalog {
         dir: &Path,
         base: Option<Base>,
         mut old: Vec<String>,
+        room: u64,
     ) -> Result<(), CatalogError> {
         let state = self.current();
         let (mut new, mut seen) = (Vec::new(), HashSet::new());
         let have = base.as_ref().map(|base| base.tree);
-        self.rewrite(repo, dir, have, &mut seen, &mut new)?;
+        self.rewrite(repo, dir, (have, room), &mut seen, &mut new)?;
         if let (None, Some(pack)) = (&base, new.first()) {
             // The first pack of a rewrite from nothing is complete.
             packdir::replace_file(&self.dir, &self.dir.join(BASE), format!("{pack} {}\n", state.commit).as_bytes())?;
@@ -90,7 +91,7 @@ impl Catalog {
         {
             let _removal = self.removal.write();
             let _writer = self.writer.lock();
-            self.rewrite(repo, dir, have, &mut seen, &mut new)?;
+            self.rewrite(repo, dir, (have, room), &mut seen, &mut new)?;
             old.retain(|stem| !new.contains(stem));
             packdir::remove(dir, &old)?;
         }
@@ -105,6 +106,15 @@ impl Catalog {
         let base = self.base(&libgit2::open(&self.dir)?, &dir, &packs)?;
         let rewritten = packs.iter().filter(|stem| base.as_ref().is_none_or(|base| base.pack != **stem));
         rewritten.map(|stem| packdir::size_bytes(&dir, stem)).sum()
+    }
+
+    /// Bytes of all packs, with what earlier states have left in them.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn packs_bytes(&self) -> Result<u64, CatalogError> {
+        let dir = packdir::path(&self.dir);
+        packdir::list(&dir)?.iter().map(|stem| packdir::size_bytes(&dir, stem)).sum()
     }
 
     /// The base, if there is one and the packs beside it are small.
@@ -132,12 +142,12 @@ impl Catalog {
         Ok(tree.map(|tree| Base { pack: pack.to_owned(), tree }))
     }
 
-    /// Write a pack of all that is reachable now, neither in `seen` nor in the tree `have`.
+    /// Write a pack of all that is reachable now, neither in `seen` nor in the tree `have`, if it is not larger than `room`.
     fn rewrite(
         &self,
         repo: &Repository,
         dir: &Path,
-        have: Option<Oid>,
+        (have, room): (Option<Oid>, u64),
         seen: &mut HashSet<Oid>,
         new: &mut Vec<String>,
     ) -> Result<(), CatalogError> {
@@ -154,6 +164,10 @@ impl Catalog {
         let (pack, mut writer) = NewPack::begin(dir, order.len())?;
         for oid in order {
             let (kind, data) = objects.find(oid)?.ok_or(CatalogError::Missing(oid))?;
+            if writer.bytes() > room {
+                let full = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
+                return Err(CatalogError::io("leave room beside a pack in", dir)(full));
+            }
             writer.object(oid, kind, &data).map_err(CatalogError::io("write a pack in", dir))?;
         }
         new.push(pack.finish(writer)?);

@@ -98,6 +98,8 @@ pub(super) struct PackWriter<W: Write> {
     count: u32,
 }
 
+/// Of an index, for each object of its pack: id, checksum and offset.
+const INDEX_ENTRY_BYTES: u64 = 28;
 /// The writer hands on what it has when it is this many bytes.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -141,6 +143,11 @@ impl<W: Write> PackWriter<W> {
         crc.update(&self.buf[start..]);
         self.entries.push(Entry { oid, crc: crc.sum(), offset: self.written + start as u64 });
         if self.buf.len() >= BUFFER_BYTES { self.hand_on() } else { Ok(()) }
+    }
+
+    /// Bytes so far, with what an index of this many objects takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.written + self.buf.len() as u64 + u64::from(self.count) * INDEX_ENTRY_BYTES
     }
 
     fn hand_on(&mut self) -> io::Result<()> {

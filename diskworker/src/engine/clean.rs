@@ -22,8 +22,9 @@ const PRESSED_ROUNDS: u32 = 2;
 struct Collecting {
     last: Instant,
     every: Duration,
-    /// Change counter at the last collection on a full disk, and collections since it moved.
-    seen_seq: u64,
+    /// Change counter and committed state at the last collection on a full disk, and collections since either moved: what was
+    /// removed takes room until it is committed too.
+    seen: Option<(u64, git2::Oid)>,
     rounds: u32,
     took: Duration,
 }
@@ -33,7 +34,7 @@ impl Engine {
     pub(super) fn clean_loop(&self) {
         let now = Instant::now();
         let mut collecting =
-            Collecting { last: now, every: COLLECT_EVERY, seen_seq: 0, rounds: 0, took: Duration::ZERO };
+            Collecting { last: now, every: COLLECT_EVERY, seen: None, rounds: 0, took: Duration::ZERO };
         while !self.is_stopping() {
             self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
             if self.is_stopping() {
@@ -52,6 +53,7 @@ impl Engine {
                 // Never more than a hundredth of the time, however large the catalog is.
                 collecting.every = COLLECT_EVERY.max(collecting.took * 100);
             }
+            self.make_room_for_names();
             match self.refusal() {
                 None => drop(self.fill_ballast()),
                 // Somebody else may have made room, and then nothing of ours would notice.
@@ -70,9 +72,9 @@ impl Engine {
         if !self.is_pressed() || since < collecting.took * 10 {
             return false;
         }
-        let seq = self.seq();
-        if seq != collecting.seen_seq {
-            (collecting.seen_seq, collecting.rounds) = (seq, 0);
+        let now = Some((self.seq(), *self.published.borrow()));
+        if now != collecting.seen {
+            (collecting.seen, collecting.rounds) = (now, 0);
         }
         collecting.rounds += 1;
         collecting.rounds <= PRESSED_ROUNDS
@@ -86,8 +88,9 @@ impl Engine {
         let purged = if self.is_pressed() { self.purge_trash() } else { 0 };
         if self.refusal().is_some_and(|error| is_full(error.errno)) {
             // Names removed are still in the packs.
+            self.let_states_go();
             let _no_commit = self.commit_lock.lock();
-            if let Err(error) = self.core_catalog().compact() {
+            if let Err(error) = self.core_catalog().compact(u64::MAX) {
                 tracing::debug!("packs stay as they are: {error}");
             }
         }

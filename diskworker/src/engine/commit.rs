@@ -130,6 +130,7 @@ impl Engine {
                 self.publish_commit();
                 self.journal.retire()?;
                 self.consolidate();
+                self.measure_names();
                 Ok(())
             }
             Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ActorId;
@@ -31,6 +32,17 @@ impl Engine {
     /// The committed state. Everything of it stays here for as long as this lives.
     pub fn committed(&self) -> State {
         self.core_catalog().state()
+    }
+
+    /// How often those who keep states have been told to let go of all but the current one: it takes room that is needed.
+    pub fn states_to_go(&self) -> u64 {
+        self.cramped.told.load(Ordering::Relaxed)
+    }
+
+    /// Tell them. They do so a little later.
+    pub(super) fn let_states_go(&self) {
+        self.cramped.told.fetch_add(1, Ordering::Relaxed);
+        self.published.send_modify(|_| ());
     }
 
     /// Who makes the changes of this disk.

@@ -41,7 +41,7 @@ impl Engine {
 
     /// Create: a new regular file, open for reading and writing.
     pub fn create(&self, session: SessionId, retry: bool, q: &pb::Create) -> FsResult<(Answer, Opening)> {
-        self.check_writable()?;
+        self.check_creatable()?;
         let (dir, name, ino) = (Ino(q.dir), name(&q.name)?, proposed(q.ino));
         if retry && let Some(done) = self.created_before(session, dir, &name, ino)? {
             return Ok(done);

@@ -7,6 +7,7 @@ use delugefs_proto::local_pb::{self as pb, Attr};
 use delugefs_proto::record::{Data, Name, NameError, Perm};
 use nix::errno::Errno;
 
+use super::room::is_full;
 use super::{Core, Engine, SessionId};
 use crate::namespace::{Edit, Kind, Located, Making, Node};
 
@@ -170,7 +171,7 @@ impl Engine {
         ino: Option<Ino>,
         make: impl FnOnce(&mut Core, Ino, &Name) -> FsResult<Node>,
     ) -> FsResult<Answer> {
-        self.check_writable()?;
+        self.check_creatable()?;
         let (dir, name) = (Ino(dir), name(raw_name)?);
         self.change(Some(session), |core| {
             let node = match make(core, dir, &name) {
@@ -210,20 +211,27 @@ impl Engine {
         session: SessionId,
         retry: bool,
         (dir, raw_name, expect): (u64, &Bytes, u64),
-        remove: impl FnOnce(&mut Core, Ino, &Name) -> FsResult<Answer>,
+        remove: impl Fn(&mut Core, Ino, &Name) -> FsResult<Answer>,
     ) -> FsResult<Answer> {
         self.check_removable()?;
         let (dir, name) = (Ino(dir), name(raw_name)?);
-        self.change(Some(session), |core| {
-            let now = match retry && expect != 0 {
-                true => core.ns.shown_as(dir, &name, Ino(expect))?,
-                false => Some(name),
-            };
-            match now.ok_or_else(|| Errno::ENOENT.into()).and_then(|name| remove(core, dir, &name)) {
-                Err(error) if retry && error.errno == Errno::ENOENT => Ok(self.answer(core, None, Some(dir))),
-                other => other,
-            }
-        })
+        let attempt = || {
+            self.change(Some(session), |core| {
+                let now = match retry && expect != 0 {
+                    true => core.ns.shown_as(dir, &name, Ino(expect))?,
+                    false => Some(name.clone()),
+                };
+                match now.ok_or_else(|| Errno::ENOENT.into()).and_then(|name| remove(core, dir, &name)) {
+                    Err(error) if retry && error.errno == Errno::ENOENT => Ok(self.answer(core, None, Some(dir))),
+                    other => other,
+                }
+            })
+        };
+        match self.with_room(attempt) {
+            // What is in the log takes the last room there is: a commit empties it.
+            Err(error) if is_full(error.errno) && self.commit().is_ok() => attempt(),
+            done => done,
+        }
     }
 
     /// Rename.

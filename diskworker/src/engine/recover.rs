@@ -77,6 +77,7 @@ impl Running {
             seals: Default::default(),
             events: Default::default(),
             ballast,
+            cramped: Default::default(),
             next_handle: AtomicU64::new(random_u64() >> 16 | 1),
             run: random_u64(),
             actor,

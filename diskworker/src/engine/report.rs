@@ -37,7 +37,7 @@ impl Engine {
             total_bytes: space.total,
             free_bytes: space.free,
             read_only: refusal.is_some(),
-            reason: refusal.map(|error| error.to_string()).unwrap_or_default(),
+            reason: refusal.or(self.cramped.check().err()).map(|error| error.to_string()).unwrap_or_default(),
         })
     }
 

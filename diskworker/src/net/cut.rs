@@ -72,6 +72,11 @@ impl Net {
         }
     }
 
+    /// Forget the states that were sent.
+    pub(super) fn drop_given(&self) {
+        self.cuts.lock().given.clear();
+    }
+
     /// Drop what is too old, and what a full disk has no room for. Blocks on the disk.
     pub(super) fn tidy_cuts(&self) {
         let is_full = self.engine.refusal().is_some();

@@ -92,9 +92,15 @@ pub(super) async fn follow(net: Arc<Net>) {
     let mut under_way: HashMap<DiskId, Exchange> = HashMap::new();
     let mut takes = JoinSet::new();
     let mut tidied = Instant::now();
+    let mut told = net.engine.states_to_go();
     loop {
         let ours = *commits.borrow_and_update();
         included.add(ours);
+        if std::mem::replace(&mut told, net.engine.states_to_go()) != told {
+            // Whoever is sent to or asked gets more of it.
+            (own, taken, reached) = Default::default();
+            net.drop_given();
+        }
         if own.front().is_none_or(|state| state.commit != ours) {
             own.push_front(net.engine.committed());
             own.truncate(HAVE_MAX);
@@ -202,9 +208,7 @@ fn note_reached(reached: &mut HashMap<DiskId, (State, Instant)>, net: &Net, own:
         }
     }
     drop(table);
-    // On a full disk what is outdated must go.
-    let is_full = net.engine.refusal().is_some();
-    reached.retain(|disk, (_, since)| !is_full && now.duration_since(*since) < REACHED && net.members.is_disk(*disk));
+    reached.retain(|disk, (_, since)| now.duration_since(*since) < REACHED && net.members.is_disk(*disk));
 }
 
 /// The messages of an exchange, and how slowly they come.

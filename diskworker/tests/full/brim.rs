@@ -123,7 +123,7 @@ fn the_last_blocks_of_an_ext4() {
 /// Consolidation needs room for a second copy of the catalog. Without it the packs stay, and the next time is another.
 #[test]
 fn no_room_to_consolidate() {
-    on_small_disk(Kind::Tmpfs, 48, |small| {
+    on_small_disk(Kind::Tmpfs, 120, |small| {
         let running = start(small);
         let engine = &running.engine;
         // Names that do not compress, so that the packs are large beside what a commit takes.
@@ -141,13 +141,21 @@ fn no_room_to_consolidate() {
             more(engine, 200);
         }
         small.fill(1 << 20);
+        // New names are not taken any more, but changes are.
+        let list = engine.list(1).unwrap();
+        let mut dirs = list.iter().cycle();
         while small.free() > 300_000 && packs() < 40 {
-            more(engine, 2);
+            for (mode, (_, attr)) in dirs.by_ref().take(2).enumerate() {
+                let q = pb::SetAttr { ino: attr.ino, dir: 1, mode: Some(0o700 + mode as u32), ..Default::default() };
+                engine.set_attr(SESSION, &q).unwrap();
+            }
+            engine.commit().unwrap();
         }
         assert!(packs() > 32, "{} packs, {} bytes free", packs(), small.free());
         assert_eq!(engine.refusal(), None);
         assert_eq!(engine.scrub(&|_| false).unwrap().problems, Vec::<String>::new());
         small.release();
+        engine.commit().unwrap();
         more(engine, 2);
         assert!(packs() < 5, "{} packs", packs());
         assert_eq!(engine.list(1).unwrap().len() as u64, made);

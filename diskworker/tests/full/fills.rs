@@ -10,6 +10,7 @@ use crate::small::{Kind, noise, on_small_disk};
 use crate::user::User;
 use crate::worker::{Host, Worker, wait_until};
 use delugefs_proto::local::client::Client;
+use delugefs_proto::local_pb::{Rmdir, Unlink, request};
 
 const BALLAST: &str = "journal/ballast";
 const BALLAST_BYTES: u64 = 8 << 20;
@@ -92,8 +93,8 @@ fn fills_up_and_recovers(kind: Kind) {
 
         // Removing is possible, and all it needs.
         for n in 0..made {
-            let q = delugefs_proto::local_pb::Rmdir { dir: 1, name: format!("d{n}").into(), expect_ino: 0 };
-            client.ask(delugefs_proto::local_pb::request::Op::Rmdir(q)).unwrap();
+            let q = Rmdir { dir: 1, name: format!("d{n}").into(), expect_ino: 0 };
+            client.ask(request::Op::Rmdir(q)).unwrap();
         }
         check(&mut client, &files);
         for name in ["big000", "big001"] {
@@ -168,8 +169,8 @@ fn empty_files_until_it_is_full() {
                 client.unlink(attr.ino, std::str::from_utf8(&name).unwrap()).unwrap();
                 removed += 1;
             }
-            let q = delugefs_proto::local_pb::Rmdir { dir: 1, name, expect_ino: 0 };
-            client.ask(delugefs_proto::local_pb::request::Op::Rmdir(q)).unwrap();
+            let q = Rmdir { dir: 1, name, expect_ino: 0 };
+            client.ask(request::Op::Rmdir(q)).unwrap();
             if removed > made / 2 {
                 break;
             }
@@ -179,4 +180,56 @@ fn empty_files_until_it_is_full() {
         wait_until("the ballast is restored", || small.size_of(BALLAST) == BALLAST_BYTES);
         worker.assert_sound();
     });
+}
+
+/// Directories and empty files for as long as it takes them, and then they go again: the catalog is all there is.
+fn names_fill_it_and_go(kind: Kind, mib: u64) {
+    on_small_disk(kind, mib, |small| {
+        let host = Host::on(small.root());
+        let worker: Worker = host.create(&[]);
+        let _session = worker.try_client(1, true).unwrap();
+        let mut client = worker.client(1);
+        let mut made: Vec<String> = Vec::new();
+        let mut refused = 0;
+        // Some fit again when what earlier states needed is gone.
+        while refused < 3000 {
+            // Names that do not compress.
+            let name: String = noise(90, made.len() as u64).iter().map(|b| format!("{b:02x}")).collect();
+            let result = match made.len() % 2 {
+                0 => client.mkdir(1, &name).map(drop),
+                _ => client.put(1, &name, b"").map(drop),
+            };
+            match result {
+                Ok(()) => made.push(name),
+                Err(error) => {
+                    assert_eq!(error.errno, Errno::ENOSPC, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(made.len() > 10_000, "{}", made.len());
+        assert_eq!(client.list(1).unwrap().len(), made.len());
+        for (n, name) in made.iter().enumerate() {
+            let name = name.clone().into();
+            client
+                .ask(match n % 2 {
+                    0 => request::Op::Rmdir(Rmdir { dir: 1, name, expect_ino: 0 }),
+                    _ => request::Op::Unlink(Unlink { dir: 1, name, expect_ino: 0 }),
+                })
+                .unwrap_or_else(|error| panic!("removal {n}: {error}, {} bytes free", small.free()));
+        }
+        wait_until("it is writable again", || client.mkdir(1, "again").is_ok());
+        wait_until("the ballast is restored", || small.size_of(BALLAST) == BALLAST_BYTES);
+        worker.assert_sound();
+    });
+}
+
+#[test]
+fn names_fill_a_tmpfs_and_go() {
+    names_fill_it_and_go(Kind::Tmpfs, 32);
+}
+
+#[test]
+fn names_fill_an_ext4_and_go() {
+    names_fill_it_and_go(Kind::Ext4Journal, 48);
 }

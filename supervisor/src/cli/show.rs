@@ -121,9 +121,7 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
         line("state", &format!("{}{pid}{by_hand}, {} restarts", disk_state(disk), disk.restarts));
         line("last error", &escape_line(&disk.last_error));
         let Some(status) = &disk.status else { continue };
-        if status.read_only {
-            line("read-only", &escape_line(&status.reason));
-        }
+        line(if status.read_only { "read-only" } else { "refuses" }, &escape_line(&status.reason));
         let space = status.space.clone().unwrap_or_default();
         line("space", &format!("{} free of {}", size(space.free_bytes), size(space.total_bytes)));
         line("contents", &format!("{}, {}", status.contents, size(status.content_bytes)));
