@@ -95,6 +95,11 @@ impl Touched {
         self.0.entry(dir).or_default().1.push(ino);
     }
 
+    /// Whether a name shows something else than before, or there is none or a new one.
+    pub fn has_names(&self) -> bool {
+        self.0.values().any(|(names, _)| !names.is_empty())
+    }
+
     /// Whether nothing was touched.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

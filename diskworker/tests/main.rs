@@ -4,6 +4,7 @@
 
 mod again;
 mod complete;
+mod conflict;
 mod disk;
 #[cfg(target_os = "linux")]
 mod full;

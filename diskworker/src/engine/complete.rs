@@ -132,7 +132,7 @@ impl Engine {
                 return Err(FsError::new(Errno::EBUSY, format!("the copy of file {ino} is open")));
             }
         };
-        self.change(session, |core| {
+        self.change_content(session, |core| {
             let Some(staged) = core.staged.same(ino, entry) else { return Ok(()) };
             let (dir, base) = (staged.dir, staged.base.clone());
             let at = match core.ns.locate(ino, dir) {

@@ -167,7 +167,7 @@ impl Engine {
         let mut core = self.core();
         loop {
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
-            let at = core.ns.settle_copy(at)?;
+            let at = core.ns.settle(at)?;
             let node = core.ns.node(&at)?;
             let data = node.regular()?.clone();
             let ino = node.ino;

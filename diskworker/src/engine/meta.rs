@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::room::is_full;
 use super::{Core, Engine, SessionId};
-use crate::namespace::{Edit, Kind, Located, Making, Node};
+use crate::namespace::{Edit, Kind, Located, Making, Node, Touched};
 
 /// The attributes an operation answers with.
 #[derive(Default)]
@@ -61,12 +61,31 @@ impl Engine {
         session: Option<SessionId>,
         change: impl FnOnce(&mut Core) -> FsResult<T>,
     ) -> FsResult<T> {
+        self.change_and_tell(change, |_| session)
+    }
+
+    /// The same for what is done on behalf of a session when a file is sealed: that it has written it is no news to it, but a
+    /// name that this makes is one, as of a version that conflicts.
+    pub(super) fn change_content<T>(
+        &self,
+        session: Option<SessionId>,
+        change: impl FnOnce(&mut Core) -> FsResult<T>,
+    ) -> FsResult<T> {
+        self.change_and_tell(change, |touched| session.filter(|_| !touched.has_names()))
+    }
+
+    fn change_and_tell<T>(
+        &self,
+        change: impl FnOnce(&mut Core) -> FsResult<T>,
+        by: impl FnOnce(&Touched) -> Option<SessionId>,
+    ) -> FsResult<T> {
         let mut core = self.core();
         let result = change(&mut core);
         for (ino, old, new) in core.ns.take_renewed() {
             core.staged.renew_base(ino, old, new);
         }
         let touched = core.ns.take_touched();
+        let session = by(&touched);
         if !touched.is_empty() && self.events.has_others(session) {
             self.events.send(session, core.ns.seq(), &touched.into_changed());
         }

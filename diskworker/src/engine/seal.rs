@@ -253,7 +253,7 @@ impl Engine {
     /// Record a small content (`None`: it has not changed), then let the staged file go. No writer can come in between:
     /// all of this process come through the table, and `begin_seal` has seen that no other has a descriptor.
     fn finish_small(&self, seen: &Seen, small: Option<SealedSmall>) -> FsResult<Outcome> {
-        let recorded = self.change(seen.session, |core| {
+        let recorded = self.change_content(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(None) };
             if let Some(small) = &small {
                 let content = NewContent::Small(small.blob, small.bytes.clone());
@@ -281,7 +281,7 @@ impl Engine {
     /// would be left of it.
     fn finish_promised(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Outcome> {
         self.store.sync_staged(seen.ino)?;
-        let recorded = self.change(seen.session, |core| {
+        let recorded = self.change_content(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(false);
@@ -303,7 +303,7 @@ impl Engine {
     /// Record a content that another disk of this host holds now, and let the staged file go. The record must be committed
     /// before: a journal that names a content which is not here is not believed after a power loss.
     fn finish_placed(&self, seen: &Seen, sealed: &Sealed, disk: DiskId) -> FsResult<Outcome> {
-        let recorded = self.change(seen.session, |core| {
+        let recorded = self.change_content(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(false) };
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(false);
@@ -330,7 +330,7 @@ impl Engine {
 
     /// Record a content in a file of its own, and give that file its name.
     fn finish_large(&self, seen: &Seen, sealed: &Sealed) -> FsResult<Outcome> {
-        self.change(seen.session, |core| {
+        self.change_content(seen.session, |core| {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(Outcome::Finished) };
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(Outcome::Finished);

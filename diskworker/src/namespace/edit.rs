@@ -113,6 +113,9 @@ impl Namespace {
         txn.set_times(&mut elements, ino, Some(mtime_ns), None);
         txn.set(key, elements);
         self.apply(txn)?;
+        if matches!(at, Located::Inode { .. }) {
+            self.settle(at.clone())?;
+        }
         self.node(&at)
     }
 

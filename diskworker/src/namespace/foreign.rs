@@ -6,7 +6,7 @@ use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Element, Key, Name, Perm, Xattrs};
 
-use super::{Namespace, Txn, catalog_error, node, rename};
+use super::{Located, Namespace, Txn, catalog_error, node, rename};
 use crate::catalog::{State, Succession};
 use crate::view;
 
@@ -37,7 +37,7 @@ impl Namespace {
         Ok(joined.successions)
     }
 
-    /// Give every directory that the join touched exactly one place. All replicas make the same decision from the same
+    /// Give every directory that the join touched exactly one place, and every version of a file with several names a name. All replicas make the same decision from the same
     /// state; where two make it at once, the equal results merge into one.
     fn repair(&mut self, changed: &BTreeMap<Key, Vec<Element>>) -> FsResult<()> {
         let mut suspects: BTreeSet<Ino> = BTreeSet::new();
@@ -53,6 +53,15 @@ impl Namespace {
         suspects.remove(&Ino::ROOT);
         for ino in suspects {
             self.repair_dir(ino)?;
+        }
+        for (key, elements) in changed {
+            if let Key::Inode(ino) = key
+                && view::contents(elements).len() > 1
+            {
+                let mut txn = self.txn();
+                self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;
+                self.apply(txn)?;
+            }
         }
         Ok(())
     }

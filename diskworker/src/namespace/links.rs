@@ -43,11 +43,17 @@ impl Namespace {
         self.lookup(dir, name)
     }
 
-    /// A conflict copy becomes a file of its own, before somebody writes to it.
+    /// A conflict copy becomes a file of its own, before its content is recorded.
     pub fn settle_copy(&mut self, at: Located) -> FsResult<Located> {
         if !matches!(at, Located::File { tag: Some(_), .. }) {
             return Ok(at);
         }
+        self.settle(at)
+    }
+
+    /// What conflicts with a node becomes files of their own, before somebody begins to write it: what is written replaces all
+    /// that its set holds then.
+    pub fn settle(&mut self, at: Located) -> FsResult<Located> {
         let mut txn = self.txn();
         let at = self.settled(&mut txn, at)?;
         self.apply(txn)?;
@@ -118,8 +124,9 @@ impl Namespace {
         Ok(())
     }
 
-    /// An inode with several names and several contents: the others become files beside its first name.
-    fn settled_inode(&mut self, txn: &mut Txn, at: Located) -> FsResult<Located> {
+    /// An inode with several names and several contents: the others become files beside its first name. Nothing shows them
+    /// before that.
+    pub(super) fn settled_inode(&mut self, txn: &mut Txn, at: Located) -> FsResult<Located> {
         let Located::Inode { ino, .. } = at else { return Ok(at) };
         let set = self.inode(ino)?.to_vec();
         let contents = view::view(&set);
@@ -129,7 +136,7 @@ impl Namespace {
                 Body::Ref { dir, name } => Some((*dir, name.clone())),
                 _ => None,
             });
-            let (dir, name) = first.ok_or_else(|| super::node::damaged(ino))?;
+            let Some((dir, name)) = first else { return Ok(at) }; // its names are gone, and all it was
             let mut rest = set.clone();
             for copy in &contents[1..] {
                 if let (What::File(parts), Some(tag)) = (&copy.what, copy.tag) {

@@ -1,0 +1,147 @@
+//! Files that were changed in two places at once: both versions are there, and stay whatever is done to one of them.
+
+use std::io::Read;
+
+use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::local_pb as pb;
+
+use crate::disk::{Disk, Posix, SESSION};
+
+/// In the catalog itself, and with a file of its own.
+const SIZES: [usize; 2] = [10, 20_000];
+
+fn text(what: u8, size: usize) -> Vec<u8> {
+    vec![what; size]
+}
+
+/// All names of a disk's root with their contents, which lie there or on the other disk.
+fn shown(disk: &Disk, other: &Disk) -> Vec<(String, Vec<u8>)> {
+    disk.wait_until_sealed();
+    let read = |name: &[u8]| {
+        disk.engine().read(&[name]).unwrap_or_else(|_| {
+            let at = disk.engine().where_is(name).unwrap();
+            let content = ContentId(at.content.try_into().unwrap());
+            let mut file = other.engine().store.open_content(content, at.size_bytes).unwrap();
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let list = disk.engine().list(Ino::ROOT.0).unwrap();
+    list.into_iter().map(|(name, _)| (String::from_utf8(name.clone()).unwrap(), read(&name))).collect()
+}
+
+/// The first bytes of all files, in order.
+fn contents(disk: &Disk, other: &Disk) -> Vec<u8> {
+    let mut first: Vec<u8> = shown(disk, other).iter().map(|(_, text)| text[0]).collect();
+    first.sort_unstable();
+    first
+}
+
+fn exchange(one: &Disk, two: &Disk) {
+    one.wait_until_sealed();
+    two.wait_until_sealed();
+    one.exchange(two);
+    one.exchange(two); // what the first one made of it
+}
+
+/// Two disks that changed `f` at once, with what each wrote.
+fn conflict(size: usize, linked: bool, created: bool) -> (Disk, Disk) {
+    let (one, two) = (Disk::new(), Disk::new());
+    if !created {
+        Posix::create(&**one.engine(), &[b"f"], 0o644, &text(b'0', size)).unwrap();
+        one.wait_until_sealed();
+        if linked {
+            let attr = one.engine().resolve(&[b"f"]).unwrap();
+            let q = pb::Link { ino: attr.ino, ino_dir: attr.dir, dir: Ino::ROOT.0, name: "g".into() };
+            one.engine().link(SESSION, false, &q).unwrap();
+        }
+        exchange(&one, &two);
+    }
+    for (disk, what) in [(&one, b'1'), (&two, b'2')] {
+        match created {
+            true => Posix::create(&**disk.engine(), &[b"f"], 0o644, &text(what, size)).unwrap(),
+            false => disk.engine().write(&[b"f"], 0, &text(what, size), true).unwrap(),
+        }
+    }
+    exchange(&one, &two);
+    (one, two)
+}
+
+#[test]
+fn writing_to_a_conflicted_file_keeps_the_other_version() {
+    for size in SIZES {
+        for (created, truncate) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (one, two) = conflict(size, false, created);
+            assert_eq!([contents(&one, &two), contents(&two, &one)], [*b"12", *b"12"]);
+            let before = shown(&one, &two);
+            let copy = before.iter().find(|(name, _)| name != "f").unwrap();
+            // The later version has the plain name, and lies on the disk that it was written on.
+            two.engine().write(&[b"f"], 0, &text(b'3', size), truncate).unwrap();
+            exchange(&one, &two);
+            for (disk, other) in [(&one, &two), (&two, &one)] {
+                let now = shown(disk, other);
+                assert_eq!(now.len(), 2, "{created} {truncate} {size}: {now:?}");
+                assert!(now.contains(copy) && now.contains(&("f".into(), text(b'3', size))));
+            }
+        }
+    }
+}
+
+#[test]
+fn truncating_a_conflicted_file_keeps_the_other_version() {
+    let (one, two) = conflict(10, false, false);
+    let attr = one.engine().resolve(&[b"f"]).unwrap();
+    let q = pb::SetAttr { ino: attr.ino, dir: attr.dir, size: Some(1), ..Default::default() };
+    one.engine().set_attr(SESSION, &q).unwrap();
+    exchange(&one, &two);
+    assert_eq!(contents(&one, &two), *b"12");
+    assert_eq!(shown(&one, &two), shown(&two, &one));
+}
+
+#[test]
+fn a_writer_who_began_before_the_conflict_leaves_both() {
+    let (one, two) = (Disk::new(), Disk::new());
+    Posix::create(&**one.engine(), &[b"f"], 0o644, b"0").unwrap();
+    exchange(&one, &two);
+    let attr = one.engine().resolve(&[b"f"]).unwrap();
+    let open = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate: true };
+    let delugefs_diskworker::engine::Opening::File { handle, file } = one.engine().open(SESSION, &open).unwrap().1
+    else {
+        panic!()
+    };
+    two.engine().write(&[b"f"], 0, b"2", true).unwrap();
+    two.wait_until_sealed();
+    one.exchange(&two);
+    let events = one.engine().begin_session(SESSION);
+    std::os::unix::fs::FileExt::write_all_at(&file, b"1", 0).unwrap();
+    drop(file);
+    one.engine().close(SESSION, handle, false).unwrap();
+    // The mount that wrote it is told of the name that this has made.
+    let changed = events.next().unwrap().changed;
+    let name = changed.iter().flat_map(|changed| &changed.names).next().unwrap();
+    assert!(name.starts_with(b"f.conflict-"), "{changed:?}");
+    exchange(&one, &two);
+    assert_eq!([contents(&one, &two), contents(&two, &one)], [*b"12", *b"12"]);
+}
+
+#[test]
+fn all_versions_of_a_file_with_several_names_are_shown_and_stay() {
+    for size in SIZES {
+        let (one, two) = conflict(size, true, false);
+        for (disk, other) in [(&one, &two), (&two, &one)] {
+            let now = shown(disk, other);
+            assert_eq!(now.len(), 3, "{size}: {now:?}");
+            assert_eq!(now.iter().filter(|(name, _)| name.contains(".conflict-")).count(), 1, "{now:?}");
+            let text = |name: &str| now.iter().find(|(n, _)| n == name).unwrap().1.clone();
+            assert_eq!(text("f"), text("g"));
+        }
+        assert_eq!(shown(&one, &two), shown(&two, &one));
+        one.engine().write(&[b"g"], 0, &text(b'3', size), true).unwrap();
+        exchange(&one, &two);
+        assert_eq!(contents(&one, &two).len(), 3);
+        assert!(contents(&one, &two).starts_with(b"1") || contents(&one, &two).starts_with(b"2"));
+        assert!(contents(&one, &two).ends_with(b"33"));
+        assert_eq!(shown(&one, &two), shown(&two, &one));
+    }
+}
