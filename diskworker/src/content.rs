@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use crate::folder::{Dir, DiskFolder};
 use crate::os;
 
+mod aside;
 mod doubt;
 mod durable;
 mod earlier;
@@ -225,6 +226,9 @@ impl ContentStore {
             Err(errno) => return vec![Err(fail(errno, "list", &format!("data/{shard}")))],
         };
         let look = |name: String| {
+            if aside::aside_of(&name).is_some() {
+                return None;
+            }
             let path = format!("data/{shard}/{}", name.escape_default());
             let Some(content) = content_of(&name).filter(|content| content.0[0] == first) else {
                 return Some(Err(fail::damaged(&path, "nothing of this name belongs there")));
@@ -322,6 +326,7 @@ impl ContentStore {
         }
         self.durable.renamed(content);
         self.keep.finished(content);
+        self.drop_aside(&to, content);
         self.tell(content, true);
         Ok(())
     }

@@ -145,3 +145,23 @@ fn all_versions_of_a_file_with_several_names_are_shown_and_stay() {
         assert_eq!(shown(&one, &two), shown(&two, &one));
     }
 }
+
+/// Removed here, so that its content is in the trash, and renamed there, where its content is not.
+#[test]
+fn a_content_that_has_a_file_again_is_not_purged_from_the_trash() {
+    let (one, two) = (Disk::new(), Disk::new());
+    Posix::create(&**one.engine(), &[b"f"], 0o644, &text(b'1', 20_000)).unwrap();
+    exchange(&one, &two);
+    let q = pb::Unlink { dir: Ino::ROOT.0, name: "f".into(), ..Default::default() };
+    one.engine().unlink(SESSION, false, &q).unwrap();
+    let in_trash = || one.engine().store.held().next().is_none();
+    while !in_trash() {
+        one.engine().collect().unwrap();
+    }
+    let (dir, dir2) = (Ino::ROOT.0, Ino::ROOT.0);
+    let q = pb::Rename { dir, name: "f".into(), dir2, name2: "g".into(), ..Default::default() };
+    two.engine().rename(SESSION, false, &q).unwrap();
+    exchange(&one, &two);
+    one.engine().store.purge_trash().unwrap();
+    assert_eq!(one.engine().read(&[b"g"]).unwrap(), text(b'1', 20_000));
+}

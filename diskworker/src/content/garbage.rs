@@ -107,6 +107,7 @@ impl ContentStore {
                 done.moved_bytes += size;
             }
         }
+        self.collect_aside(live);
         for dir in [Dir::Trash, Dir::Incoming] {
             for content in self.in_dir(dir)? {
                 if live.contains(&content) {
@@ -171,7 +172,7 @@ impl ContentStore {
     }
 
     /// A content has left `data/`: always `true`.
-    fn gone(&self, shard: &mut Shard, content: ContentId, size: u64) -> bool {
+    pub(super) fn gone(&self, shard: &mut Shard, content: ContentId, size: u64) -> bool {
         if let Some(usage) = shard {
             usage.contents = usage.contents.saturating_sub(1);
             usage.bytes = usage.bytes.saturating_sub(size);
@@ -201,6 +202,18 @@ impl ContentStore {
             self.stat(content)
         });
         back.map_err(failed)
+    }
+
+    /// Take back those of them that are in the trash.
+    pub fn take_back_all(&self, contents: &[ContentId]) -> FsResult<()> {
+        if contents.is_empty() {
+            return Ok(());
+        }
+        let trash: HashSet<ContentId> = self.in_dir(Dir::Trash)?.into_iter().collect();
+        contents
+            .iter()
+            .filter(|content| trash.contains(content))
+            .try_for_each(|content| self.take_back(*content).map(drop))
     }
 
     /// Contents named in a flat directory. Other names are left alone.

@@ -417,6 +417,7 @@ fn a_large_sparse_file_is_sealed() {
     assert!(fs::metadata(lab.path(data_path(sealed.content))).unwrap().blocks() * 512 < size / 10);
 }
 
+mod aside;
 mod doubt;
 mod earlier;
 pub(crate) mod full_disk;

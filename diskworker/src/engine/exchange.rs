@@ -107,9 +107,13 @@ impl Engine {
                 }
                 core.ns.join(&theirs).map(Some)
             })?;
-            if let Some(successions) = joined {
-                for step in &successions {
+            if let Some(brought) = joined {
+                for step in &brought.successions {
                     self.store.note_version(step.ino, step.newer, step.older);
+                }
+                // What had no file here any more may have one there: it must not go when room is needed.
+                if let Err(error) = self.store.take_back_all(&brought.stored) {
+                    tracing::warn!("what is needed again is still in the trash: {error}");
                 }
                 self.publish_commit();
                 break;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::Ino;
+use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::local_pb as pb;
 use delugefs_proto::record::Data;
@@ -102,6 +102,17 @@ impl Engine {
         }
     }
 
+    /// Whether this disk has a content in its right length; one that has another is set aside.
+    pub fn holds(&self, content: ContentId, size: u64) -> FsResult<bool> {
+        let found = self.store.has(content)?;
+        if found.is_some_and(|found| found != size)
+            && let Err(error) = self.store.verify(content, size)
+        {
+            tracing::debug!("not held: {error}");
+        }
+        Ok(found == Some(size))
+    }
+
     /// The content that an open would need and that is not on this disk; `None` when it can go ahead (or fails by itself).
     pub fn absent(&self, ino: Ino, dir: Ino) -> FsResult<Option<Wanted>> {
         let data = {
@@ -118,10 +129,7 @@ impl Engine {
             }
         };
         let Data::Stored { content, size, pieces } = data else { return Ok(None) };
-        Ok(match self.store.has(content)? {
-            Some(_) => None,
-            None => Some(Wanted { content, size, pieces }),
-        })
+        Ok((!self.holds(content, size)?).then_some(Wanted { content, size, pieces }))
     }
 
     /// The content of a sealed file above the inline limit.

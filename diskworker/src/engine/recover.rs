@@ -197,7 +197,7 @@ fn lost(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow:
     for element in changes.iter().flat_map(|change| change.sets.values().flatten()) {
         if let Body::Content { data: Data::Stored { content, size, .. }, .. } = &element.body
             && !lost.contains(content)
-            && store.check(*content, *size).is_err()
+            && store.verify(*content, *size).is_err()
         {
             lost.insert(*content);
         }

@@ -153,7 +153,7 @@ impl Engine {
         }
         for (content, (size, ino, place)) in live {
             // Replaced or removed since the walk: then it may be in the trash by right.
-            match self.store.check(content, size) {
+            match self.store.verify(content, size) {
                 Ok(()) => {
                     report.contents += 1;
                     report.content_bytes += size;

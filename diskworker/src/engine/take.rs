@@ -159,6 +159,8 @@ impl Engine {
         self.store.promise(content, KEPT);
         if self.store.has(content)? == Some(size) {
             self.store.check(content, size)?;
+            // An earlier process may have put it there and ended before it was durable.
+            self.store.doubt(content);
             return self.store.sync_content(content);
         }
         if size < PLACED_MIN_BYTES || self.store.free_space()?.free < size {

@@ -98,20 +98,22 @@ impl Fetcher {
         // After promising: what is there now stays.
         let held = tokio::task::spawn_blocking(move || {
             // By what this disk knows: it may be behind, and would let the content go when the promise has ended.
-            match engine.ledger()?.find(content) {
-                Some(entry) if entry.wanted <= asked => {}
-                _ => return Ok(None),
-            }
-            let held = engine.store.has(content)?;
-            if held.is_some() {
+            let size = match engine.ledger()?.find(content) {
+                Some(entry) if entry.wanted <= asked => entry.size,
+                _ => return Ok(false),
+            };
+            let held = engine.holds(content, size)?;
+            if held {
+                // Also what an earlier process may have put there.
+                engine.store.doubt(content);
                 engine.store.sync_content(content)?;
             }
             Ok(held)
         });
-        let held: Result<FsResult<Option<u64>>, _> = held.await;
+        let held: Result<FsResult<bool>, _> = held.await;
         match held {
-            Ok(Ok(Some(_))) => Ok(PromiseReply { promised: true, reason: String::new() }),
-            Ok(Ok(None)) => no("it does not hold it, or knows more of what is wanted"),
+            Ok(Ok(true)) => Ok(PromiseReply { promised: true, reason: String::new() }),
+            Ok(Ok(false)) => no("it does not hold it, or knows more of what is wanted"),
             Ok(Err(error)) => Err(error),
             Err(_) => no("it is stopping"),
         }

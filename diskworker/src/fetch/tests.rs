@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::piece_length_bytes;
-use delugefs_proto::local_pb::Create;
+use delugefs_proto::local_pb::{Create, Lookup};
 use delugefs_proto::worker_pb::CopiesRequest;
 
 use super::*;
@@ -131,6 +131,40 @@ async fn corrupt_bytes_are_noticed_and_come_from_another_disk() {
         let fetcher = nodes[2].fetcher().clone();
         blocking(move || fetcher.whole(wanted)).await.unwrap();
         assert_eq!(read(&nodes[2], wanted), content);
+    }
+}
+
+/// Found by the scrub, or by who opens it where the length gives it away.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
+    for by_scrub in [true, false] {
+        let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+        let content = bytes(50_000);
+        let wanted = write(&nodes[0], "file", &content);
+        known(&nodes[1], wanted).await;
+        let fetcher = nodes[1].fetcher().clone();
+        blocking(move || fetcher.whole(wanted)).await.unwrap();
+        until("both holders", || nodes[0].net().holders(wanted.content).len() == 1).await;
+        let path = format!("data/{:02x}/{}", wanted.content.0[0], wanted.content);
+        let path = nodes[1].engine().folder.path(&path);
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let engine = nodes[1].engine().clone();
+        if by_scrub {
+            file.write_all_at(b"rot", 25_000).unwrap();
+            let report = blocking(move || engine.scrub(&|_| true)).await.unwrap();
+            assert!(report.problems.len() == 1 && report.problems[0].contains("is damaged"), "{:?}", report.problems);
+        } else {
+            file.set_len(25_000).unwrap();
+            let ino = Ino(engine.lookup(&Lookup { dir: Ino::ROOT.0, name: "file".into() }).unwrap().node.unwrap().ino);
+            let absent = blocking(move || engine.absent(ino, Ino::ROOT)).await.unwrap();
+            assert_eq!(absent, Some(wanted));
+        }
+        until("nobody to count on it", || nodes[0].net().holders(wanted.content).is_empty()).await;
+        let fetcher = nodes[1].fetcher().clone();
+        blocking(move || fetcher.whole(wanted)).await.unwrap();
+        assert_eq!(read(&nodes[1], wanted), content);
+        until("both holders again", || nodes[0].net().holders(wanted.content).len() == 1).await;
     }
 }
 

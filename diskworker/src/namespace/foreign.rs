@@ -3,18 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use delugefs_proto::errno::FsResult;
-use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Element, Key, Name, Perm, Xattrs};
+use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::record::{Body, Data, Element, Key, Name, Perm, Xattrs};
 
 use super::{Located, Namespace, Txn, catalog_error, node, rename};
 use crate::catalog::{State, Succession};
 use crate::view;
 
+/// What a join brought.
+pub struct Brought {
+    /// Which contents came in place of which.
+    pub successions: Vec<Succession>,
+    /// The contents outside the catalog that the changed keys have now.
+    pub stored: Vec<ContentId>,
+}
+
 impl Namespace {
     /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
-    /// leave behind is repaired at once: a directory in two places, in none, or below itself. Answers which contents came in
-    /// place of which.
-    pub fn join(&mut self, theirs: &State) -> FsResult<Vec<Succession>> {
+    /// leave behind is repaired at once: a directory in two places, in none, or below itself.
+    pub fn join(&mut self, theirs: &State) -> FsResult<Brought> {
         debug_assert!(!self.is_dirty());
         let joined = self.catalog.join(theirs).map_err(catalog_error)?;
         self.ctx = joined.state.ctx.clone();
@@ -34,7 +41,11 @@ impl Namespace {
             }
         }
         self.repair(&joined.changed)?;
-        Ok(joined.successions)
+        let stored = joined.changed.values().flatten().filter_map(|element| match &element.body {
+            Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
+            _ => None,
+        });
+        Ok(Brought { stored: stored.collect(), successions: joined.successions })
     }
 
     /// Give every directory that the join touched exactly one place, and every version of a file with several names a name. All replicas make the same decision from the same

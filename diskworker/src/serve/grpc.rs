@@ -96,10 +96,15 @@ fn consider_mirroring(
 ) -> FsResult<(pb::please_mirror_reply::Outcome, String, Option<Wanted>)> {
     use pb::please_mirror_reply::Outcome;
     let refused = |reason: String| Ok((Outcome::Refused, reason, None));
-    if engine.store.has(content)?.is_some() {
+    let known = fetcher.look_up(content, request.size_bytes, &request.pieces)?;
+    let is_here = match &known {
+        Some(wanted) => engine.holds(content, wanted.size)?,
+        None => engine.store.has(content)?.is_some(),
+    };
+    if is_here {
         return Ok((Outcome::AlreadyHere, String::new(), None));
     }
-    let Some(wanted) = fetcher.look_up(content, request.size_bytes, &request.pieces)? else {
+    let Some(wanted) = known else {
         return refused("no file of this cluster has this content".into());
     };
     if let Some(error) = engine.refusal() {

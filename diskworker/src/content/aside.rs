@@ -1,0 +1,96 @@
+//! Contents that turned out not to be what their names say: set aside under `data/xx/<SHA-256>.damaged`. From then on this disk
+//! does not hold them: it neither announces nor promises them, and fetches them where another disk has them. The file stays,
+//! for whoever wants to save a part of it, until it was replaced or no file has the content any more.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::ContentId;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise, renameat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::{ContentStore, content_of, data_path, fail, hash, stat_regular};
+use crate::folder::Dir;
+use crate::os;
+
+/// How the names of such files end.
+const DAMAGED: &str = ".damaged";
+
+fn aside_name(content: ContentId) -> String {
+    format!("{}{DAMAGED}", content.to_hex())
+}
+
+/// The content that a name in `data/` is damaged remains of.
+pub(super) fn aside_of(name: &str) -> Option<ContentId> {
+    content_of(name.strip_suffix(DAMAGED)?)
+}
+
+impl ContentStore {
+    /// Like [`ContentStore::check`]; what is damaged is set aside. Not what could not be read.
+    ///
+    /// # Errors
+    /// `EIO` naming the file when it is not what its name says, otherwise as [`ContentStore::open_content`].
+    pub fn verify(&self, content: ContentId, size: u64) -> FsResult<()> {
+        let Err(error) = self.check(content, size) else { return Ok(()) };
+        match self.set_aside(content)? {
+            true => {
+                tracing::warn!("{error}; set aside beside it, as {}", aside_name(content));
+                Err(error)
+            }
+            false => Err(error),
+        }
+    }
+
+    /// Set a content aside if it is damaged on a second look too, from the disk this time: it may have been read wrongly. Whatever
+    /// length somebody has claimed it to have, only its own bytes count.
+    fn set_aside(&self, content: ContentId) -> FsResult<bool> {
+        let failed = |errno| fail(errno, "set aside", &data_path(content));
+        let name = content.to_hex();
+        let opened = self.open_shard(content).and_then(|dir| os::open_file(dir, &name, OFlag::O_RDONLY));
+        let Ok(file) = opened else { return Ok(false) };
+        if !is_damaged(&file, content).map_err(failed)? {
+            return Ok(false);
+        }
+        let mut shard = self.shard(content).lock();
+        let dir = self.open_shard(content).map_err(failed)?;
+        let Ok(now) = stat_regular(&dir, &name) else { return Ok(false) };
+        // Replaced meanwhile by a good one.
+        let looked_at = file.metadata().map_err(|error| failed(os::errno(&error)))?;
+        if (now.st_ino as u64, now.st_dev as u64) != (looked_at.ino(), looked_at.dev()) {
+            return Ok(false);
+        }
+        renameat(&dir, name.as_str(), &dir, aside_name(content).as_str()).map_err(failed)?;
+        Ok(self.gone(&mut shard, content, now.st_size as u64))
+    }
+
+    /// A good one is here. The caller holds the shard's lock.
+    pub(super) fn drop_aside(&self, dir: &File, content: ContentId) {
+        match unlinkat(dir, aside_name(content).as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => tracing::warn!("{}", fail(errno, "remove", &format!("{}{DAMAGED}", data_path(content)))),
+        }
+    }
+
+    /// Remove what is set aside of contents that no file has.
+    pub(super) fn collect_aside(&self, live: &HashSet<ContentId>) {
+        for first in 0..=255 {
+            let Ok(names) = os::file_names(self.dir(Dir::Data), &format!("{first:02x}")) else { continue };
+            for content in names.iter().filter_map(|name| aside_of(name)).filter(|content| !live.contains(content)) {
+                let _shard = self.shard(content).lock();
+                if let Ok(dir) = self.open_shard(content) {
+                    self.drop_aside(&dir, content);
+                }
+            }
+        }
+    }
+}
+
+fn is_damaged(file: &File, content: ContentId) -> Result<bool, Errno> {
+    let length = file.metadata().map_err(|error| os::errno(&error))?.len();
+    // Best effort: what is in memory may be what is wrong.
+    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    Ok(hash::hash(file, length, false, &|| false)?.content != content)
+}
