@@ -6,6 +6,7 @@ use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::local_pb as pb;
 
 use crate::disk::{Disk, Posix, SESSION};
+use crate::worker::wait_until;
 
 /// In the catalog itself, and with a file of its own.
 const SIZES: [usize; 2] = [10, 20_000];
@@ -164,4 +165,22 @@ fn a_content_that_has_a_file_again_is_not_purged_from_the_trash() {
     exchange(&one, &two);
     one.engine().store.purge_trash().unwrap();
     assert_eq!(one.engine().read(&[b"g"]).unwrap(), text(b'1', 20_000));
+}
+
+/// The record of a content is there, and giving the file its name in `data/` fails: the file stays staged, and is written again.
+#[test]
+fn a_seal_that_failed_halfway_is_no_conflict_with_the_next_one() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    let (first, second) = (text(b'1', 20_000), text(b'2', 20_000));
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &first);
+    let in_the_way = engine.folder.path(&format!("data/{:02x}", hash.as_ref()[0]));
+    std::fs::write(&in_the_way, "no directory").unwrap();
+    Posix::create(&**engine, &[b"f"], 0o644, &first).unwrap();
+    let content = ContentId(hash.as_ref().try_into().unwrap());
+    wait_until("it is recorded", || engine.find_content(content).unwrap().is_some());
+    engine.write(&[b"f"], 0, &second, true).unwrap();
+    std::fs::remove_file(&in_the_way).unwrap();
+    disk.wait_until_sealed();
+    assert_eq!(shown(&disk, &disk), [("f".to_owned(), second)]);
 }

@@ -4,6 +4,7 @@
 
 mod again;
 mod complete;
+#[cfg(target_os = "linux")]
 mod conflict;
 mod disk;
 #[cfg(target_os = "linux")]

@@ -4,12 +4,12 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise, renameat};
+use nix::sys::stat::fstat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{ContentStore, content_of, data_path, fail, hash, stat_regular};
@@ -57,10 +57,9 @@ impl ContentStore {
         let mut shard = self.shard(content).lock();
         let dir = self.open_shard(content).map_err(failed)?;
         let Ok(now) = stat_regular(&dir, &name) else { return Ok(false) };
-        // Replaced meanwhile by a good one.
-        let looked_at = file.metadata().map_err(|error| failed(os::errno(&error)))?;
-        if (now.st_ino as u64, now.st_dev as u64) != (looked_at.ino(), looked_at.dev()) {
-            return Ok(false);
+        let looked_at = fstat(&file).map_err(failed)?;
+        if (now.st_ino, now.st_dev) != (looked_at.st_ino, looked_at.st_dev) {
+            return Ok(false); // replaced meanwhile by a good one
         }
         renameat(&dir, name.as_str(), &dir, aside_name(content).as_str()).map_err(failed)?;
         Ok(self.gone(&mut shard, content, now.st_size as u64))

@@ -137,9 +137,8 @@ impl Engine {
             let (dir, base) = (staged.dir, staged.base.clone());
             let at = match core.ns.locate(ino, dir) {
                 Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => return Ok(()),
-                at => core.ns.settle_copy(at?)?,
+                at => at?,
             };
-            let before = core.ns.content_dots(&at)?;
             let (content, mtime_ns, ctime_ns) = match (&small, &large) {
                 (Some(small), _) => {
                     let content = NewContent::Small(small.blob, small.bytes.clone());
@@ -152,13 +151,7 @@ impl Engine {
                 }
                 _ => return Ok(()),
             };
-            core.ns.set_content(at.clone(), content, base.as_deref(), mtime_ns, ctime_ns)?;
-            // What was written goes on from there; versions from elsewhere stay what they are to its writers.
-            let after = core.ns.content_dots(&at)?;
-            if let Some(base) = core.staged.get_mut(ino).and_then(|staged| staged.base.as_mut()) {
-                base.extend(after.into_iter().filter(|dot| !before.contains(dot)));
-            }
-            Ok(())
+            core.record(ino, at, content, base.as_deref(), mtime_ns, ctime_ns)
         })
     }
 }

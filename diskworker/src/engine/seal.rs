@@ -257,7 +257,7 @@ impl Engine {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(None) };
             if let Some(small) = &small {
                 let content = NewContent::Small(small.blob, small.bytes.clone());
-                core.ns.set_content(at, content, base.as_deref(), small.mtime_ns, small.ticket.ctime_ns())?;
+                core.record(seen.ino, at, content, base.as_deref(), small.mtime_ns, small.ticket.ctime_ns())?;
             }
             // Removing takes longer than all the rest: without the lock, with those who want to write waiting.
             Ok(core.staged.get_mut(seen.ino).map(|staged| {
@@ -286,7 +286,7 @@ impl Engine {
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(false);
             }
-            core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
             if let Some(staged) = core.staged.get_mut(seen.ino) {
                 staged.work = Work::Making;
             }
@@ -308,7 +308,7 @@ impl Engine {
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(false);
             }
-            core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
             // Nobody writes it until it is gone; readers have it meanwhile.
             if let Some(staged) = core.staged.get_mut(seen.ino) {
                 staged.work = Work::Making;
@@ -320,7 +320,11 @@ impl Engine {
             // Both keep it when the other one does not follow: it might not know that a file has it.
             match self.is_followed_by(disk) {
                 true => self.store.remove_staged(seen.ino)?,
-                false => self.store.finish_seal(sealed)?,
+                false => {
+                    // The record is committed, and is not looked at again after a power loss.
+                    self.store.sync_staged(seen.ino)?;
+                    self.store.finish_seal(sealed)?;
+                }
             }
             // After an error it stays in the table, and is sealed once more.
             self.core().staged.remove(seen.ino);
@@ -339,11 +343,34 @@ impl Engine {
                 return Ok(Outcome::TooLarge); // since the seal began: once more, the other way
             }
             // The record first: after a crash in between, the staged file is still there and is sealed again.
-            core.ns.set_content(at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
             self.store.finish_seal(sealed)?;
             core.staged.remove(seen.ino);
             Ok(Outcome::Finished)
         })
+    }
+}
+
+impl Core {
+    /// Record a staged file's new content. If it stays staged all the same (something behind this fails, or somebody has it open),
+    /// what is written next replaces this version too; versions from elsewhere stay what they are to its writers.
+    pub(super) fn record(
+        &mut self,
+        ino: Ino,
+        at: Located,
+        content: NewContent,
+        base: Option<&[Dot]>,
+        mtime_ns: i64,
+        ctime_ns: i64,
+    ) -> FsResult<()> {
+        let at = self.ns.settle_copy(at)?;
+        let before = self.ns.content_dots(&at)?;
+        self.ns.set_content(at.clone(), content, base, mtime_ns, ctime_ns)?;
+        let after = self.ns.content_dots(&at)?;
+        if let Some(base) = self.staged.get_mut(ino).and_then(|staged| staged.base.as_mut()) {
+            base.extend(after.into_iter().filter(|dot| !before.contains(dot)));
+        }
+        Ok(())
     }
 }
 

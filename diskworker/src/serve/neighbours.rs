@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::disk::short_id;
@@ -31,6 +32,8 @@ const SULK: Duration = Duration::from_secs(30);
 const REFUSED: Duration = Duration::from_secs(3);
 /// So much more of a disk must be free for a content to be copied there: two hundredths.
 const WORTH: f64 = 0.02;
+/// A worker that is taking a content is given up when it has not greeted so often, one time after the other.
+const PROBES: u32 = 3;
 /// The slowest that a disk may take a content, in bytes per second, after [`PATIENCE`].
 const SLOW_BYTES_PER_S: u64 = 1 << 20;
 
@@ -82,7 +85,9 @@ impl Neighbours {
             *under_way += size;
             *under_way
         };
-        let given = self.give(disk, content, size, under_way, file);
+        let take = TakeContent { content: content.0.to_vec().into(), size };
+        let whole = Duration::from_secs(under_way / SLOW_BYTES_PER_S);
+        let given = give(&self.socket(disk), disk, take, file, whole, PATIENCE);
         if let Some(under_way) = self.under_way.lock().get_mut(&disk) {
             *under_way -= size;
         }
@@ -144,15 +149,6 @@ impl Neighbours {
     fn socket(&self, disk: DiskId) -> PathBuf {
         rundir::local_socket(&self.run_dir, short_id(&disk.to_hex()))
     }
-
-    fn give(&self, disk: DiskId, content: ContentId, size: u64, under_way: u64, file: &File) -> io::Result<()> {
-        let patience = PATIENCE + Duration::from_secs(under_way / SLOW_BYTES_PER_S);
-        let mut client = connect(&self.socket(disk), disk, patience)?;
-        let take = TakeContent { content: content.0.to_vec().into(), size };
-        let (reply, _) =
-            client.call(&op(request::Op::TakeContent(take)), Some(file.as_fd())).map_err(|error| error.0)?;
-        check(reply).map(drop).map_err(io::Error::other)
-    }
 }
 
 /// Whether it gave no answer, rather than a wrong one.
@@ -184,6 +180,43 @@ fn ask(socket: &Path, disk: DiskId, wanted: &Wanted) -> io::Result<File> {
     }
 }
 
+/// Have a disk take a content. It may need so long as a `whole`, but it must be there: a worker that hangs greets nobody either, and
+/// who waits for `patience` for that, some times over, gives it up.
+fn give(
+    path: &Path,
+    disk: DiskId,
+    take: TakeContent,
+    file: &File,
+    whole: Duration,
+    patience: Duration,
+) -> io::Result<()> {
+    let mut client = connect(path, disk, patience)?;
+    let socket = client.try_clone_socket()?;
+    socket.set_read_timeout(Some(patience + whole))?;
+    let take = op(request::Op::TakeContent(take));
+    let (done, answer) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || done.send(client.call(&take, Some(file.as_fd()))));
+        let mut silent = 0;
+        loop {
+            match answer.recv_timeout(patience) {
+                Ok(answered) => {
+                    let (reply, _) = answered.map_err(|error| error.0)?;
+                    return check(reply).map(drop).map_err(io::Error::other);
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let is_silent = connect(path, disk, patience).is_err_and(|error| is_silence(&error));
+            silent = if is_silent { silent + 1 } else { 0 };
+            if silent == PROBES {
+                socket.shutdown(std::net::Shutdown::Both)?;
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    })
+}
+
 fn connect(socket: &Path, disk: DiskId, patience: Duration) -> io::Result<Client> {
     let client = Client::connect_within(socket, random_u64(), patience)?;
     match client.welcome.disk_id == disk.to_hex() {
@@ -194,7 +227,42 @@ fn connect(socket: &Path, disk: DiskId, patience: Duration) -> io::Result<Client
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use delugefs_proto::local::{LOCAL_VERSION, frame};
+    use delugefs_proto::local_pb::{Reply, Request, Welcome, reply};
+
     use super::*;
+
+    /// It hangs before it greets, or after it has said that it takes the content.
+    #[test]
+    fn a_disk_that_hangs_is_given_up_however_large_the_content() {
+        for greets in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("s");
+            let listener = UnixListener::bind(&path).unwrap();
+            let disk = DiskId([7; 32]);
+            let hanging = std::thread::spawn(move || {
+                if greets {
+                    let (socket, _) = listener.accept().unwrap();
+                    let mut receiver = frame::Receiver::default();
+                    receiver.receive::<Request>(&socket).unwrap().unwrap();
+                    let (version, disk_id) = (LOCAL_VERSION, disk.to_hex());
+                    let welcome = Welcome { version, disk_id, ..Welcome::default() };
+                    let body = Some(reply::Body::Welcome(welcome));
+                    frame::send(&socket, &Reply { body, ..Reply::default() }, None).unwrap();
+                    receiver.receive::<Request>(&socket).unwrap().unwrap();
+                    while receiver.receive::<Request>(&socket).is_ok_and(|more| more.is_some()) {}
+                }
+                listener
+            });
+            let take = TakeContent { content: vec![1; 32].into(), size: 1 << 40 };
+            let (file, week) = (tempfile::tempfile().unwrap(), Duration::from_secs(7 * 24 * 3600));
+            let error = give(&path, disk, take, &file, week, Duration::from_millis(50)).unwrap_err();
+            assert!(is_silence(&error), "{error}");
+            drop(hanging.join().unwrap());
+        }
+    }
 
     #[test]
     fn contents_go_where_the_greatest_part_is_free() {

@@ -1,12 +1,13 @@
 //! The calling side of the local protocol: one connection, one request at a time.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use crate::errno::{FsError, FsResult};
 use crate::local::{LOCAL_VERSION, frame};
@@ -33,9 +34,12 @@ impl Client {
 
     /// The same for a few requests that must not wait: no message takes longer than this.
     pub fn connect_within(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
-        let socket = UnixStream::connect(path)?;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let socket = UnixStream::from(socket);
+        // Before it is connected: who accepts nobody lets connections wait, and at last connecting.
         socket.set_read_timeout(Some(patience))?;
         socket.set_write_timeout(Some(patience))?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
         Self::greet(socket, session, false)
     }
 
