@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::ActorId;
+use delugefs_proto::ids::{ActorId, ContentId};
+use delugefs_proto::record::{Body, Data, Element, VersionVector};
 use nix::errno::Errno;
 
+use super::room::is_full;
 use super::{Core, Engine};
 use crate::catalog::{CatalogError, ImportLimits, State};
 use crate::namespace::{catalog_errno, catalog_error};
@@ -58,6 +60,23 @@ impl Engine {
     pub(super) fn publish_commit(&self) {
         let commit = self.core_catalog().state().commit;
         self.published.send_if_modified(|last| std::mem::replace(last, commit) != commit);
+    }
+
+    /// What another disk must have seen to know every file that has this content as far as this disk knows.
+    ///
+    /// # Errors
+    /// That of the commit; not on a full disk, unless one of these files is what is to be committed: to let contents go is the way out.
+    pub fn knowing(&self, content: ContentId) -> FsResult<VersionVector> {
+        if let Err(error) = self.commit_recorded() {
+            let has_it = |element: &Element| match &element.body {
+                Body::Content { data: Data::Stored { content: has, .. }, .. } => *has == content,
+                _ => false,
+            };
+            if !is_full(error.errno) || self.core().ns.pending_sets().values().flatten().any(has_it) {
+                return Err(error);
+            }
+        }
+        Ok(self.committed().ctx)
     }
 
     /// The first of these states of which all is here.

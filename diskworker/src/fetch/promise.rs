@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use delugefs_proto::codec::{decode_version_vector, encode_version_vector};
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ContentId;
 use delugefs_proto::peer_pb::{PromiseReply, PromiseRequest};
@@ -22,6 +23,8 @@ use crate::content::ContentStore;
 const PROMISE: Duration = Duration::from_secs(600);
 /// Longest promise that we give.
 const PROMISE_MAX: Duration = Duration::from_secs(3600);
+/// A disk that is asked for one waits for the asker's state so long.
+const FOLLOWS: Duration = Duration::from_secs(3);
 /// For one answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -83,6 +86,9 @@ impl Fetcher {
         if self.net.is_lazy() || self.engine.refusal().is_some() {
             return no("nobody should rely on it");
         }
+        if !self.follows(&request.seen).await {
+            return no("it does not know yet what the asker knows");
+        }
         // Before promising: whoever is refused must not bind it.
         let (engine, me) = (self.engine.clone(), self.engine.folder.disk_id());
         let checking = tokio::task::spawn_blocking(move || -> FsResult<bool> {
@@ -119,6 +125,22 @@ impl Fetcher {
         }
     }
 
+    /// Whether this disk has what the asker has seen, or has it soon. Else a file that nobody but the asker knows would lose its content
+    /// here when the files known here are removed.
+    async fn follows(&self, seen: &[u8]) -> bool {
+        let Ok(seen) = decode_version_vector(seen) else { return false };
+        let mut commits = self.engine.commits();
+        let followed = async {
+            while !self.engine.committed().ctx.dominates(&seen) {
+                if commits.changed().await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        timeout(FOLLOWS, followed).await == Ok(true)
+    }
+
     /// Let this disk's copy go, if so many others promise to keep theirs. Why not, if so.
     pub async fn let_go(self: &Arc<Self>, content: ContentId, others: u32) -> FsResult<Result<(), String>> {
         if others == 0 {
@@ -141,6 +163,9 @@ impl Fetcher {
     }
 
     async fn let_go_if_promised(&self, content: ContentId, others: u32) -> FsResult<Result<(), String>> {
+        let engine = self.engine.clone();
+        let seen = tokio::task::spawn_blocking(move || engine.knowing(content)).await;
+        let seen = encode_version_vector(&seen.map_err(|_| FsError::from(Errno::EIO))??);
         let mut promised = 0;
         for disk in self.net.keepers(content) {
             if promised == others {
@@ -148,7 +173,8 @@ impl Fetcher {
             }
             let seconds = PROMISE.as_secs() as u32;
             let asked = async {
-                let request = PromiseRequest { content: content.0.to_vec(), seconds, wanted: others };
+                let seen = seen.clone();
+                let request = PromiseRequest { content: content.0.to_vec(), seconds, wanted: others, seen };
                 let reply = self.net.client(disk).await.ok()?.promise(request).await.ok()?;
                 Some(reply.into_inner().promised)
             };

@@ -6,9 +6,11 @@ mod small_disk;
 
 use std::os::unix::fs::FileExt;
 
+use delugefs_proto::codec::encode_version_vector;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::piece_length_bytes;
 use delugefs_proto::local_pb::{Create, Lookup};
+use delugefs_proto::peer_pb::PromiseRequest;
 use delugefs_proto::worker_pb::CopiesRequest;
 
 use super::*;
@@ -177,6 +179,44 @@ async fn without_a_holder_there_is_an_error_and_nothing_else() {
     assert_eq!(error.errno, Errno::EHOSTUNREACH, "{error}");
     until("the end of the transfer", || nodes[0].fetcher().transfers.lock().is_empty()).await;
     assert!(nodes[0].engine().store.has(wanted.content).unwrap().is_none());
+}
+
+/// A file that only the asker knows would lose its content with the files that others know.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_not_followed_promises_nothing() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let wanted = write(&nodes[0], "file", &bytes(70_000));
+    known(&nodes[1], wanted).await;
+    let (asker, keeper) = (nodes[0].engine().clone(), nodes[1].fetcher().clone());
+    blocking(move || keeper.whole(wanted)).await.unwrap();
+    nodes[1].fetcher().promises.settle();
+    let ask = |seen: Vec<u8>| async {
+        let request = PromiseRequest { content: wanted.content.0.to_vec(), seconds: 1, wanted: 2, seen };
+        nodes[1].fetcher().promise(&request).await.unwrap()
+    };
+    let seen = blocking(move || asker.knowing(wanted.content)).await.unwrap();
+    let now = encode_version_vector(&seen);
+    assert!(ask(now).await.promised);
+    // It has not seen what comes next, and nothing comes.
+    let mut more = seen.clone();
+    *more.0.get_mut(&nodes[0].engine().actor()).unwrap() += 1;
+    for unseen in [encode_version_vector(&more), Vec::new(), b"nonsense".to_vec()] {
+        let reply = ask(unseen).await;
+        assert!(!reply.promised && reply.reason.contains("does not know yet"), "{reply:?}");
+    }
+    // And then it does.
+    let (_, reply) = tokio::join!(
+        blocking({
+            let engine = nodes[0].engine().clone();
+            move || {
+                let q = Create { dir: Ino::ROOT.0, name: "more".into(), mode: 0o644, uid: 1, gid: 1, ino: 0 };
+                let (_, Opening::File { handle, .. }) = engine.create(1, false, &q).unwrap() else { panic!() };
+                engine.close(1, handle, true).unwrap();
+            }
+        }),
+        ask(encode_version_vector(&more))
+    );
+    assert!(reply.promised, "{reply:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

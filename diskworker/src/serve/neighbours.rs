@@ -196,7 +196,10 @@ fn give(
     let take = op(request::Op::TakeContent(take));
     let (done, answer) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(move || done.send(client.call(&take, Some(file.as_fd()))));
+        scope.spawn(move || {
+            let answered = client.call(&take, Some(file.as_fd()));
+            drop(done.send(answered)); // who waited may have given up
+        });
         let mut silent = 0;
         loop {
             match answer.recv_timeout(patience) {
