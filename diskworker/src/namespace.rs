@@ -216,6 +216,17 @@ impl Namespace {
         Ok(())
     }
 
+    /// Whether a change of the journal goes on from what is known by now: of all it consists of, nothing is new but what it made
+    /// itself, and that is its maker's next. A copy of a disk in use may have a catalog from before and a journal from after many
+    /// changes: to take such a change would be to say that we know all before it, and what we do not have of that would be
+    /// removed everywhere.
+    pub fn follows(&self, change: &Changes) -> bool {
+        let mut new = change.sets.values().flatten().map(|element| element.dot).filter(|dot| !self.ctx.has_seen(*dot));
+        let Some(first) = new.next() else { return true };
+        let last = self.ctx.0.get(&first.actor).copied().unwrap_or_default();
+        first.seq == last + 1 && new.all(|dot| dot == first)
+    }
+
     /// Take a change of an earlier life, which is in the journal already, unless the committed state has it: a commit
     /// that includes a change covers its dot, and every change leaves an element with its own.
     pub fn replay(&mut self, change: Changes) -> FsResult<()> {

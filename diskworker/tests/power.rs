@@ -2,9 +2,11 @@
 
 #[cfg(target_os = "linux")]
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 #[cfg(target_os = "linux")]
 use delugefs_diskworker::engine::Opening;
+use delugefs_diskworker::engine::{Running, Settings};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
@@ -71,5 +73,44 @@ fn what_was_fsynced_is_there_after_a_loss_of_power_just_after_it_was_closed() {
             after.stop().unwrap();
             running.stop().unwrap();
         });
+    }
+}
+
+/// A copy made file by file while the disk is in use: the catalog first, the journal last. The changes in between are in neither.
+#[test]
+fn a_journal_that_does_not_go_on_from_the_catalog_is_refused() {
+    let (mut disk, other) = (Disk::new(), Disk::new());
+    let name = |n: usize| format!("f{n:03}").into_bytes();
+    let write = |disk: &Disk, n: usize| {
+        Posix::create(&**disk.engine(), &[&name(n)], 0o644, b"x").unwrap();
+        disk.wait_until_sealed();
+    };
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    write(&disk, 0);
+    disk.engine().commit().unwrap();
+    let before = tempfile::tempdir().unwrap();
+    copy(&disk.engine().folder.path("catalog.git"), before.path());
+    (1..20).for_each(|n| write(&disk, n));
+    disk.exchange(&other);
+    write(&disk, 20);
+    disk.crash_with(|root| {
+        std::fs::remove_dir_all(root.join("catalog.git")).unwrap();
+        copy(&before.path().join("catalog.git"), root);
+        let settings = Settings { reserve_bytes: 0, retention: std::time::Duration::from_secs(3600) };
+        let refused = Running::start(Arc::new(crate::disk::open(root)), settings).err().unwrap();
+        assert!(refused.to_string().contains("goes on from a later state"), "{refused:#}");
+        // The way out that it names.
+        for entry in std::fs::read_dir(root.join("journal")).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    });
+    assert_eq!(disk.engine().list(Ino::ROOT.0).unwrap().len(), 1);
+    // It makes its changes under another name now, and takes nothing away from others.
+    write(&disk, 21);
+    disk.exchange(&other);
+    for disk in [&disk, &other] {
+        assert_eq!(disk.engine().list(Ino::ROOT.0).unwrap().len(), 21);
     }
 }

@@ -163,6 +163,12 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
         false => lost(ns.catalog(), store, &recovered.changes)?,
     };
     for mut change in recovered.changes {
+        anyhow::ensure!(
+            ns.follows(&change),
+            "the journal goes on from a later state than the catalog is in: the disk was copied while it was in use, or lost \
+            what had been written to it. Use the original, or a copy made while no worker served it. Or empty the folder \
+            journal: changes of the last moments are lost then, unless other disks have them"
+        );
         change.sets.retain(|key, elements| {
             let is_kept = !elements.iter().any(|element| is_lost(store, &lost, element));
             if !is_kept {
