@@ -148,3 +148,24 @@ fn what_a_failing_disk_did_not_take_is_on_it_when_it_is_sealed() {
         });
     }
 }
+
+/// The frontend goes on with another disk of the host, which knows nothing of what was written.
+#[test]
+fn a_disk_that_took_over_does_not_say_that_all_is_safe() {
+    let (disk, other) = (Disk::new(), Disk::new());
+    let (ino, handle, file) = create(disk.engine(), "f");
+    file.write_all_at(&[1; 9000], 0).unwrap();
+    let ask = |disk: &Disk, handle| {
+        let q = pb::Fsync { ino, handle, dir: Ino::ROOT.0, writes: true, ..Default::default() };
+        disk.engine().fsync(&q).map_err(|error| error.errno)
+    };
+    assert_eq!(ask(&other, 0), Err(Errno::EIO), "it has not heard of the file");
+    disk.exchange(&other);
+    assert_eq!(ask(&other, 0), Err(Errno::EIO), "it has heard of the name");
+    assert_eq!((ask(&disk, handle), ask(&disk, 0)), (Ok(()), Ok(())));
+    // Without a name nothing of it is to be kept.
+    disk.engine().unlink(SESSION, false, &pb::Unlink { dir: Ino::ROOT.0, name: "f".into(), expect_ino: 0 }).unwrap();
+    assert_eq!(ask(&disk, handle), Ok(()));
+    drop(file);
+    disk.engine().close(SESSION, handle, false).unwrap();
+}

@@ -200,8 +200,8 @@ impl Engine {
             let made = inline.and_then(|inline| self.make_staged(ino, &data, inline, q.truncate, node.mtime_ns));
             core = self.core();
             self.idle.notify_all();
-            let unchanged = match core.ns.locate(ino, node.dir) {
-                Ok(at) => Some(core.ns.node(&at)?.regular()? == &data),
+            let unchanged = match core.ns.locate(ino, node.dir).and_then(|at| core.ns.node(&at)) {
+                Ok(node) => node.regular().ok().map(|now| now == &data),
                 Err(_) => None,
             };
             match (made, unchanged) {
@@ -361,6 +361,14 @@ impl Engine {
                     "a sync of file {ino} has failed: what was written to it may be in memory only. When it is closed a \
                     copy is made; look at dmesg"
                 ),
+            ));
+        }
+        // One whose names are all gone is staged no more, and its handle is known still.
+        let is_foreign = |core: &Core| core.staged.get(ino).is_none() && !core.staged.has_handle(q.handle);
+        if q.writes && is_foreign(&self.core()) {
+            return Err(FsError::new(
+                Errno::EIO,
+                format!("file {ino} is being written on a disk that is away: this one cannot say what of it is safe"),
             ));
         }
         if ino.0 == 0 {

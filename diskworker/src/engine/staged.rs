@@ -165,6 +165,11 @@ impl StagedTable {
         (owner == session && self.files.get(&ino).is_some_and(|staged| staged.entry == entry)).then_some(ino)
     }
 
+    /// Whether there is a handle of this number, of whatever session and file.
+    pub fn has_handle(&self, handle: u64) -> bool {
+        self.handles.contains_key(&handle)
+    }
+
     /// All handles of a session.
     pub fn handles_of(&self, session: SessionId) -> Vec<u64> {
         self.handles.iter().filter(|(_, (owner, ..))| *owner == session).map(|(handle, _)| *handle).collect()

@@ -172,6 +172,7 @@ impl Fs {
         let mut synced = Ok(());
         if let Some(writer) = &*file.inode.writer.read() {
             synced = writer.sync(data_only).map_err(|error| failed("sync", &file, error));
+            q.writes = true;
             q.sync_failed = writer.is_doubtful();
             let current = self.worker.link();
             q.handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
