@@ -39,13 +39,10 @@ impl Disk {
             // The last word on each counts.
             let last: HashMap<Short, bool> = newer.map(|(_, content, held)| (*content, *held)).collect();
             let part = |wanted| last.iter().filter(|(_, held)| **held == wanted).map(|(c, _)| *c).collect::<Vec<_>>();
-            return split(message(id, epoch, generation, self.generation, &part(true), &part(false), false));
+            return split(message(id, epoch, generation, self.generation, &part(true), &part(false)));
         }
         let all: Vec<Short> = self.held.iter().copied().collect();
-        let chunks: Vec<&[Short]> = if all.is_empty() { vec![&[]] } else { all.chunks(CHUNK).collect() };
-        let last = chunks.len() - 1;
-        let part = |(n, chunk)| message(id, self.epoch, 0, self.generation, chunk, &[], n < last);
-        chunks.into_iter().enumerate().map(part).collect()
+        split(message(id, self.epoch, 0, self.generation, &all, &[]))
     }
 }
 
@@ -269,28 +266,53 @@ impl Holdings {
 
 /// Puts messages together that came in parts, one after the other on one link.
 #[derive(Debug, Default)]
-pub(super) struct Parts(Option<pb::Holdings>);
+pub(super) struct Parts {
+    before: Option<pb::Holdings>,
+    /// A part was missing, and its like is not to be told of again.
+    broken: bool,
+}
+
+/// What came of a part.
+#[derive(Debug, PartialEq)]
+pub(super) enum Part {
+    /// With it the message is whole.
+    Whole(pb::Holdings),
+    /// Others follow.
+    More,
+    /// One before it is missing: who began to listen in the middle, or heard something else in between. Told once for each series.
+    Missing,
+}
 
 /// Most bytes of one message put together: a disk with 16 million contents.
 const WHOLE_MAX_BYTES: usize = 256 << 20;
 
 impl Parts {
-    /// The whole message, when this was its last part. `Err`: it is too long.
-    pub fn add(&mut self, mut part: pb::Holdings) -> Result<Option<pb::Holdings>, ()> {
-        if let Some(before) = self.0.take()
-            && (&before.disk_id, before.epoch, before.generation) == (&part.disk_id, part.epoch, part.generation)
-        {
-            part.added.splice(0..0, before.added);
-            part.removed.splice(0..0, before.removed);
+    /// Take the next part. `Err`: it is too long.
+    pub fn add(&mut self, mut part: pb::Holdings) -> Result<Part, ()> {
+        let before = self.before.take();
+        if part.part == 0 {
+            self.broken = false;
+        } else {
+            let id = |part: &pb::Holdings| (part.disk_id.clone(), part.epoch, part.generation, part.base);
+            match before.filter(|before| id(before) == id(&part) && before.part + 1 == part.part) {
+                Some(before) => {
+                    part.added.splice(0..0, before.added);
+                    part.removed.splice(0..0, before.removed);
+                }
+                None if std::mem::replace(&mut self.broken, true) => return Ok(Part::More),
+                None => return Ok(Part::Missing),
+            }
         }
         if part.added.len() + part.removed.len() > WHOLE_MAX_BYTES {
             return Err(());
         }
-        if part.more {
-            self.0 = Some(part);
-            return Ok(None);
-        }
-        Ok(Some(part))
+        Ok(match part.more {
+            true => {
+                self.before = Some(part);
+                Part::More
+            }
+            false => Part::Whole(pb::Holdings { part: 0, ..part }),
+        })
     }
 }
 
@@ -309,23 +331,18 @@ pub(super) fn split(whole: pb::Holdings) -> Vec<pb::Holdings> {
     };
     let removed = whole.removed.chunks(BYTES).map(|removed| like(&[], removed));
     let mut parts: Vec<pb::Holdings> = removed.chain(whole.added.chunks(BYTES).map(|added| like(added, &[]))).collect();
+    for (n, part) in parts.iter_mut().enumerate() {
+        part.part = n as u32;
+    }
     if let Some(last) = parts.last_mut() {
         last.more = false;
     }
     parts
 }
 
-fn message(
-    id: DiskId,
-    epoch: u64,
-    base: u64,
-    generation: u64,
-    added: &[Short],
-    removed: &[Short],
-    more: bool,
-) -> pb::Holdings {
+fn message(id: DiskId, epoch: u64, base: u64, generation: u64, added: &[Short], removed: &[Short]) -> pb::Holdings {
     let (added, removed) = (added.concat(), removed.concat());
-    pb::Holdings { disk_id: id.0.to_vec(), epoch, base, generation, added, removed, more }
+    pb::Holdings { disk_id: id.0.to_vec(), epoch, base, generation, added, removed, more: false, part: 0 }
 }
 
 #[cfg(test)]
@@ -343,9 +360,17 @@ mod tests {
 
     /// What comes of these messages, put together.
     fn hear(holdings: &mut Holdings, messages: Vec<pb::Holdings>) -> Vec<Heard> {
+        whole(messages).into_iter().map(|message| holdings.hear(&message)).collect()
+    }
+
+    fn whole(messages: Vec<pb::Holdings>) -> Vec<pb::Holdings> {
         let mut parts = Parts::default();
-        let whole = messages.into_iter().filter_map(|message| parts.add(message).unwrap());
-        whole.map(|message| holdings.hear(&message)).collect()
+        let added = messages.into_iter().filter_map(|message| match parts.add(message).unwrap() {
+            Part::Whole(message) => Some(message),
+            Part::More => None,
+            Part::Missing => panic!("nothing is missing"),
+        });
+        added.collect()
     }
 
     fn held(holdings: &Holdings) -> BTreeSet<Short> {
@@ -358,7 +383,7 @@ mod tests {
         mine.begin(ME, 7, (0..10_000).map(content));
         let lacks = mine.lacks(&near.have());
         hear(&mut near, lacks);
-        assert_eq!(held(&near), held(&mine));
+        assert!(held(&near) == held(&mine));
         let mut bits = 1_u64;
         for n in 0..5000 {
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -377,15 +402,13 @@ mod tests {
         assert!(hear(&mut near, lacks.clone()).iter().all(|heard| *heard == Heard::News));
         assert!(hear(&mut near, lacks).iter().all(|heard| *heard == Heard::Nothing));
         assert!(near.have() == mine.have());
-        assert_eq!(held(&near), held(&mine));
+        assert!(held(&near) == held(&mine));
         // Second hand.
         let messages = near.lacks(&far.have());
         assert!(messages.len() > 1);
         // In parts of another size on the way.
-        let mut parts = Parts::default();
-        let whole: Vec<_> = messages.into_iter().filter_map(|message| parts.add(message).unwrap()).collect();
-        hear(&mut far, whole.into_iter().flat_map(split).collect());
-        assert_eq!(held(&far), held(&mine));
+        hear(&mut far, whole(messages).into_iter().flat_map(split).collect());
+        assert!(held(&far) == held(&mine));
         for n in 0..12_000 {
             let is_held = mine.disks[&ME].held.contains(&short(content(n)));
             assert_eq!(*far.holders(content(n)), *if is_held { &[ME][..] } else { &[] });
@@ -400,5 +423,33 @@ mod tests {
         hear(&mut far, lacks);
         assert_eq!(far.hear(&late), Heard::Nothing);
         assert_eq!((far.count(ME), far.epoch(ME), &*far.holders(content(1))), (1, 8, &[ME][..]));
+    }
+
+    /// Another message may come in between, and who is connected while they are on their way hears the last ones only. What is
+    /// left must not be taken for all that the disk holds.
+    #[test]
+    fn what_lacks_a_part_is_not_taken_for_the_whole() {
+        let mut mine = Holdings::default();
+        mine.begin(ME, 7, (0..10_000).map(content));
+        let series: Vec<_> = mine.lacks(&Holdings::default().have());
+        assert!(series.len() > 2);
+        let other = message(DiskId([2; 32]), 1, 0, 1, &[short(content(5))], &[]);
+        let mut parts = Parts::default();
+        let mut all: Vec<_> = series.iter().cloned().map(|part| parts.add(part).unwrap()).collect();
+        assert!(matches!(all.pop(), Some(Part::Whole(_))) && all.iter().all(|part| *part == Part::More));
+        for lost in 0..series.len() - 1 {
+            let mut heard = Vec::new();
+            for (n, part) in series.iter().enumerate() {
+                match n == lost {
+                    true => assert_eq!(parts.add(other.clone()), Ok(Part::Whole(other.clone()))),
+                    false => heard.push(parts.add(part.clone()).unwrap()),
+                }
+            }
+            assert_eq!(heard.iter().filter(|part| **part == Part::Missing).count(), 1, "{lost}");
+            assert!(!heard.iter().any(|part| matches!(part, Part::Whole(_))), "{lost}");
+            // It comes once more, from the beginning.
+            all = series.iter().cloned().map(|part| parts.add(part).unwrap()).collect();
+            assert!(matches!(all.last(), Some(Part::Whole(whole)) if whole.added.len() == 16 * 10_000));
+        }
     }
 }

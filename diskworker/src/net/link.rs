@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::Net;
-use super::holdings::{EPOCH_MAX, Heard, Parts, split};
+use super::holdings::{EPOCH_MAX, Heard, Part, Parts, split};
 use super::io::PeerInfo;
 use super::table::{ALL_MAX, Link, Met};
 
@@ -202,8 +202,11 @@ async fn read(
                 if !of.is_some_and(|disk| disk != me && net.members.is_disk(disk)) {
                     continue;
                 }
-                let Some(holdings) = parts.add(holdings).map_err(|()| Errno::EMSGSIZE)? else { continue };
-                let heard = net.holdings.lock().hear(&holdings);
+                let (heard, holdings) = match parts.add(holdings).map_err(|()| Errno::EMSGSIZE)? {
+                    Part::More => continue,
+                    Part::Missing => (Heard::Gap, pb::Holdings::default()),
+                    Part::Whole(holdings) => (net.holdings.lock().hear(&holdings), holdings),
+                };
                 match heard {
                     Heard::News => split(holdings).into_iter().for_each(|part| net.tell(Some(link), part)),
                     Heard::Gap => {

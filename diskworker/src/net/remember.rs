@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, renameat};
 use prost::Message;
 
 use super::Net;
-use super::holdings::Parts;
+use super::holdings::{Part, Parts};
 
 const FILE: &str = "holdings";
 const UNFINISHED: &str = "holdings.new";
@@ -33,14 +33,21 @@ impl Net {
         let mut rest = &bytes[..];
         let mut last_epoch = 0;
         let mut parts = Parts::default();
+        let mut begun = None;
         while !rest.is_empty() {
             let Ok(message) = pb::Holdings::decode_length_delimited(&mut rest) else {
                 tracing::warn!("ROOT/holdings is damaged: what other disks hold is asked for again");
                 break;
             };
+            // Before parts were counted the file had several first ones: what they are of is asked for again.
+            let series = (message.disk_id.clone(), message.epoch, message.generation);
+            let is_counted = message.part > 0 || begun.as_ref() != Some(&series);
+            begun = message.more.then_some(series);
             if message.disk_id == me.0 {
                 last_epoch = message.epoch;
-            } else if let Ok(Some(message)) = parts.add(message) {
+            } else if !is_counted {
+                parts = Parts::default();
+            } else if let Ok(Part::Whole(message)) = parts.add(message) {
                 self.holdings.lock().hear(&message);
             }
         }
