@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 
 use delugefs_diskworker::engine::Opening;
 use delugefs_proto::ids::Ino;
+use delugefs_proto::local::client::{Client, op};
 use delugefs_proto::local_pb as pb;
 
 use crate::disk::{Disk, Posix, SESSION};
@@ -106,41 +107,101 @@ fn a_create_whose_answer_was_lost_is_answered_also_when_its_file_was_sealed_sinc
     assert_eq!(other.errno, nix::errno::Errno::EEXIST);
 }
 
-#[test]
-fn what_is_opened_after_the_end_of_its_session_is_closed_with_its_connection() {
-    let disk = Disk::new();
-    let socket_dir = tempfile::tempdir().unwrap();
-    let path = socket_dir.path().join("s");
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let serving = {
-        let (engine, listener) = (disk.engine().clone(), listener.try_clone().unwrap());
+/// A disk served on a socket, until dropped.
+struct Served {
+    path: std::path::PathBuf,
+    listener: std::os::unix::net::UnixListener,
+    serving: Option<std::thread::JoinHandle<()>>,
+    _socket_dir: tempfile::TempDir,
+}
+
+impl Served {
+    fn new(disk: &Disk) -> Self {
+        let socket_dir = tempfile::tempdir().unwrap();
+        let path = socket_dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let (engine, accepting) = (disk.engine().clone(), listener.try_clone().unwrap());
         let allowed = delugefs_diskworker::serve::AllowedUids::new(&[]);
-        let socket_dir = path.parent().unwrap().to_owned();
-        std::thread::spawn(move || {
+        let run_dir = socket_dir.path().to_owned();
+        let serving = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let swarm = Arc::new(Swarm::absent());
             let settings = NetSettings { listen: Some("127.0.0.1".into()), ..NetSettings::default() };
             let net = runtime.block_on(Net::start(engine.clone(), swarm.clone(), settings)).unwrap();
             let fetcher = Fetcher::new(engine.clone(), swarm, net.clone(), runtime.handle().clone());
-            let neighbours = Arc::new(Neighbours::new(net.clone(), socket_dir));
-            local::serve(&engine, &fetcher, &neighbours, &listener, &allowed);
+            let neighbours = Arc::new(Neighbours::new(net.clone(), run_dir));
+            local::serve(&engine, &fetcher, &neighbours, &accepting, &allowed);
             net.shutdown();
-        })
-    };
-    // No connection for events, as if it had just closed.
-    let mut client = delugefs_proto::local::client::Client::connect(&path, 99, false).unwrap();
+        });
+        Self { path, listener, serving: Some(serving), _socket_dir: socket_dir }
+    }
+
+    fn client(&self, events: bool) -> Client {
+        Client::connect(&self.path, 99, events).unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        use std::os::fd::AsRawFd;
+        nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+        let served = self.serving.take().unwrap().join();
+        assert!(served.is_ok() || std::thread::panicking());
+    }
+}
+
+fn create_a() -> pb::Request {
     let name = (&b"a"[..]).into();
-    let create = pb::Create { dir: Ino::ROOT.0, name, mode: 0o644, uid: 1, gid: 2, ino: 0 };
-    let create = delugefs_proto::local::client::op(pb::request::Op::Create(create));
-    let (reply, fd) = client.call(&create, None).unwrap();
+    op(pb::request::Op::Create(pb::Create { dir: Ino::ROOT.0, name, mode: 0o644, uid: 1, gid: 2, ino: 0 }))
+}
+
+#[test]
+fn what_is_opened_after_the_end_of_its_session_is_closed_with_its_connection() {
+    let disk = Disk::new();
+    let served = Served::new(&disk);
+    // No connection for events, as if it had just closed.
+    let mut client = served.client(false);
+    let (reply, fd) = client.call(&create_a(), None).unwrap();
     assert_eq!(reply.errno, 0);
     let file = File::from(fd.unwrap());
     file.write_all_at(b"text", 0).unwrap();
     drop((client, file));
     disk.wait_until_sealed();
     assert_eq!(disk.engine().read(&[b"a"]).unwrap(), b"text");
-    nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener), nix::sys::socket::Shutdown::Both).unwrap();
-    serving.join().unwrap();
+}
+
+#[test]
+fn what_was_opened_for_an_answer_that_cannot_be_sent_is_closed() {
+    let disk = Disk::new();
+    let served = Served::new(&disk);
+    let _session = served.client(true);
+    let attr = || disk.engine().resolve(&[b"a"]);
+    let unheard = |request: &pb::Request| {
+        let mut client = served.client(false);
+        client.try_clone_socket().unwrap().shutdown(std::net::Shutdown::Read).unwrap();
+        assert!(client.call(request, None).is_err());
+    };
+    unheard(&create_a());
+    let begin = std::time::Instant::now();
+    while attr().is_err() {
+        assert!(begin.elapsed() < std::time::Duration::from_secs(30), "it is not made");
+        std::thread::yield_now();
+    }
+    disk.wait_until_sealed();
+    // What was there stays as it is. One that was emptied is a new version.
+    let (_, handle, file) = open(&disk, &[b"a"]);
+    file.write_all_at(b"text", 0).unwrap();
+    drop(file);
+    disk.engine().close(SESSION, handle, false).unwrap();
+    for truncate in [false, true] {
+        let (ino, dir) = (attr().unwrap().ino, Ino::ROOT.0);
+        unheard(&op(pb::request::Op::Open(pb::Open { ino, dir, write: true, truncate })));
+        while disk.engine().read(&[b"a"]).unwrap().is_empty() != truncate {
+            assert!(begin.elapsed() < std::time::Duration::from_secs(30), "it is not opened");
+            std::thread::yield_now();
+        }
+        disk.wait_until_sealed();
+    }
 }
 
 #[test]

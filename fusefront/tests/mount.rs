@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 
 use crate::fake::FakeWorker;
 
+mod descriptors;
 mod ending;
 mod export;
 mod posix;

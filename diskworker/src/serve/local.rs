@@ -193,13 +193,32 @@ impl<'a> Connection<'a> {
     fn answer_requests(&mut self, hello: &Hello) -> std::io::Result<()> {
         frame::send(self.socket, &self.welcome(), None)?;
         while let Some((request, fd)) = self.receiver.receive::<Request>(self.socket)? {
+            // Who adopts has its descriptor already, and adopts again over another connection.
+            let opens = matches!(request.op, Some(request::Op::Create(_) | request::Op::Open(_)));
             let (reply, fd) = match dispatch(self.engine, self.fetcher, self.neighbours, hello.session, request, fd) {
                 Ok(done) => done,
                 Err(error) => (failure(error, self.engine.seq()), None),
             };
-            frame::send(self.socket, &reply, fd.as_ref().map(|fd| fd.as_fd()))?;
+            let sent = frame::send(self.socket, &reply, fd.as_ref().map(|fd| fd.as_fd()));
+            if sent.is_err()
+                && opens
+                && let Some(reply::Body::Opened(opened)) = &reply.body
+            {
+                drop(fd);
+                self.close_unsent(hello.session, opened.handle);
+            }
+            sent?;
         }
         Ok(())
+    }
+
+    /// Nobody has heard of this handle, nor will close it; the session may live on for days.
+    fn close_unsent(&self, session: SessionId, handle: u64) {
+        if !self.fetcher.close(session, handle)
+            && let Err(error) = self.engine.close(session, handle, true)
+        {
+            tracing::warn!("closing a file whose opening could not be answered: {error}");
+        }
     }
 }
 
@@ -234,7 +253,7 @@ fn dispatch(
         }
         Op::TakeContent(q) => {
             let content = ContentId::from_slice(&q.content).ok_or(Errno::EINVAL)?;
-            let fd = fd.ok_or_else(|| FsError::new(Errno::EBADF, "TakeContent came without a descriptor"))?;
+            let fd = fd.ok_or_else(|| no_descriptor("TakeContent"))?;
             engine.take_content(content, q.size, &File::from(fd))?;
             Answer { seq: engine.seq(), ..Answer::default() }
         }
@@ -266,7 +285,7 @@ fn dispatch(
             Answer { seq: engine.seq(), ..Answer::default() }
         }
         Op::Adopt(q) => {
-            let fd = fd.ok_or_else(|| FsError::new(Errno::EBADF, "Adopt came without a descriptor"))?;
+            let fd = fd.ok_or_else(|| no_descriptor("Adopt"))?;
             let (answer, handle) = engine.adopt(session, &q, fd)?;
             return Ok(with_body(answer, reply::Body::Opened(Opened { handle, ..Opened::default() })));
         }
@@ -285,6 +304,11 @@ fn dispatch(
         }
     };
     Ok((reply(answer), None))
+}
+
+fn no_descriptor(op: &str) -> FsError {
+    let text = format!("{op} came without a descriptor, or this diskworker has as many files open as it may");
+    FsError::new(Errno::EBADF, text)
 }
 
 /// What came of looking for a content that was not here.

@@ -1,11 +1,14 @@
 //! Opening and closing files. See [`crate::handles`] for what handles of one inode share.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::local_pb::{Attr, Close, Create, Open, SetAttr, reply, request};
 use nix::errno::Errno;
 use parking_lot::RwLock;
@@ -42,6 +45,7 @@ impl Fs {
     ) -> Outcome<(Attr, Opened)> {
         check_name(name)?;
         let (gid, _) = self.group_for(caller, dir)?;
+        has_descriptor_left()?;
         let mode = mode & !S_IFMT | S_IFREG;
         let (uid, ino) = (caller.uid, caller.proposal());
         let op = request::Op::Create(Create { dir, name: name.clone(), mode, uid, gid, ino });
@@ -53,7 +57,7 @@ impl Fs {
             answer => answer?,
         };
         let attr = self.made(&answer, dir, name)?;
-        let (file, ticket) = writable(&mut answer)?;
+        let (file, ticket) = self.writable(&mut answer)?;
         let inode = self.open.acquire(&attr);
         self.join_writers(&inode, file, ticket);
         let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
@@ -67,6 +71,9 @@ impl Fs {
         }
         if self.known.orphan_attr(ino).is_some() {
             return Err(Errno::ESTALE.into());
+        }
+        if truncate {
+            has_descriptor_left()?;
         }
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write, truncate });
         let mut answer = match write {
@@ -85,7 +92,7 @@ impl Fs {
         let version = if is_shared { Version::default() } else { Version::of(&attr) };
         let keep_pages = self.known.opened(ino, version);
         if write {
-            let (file, ticket) = writable(&mut answer)?;
+            let (file, ticket) = self.writable(&mut answer)?;
             let inode = self.acquire(&attr, keep_pages);
             self.join_writers(&inode, file, ticket);
             let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
@@ -96,9 +103,16 @@ impl Fs {
         }
         let inode = self.acquire(&attr, keep_pages);
         let generation = self.generation_of(&inode, answer.stamp());
-        let source = RwLock::new(readable(&mut answer, generation, &self.partials)?);
-        let handle = self.files.put(FileHandle { inode, writes: false, source });
-        Ok(Opened { handle, keep_pages })
+        match self.readable(&mut answer, generation) {
+            Ok(source) => {
+                let handle = self.files.put(FileHandle { inode, writes: false, source: RwLock::new(source) });
+                Ok(Opened { handle, keep_pages })
+            }
+            Err(error) => {
+                self.released(&inode);
+                Err(error)
+            }
+        }
     }
 
     /// One handle more. When the version is another one than the kernel has pages of, it drops them with our answer, and
@@ -234,9 +248,14 @@ impl Fs {
         let ticket = source.ticket;
         drop(source);
         self.close_ticket(ticket);
-        if self.open.release(file.inode.ino) {
+        self.released(&file.inode);
+    }
+
+    /// One handle less.
+    fn released(&self, inode: &OpenInode) {
+        if self.open.release(inode.ino) {
             // What a last writer left for the others.
-            self.give_writer_up(&file.inode);
+            self.give_writer_up(inode);
         }
     }
 
@@ -378,7 +397,7 @@ impl Fs {
             if let Some(node) = answer.reply.node.filter(|_| file.inode.generation() == generation) {
                 *file.inode.last.lock() = node;
             }
-            readable(&mut answer, generation, &self.partials)
+            self.readable(&mut answer, generation)
         });
         let old = {
             let mut source = file.source.write();
@@ -401,6 +420,36 @@ impl Fs {
         drop(old);
         self.close_ticket(ticket);
         Ok(())
+    }
+
+    /// The descriptor of an answer to opening for writing.
+    fn writable(&self, answer: &mut Answer) -> Outcome<(File, Option<Ticket>)> {
+        let ticket = ticket_of(answer);
+        match answer.fd.take() {
+            Some(fd) => Ok((File::from(fd), ticket)),
+            None => Err(self.without_descriptor(ticket)),
+        }
+    }
+
+    /// The content of an answer to opening for reading.
+    fn readable(&self, answer: &mut Answer, generation: u64) -> Outcome<Source> {
+        let ticket = ticket_of(answer);
+        let content = match (&answer.reply.body, answer.fd.take()) {
+            (Some(reply::Body::Opened(opened)), Some(fd)) if opened.partial => {
+                Content::Partial(Arc::new(Partial::new(File::from(fd), opened.size, &self.partials)))
+            }
+            (_, Some(fd)) => Content::File(File::from(fd)),
+            (Some(reply::Body::Opened(opened)), None) if opened.has_inline => Content::Inline(opened.inline.clone()),
+            _ => return Err(self.without_descriptor(ticket)),
+        };
+        Ok(Source { content, generation, ticket })
+    }
+
+    /// The worker has opened it, and the kernel could not give us the descriptor: as long as the worker takes it for open
+    /// nobody else gets what was written. ENFILE, for it is not the caller who has too many.
+    fn without_descriptor(&self, ticket: Option<Ticket>) -> Stop {
+        self.close_ticket(ticket);
+        no_descriptor_left().into()
     }
 
     /// The open file with this number.
@@ -427,25 +476,16 @@ fn ticket_of(answer: &Answer) -> Option<Ticket> {
     }
 }
 
-/// The descriptor of an answer to opening for writing.
-fn writable(answer: &mut Answer) -> Outcome<(File, Option<Ticket>)> {
-    let ticket = ticket_of(answer);
-    let fd = answer.fd.take().ok_or(Errno::EIO)?;
-    Ok((File::from(fd), ticket))
+/// To be asked before what cannot be taken back: making a file, and emptying one. Another thread may have the last one yet.
+fn has_descriptor_left() -> FsResult<()> {
+    match io::stderr().as_fd().try_clone_to_owned() {
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => Err(no_descriptor_left()),
+        _ => Ok(()),
+    }
 }
 
-/// The content of an answer to opening for reading.
-fn readable(answer: &mut Answer, generation: u64, partials: &Arc<AtomicUsize>) -> Outcome<Source> {
-    let ticket = ticket_of(answer);
-    let content = match (&answer.reply.body, answer.fd.take()) {
-        (Some(reply::Body::Opened(opened)), Some(fd)) if opened.partial => {
-            Content::Partial(Arc::new(Partial::new(File::from(fd), opened.size, partials)))
-        }
-        (_, Some(fd)) => Content::File(File::from(fd)),
-        (Some(reply::Body::Opened(opened)), None) if opened.has_inline => Content::Inline(opened.inline.clone()),
-        _ => return Err(Errno::EIO.into()),
-    };
-    Ok(Source { content, generation, ticket })
+fn no_descriptor_left() -> FsError {
+    FsError::new(Errno::ENFILE, "this mount has as many files open as its process may: raise its limit of open files")
 }
 
 /// Attributes every answer to making or changing must have.

@@ -10,7 +10,7 @@ use nix::unistd::{Pid, User};
 use super::{Mounted, program, wait_until};
 
 /// The launcher's child.
-fn serving_pid(mounted: &Mounted) -> Pid {
+pub fn serving_pid(mounted: &Mounted) -> Pid {
     let launcher = mounted.child.as_ref().unwrap().id();
     let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap();
     Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap())

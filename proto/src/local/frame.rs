@@ -72,14 +72,17 @@ pub struct Receiver {
     buf: Vec<u8>,
     start: usize,
     end: usize,
-    fds: VecDeque<OwnedFd>,
+    /// In order; `None` stands for one that was passed and could not be taken.
+    fds: VecDeque<Option<OwnedFd>>,
     control: Vec<u8>,
     spin: Spin,
 }
 
 impl Receiver {
     /// The next frame and its descriptor; `None` at a clean end of the stream. A frame over the limit, one that does
-    /// not parse, or one cut off by the end is an error, after which the connection is of no use.
+    /// not parse, or one cut off by the end is an error, after which the connection is of no use. A frame comes without its
+    /// descriptor when this process may not have more of them: what the sender opened for it is still to be closed, and only
+    /// who knows the message can do that.
     pub fn receive<M: Message + Default>(&mut self, socket: &UnixStream) -> io::Result<Option<(M, Option<OwnedFd>)>> {
         while self.end - self.start < HEADER_BYTES {
             if self.fill(socket, FIRST_READ_BYTES)? == 0 {
@@ -113,7 +116,7 @@ impl Receiver {
         match header & HAS_FD {
             0 => Ok(Some((message, None))),
             _ => match self.fds.pop_front() {
-                Some(fd) => Ok(Some((message, Some(fd)))),
+                Some(fd) => Ok(Some((message, fd))),
                 None => Err(io::Error::new(ErrorKind::InvalidData, "a frame came without its descriptor")),
             },
         }
@@ -146,10 +149,15 @@ impl Receiver {
                 other => other?,
             };
             self.spin.waited(begun);
-            for control in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raw) = control {
-                    // SAFETY: the kernel has just made these descriptors for us; nobody else knows their numbers.
-                    self.fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+                // There was room for all, so the table of descriptors has none. The kernel has closed what was passed.
+                self.fds.push_back(None);
+            } else {
+                for control in message.cmsgs()? {
+                    if let ControlMessageOwned::ScmRights(raw) = control {
+                        // SAFETY: the kernel has just made these descriptors for us; nobody else knows their numbers.
+                        self.fds.extend(raw.into_iter().map(|fd| Some(unsafe { OwnedFd::from_raw_fd(fd) })));
+                    }
                 }
             }
             if self.fds.len() > FDS_AHEAD_MAX {
