@@ -73,7 +73,7 @@ impl Shared {
     /// Connect, and give the worker back what is open.
     fn link(&self, fs: &Fs) -> io::Result<(Client, NewLink)> {
         let (client, link) = fs.worker.connect()?;
-        fs.link_up(&link, &mut fs.worker.connect_to(&link)?);
+        fs.link_up(&link, &mut fs.worker.connect_to(&link)?).map_err(|lost| lost.0)?;
         let mut state = self.state.lock();
         if state.stop {
             return Err(io::Error::other("stopping"));

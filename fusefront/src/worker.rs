@@ -27,6 +27,11 @@ pub const RECONNECT_WAIT: Duration = Duration::from_secs(30);
 pub const FAILOVER_AFTER: Duration = Duration::from_secs(12);
 /// Pause between two tries to connect.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// How long a worker may take to greet. Links are made by one thread, which must not wait for a worker that hangs: another may
+/// be there to serve, or ours come back meanwhile.
+const GREETING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to take one open file back, for which it looks at its disk.
+const ADOPTING_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections kept for the next request; more are closed after use.
 const IDLE_MAX: usize = 16;
 
@@ -127,7 +132,7 @@ impl Worker {
         // A new session each time: the worker may only now find out that the old one ended, and would take the new
         // one with it if they had the same number.
         let session = random_u64();
-        let client = match Client::connect(&self.path(), session, true) {
+        let client = match Client::connect_events(&self.path(), session, GREETING_PATIENCE) {
             Ok(client) => client,
             Err(error) => self.other(session).ok_or(error)?,
         };
@@ -149,7 +154,7 @@ impl Worker {
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
         for path in paths {
             // The supervisor's socket does not understand the greeting, and hangs up.
-            let Ok(client) = Client::connect(&path, session, true) else { continue };
+            let Ok(client) = Client::connect_events(&path, session, GREETING_PATIENCE) else { continue };
             if client.welcome.cluster == cluster {
                 tracing::warn!("the disk is away: disk {} serves from now on", client.welcome.disk_id);
                 *self.path.lock() = path;
@@ -159,9 +164,9 @@ impl Worker {
         None
     }
 
-    /// A connection of a link that is not published yet, to adopt handles through.
+    /// A connection of a link that is not published yet, to adopt handles through. Its calls do not wait for long either.
     pub fn connect_to(&self, link: &NewLink) -> io::Result<Client> {
-        self.connect_session(link.session, link.welcome.worker_run)
+        of_run(Client::connect_within(&self.path(), link.session, ADOPTING_PATIENCE)?, link.welcome.worker_run)
     }
 
     /// Let everybody use the link.
@@ -320,15 +325,8 @@ impl Worker {
             }
             (state.session, state.run)
         };
-        self.connect_session(session, run).inspect_err(|error| tracing::debug!(%error, "cannot connect")).ok()
-    }
-
-    fn connect_session(&self, session: u64, run: u64) -> io::Result<Client> {
-        let client = Client::connect(&self.path(), session, false)?;
-        if client.welcome.worker_run != run {
-            return Err(io::Error::other("the diskworker was restarted"));
-        }
-        Ok(client)
+        let connected = Client::connect(&self.path(), session, false).and_then(|client| of_run(client, run));
+        connected.inspect_err(|error| tracing::debug!(%error, "cannot connect")).ok()
     }
 
     fn put_back(&self, client: Client, link: u64) {
@@ -351,5 +349,12 @@ impl Worker {
 
     fn gone(&self) -> FsError {
         FsError::new(Errno::EIO, format!("no diskworker answers at {}; see `delugefs status`", self.path().display()))
+    }
+}
+
+fn of_run(client: Client, run: u64) -> io::Result<Client> {
+    match client.welcome.worker_run == run {
+        true => Ok(client),
+        false => Err(io::Error::other("the diskworker was restarted")),
     }
 }

@@ -113,6 +113,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
+        self.worker.answer();
         if let Some(events) = self.events.take() {
             events.stop();
         }
@@ -564,4 +565,43 @@ fn another_worker_serves_when_the_first_stays_away() {
     fs.make(&Caller::own(), 1, &Bytes::from("two"), &making).unwrap();
     assert_eq!((first.count("mkdir"), second.count("mkdir")), (1, 1));
     events.stop();
+}
+
+#[test]
+fn a_worker_that_hangs_does_not_keep_ours_from_coming_back() {
+    let mut worker = FakeWorker::start();
+    let folder = tempfile::tempdir().unwrap();
+    let hanging = std::os::unix::net::UnixListener::bind(folder.path().join("a.sock")).unwrap();
+    let (sender, _invalidations) = crossbeam_channel::unbounded();
+    let after = Duration::from_millis(100);
+    let fs =
+        Arc::new(Fs::new(Worker::new(&worker.socket).with_fallback(folder.path(), after), CAPACITY_ENTRIES, sender));
+    let (events, _) = Events::start(fs.clone()).unwrap();
+    let making = Making::Dir { mode: 0o755 };
+    worker.crash();
+    // It is turned to, and says nothing.
+    let _silent = hanging.accept().unwrap();
+    worker.resume();
+    fs.make(&Caller::own(), 1, &Bytes::from("d"), &making).unwrap();
+    assert_eq!(worker.count("mkdir"), 1);
+    events.stop();
+}
+
+#[test]
+fn a_worker_that_hangs_while_it_is_given_the_open_files_is_asked_again() {
+    let mut bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    bench.worker.crash();
+    bench.worker.be_silent_to("adopt");
+    bench.worker.resume();
+    bench.wait_for("it is asked again", || bench.worker.count("adopt") > 1);
+    bench.worker.answer();
+    bench.mkdir(1, "d");
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"text").unwrap();
+    drop(file);
+    bench.fs.release(opened.handle);
+    // What the first try had opened goes with its connection.
+    bench.wait_for("it is sealed", || !bench.worker.shared.tree.lock().nodes[&attr.ino].staged);
 }

@@ -251,7 +251,8 @@ impl Shared {
                 break;
             }
         }
-        if events {
+        // What a request opened after its session had ended goes with its connection.
+        if events || !self.events.lock().iter().any(|(id, _)| *id == session) {
             self.end_session(session);
         }
         let _gone = socket.shutdown(Shutdown::Both);

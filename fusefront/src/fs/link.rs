@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 
 use delugefs_proto::ids::Ino;
-use delugefs_proto::local::client::{Client, op};
+use delugefs_proto::local::client::{Client, Disconnected, op};
 use delugefs_proto::local_pb::{Adopt, Close, Event, reply, request};
 
 use super::{Fs, Invalidation};
@@ -16,12 +16,16 @@ use crate::worker::{NewLink, Stamp};
 impl Fs {
     /// Start over with a new link, before anybody else may use it: nothing remembered is certain any more, and the
     /// worker must be given back what is open for writing. `client` is a connection of the link.
-    pub fn link_up(&self, link: &NewLink, client: &mut Client) {
+    ///
+    /// # Errors
+    /// When that connection is lost. Then the link is of no use: the next one tries again.
+    pub fn link_up(&self, link: &NewLink, client: &mut Client) -> Result<(), Disconnected> {
         self.forget_all(Stamp { link: link.number, seq: 0 });
         for inode in self.open.all() {
             inode.content_changed();
-            self.readopt(&inode, link, client);
+            self.readopt(&inode, link, client)?;
         }
+        Ok(())
     }
 
     /// Tell the kernel to drop what it may have missed the news of; after the link was published.
@@ -40,30 +44,21 @@ impl Fs {
         }
     }
 
-    fn readopt(&self, inode: &OpenInode, link: &NewLink, client: &mut Client) {
+    fn readopt(&self, inode: &OpenInode, link: &NewLink, client: &mut Client) -> Result<(), Disconnected> {
         let open = |writer: &Writer| Some((writer.file().try_clone().ok()?, writer.is_doubtful()));
-        let Some((fd, sync_failed)) = inode.writer.read().as_ref().and_then(open) else { return };
+        let Some((fd, sync_failed)) = inode.writer.read().as_ref().and_then(open) else { return Ok(()) };
         let adopt = Adopt { ino: inode.ino, dir: self.dir_of(inode.ino), sync_failed };
-        let ticket = match client.call(&op(request::Op::Adopt(adopt)), Some(fd.as_fd())) {
-            Ok((reply, _)) if reply.errno == 0 => match reply.body {
-                Some(reply::Body::Opened(opened)) => Ticket::new(link.number, opened.handle),
-                _ => None,
-            },
-            Ok((reply, _)) => {
-                if self.known.orphan_attr(inode.ino).is_none() {
-                    tracing::error!(
-                        ino = %format_args!("{:016x}", inode.ino), errno = reply.errno,
-                        "the diskworker did not take an open file back: {}", reply.message
-                    );
-                }
-                None
-            }
-            // This link is lost too; the next one tries again.
-            Err(error) => {
-                tracing::debug!(%error, "adopting failed");
-                None
-            }
+        let (reply, _) = client.call(&op(request::Op::Adopt(adopt)), Some(fd.as_fd()))?;
+        let ticket = match reply.body {
+            Some(reply::Body::Opened(opened)) if reply.errno == 0 => Ticket::new(link.number, opened.handle),
+            _ => None,
         };
+        if reply.errno != 0 && self.known.orphan_attr(inode.ino).is_none() {
+            tracing::error!(
+                ino = %format_args!("{:016x}", inode.ino), errno = reply.errno,
+                "the diskworker did not take an open file back: {}", reply.message
+            );
+        }
         drop(fd);
         let mut writer = inode.writer.write();
         match &mut *writer {
@@ -72,11 +67,11 @@ impl Fs {
             None => {
                 drop(writer);
                 if let Some(Ticket { handle, .. }) = ticket {
-                    let _lost_with_the_link =
-                        client.call(&op(request::Op::Close(Close { handle, unwritten: false, sync_failed })), None);
+                    client.call(&op(request::Op::Close(Close { handle, unwritten: false, sync_failed })), None)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// Others changed something.

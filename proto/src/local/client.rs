@@ -34,13 +34,18 @@ impl Client {
 
     /// The same for a few requests that must not wait: no message takes longer than this.
     pub fn connect_within(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
-        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        let socket = UnixStream::from(socket);
-        // Before it is connected: who accepts nobody lets connections wait, and at last connecting.
-        socket.set_read_timeout(Some(patience))?;
-        socket.set_write_timeout(Some(patience))?;
-        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+        let socket = connect_now(path)?;
+        set_patience(&socket, Some(patience))?;
         Self::greet(socket, session, false)
+    }
+
+    /// The connection for events, greeted within this time. The events themselves come when they come.
+    pub fn connect_events(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
+        let socket = connect_now(path)?;
+        set_patience(&socket, Some(patience))?;
+        let client = Self::greet(socket, session, true)?;
+        set_patience(&client.socket, None)?;
+        Ok(client)
     }
 
     fn greet(socket: UnixStream, session: u64, events: bool) -> io::Result<Self> {
@@ -85,6 +90,22 @@ impl Client {
     }
 }
 
+/// Connect, or fail at once: a process that hangs takes nobody out of its queue, and who finds that full would wait for as
+/// long as it does.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let socket = UnixStream::from(socket);
+    socket.set_nonblocking(false)?;
+    Ok(socket)
+}
+
+fn set_patience(socket: &UnixStream, patience: Option<Duration>) -> io::Result<()> {
+    socket.set_read_timeout(patience)?;
+    socket.set_write_timeout(patience)
+}
+
 /// A first try of an operation.
 pub fn op(op: request::Op) -> Request {
     Request { retry: false, op: Some(op) }
@@ -101,5 +122,36 @@ pub fn check(reply: Reply) -> FsResult<Reply> {
 impl From<Disconnected> for FsError {
     fn from(error: Disconnected) -> Self {
         FsError::new(Errno::EIO, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{Backlog, bind, listen};
+
+    use super::*;
+
+    #[test]
+    fn who_never_accepts_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let deaf = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(deaf.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&deaf, Backlog::new(1).unwrap()).unwrap();
+        let (sender, told) = std::sync::mpsc::channel();
+        // More than its queue holds.
+        std::thread::spawn(move || {
+            for _ in 0..4 {
+                let patience = Duration::from_millis(10);
+                let tries = [
+                    Client::connect_within(&path, 1, patience).is_err(),
+                    Client::connect_events(&path, 1, patience).is_err(),
+                ];
+                sender.send(tries).unwrap();
+            }
+        });
+        for _ in 0..4 {
+            assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok([true, true]));
+        }
     }
 }
