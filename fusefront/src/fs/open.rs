@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::local_pb::{Attr, Close, Create, Open, SetAttr, reply, request};
+use delugefs_proto::local_pb::{Attr, Close, Create, Open, reply, request};
 use nix::errno::Errno;
 use parking_lot::RwLock;
 
 use super::lookup::check_name;
-use super::{Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, written};
+use super::{Change, Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, written};
 use crate::cache::Found;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
@@ -97,7 +97,7 @@ impl Fs {
             self.join_writers(&inode, file, ticket);
             let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
             if truncate {
-                self.clear_privileges(caller, &attr);
+                self.clear_privileges(caller, ino);
             }
             return Ok(Opened { handle, keep_pages });
         }
@@ -151,9 +151,8 @@ impl Fs {
             joined?;
             return Ok(None);
         }
-        let attr = *inode.last.lock();
         if truncate {
-            self.clear_privileges(caller, &attr);
+            self.clear_privileges(caller, ino);
         }
         let handle = self.files.put(FileHandle { inode, writes: write, source: RwLock::default() });
         Ok(Some(Opened { handle, keep_pages: true }))
@@ -182,23 +181,27 @@ impl Fs {
         }
     }
 
-    /// What the kernel does not do when the file system empties a file on open.
-    fn clear_privileges(&self, caller: &Caller, attr: &Attr) {
-        let mut mode = attr.mode & !S_ISUID;
-        if mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP {
-            mode &= !S_ISGID;
-        }
-        if caller.uid == 0 || mode == attr.mode {
+    /// What the kernel does not do when the file system empties a file on open. The mode is given as a whole, so it must be
+    /// made from what it is now: what was known when the file was opened before may have been changed since.
+    fn clear_privileges(&self, caller: &Caller, ino: u64) {
+        if caller.uid == 0 {
             return;
         }
-        let op = request::Op::SetAttr(SetAttr { ino: attr.ino, dir: attr.dir, mode: Some(mode), ..SetAttr::default() });
         let patient = Caller::own();
-        match self.worker.change(&patient, op) {
-            Ok(answer) => {
-                self.cache.apply(answer.stamp(), |patch| patch.node(answer.reply.node));
-                self.invalidate(Invalidation::Attr(attr.ino));
+        let cleared = self.getattr(&patient, ino).and_then(|attr| {
+            let mut mode = attr.mode & !S_ISUID;
+            if mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP {
+                mode &= !S_ISGID;
             }
-            Err(error) => tracing::warn!(?error, "cannot clear the set-user-id bits of a truncated file"),
+            if mode == attr.mode {
+                return Ok(());
+            }
+            self.setattr(&patient, ino, &Change { mode: Some(mode), ..Change::default() })?;
+            self.invalidate(Invalidation::Attr(ino));
+            Ok(())
+        });
+        if let Err(error) = cleared {
+            tracing::warn!(?error, "cannot clear the set-user-id bits of a truncated file");
         }
     }
 

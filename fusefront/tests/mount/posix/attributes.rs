@@ -168,3 +168,23 @@ fn set_user_id_bits_are_cleared_by_writers() {
     reset();
     assert_eq!(as_daemon("cat $1 > /dev/null"), 0o6777, "reading");
 }
+
+/// Emptied by its owner while it is open for writing elsewhere, with a mode that was changed since.
+#[test]
+fn emptying_an_open_file_clears_bits_of_the_mode_it_has_now() {
+    same(|dir, told| {
+        use std::os::unix::process::CommandExt;
+        fs::set_permissions(dir, PermissionsExt::from_mode(0o777)).unwrap();
+        for (made, changed) in [(0o4755, 0o600), (0o6755, 0o4711), (0o644, 0o6755), (0o600, 0o640)] {
+            let script = format!(
+                "import os,sys\nos.umask(0)\nf=os.open(sys.argv[1],os.O_CREAT|os.O_WRONLY,{made})\n\
+                os.chmod(sys.argv[1],{changed})\nos.open(sys.argv[1],os.O_WRONLY|os.O_TRUNC)\n"
+            );
+            let path = dir.join(format!("{made:o}"));
+            let mut python = std::process::Command::new("python3");
+            let status = python.arg("-c").arg(script).arg(&path).uid(1).gid(1).status().unwrap();
+            assert!(status.success());
+            told.push(describe(&path));
+        }
+    });
+}
