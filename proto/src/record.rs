@@ -22,6 +22,10 @@ use std::fmt;
 use crate::ids::{ActorId, BlobId, ContentId, Ino};
 use crate::limits::NAME_MAX_BYTES;
 
+/// Extended attributes of the root that say what people have decided about a disk; followed by its id in hex. The worker's
+/// gRPC sets them: every disk acts on them, so a mount only shows them.
+pub const DISK_MARK_XATTR: &str = "user.delugefs.disk.";
+
 /// A name within a directory: 1 to 255 bytes, any but `/` and NUL, not `.` or `..`. The empty name exists too: it is
 /// the key of the directory's own header.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{DiskId, Ino};
 use delugefs_proto::local_pb;
+use delugefs_proto::record::DISK_MARK_XATTR;
 use delugefs_proto::worker_pb::Mark;
 use nix::errno::Errno;
 
 use super::Engine;
 use crate::os::ENOATTR;
 
-/// Followed by the disk's id in hex.
-const PREFIX: &str = "user.delugefs.disk.";
 const DRAINING: &[u8] = b"draining";
 const FORGOTTEN: &[u8] = b"forgotten";
 
@@ -43,7 +42,7 @@ impl Engine {
         let names = core.ns.list_xattr(&root)?;
         let mut marks = HashMap::new();
         for name in names.split(|byte| *byte == 0) {
-            let hex = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix(PREFIX));
+            let hex = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix(DISK_MARK_XATTR));
             let Some(disk) = hex.and_then(DiskId::from_hex) else { continue };
             match &core.ns.get_xattr(&root, name)?[..] {
                 DRAINING => drop(marks.insert(disk, Mark::Draining)),
@@ -56,7 +55,7 @@ impl Engine {
 
     /// Mark a disk, or take its mark away.
     pub fn mark(&self, disk: DiskId, mark: Mark) -> FsResult<()> {
-        let name: bytes::Bytes = format!("{PREFIX}{}", disk.to_hex()).into();
+        let name: bytes::Bytes = format!("{DISK_MARK_XATTR}{}", disk.to_hex()).into();
         let (ino, dir) = (Ino::ROOT.0, Ino::ROOT.0);
         let value = match mark {
             Mark::None => {

@@ -2,8 +2,10 @@
 //! details; there are none here, and the worker is not asked.
 
 use bytes::Bytes;
+use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES};
 use delugefs_proto::local_pb::{GetXattr, ListXattr, RemoveXattr, SetXattr, reply, request};
+use delugefs_proto::record::DISK_MARK_XATTR;
 use nix::errno::Errno;
 
 use super::Fs;
@@ -75,6 +77,10 @@ impl Fs {
         check(name)?;
         if name.starts_with(b"security.") {
             return Err(Errno::EOPNOTSUPP.into());
+        }
+        // Whoever may write to the root would decide which disks every host relies on.
+        if ino == Ino::ROOT.0 && name.starts_with(DISK_MARK_XATTR.as_bytes()) {
+            return Err(Errno::EPERM.into());
         }
         if self.known.orphan_attr(ino).is_some() {
             return Err(Errno::ESTALE.into());

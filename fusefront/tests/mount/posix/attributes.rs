@@ -1,5 +1,7 @@
 //! Owners, modes, times and extended attributes.
 
+use delugefs_proto::local_pb::Changed;
+
 use super::*;
 
 #[test]
@@ -187,4 +189,39 @@ fn emptying_an_open_file_clears_bits_of_the_mode_it_has_now() {
             told.push(describe(&path));
         }
     });
+}
+
+/// What `delugefs disk drain` and `disk forget` say is kept there, and counts on every host.
+#[test]
+fn marks_of_disks_are_seen_and_not_touched() {
+    let mounted = Mounted::start();
+    fs::write(mounted.path("f"), "x").unwrap();
+    let mark = format!("user.delugefs.disk.{}", "ab".repeat(32));
+    let run = |program: &str, args: &[&str], path: &Path| {
+        std::process::Command::new(program).args(args).arg(path).output().unwrap()
+    };
+    let (root, file) = (mounted.dir.clone(), mounted.path("f"));
+    let refused = |args: &[&str], path: &Path| {
+        let output = run("setfattr", args, path);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains("Operation not permitted"), "{args:?}: {said}");
+    };
+    refused(&["-n", &mark, "-v", "forgotten"], &root);
+    // Set in the proper way.
+    let value = b"draining".to_vec();
+    mounted.worker.elsewhere(|tree| {
+        tree.node(1).unwrap().xattrs.insert(mark.clone().into_bytes(), value.clone());
+        vec![Changed { dir: 0, names: vec![], inos: vec![1] }]
+    });
+    super::super::wait_until("it is seen", || run("getfattr", &["-d"], &root).stdout.windows(8).any(|it| it == value));
+    refused(&["-n", &mark, "-v", "forgotten"], &root);
+    refused(&["-x", &mark], &root);
+    assert_eq!(mounted.worker.shared.tree.lock().node(1).unwrap().xattrs[mark.as_bytes()], value);
+    // Elsewhere it means nothing, and others mean something else.
+    for (name, path) in [(&mark[..], &file), ("user.delugefs.copies", &root)] {
+        for args in [&["-n", name, "-v", "3"][..], &["-x", name]] {
+            let output = run("setfattr", args, path);
+            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
 }
