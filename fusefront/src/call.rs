@@ -32,14 +32,17 @@ pub struct Caller {
     /// A changing request went out and its answer was lost: the next one must say `retry`.
     pub(crate) sent: Cell<bool>,
     proposal: Cell<u64>,
-    /// The inode this operation moves or removes, as it was found when the request first went out; 0 before that.
+    /// The inode this operation moves or removes, as it was found when it was asked for; 0 before that.
     pub(crate) subject: Cell<u64>,
+    /// Number of the link then.
+    pub(crate) subject_link: Cell<u64>,
 }
 
 impl Caller {
     /// A new operation of this user.
     pub fn new(uid: u32, gid: u32, patience: Patience) -> Self {
-        Self { uid, gid, patience, sent: Cell::new(false), proposal: Cell::new(0), subject: Cell::new(0) }
+        let cell = || Cell::new(0);
+        Self { uid, gid, patience, sent: Cell::new(false), proposal: cell(), subject: cell(), subject_link: cell() }
     }
 
     /// The frontend itself, ready to wait.

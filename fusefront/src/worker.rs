@@ -6,7 +6,7 @@
 //! worker, so answers carry the number of the link they came through.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -195,6 +195,11 @@ impl Worker {
         state.up.then_some(state.link)
     }
 
+    /// The number of the link, or of the last one.
+    pub fn newest_link(&self) -> u64 {
+        self.state.lock().link
+    }
+
     /// Wait until a link is up; `None` when the time is over.
     pub fn wait_for_link(&self, wait: Duration) -> Option<u64> {
         let deadline = Instant::now() + wait;
@@ -215,6 +220,16 @@ impl Worker {
     /// A request that changes something: sent again with `retry` when the answer to an earlier sending was lost.
     pub fn change(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
         let answer = self.send(caller, Request { retry: caller.sent.get(), op: Some(op) }, None, true)?;
+        Ok(answer.check()?)
+    }
+
+    /// The same of one that moves or removes the caller's subject. When it has waited for a link, the name may be another
+    /// node's by now, which others have made while nobody here could know. So it goes as one that is sent again: what it is
+    /// about is looked for, and what is not there any more was removed or moved before.
+    pub fn change_subject(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
+        let request = Request { retry: caller.sent.get(), op: Some(op) };
+        let answer = self.send(caller, request, Some(caller.subject_link.get()), true)?;
+        caller.subject.set(0);
         Ok(answer.check()?)
     }
 
@@ -247,17 +262,12 @@ impl Worker {
         }
     }
 
-    fn send(
-        &self,
-        caller: &Caller,
-        mut request: Request,
-        fd: Option<BorrowedFd<'_>>,
-        changes: bool,
-    ) -> Outcome<Answer> {
+    fn send(&self, caller: &Caller, mut request: Request, asked_at: Option<u64>, changes: bool) -> Outcome<Answer> {
         let mut deadline = None;
         loop {
             let (mut client, link) = self.check_out(caller, &mut deadline)?;
-            match client.call(&request, fd) {
+            request.retry |= asked_at.is_some_and(|asked_at| asked_at != link);
+            match client.call(&request, None) {
                 Ok((reply, fd)) => {
                     self.put_back(client, link);
                     // What only asks says nothing about a change that is still to be sent again.

@@ -435,6 +435,43 @@ fn a_removal_that_is_begun_again_takes_nothing_that_came_since() {
 }
 
 #[test]
+fn a_removal_that_waited_takes_nothing_that_came_meanwhile() {
+    type Operation<'a> = &'a dyn Fn(&Fs, &Caller) -> Result<(), Stop>;
+    let (f, d, g) = (|| Bytes::from("f"), || Bytes::from("d"), || Bytes::from("g"));
+    let operations: [(Operation<'_>, Result<(), Errno>, &[&str]); 3] = [
+        (&|fs, caller| fs.unlink(caller, 1, &f()), Ok(()), &["d"]),
+        (&|fs, caller| fs.rmdir(caller, 1, &d()), Ok(()), &["f"]),
+        (&|fs, caller| fs.rename(caller, (1, &f()), (1, &g()), RenameHow::default()), Err(Errno::ENOENT), &["d", "g"]),
+    ];
+    for ((operation, late, alone), theirs) in operations.into_iter().flat_map(|it| [(it, true), (it, false)]) {
+        let mut bench = Bench::start();
+        bench.write_file(1, "f", b"ours");
+        bench.mkdir(1, "d");
+        assert_eq!(bench.names(1), ["d", "f"]);
+        let link = bench.fs.worker.link();
+        bench.worker.crash();
+        bench.wait_for("the link is down", || bench.fs.worker.link().is_none());
+        // Begun by a reading thread, which does not wait, and not sent.
+        let mut caller = Caller::new(0, 0, Patience::Cached);
+        assert_eq!(operation(&bench.fs, &caller), Err(Stop::Later));
+        if theirs {
+            let mut tree = bench.worker.shared.tree.lock();
+            tree.unlink(1, b"f").unwrap();
+            tree.rmdir(1, b"d").unwrap();
+            tree.make(1, b"f", 0o100_644, (1, 1), 0).unwrap();
+            tree.make(1, b"d", 0o040_755, (1, 1), 0).unwrap();
+        }
+        bench.worker.resume();
+        bench.wait_for("there is a link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+        caller.patience = Patience::Patient;
+        let done = operation(&bench.fs, &caller).map_err(|stop| stop.errno());
+        let (expected, names) = if theirs { (late, &["d", "f"][..]) } else { (Ok(()), alone) };
+        assert_eq!(done, expected);
+        assert_eq!(bench.names(1), names);
+    }
+}
+
+#[test]
 fn a_reader_of_a_directory_is_not_disturbed() {
     let bench = Bench::start();
     let dir = bench.mkdir(1, "d");

@@ -336,6 +336,7 @@ impl Shared {
                 let is_there = tree.lookup(op.dir, &op.name).is_ok_and(|attr| attr.ino == op.expect_ino);
                 let (moved, node) = match retry && already && !is_there {
                     true => (tree.attr(op.expect_ino)?, None),
+                    false if retry && !is_there => return Err(Errno::ENOENT),
                     false => tree.rename((op.dir, &op.name), (op.dir2, &op.name2), op.no_replace, op.exchange)?,
                 };
                 let (dir, dir2) = (Some(tree.attr(op.dir)?), Some(tree.attr(op.dir2)?));

@@ -106,7 +106,7 @@ impl Fs {
         check_name(name)?;
         let expect_ino = self.to_be_removed(caller, dir, name)?;
         let op = request::Op::Unlink(Unlink { dir, name: name.clone(), expect_ino });
-        let answer = self.worker.change(caller, op)?;
+        let answer = self.worker.change_subject(caller, op)?;
         self.lost_name(answer.reply.node);
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.dir);
@@ -127,7 +127,8 @@ impl Fs {
             _ => None,
         };
         let expect_ino = self.to_be_removed(caller, dir, name)?;
-        let answer = self.worker.change(caller, request::Op::Rmdir(Rmdir { dir, name: name.clone(), expect_ino }))?;
+        let answer =
+            self.worker.change_subject(caller, request::Op::Rmdir(Rmdir { dir, name: name.clone(), expect_ino }))?;
         let gone = answer.reply.node.or(known).map(|attr| Attr { nlink: 0, ..attr });
         self.lost_name(gone);
         self.cache.apply(answer.stamp(), |patch| {
@@ -140,15 +141,17 @@ impl Fs {
         Ok(())
     }
 
-    /// The inode a removal is about, as it was when the request first went out; 0 when there is none. The kernel has just
-    /// looked the name up, so that it is nearly always in the cache.
+    /// The inode a removal is about, as it was when it was asked for; 0 when there is none. The kernel has just looked the name
+    /// up, so that it is nearly always in the cache. Found once it stays: what a later attempt finds may have come since.
     fn to_be_removed(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<u64> {
-        if !caller.sent.get() {
+        if caller.subject.get() == 0 && !caller.sent.get() {
+            let link = self.worker.newest_link();
             let found = match self.named(dir, name) {
                 None => self.lookup_one(caller, dir, name)?.map(|attr| attr.ino),
                 known => known,
             };
             caller.subject.set(found.unwrap_or(0));
+            caller.subject_link.set(link);
         }
         Ok(caller.subject.get())
     }
@@ -163,8 +166,9 @@ impl Fs {
     ) -> Outcome<()> {
         check_name(name)?;
         check_name(name2)?;
-        // Once a request went out, the names may say what has come of it, and not what was asked for.
-        if !caller.sent.get() {
+        // Once a request went out, the names may say what has come of it, and not what was asked for; nor do they after a wait.
+        if caller.subject.get() == 0 {
+            let link = self.worker.newest_link();
             // Both are nearly always in the cache, since the kernel has just looked them up.
             let moving = self.lookup(caller, dir, name)?.ok_or(Errno::ENOENT)?.ino;
             if !how.no_replace && self.lookup(caller, dir2, name2)?.is_some_and(|there| there.ino == moving) {
@@ -172,6 +176,7 @@ impl Fs {
                 return Ok(());
             }
             caller.subject.set(moving);
+            caller.subject_link.set(link);
         }
         let expect_ino = caller.subject.get();
         let op = request::Op::Rename(Rename {
@@ -183,7 +188,7 @@ impl Fs {
             exchange: how.exchange,
             expect_ino,
         });
-        let answer = self.worker.change(caller, op)?;
+        let answer = self.worker.change_subject(caller, op)?;
         let (node, moved) = (answer.reply.node, answer.reply.moved);
         if !how.exchange {
             self.lost_name(node);
