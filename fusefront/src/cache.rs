@@ -239,6 +239,11 @@ impl Cache {
         stamp.link != state.link || stamp.seq < state.newest_event
     }
 
+    /// Inodes being watched.
+    pub fn watches(&self) -> usize {
+        self.state.read().fetches.len()
+    }
+
     /// Start watching an inode, before something is asked about it: a directory for changes of its names, another for
     /// changes of its attributes.
     pub fn begin_fetch(&self, dir: u64) -> Fetch {

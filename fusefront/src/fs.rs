@@ -185,6 +185,11 @@ impl Fs {
         self.cache.len()
     }
 
+    /// Number of inodes watched for changes, each for an answer under way or a page of a directory being read.
+    pub fn watches(&self) -> usize {
+        self.cache.watches()
+    }
+
     /// The inode a name belongs to, as far as that is held in memory.
     pub(crate) fn named(&self, dir: u64, name: &[u8]) -> Option<u64> {
         match self.cache.lookup(dir, name) {

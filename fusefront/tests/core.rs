@@ -585,6 +585,37 @@ fn a_directory_too_big_to_hold_is_read_page_by_page() {
 }
 
 #[test]
+fn a_killed_reader_of_a_big_directory_leaves_no_watch() {
+    let bench = Bench::with_capacity(400);
+    let dir = bench.mkdir(1, "big");
+    {
+        let mut tree = bench.worker.shared.tree.lock();
+        for n in 0..5000 {
+            tree.make(dir, format!("f{n:05}").as_bytes(), 0o100_644, (0, 0), 0).unwrap();
+        }
+    }
+    bench.worker.push(&Event { seq: 10_000, changed: vec![], all: true });
+    bench.wait_for("it is found", || bench.lookup(dir, "f00007").is_some());
+    let read = |handle| bench.fs.read_dir(&Caller::own(), handle, 0, false).map(drop);
+    let handle = bench.fs.opendir(dir);
+    read(handle).unwrap();
+    assert_eq!(bench.fs.watches(), 1, "while its page is in use");
+    bench.fs.releasedir(handle);
+    assert_eq!(bench.fs.watches(), 0);
+    let handle = bench.fs.opendir(dir);
+    bench.worker.withhold("readdir");
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read(handle));
+        bench.wait_for("it is asked", || bench.worker.withheld() == 1);
+        // The program has been answered EINTR, and has ended.
+        bench.fs.releasedir(handle);
+        bench.worker.answer();
+        reading.join().unwrap().unwrap();
+    });
+    assert_eq!(bench.fs.watches(), 0);
+}
+
+#[test]
 fn another_worker_serves_when_the_first_stays_away() {
     let (mut first, second) = (FakeWorker::start(), FakeWorker::start());
     let folder = tempfile::tempdir().unwrap();

@@ -80,9 +80,13 @@ impl Fs {
 
     /// The handle is not used any more.
     pub fn releasedir(&self, handle: u64) {
-        if let Some(handle) = self.dirs.take(handle)
-            && let Reading::Paged(paged) = &mut *handle.reading.lock()
-        {
+        if let Some(handle) = self.dirs.take(handle) {
+            self.close_reading(&handle);
+        }
+    }
+
+    fn close_reading(&self, handle: &DirHandle) {
+        if let Reading::Paged(paged) = &mut *handle.reading.lock() {
             self.close_page(paged);
         }
     }
@@ -90,11 +94,16 @@ impl Fs {
     /// The entries from an offset on. With `plus` only names that still are what they were when reading began, with
     /// their attributes.
     pub fn read_dir(&self, caller: &Caller, handle: u64, offset: u64, plus: bool) -> Outcome<Page> {
-        let handle = self.dirs.get(handle).ok_or(Errno::EBADF)?;
+        let number = handle;
+        let handle = self.dirs.get(number).ok_or(Errno::EBADF)?;
         // Taken out, so that no lock is held over a request; the kernel asks for one page at a time.
         let mut reading = std::mem::take(&mut *handle.reading.lock());
         let page = self.read_on(caller, &handle, &mut reading, offset, plus);
         *handle.reading.lock() = reading;
+        // A reader that was killed has been answered, and may have released the handle while this went on.
+        if self.dirs.get(number).is_none() {
+            self.close_reading(&handle);
+        }
         page
     }
 
