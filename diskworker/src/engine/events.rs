@@ -3,8 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use delugefs_proto::limits::FRAME_MAX_BYTES;
 use delugefs_proto::local_pb::{Changed, Event};
 use parking_lot::{Condvar, Mutex};
+use prost::Message;
 
 use super::SessionId;
 
@@ -23,6 +25,11 @@ pub struct EventQueue {
     ready: Condvar,
 }
 
+/// Everything may have changed.
+fn all(seq: u64) -> Event {
+    Event { seq, changed: Vec::new(), all: true }
+}
+
 #[derive(Default)]
 struct State {
     events: VecDeque<Event>,
@@ -34,7 +41,7 @@ impl EventQueue {
         let mut state = self.state.lock();
         if state.events.len() >= QUEUE_MAX {
             state.events.clear();
-            state.events.push_back(Event { seq: event.seq, changed: Vec::new(), all: true });
+            state.events.push_back(all(event.seq));
         } else {
             state.events.push_back(event);
         }
@@ -96,14 +103,41 @@ impl Hub {
 
     /// Send to all but the session that made the change.
     pub fn send(&self, from: Option<SessionId>, seq: u64, changed: &[Changed]) {
+        let mut event = Event { seq, changed: changed.to_vec(), all: false };
+        if event.encoded_len() > FRAME_MAX_BYTES {
+            // No frame can carry it, and a connection that ends costs the mounts more than asking for everything again.
+            event = all(seq);
+        }
         for (session, queue) in &*self.sessions.lock() {
             if Some(*session) != from {
-                queue.push(Event { seq, changed: changed.to_vec(), all: false });
+                queue.push(event.clone());
             }
         }
     }
 
     pub fn close_all(&self) {
         self.sessions.lock().values().for_each(|queue| queue.close());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_frame_can_carry_becomes_everything() {
+        let hub = Hub::default();
+        let queue = hub.add(1);
+        let named = |count: usize| {
+            let names = (0..count).map(|n| format!("{n:0100}").into()).collect();
+            [Changed { dir: 1, names, inos: vec![] }]
+        };
+        let (few, many) = (named(10_000), named(50_000));
+        for (seq, changed) in [(1, &few), (2, &many), (3, &few)] {
+            hub.send(None, seq, changed);
+            let event = queue.next().unwrap();
+            assert!(event.encoded_len() <= FRAME_MAX_BYTES);
+            assert_eq!((event.seq, event.all, event.changed.is_empty()), (seq, seq == 2, seq == 2));
+        }
     }
 }
