@@ -327,13 +327,20 @@ fn with_content<T>(
     absent: impl Fn() -> FsResult<Option<Wanted>>,
     mut get: impl FnMut(Wanted) -> FsResult<Got<T>>,
 ) -> FsResult<T> {
-    let mut fetched = 0;
+    let (mut fetched, mut came) = (0, false);
     loop {
         let error = match act() {
             Err(error) if error.errno == Errno::EIO && fetched < FETCHES => error,
             done => return done,
         };
-        let Some(wanted) = absent()? else { return Err(error) };
+        let Some(wanted) = absent()? else {
+            // Others may have fetched it between the two looks. If it is there and cannot be used something else is wrong.
+            if std::mem::replace(&mut came, true) {
+                return Err(error);
+            }
+            continue;
+        };
+        came = false;
         match get(wanted)? {
             Got::Whole => fetched += 1,
             Got::Instead(done) => return Ok(done),
@@ -437,6 +444,13 @@ mod tests {
             assert_eq!(done, if gone_again < FETCHES { Ok("cut") } else { Err(Errno::EIO) });
             assert_eq!(fetches.get(), FETCHES.min(gone_again + 1));
         }
+        // It came from elsewhere between two looks.
+        let acts = Cell::new(0);
+        let act = || match acts.replace(acts.get() + 1) {
+            0 => Err(eio()),
+            _ => Ok("cut"),
+        };
+        assert_eq!(with_content(act, || Ok(None), |_| panic!("it has come")), Ok("cut"));
         // It is here: then something else is wrong. Nor does another errno say that it is missing.
         let get = |_| -> FsResult<Got<()>> { panic!("it is not missing") };
         assert_eq!(with_content(|| Err(eio()), || Ok(None), get), Err(eio()));
