@@ -46,6 +46,7 @@ mod fail;
 mod garbage;
 mod hash;
 mod incoming;
+mod met;
 mod seal;
 mod staging;
 pub mod torrent;

@@ -77,7 +77,7 @@ pub fn view(elements: &[Element]) -> Vec<Shown<'_>> {
     }
     if shown.len() > 1 {
         shown.sort_by_key(|s| std::cmp::Reverse((s.0, s.1, s.2)));
-        // An empty file hides behind anything; it holds nothing that could be lost.
+        // An empty file hides behind anything; it holds nothing that could be lost. Where it is being written it is shown: see `hidden`.
         let mut first = true;
         shown.retain(|(.., s)| std::mem::take(&mut first) || !is_empty(&s.what));
         if shown.len() > 1 && is_empty(&shown[0].3.what) {
@@ -92,6 +92,15 @@ pub fn view(elements: &[Element]) -> Vec<Shown<'_>> {
         }
     }
     shown.into_iter().map(|(.., shown)| shown).collect()
+}
+
+/// The empty file with this number that hides behind something else, and the tag of its conflict name if it is to be shown.
+/// Somebody may be writing it, which no element tells.
+pub fn hidden(elements: &[Element], of: Ino) -> Option<(FileParts<'_>, u32)> {
+    let content = elements.iter().find(|e| matches!(&e.body, Body::Content { ino, .. } if *ino == of))?;
+    let parts = parts(elements, of, content);
+    let is_shown = view(elements).iter().any(|shown| shown.ino == of);
+    (!is_shown && *parts.data() == Data::Empty).then(|| (parts, tag(&What::File(parts), of)))
 }
 
 /// The winner among the contents of an inode kept on its own, and the others.

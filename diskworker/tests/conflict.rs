@@ -1,7 +1,9 @@
 //! Files that were changed in two places at once: both versions are there, and stay whatever is done to one of them.
 
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 
+use delugefs_diskworker::engine::Opening;
 use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::local_pb as pb;
 
@@ -107,15 +109,12 @@ fn a_writer_who_began_before_the_conflict_leaves_both() {
     exchange(&one, &two);
     let attr = one.engine().resolve(&[b"f"]).unwrap();
     let open = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate: true };
-    let delugefs_diskworker::engine::Opening::File { handle, file } = one.engine().open(SESSION, &open).unwrap().1
-    else {
-        panic!()
-    };
+    let Opening::File { handle, file } = one.engine().open(SESSION, &open).unwrap().1 else { panic!() };
     two.engine().write(&[b"f"], 0, b"2", true).unwrap();
     two.wait_until_sealed();
     one.exchange(&two);
     let events = one.engine().begin_session(SESSION);
-    std::os::unix::fs::FileExt::write_all_at(&file, b"1", 0).unwrap();
+    file.write_all_at(b"1", 0).unwrap();
     drop(file);
     one.engine().close(SESSION, handle, false).unwrap();
     // The mount that wrote it is told of the name that this has made.
@@ -124,6 +123,80 @@ fn a_writer_who_began_before_the_conflict_leaves_both() {
     assert!(name.starts_with(b"f.conflict-"), "{changed:?}");
     exchange(&one, &two);
     assert_eq!([contents(&one, &two), contents(&two, &one)], [*b"12", *b"12"]);
+}
+
+/// A new file is empty for others until it is closed, and one that has content hides it.
+#[test]
+fn a_new_file_that_is_still_written_is_not_lost_to_another_of_that_name() {
+    for size in SIZES {
+        let (one, two) = (Disk::new(), Disk::new());
+        let q = pb::Create { dir: Ino::ROOT.0, name: "f".into(), mode: 0o644, ..Default::default() };
+        let (_, Opening::File { handle, file }) = one.engine().create(SESSION, false, &q).unwrap() else { panic!() };
+        Posix::create(&**two.engine(), &[b"f"], 0o644, &text(b'2', size)).unwrap();
+        two.wait_until_sealed();
+        one.exchange(&two);
+        file.write_all_at(&text(b'1', size), 0).unwrap();
+        drop(file);
+        one.engine().close(SESSION, handle, false).unwrap();
+        exchange(&one, &two);
+        assert_eq!([contents(&one, &two), contents(&two, &one)], [*b"12", *b"12"], "{size}");
+    }
+}
+
+/// What a writer started from is known in memory only.
+#[test]
+fn a_writer_whose_worker_crashed_leaves_the_version_that_came_meanwhile() {
+    for (created, size) in [(false, 10), (false, 20_000), (true, 10)] {
+        let (mut one, two) = (Disk::new(), Disk::new());
+        if !created {
+            Posix::create(&**one.engine(), &[b"f"], 0o644, &text(b'0', size)).unwrap();
+            exchange(&one, &two);
+        }
+        let engine = one.engine().clone();
+        let (opening, dir) = match created {
+            true => {
+                let q = pb::Create { dir: Ino::ROOT.0, name: "f".into(), mode: 0o644, ..Default::default() };
+                (engine.create(SESSION, false, &q).unwrap().1, Ino::ROOT.0)
+            }
+            false => {
+                let attr = engine.resolve(&[b"f"]).unwrap();
+                let open = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate: true };
+                (engine.open(SESSION, &open).unwrap().1, attr.dir)
+            }
+        };
+        assert_eq!(dir, Ino::ROOT.0);
+        let Opening::File { file, .. } = opening else { panic!() };
+        file.write_all_at(&text(b'1', size), 0).unwrap();
+        match created {
+            true => Posix::create(&**two.engine(), &[b"f"], 0o644, &text(b'2', size)).unwrap(),
+            false => two.engine().write(&[b"f"], 0, &text(b'2', size), true).unwrap(),
+        }
+        two.wait_until_sealed();
+        one.exchange(&two);
+        drop((file, engine));
+        one.crash();
+        exchange(&one, &two);
+        assert_eq!([contents(&one, &two), contents(&two, &one)], [*b"12", *b"12"], "{created} {size}");
+    }
+}
+
+/// Nobody else has changed it: then there is nothing to keep beside what was written.
+#[test]
+fn a_writer_whose_worker_crashed_leaves_one_version() {
+    let (mut one, two) = (Disk::new(), Disk::new());
+    Posix::create(&**one.engine(), &[b"f"], 0o644, &text(b'0', 10)).unwrap();
+    exchange(&one, &two);
+    let attr = one.engine().resolve(&[b"f"]).unwrap();
+    let open = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate: true };
+    let Opening::File { file, .. } = one.engine().open(SESSION, &open).unwrap().1 else { panic!() };
+    file.write_all_at(&text(b'1', 10), 0).unwrap();
+    let q = pb::SetAttr { ino: attr.ino, dir: attr.dir, mode: Some(0o600), ..Default::default() };
+    two.engine().set_attr(SESSION, &q).unwrap();
+    one.exchange(&two);
+    drop(file);
+    one.crash();
+    exchange(&one, &two);
+    assert_eq!([contents(&one, &two), contents(&two, &one)], [*b"1", *b"1"]);
 }
 
 #[test]

@@ -124,7 +124,16 @@ impl Engine {
                     }
                     self.commit_locked(core)?;
                 }
-                core.ns.join(&theirs).map(Some)
+                let brought = core.ns.join(&theirs)?;
+                for (ino, dir, versions) in &brought.versions {
+                    if core.staged.has_met(*ino, versions) {
+                        self.store.mark_met(*ino);
+                    }
+                    if core.staged.get(*ino).is_some() {
+                        core.ns.unhide(*ino, *dir)?;
+                    }
+                }
+                Ok(Some(brought))
             })?;
             if let Some(brought) = joined {
                 for step in &brought.successions {

@@ -241,9 +241,11 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
             if let Key::Entry(dir, name) = key
                 && !name.is_header()
             {
-                for shown in view::view(elements) {
+                let written = elements.iter().filter(|e| matches!(e.body, Body::Content { .. }));
+                let inos = view::view(elements).into_iter().map(|shown| shown.ino);
+                for ino in inos.chain(written.filter_map(|element| element.body.ino())) {
                     // What the journal says is newer.
-                    homes.entry(shown.ino).or_insert(*dir);
+                    homes.entry(ino).or_insert(*dir);
                 }
             }
             Ok(())
@@ -254,11 +256,16 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
     }
     for ino in inos {
         let found = match homes.get(&ino) {
-            Some(dir) => ns.locate(ino, *dir).map(|_| *dir),
+            Some(dir) => ns.unhide(ino, *dir).and_then(|_| ns.locate(ino, *dir)).map(|_| *dir),
             None => Err(Errno::ENOENT.into()),
         };
         match found {
-            Ok(dir) => table.insert(ino, Staged { dir, promised: true, ..Staged::default() }),
+            Ok(dir) => {
+                // What its writers started from is not known any more. It replaces all there is, or, where others have changed it
+                // meanwhile, nothing.
+                let base = store.is_met(ino).then(Vec::new);
+                table.insert(ino, Staged { dir, base, promised: true, ..Staged::default() });
+            }
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
                 tracing::info!("staged file {ino} has no name any more: removed");
                 store.remove_staged(ino)?;

@@ -124,6 +124,12 @@ impl StagedTable {
         }
     }
 
+    /// Whether a file is being written of which there are these versions, and not only such as its writers started from.
+    pub fn has_met(&self, ino: Ino, versions: &[Dot]) -> bool {
+        let base = self.files.get(&ino).and_then(|staged| staged.base.as_ref());
+        base.is_some_and(|base| versions.iter().any(|dot| !base.contains(dot)))
+    }
+
     pub fn len(&self) -> usize {
         self.files.len()
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, Ino};
-use delugefs_proto::record::{Body, Data, Element, Key, Name, Perm, Xattrs};
+use delugefs_proto::record::{Body, Data, Dot, Element, Key, Name, Perm, Xattrs};
 
 use super::{Located, Namespace, Txn, catalog_error, node, rename};
 use crate::catalog::{State, Succession};
@@ -16,6 +16,8 @@ pub struct Brought {
     pub successions: Vec<Succession>,
     /// The contents outside the catalog that the changed keys have now.
     pub stored: Vec<ContentId>,
+    /// The inodes that the changed keys are about, the directory each has its name in, and the versions there are under that.
+    pub versions: Vec<(Ino, Ino, Vec<Dot>)>,
 }
 
 impl Namespace {
@@ -45,7 +47,17 @@ impl Namespace {
             Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
             _ => None,
         });
-        Ok(Brought { stored: stored.collect(), successions: joined.successions })
+        let versions = joined.changed.iter().flat_map(|(key, elements)| {
+            let dir = match key {
+                Key::Entry(dir, _) => *dir,
+                Key::Inode(_) => Ino(0),
+            };
+            let contents = || elements.iter().filter(|element| matches!(element.body, Body::Content { .. }));
+            let dots: Vec<Dot> = contents().map(|element| element.dot).collect();
+            contents().filter_map(move |element| Some((element.body.ino()?, dir, dots.clone())))
+        });
+        let (stored, versions) = (stored.collect(), versions.collect());
+        Ok(Brought { stored, versions, successions: joined.successions })
     }
 
     /// Give every directory that the join touched exactly one place, and every version of a file with several names a name. All replicas make the same decision from the same

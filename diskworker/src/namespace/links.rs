@@ -60,6 +60,28 @@ impl Namespace {
         Ok(at)
     }
 
+    /// A file in this directory that is being written, and that is empty as far as its record says: if something that has come under its
+    /// name hides it, it becomes a file of its own under a conflict name. `None` when it is not hidden, or not there.
+    pub fn unhide(&mut self, ino: Ino, dir: Ino) -> FsResult<Option<Located>> {
+        if !dir.is_storable() || self.dir(dir)?.name_of(ino).is_some() {
+            return Ok(None);
+        }
+        let sets = self.dir(dir)?.sets();
+        let Some((name, set)) = sets.into_iter().find(|(_, set)| view::hidden(set, ino).is_some()) else {
+            return Ok(None);
+        };
+        let (name, mut set) = (name.clone(), set.clone());
+        let mut txn = self.txn();
+        let Some((parts, tag)) = view::hidden(&set, ino) else { return Ok(None) };
+        let full = view::conflict_name(&name, tag);
+        txn.renewed.push((ino, parts.content.dot));
+        txn.set(Key::Entry(dir, full.clone()), copied(&txn, &parts, ino));
+        set.retain(|e| e.body.ino() != Some(ino));
+        txn.set(Key::Entry(dir, name), set);
+        self.apply(txn)?;
+        Ok(Some(Located::File { dir, name: full, tag: None, ino }))
+    }
+
     /// A set as this change leaves it.
     pub(super) fn set_in(&mut self, txn: &Txn, key: &Key) -> FsResult<Vec<Element>> {
         if let Some(elements) = txn.get(key) {

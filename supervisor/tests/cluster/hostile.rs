@@ -72,9 +72,13 @@ fn rotten_bytes_are_never_shown_elsewhere() {
     });
     let (code, text) = host.says(&["scrub"]);
     assert_eq!(code, 20, "{text}");
+    // Set aside by the scrub, until somebody brings what it was.
     for (name, content) in names.iter().zip(&single) {
-        rot(&lab, 0, content);
+        let stored = stored(&lab, 0, content);
+        assert!(!stored.exists() && stored.with_extension("damaged").exists());
+        fs::write(host.file(name), content).unwrap();
         wait_for("the right bytes", || lab.logs(), || read(&lab, 1, name, content));
+        assert!(stored.exists() && !stored.with_extension("damaged").exists());
     }
 
     // Of these there are two, and one of them rots: the third host gets the other one.
