@@ -200,6 +200,16 @@ impl Core {
         attr
     }
 
+    /// What is being written must have a name, or it would be taken for removed when it is closed: a change may have brought something
+    /// under it that hides it.
+    fn show_written(&mut self) {
+        for (dir, ino) in self.ns.touched(|ino| self.staged.get(ino).is_some()) {
+            if let Err(error) = self.ns.unhide(ino, dir) {
+                tracing::error!("file {ino}, which is being written, has no name: {error}");
+            }
+        }
+    }
+
     /// A proposed number is not that of a file being written.
     fn check_unstaged(&self, ino: Ino) -> FsResult<()> {
         match self.staged.get(ino) {

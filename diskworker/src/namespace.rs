@@ -18,6 +18,7 @@ mod links;
 mod list;
 mod locate;
 mod make;
+mod mend;
 mod node;
 mod remove;
 mod rename;
@@ -156,6 +157,12 @@ impl Namespace {
     /// What was touched since the last call.
     pub fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)
+    }
+
+    /// The directories and inodes touched since then that match.
+    pub fn touched(&self, matches: impl Fn(Ino) -> bool) -> Vec<(Ino, Ino)> {
+        let all = self.touched.0.iter().flat_map(|(dir, (_, inos))| inos.iter().map(|ino| (*dir, *ino)));
+        all.filter(|(_, ino)| matches(*ino)).collect()
     }
 
     /// Contents renamed or linked since the last call, with the dots they had and have.

@@ -76,6 +76,9 @@ pub fn view(elements: &[Element]) -> Vec<Shown<'_>> {
         }
     }
     if shown.len() > 1 {
+        // The number of a link is the key of its inode.
+        let is_link = |what: &What<'_>| matches!(what, What::Link);
+        let mut numbers: Vec<Ino> = shown.iter().filter(|s| is_link(&s.3.what)).map(|s| s.3.ino).collect();
         shown.sort_by_key(|s| std::cmp::Reverse((s.0, s.1, s.2)));
         // An empty file hides behind anything; it holds nothing that could be lost. Where it is being written it is shown: see `hidden`.
         let mut first = true;
@@ -83,24 +86,27 @@ pub fn view(elements: &[Element]) -> Vec<Shown<'_>> {
         if shown.len() > 1 && is_empty(&shown[0].3.what) {
             shown.remove(0);
         }
-        let main = shown[0].3.ino;
-        for (.., dot, other) in &mut shown[1..] {
-            other.tag = Some(tag(&other.what, other.ino));
-            if other.ino == main && !matches!(other.what, What::Dir) {
-                other.ino = derived_ino(other.ino, *dot);
+        // Versions of one file are several here, each with a number of its own.
+        for (at, (.., dot, other)) in shown.iter_mut().enumerate() {
+            other.tag = (at > 0).then(|| tag(&other.what, other.ino));
+            if matches!(other.what, What::File(_)) {
+                if numbers.contains(&other.ino) {
+                    other.ino = derived_ino(other.ino, *dot);
+                }
+                numbers.push(other.ino);
             }
         }
     }
     shown.into_iter().map(|(.., shown)| shown).collect()
 }
 
-/// The empty file with this number that hides behind something else, and the tag of its conflict name if it is to be shown.
-/// Somebody may be writing it, which no element tells.
+/// The file with this number that is not shown, and the tag of its conflict name if it is to be: an empty one behind something else,
+/// or one whose content another file has too. Somebody may be writing it, which no element tells.
 pub fn hidden(elements: &[Element], of: Ino) -> Option<(FileParts<'_>, u32)> {
     let content = elements.iter().find(|e| matches!(&e.body, Body::Content { ino, .. } if *ino == of))?;
     let parts = parts(elements, of, content);
     let is_shown = view(elements).iter().any(|shown| shown.ino == of);
-    (!is_shown && *parts.data() == Data::Empty).then(|| (parts, tag(&What::File(parts), of)))
+    (!is_shown).then(|| (parts, tag(&What::File(parts), of)))
 }
 
 /// The winner among the contents of an inode kept on its own, and the others.
@@ -149,7 +155,7 @@ fn tag(what: &What<'_>, ino: Ino) -> u32 {
 }
 
 /// Inode number of a conflict copy that shares its stored number with the shown node.
-fn derived_ino(ino: Ino, dot: Dot) -> Ino {
+pub fn derived_ino(ino: Ino, dot: Dot) -> Ino {
     Ino::from_bits(mix(mix(ino.0 ^ mix(dot.actor.0)) ^ dot.seq))
 }
 

@@ -15,6 +15,7 @@ mod model;
 mod open_files;
 mod power;
 mod reference;
+mod replicas;
 #[cfg(target_os = "linux")]
 mod small;
 mod unsynced;

@@ -125,12 +125,9 @@ impl Engine {
                     self.commit_locked(core)?;
                 }
                 let brought = core.ns.join(&theirs)?;
-                for (ino, dir, versions) in &brought.versions {
+                for (ino, versions) in &brought.versions {
                     if core.staged.has_met(*ino, versions) {
                         self.store.mark_met(*ino);
-                    }
-                    if core.staged.get(*ino).is_some() {
-                        core.ns.unhide(*ino, *dir)?;
                     }
                 }
                 Ok(Some(brought))

@@ -81,6 +81,7 @@ impl Engine {
     ) -> FsResult<T> {
         let mut core = self.core();
         let result = change(&mut core);
+        core.show_written();
         for (ino, old, new) in core.ns.take_renewed() {
             core.staged.renew_base(ino, old, new);
         }

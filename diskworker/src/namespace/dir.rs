@@ -1,6 +1,6 @@
 //! A decoded directory: its sets, and what is derived from them for quick answers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use delugefs_proto::codec::Leaf;
 use delugefs_proto::ids::Ino;
@@ -11,8 +11,10 @@ use crate::view::{self, Shown, What};
 /// See the module.
 pub(super) struct Dir {
     leaf: Leaf,
-    /// A name of every node in it.
-    by_ino: HashMap<Ino, Name>,
+    /// A name of every node in it, and whether that is a name of a link.
+    by_ino: HashMap<Ino, (Name, bool)>,
+    /// Numbers of files that more than one name has had: one was renamed or linked here and written there.
+    doubled: HashSet<Ino>,
     /// Conflict copies: shown name -> (name they lie under, tag).
     conflicts: BTreeMap<Name, (Name, u32)>,
     subdirs: u32,
@@ -22,8 +24,8 @@ pub(super) struct Dir {
 
 impl Dir {
     pub(super) fn new(leaf: Leaf) -> Self {
-        let mut dir =
-            Self { leaf: Leaf::new(), by_ino: HashMap::new(), conflicts: BTreeMap::new(), subdirs: 0, used: 0 };
+        let (by_ino, doubled, conflicts) = Default::default();
+        let mut dir = Self { leaf: Leaf::new(), by_ino, doubled, conflicts, subdirs: 0, used: 0 };
         for (name, elements) in &leaf {
             dir.index(name, elements);
         }
@@ -56,7 +58,38 @@ impl Dir {
     }
 
     pub(super) fn name_of(&self, ino: Ino) -> Option<&Name> {
-        self.by_ino.get(&ino)
+        self.by_ino.get(&ino).map(|(name, _)| name)
+    }
+
+    /// The files with this number that are to get another one: all but the latest, or all where links have it. Each by the name of its
+    /// set and its tag.
+    pub(super) fn namesakes(&self, ino: Ino) -> Vec<(Name, Option<u32>)> {
+        if !self.doubled.contains(&ino) {
+            return Vec::new();
+        }
+        let (mut files, mut is_linked) = (Vec::new(), false);
+        for (name, elements) in self.sets() {
+            for shown in view::view(elements).into_iter().filter(|shown| shown.ino == ino) {
+                match shown.what {
+                    What::File(parts) => files.push(((parts.content.hlc, parts.content.dot), name.clone(), shown.tag)),
+                    What::Link => is_linked = true,
+                    What::Dir => {}
+                }
+            }
+        }
+        files.sort_unstable();
+        if !is_linked {
+            files.pop();
+        }
+        files.into_iter().map(|(_, name, tag)| (name, tag)).collect()
+    }
+
+    /// A name that shows this number.
+    fn find(&self, ino: Ino) -> Option<(Name, bool)> {
+        self.sets().find_map(|(name, elements)| {
+            let shown = view::view(elements).into_iter().find(|shown| shown.ino == ino)?;
+            Some((shown_name(name, &shown), shown.what == What::Link))
+        })
     }
 
     /// Where the node shown under a name lies: the name of its set, and its tag.
@@ -65,6 +98,11 @@ impl Dir {
             return Some((name.clone(), None));
         }
         self.conflicts.get(name).map(|(base, tag)| (base.clone(), Some(*tag)))
+    }
+
+    /// The name whose set shows a conflict copy under this name, whatever else is there.
+    pub(super) fn base_of(&self, name: &Name) -> Option<&Name> {
+        self.conflicts.get(name).map(|(base, _)| base)
     }
 
     /// All sets but the header.
@@ -94,10 +132,14 @@ impl Dir {
 
     /// Set what lies under a name.
     pub(super) fn put(&mut self, name: Name, elements: Vec<Element>) {
+        let mut left = Vec::new();
         if let Some(old) = self.leaf.remove(&name) {
             for shown in view::view(&old) {
-                if self.by_ino.get(&shown.ino).is_some_and(|n| *n == shown_name(&name, &shown)) {
+                if self.name_of(shown.ino).is_some_and(|n| *n == shown_name(&name, &shown)) {
                     self.by_ino.remove(&shown.ino);
+                    if self.doubled.contains(&shown.ino) {
+                        left.push(shown.ino);
+                    }
                 }
                 if matches!(shown.what, What::Dir) {
                     self.subdirs -= 1;
@@ -110,6 +152,13 @@ impl Dir {
         if !elements.is_empty() {
             self.index(&name, &elements);
             self.leaf.insert(name, elements);
+        }
+        for ino in left {
+            if !self.by_ino.contains_key(&ino)
+                && let Some(found) = self.find(ino)
+            {
+                self.by_ino.insert(ino, found);
+            }
         }
     }
 
@@ -125,7 +174,11 @@ impl Dir {
             if matches!(shown.what, What::Dir) {
                 self.subdirs += 1;
             }
-            self.by_ino.insert(shown.ino, full);
+            let is_link = shown.what == What::Link;
+            if self.by_ino.get(&shown.ino).is_some_and(|(other, linked)| *other != full && !(is_link && *linked)) {
+                self.doubled.insert(shown.ino);
+            }
+            self.by_ino.insert(shown.ino, (full, is_link));
         }
     }
 }

@@ -111,6 +111,9 @@ impl Namespace {
             }
         }
         txn.set_times(&mut elements, ino, Some(mtime_ns), None);
+        if matches!(at, Located::Inode { .. }) {
+            self.renew_name(&mut txn, ino, &mut elements)?;
+        }
         txn.set(key, elements);
         self.apply(txn)?;
         if matches!(at, Located::Inode { .. }) {

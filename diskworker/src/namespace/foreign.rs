@@ -16,8 +16,8 @@ pub struct Brought {
     pub successions: Vec<Succession>,
     /// The contents outside the catalog that the changed keys have now.
     pub stored: Vec<ContentId>,
-    /// The inodes that the changed keys are about, the directory each has its name in, and the versions there are under that.
-    pub versions: Vec<(Ino, Ino, Vec<Dot>)>,
+    /// The versions that the changed keys have now, by each inode that they are about.
+    pub versions: Vec<(Ino, Vec<Dot>)>,
 }
 
 impl Namespace {
@@ -47,20 +47,17 @@ impl Namespace {
             Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
             _ => None,
         });
-        let versions = joined.changed.iter().flat_map(|(key, elements)| {
-            let dir = match key {
-                Key::Entry(dir, _) => *dir,
-                Key::Inode(_) => Ino(0),
-            };
+        let versions = joined.changed.values().flat_map(|elements| {
             let contents = || elements.iter().filter(|element| matches!(element.body, Body::Content { .. }));
             let dots: Vec<Dot> = contents().map(|element| element.dot).collect();
-            contents().filter_map(move |element| Some((element.body.ino()?, dir, dots.clone())))
+            contents().filter_map(move |element| Some((element.body.ino()?, dots.clone())))
         });
         let (stored, versions) = (stored.collect(), versions.collect());
         Ok(Brought { stored, versions, successions: joined.successions })
     }
 
-    /// Give every directory that the join touched exactly one place, and every version of a file with several names a name. All replicas make the same decision from the same
+    /// Give every directory that the join touched exactly one place, every version of a file with several names a name, and
+    /// every file in a directory a number of its own. All replicas make the same decision from the same
     /// state; where two make it at once, the equal results merge into one.
     fn repair(&mut self, changed: &BTreeMap<Key, Vec<Element>>) -> FsResult<()> {
         let mut suspects: BTreeSet<Ino> = BTreeSet::new();
@@ -78,12 +75,44 @@ impl Namespace {
             self.repair_dir(ino)?;
         }
         for (key, elements) in changed {
-            if let Key::Inode(ino) = key
-                && view::contents(elements).len() > 1
-            {
-                let mut txn = self.txn();
-                self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;
-                self.apply(txn)?;
+            match key {
+                Key::Inode(ino) if view::contents(elements).len() > 1 => {
+                    let mut txn = self.txn();
+                    self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;
+                    self.apply(txn)?;
+                }
+                Key::Entry(dir, name) if !name.is_header() => {
+                    let base = self.dir(*dir)?.base_of(name).cloned();
+                    for name in base.into_iter().chain([name.clone()]) {
+                        if self.is_covered(*dir, &name)? {
+                            let mut txn = self.txn();
+                            self.settle_set(&mut txn, *dir, &name)?;
+                            self.apply(txn)?;
+                        }
+                    }
+                    for shown in view::view(elements) {
+                        self.renumber(shown.ino, *dir)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (key, elements) in changed {
+            match key {
+                Key::Inode(ino) => {
+                    for element in elements {
+                        if let Body::Ref { dir, name } = &element.body {
+                            self.drop_empty_link(*ino, *dir, name)?;
+                        }
+                    }
+                }
+                Key::Entry(dir, name) => {
+                    for element in elements {
+                        if let Body::Link { ino } = &element.body {
+                            self.drop_empty_link(*ino, *dir, name)?;
+                        }
+                    }
+                }
             }
         }
         Ok(())

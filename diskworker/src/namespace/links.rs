@@ -60,26 +60,11 @@ impl Namespace {
         Ok(at)
     }
 
-    /// A file in this directory that is being written, and that is empty as far as its record says: if something that has come under its
-    /// name hides it, it becomes a file of its own under a conflict name. `None` when it is not hidden, or not there.
-    pub fn unhide(&mut self, ino: Ino, dir: Ino) -> FsResult<Option<Located>> {
-        if !dir.is_storable() || self.dir(dir)?.name_of(ino).is_some() {
-            return Ok(None);
-        }
-        let sets = self.dir(dir)?.sets();
-        let Some((name, set)) = sets.into_iter().find(|(_, set)| view::hidden(set, ino).is_some()) else {
-            return Ok(None);
-        };
-        let (name, mut set) = (name.clone(), set.clone());
-        let mut txn = self.txn();
-        let Some((parts, tag)) = view::hidden(&set, ino) else { return Ok(None) };
-        let full = view::conflict_name(&name, tag);
-        txn.renewed.push((ino, parts.content.dot));
-        txn.set(Key::Entry(dir, full.clone()), copied(&txn, &parts, ino));
-        set.retain(|e| e.body.ino() != Some(ino));
-        txn.set(Key::Entry(dir, name), set);
-        self.apply(txn)?;
-        Ok(Some(Located::File { dir, name: full, tag: None, ino }))
+    /// Put elements under a name beside what is there: a file of that very name may have been made of an earlier version.
+    pub(super) fn add(&mut self, txn: &mut Txn, key: Key, mut elements: Vec<Element>) -> FsResult<()> {
+        elements.extend(self.set_in(txn, &key)?);
+        txn.set(key, elements);
+        Ok(())
     }
 
     /// A set as this change leaves it.
@@ -119,17 +104,18 @@ impl Namespace {
             let full = view::conflict_name(name, copy.tag.unwrap_or_default());
             let key = Key::Entry(dir, full.clone());
             match &copy.what {
-                What::File(parts) => txn.set(key, copied(txn, parts, copy.ino)),
+                What::File(parts) => self.add(txn, key, copied(txn, parts, copy.ino))?,
                 What::Dir => {
-                    txn.set(key, vec![txn.element(Body::Dir { ino: copy.ino })]);
+                    self.add(txn, key, vec![txn.element(Body::Dir { ino: copy.ino })])?;
                     let mut header = self.dir(copy.ino)?.header().to_vec();
                     super::rename::set_home(txn, &mut header, dir, &full);
                     txn.set(Key::header(copy.ino), header);
                 }
                 What::Link => {
-                    txn.set(key, vec![txn.element(Body::Link { ino: copy.ino })]);
+                    self.add(txn, key, vec![txn.element(Body::Link { ino: copy.ino })])?;
                     let mut inode = self.inode(copy.ino)?.to_vec();
                     replace_ref(txn, &mut inode, (dir, name), Some((dir, &full)));
+                    renew(txn, &mut inode);
                     txn.set(Key::Inode(copy.ino), inode);
                 }
             }
@@ -162,7 +148,7 @@ impl Namespace {
             let mut rest = set.clone();
             for copy in &contents[1..] {
                 if let (What::File(parts), Some(tag)) = (&copy.what, copy.tag) {
-                    txn.set(Key::Entry(dir, view::conflict_name(&name, tag)), copied(txn, parts, copy.ino));
+                    self.add(txn, Key::Entry(dir, view::conflict_name(&name, tag)), copied(txn, parts, copy.ino))?;
                     rest.retain(|e| e != parts.content);
                 }
             }
@@ -172,8 +158,26 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// One name of a file that has several is as new as its content: it outlives a removal elsewhere, as what is written does.
+    pub(super) fn renew_name(&mut self, txn: &mut Txn, ino: Ino, inode: &mut [Element]) -> FsResult<()> {
+        let Some((element, dir, name)) = inode.iter_mut().find_map(|e| match e.body.clone() {
+            Body::Ref { dir, name } => Some((e, dir, name)),
+            _ => None,
+        }) else {
+            return Ok(());
+        };
+        element.dot = txn.dot;
+        let key = Key::Entry(dir, name);
+        let mut entry = self.set_in(txn, &key)?;
+        entry.iter_mut().filter(|e| e.body == Body::Link { ino }).for_each(|e| e.dot = txn.dot);
+        txn.set(key, entry);
+        Ok(())
+    }
+}
+
 /// A conflict copy as a file of its own: everything with a new dot, but the times it had.
-fn copied(txn: &Txn, parts: &view::FileParts<'_>, ino: Ino) -> Vec<Element> {
+pub(super) fn copied(txn: &Txn, parts: &view::FileParts<'_>, ino: Ino) -> Vec<Element> {
     let with_ino = |body: &Body| match body.clone() {
         Body::Content { data, .. } => Body::Content { ino, data },
         Body::Attrs { perm, xattrs, .. } => Body::Attrs { ino, perm, xattrs },

@@ -132,6 +132,7 @@ impl Namespace {
                 let mut inode = self.set_in(txn, &Key::Inode(ino))?;
                 txn.after(&inode);
                 replace_ref(txn, &mut inode, from, Some(to));
+                renew(txn, &mut inode); // its last name may be removed elsewhere meanwhile, and all it is with that
                 txn.set_times(&mut inode, ino, None, None);
                 txn.set(Key::Inode(ino), inode);
                 elements = vec![txn.element(Body::Link { ino })];

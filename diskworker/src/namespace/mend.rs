@@ -1,0 +1,95 @@
+//! What changes on several hosts at once can leave under names, mended: files that are written and that nothing shows, two files
+//! with one number, names of files without a version, copies behind other files. All hosts that see one of these do the same, and what
+//! several make of it is one.
+
+use delugefs_proto::errno::FsResult;
+use delugefs_proto::ids::Ino;
+use delugefs_proto::record::{Body, Element, Key, Name};
+
+use super::links::copied;
+use super::{Located, Namespace};
+use crate::view::{self, What};
+
+impl Namespace {
+    /// A file in this directory that is being written: if something that has come under its name hides it, since it is empty as far as
+    /// its record says or has the same content, it becomes a file of its own under a conflict name. `None` when it is not hidden, or
+    /// not there.
+    pub fn unhide(&mut self, ino: Ino, dir: Ino) -> FsResult<Option<Located>> {
+        if !dir.is_storable() || self.dir(dir)?.name_of(ino).is_some() {
+            return Ok(None);
+        }
+        let sets = self.dir(dir)?.sets();
+        let Some((name, set)) = sets.into_iter().find(|(_, set)| view::hidden(set, ino).is_some()) else {
+            return Ok(None);
+        };
+        let (name, mut set) = (name.clone(), set.clone());
+        let mut txn = self.txn();
+        let Some((parts, tag)) = view::hidden(&set, ino) else { return Ok(None) };
+        let full = view::conflict_name(&name, tag);
+        txn.renewed.push((ino, parts.content.dot));
+        let elements = copied(&txn, &parts, ino);
+        self.add(&mut txn, Key::Entry(dir, full.clone()), elements)?;
+        set.retain(|e| e.body.ino() != Some(ino));
+        txn.set(Key::Entry(dir, name), set);
+        self.apply(txn)?;
+        Ok(Some(Located::File { dir, name: full, tag: None, ino }))
+    }
+
+    /// Of several files with one number in a directory the latest keeps it: one was renamed on one host while it was written on
+    /// another, so that both are there. Opened by its number one of them would be shown for the other. All hosts decide alike, and
+    /// what several make of it is one.
+    pub(super) fn renumber(&mut self, ino: Ino, dir: Ino) -> FsResult<()> {
+        for (name, tag) in self.dir(dir)?.namesakes(ino) {
+            let mut txn = self.txn();
+            let mut set = self.dir(dir)?.get(&name).to_vec();
+            let before = set.clone();
+            let shown = view::view(&before);
+            let Some(What::File(parts)) = shown.iter().find(|s| s.ino == ino && s.tag == tag).map(|s| &s.what) else {
+                continue;
+            };
+            let elements = copied(&txn, parts, view::derived_ino(ino, parts.content.dot));
+            let has_version = |e: &Element| matches!(&e.body, Body::Content { ino, .. } if *ino == parts.stored_ino);
+            set.retain(|e| e != parts.content);
+            if !set.iter().any(has_version) {
+                set.retain(|e| {
+                    e.body.ino() != Some(parts.stored_ino) || matches!(e.body, Body::Link { .. } | Body::Dir { .. })
+                });
+            }
+            match tag {
+                None => set.extend(elements),
+                Some(tag) => self.add(&mut txn, Key::Entry(dir, view::conflict_name(&name, tag)), elements)?,
+            }
+            txn.set(Key::Entry(dir, name), set);
+            self.apply(txn)?;
+        }
+        Ok(())
+    }
+
+    /// A name of a file with several that has no version any more: its last one was removed by somebody who knew of no other. What is
+    /// left of it goes too: it could be neither looked at nor removed.
+    pub(super) fn drop_empty_link(&mut self, ino: Ino, dir: Ino, name: &Name) -> FsResult<()> {
+        if self.inode(ino)?.iter().any(|e| matches!(e.body, Body::Content { .. })) {
+            return Ok(());
+        }
+        let mut set = self.dir(dir)?.get(name).to_vec();
+        let before = set.len();
+        set.retain(|e| e.body != Body::Link { ino });
+        if set.len() == before || self.live_dir(dir).is_err() {
+            return Ok(());
+        }
+        let mut txn = self.txn();
+        txn.set(Key::Entry(dir, name.clone()), set);
+        txn.set(Key::Inode(ino), Vec::new());
+        // It leaves an element of its own by that, as every change must.
+        self.touch_dir(&mut txn, dir)?;
+        self.apply(txn)
+    }
+
+    /// Whether a conflict copy from this name has the name of a file of its own, which is shown in its place.
+    pub(super) fn is_covered(&mut self, dir: Ino, name: &Name) -> FsResult<bool> {
+        let dir = self.dir(dir)?;
+        let tags = view::view(dir.get(name)).into_iter().filter_map(|shown| shown.tag);
+        let names: Vec<Name> = tags.map(|tag| view::conflict_name(name, tag)).collect();
+        Ok(names.iter().any(|name| !view::view(dir.get(name)).is_empty()))
+    }
+}
