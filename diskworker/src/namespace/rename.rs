@@ -120,13 +120,18 @@ impl Namespace {
         from: (Ino, &Name),
         to: (Ino, &Name),
     ) -> FsResult<()> {
-        match elements.first().map(|e| e.body.clone()) {
+        // What hides behind it goes along: somebody may be writing it.
+        let is_place = |e: &Element| matches!(e.body, Body::Dir { .. } | Body::Link { .. });
+        let mut hidden: Vec<Element> = elements.iter().filter(|e| !is_place(e)).cloned().collect();
+        match elements.iter().find(|e| is_place(e)).or(elements.first()).map(|e| e.body.clone()) {
             Some(Body::Dir { ino }) => {
                 let mut header = self.set_in(txn, &Key::header(ino))?;
                 txn.after(&header);
                 set_home(txn, &mut header, to.0, to.1);
                 txn.set(Key::header(ino), header);
-                elements = vec![txn.element(Body::Dir { ino })];
+                renew(txn, &mut hidden);
+                hidden.push(txn.element(Body::Dir { ino }));
+                elements = hidden;
             }
             Some(Body::Link { ino }) => {
                 let mut inode = self.set_in(txn, &Key::Inode(ino))?;
@@ -135,7 +140,9 @@ impl Namespace {
                 renew(txn, &mut inode); // its last name may be removed elsewhere meanwhile, and all it is with that
                 txn.set_times(&mut inode, ino, None, None);
                 txn.set(Key::Inode(ino), inode);
-                elements = vec![txn.element(Body::Link { ino })];
+                renew(txn, &mut hidden);
+                hidden.push(txn.element(Body::Link { ino }));
+                elements = hidden;
             }
             Some(body) => {
                 renew(txn, &mut elements);
