@@ -105,16 +105,26 @@ impl Journal {
         let mut first_lsns: Vec<u64> = names.iter().filter_map(|name| segment::first_lsn(name)).collect();
         first_lsns.sort_unstable();
         let mut changes = Vec::new();
-        let mut damage = None;
+        let (mut damage, mut is_cut) = (None, false);
         let mut next_lsn = first_lsns.first().map_or(1, |lsn| *lsn);
         let mut old = Vec::with_capacity(first_lsns.len());
         for first_lsn in first_lsns {
-            // A segment begun after an unclean start jumps ahead (below); its writer knew all that could be read before.
+            // A segment begun after an unclean start jumps ahead (below); its writer knew all that could be read before. One that
+            // follows closer is of the same life as the one before, which has lost its end: a change must not be taken without
+            // those before it, nor was any behind a loss ever said to be on stable storage.
+            let gap = first_lsn.saturating_sub(next_lsn);
+            is_cut = gap < LSN_JUMP && (is_cut || gap > 0);
             next_lsn = next_lsn.max(first_lsn);
             let name = segment::name(first_lsn);
             let file = os::open_file(&dir, &name, OFlag::O_RDWR).map_err(io("open"))?;
             let mut end = 0;
-            if let Err(why) = record::replay(&file, &mut end, &mut next_lsn, &mut changes) {
+            let mut behind = Vec::new();
+            let into = if is_cut { &mut behind } else { &mut changes };
+            let replayed = record::replay(&file, &mut end, &mut next_lsn, into);
+            if !behind.is_empty() {
+                damage = Some(format!("journal: {} changes in {name} follow on lost ones", behind.len()));
+            }
+            if let Err(why) = replayed {
                 match why {
                     record::End::Damaged(text) => damage = Some(format!("journal: {text} in {name}")),
                     record::End::Newer(lsn) => return Err(JournalError::Newer { lsn }),
@@ -311,6 +321,30 @@ mod tests {
         assert_eq!(numbers, [9, 10]);
         assert!(third.clean && third.damage.is_none());
         assert_ne!(third.actor, again.actor, "a new writer after a clean stop too: it may be an older state");
+    }
+
+    /// The end of a segment did not reach the disk, and the one begun after it did.
+    #[test]
+    fn nothing_is_taken_without_what_was_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        (0..5).for_each(|n| journal.append(&change(n)).unwrap());
+        let first = segment::name(journal.inner.lock().current.first_lsn);
+        journal.rotate().unwrap();
+        (5..8).for_each(|n| journal.append(&change(n)).unwrap());
+        drop(journal);
+        let path = dir.path().join(first);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(6).position(|six| six == b"blob 3").unwrap();
+        bytes[at..].fill(0);
+        std::fs::write(&path, bytes).unwrap();
+        let (journal, recovered, numbers) = found(dir.path());
+        assert_eq!(numbers, [0, 1, 2]);
+        assert!(recovered.damage.is_some(), "{:?}", recovered.damage);
+        // The next life begins far behind that, and goes on from what was taken.
+        journal.append(&change(3)).unwrap();
+        drop(journal);
+        assert_eq!(found(dir.path()).2, [0, 1, 2, 3]);
     }
 
     #[test]

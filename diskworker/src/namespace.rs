@@ -74,6 +74,8 @@ pub struct Namespace {
     touched: Touched,
     /// Contents that got a new dot and are the same: file, old dot, new dot. Until the engine takes it.
     renewed: Vec<(Ino, Dot, Dot)>,
+    /// Keys that a join has changed, and after which something failed.
+    unmended: Vec<Key>,
 }
 
 /// What changes touched, for the mounts.
@@ -141,6 +143,7 @@ impl Namespace {
             removed_dirs: HashSet::new(),
             touched: Touched::default(),
             renewed: Vec::new(),
+            unmended: Vec::new(),
         }
     }
 
@@ -156,7 +159,14 @@ impl Namespace {
 
     /// What was touched since the last call.
     pub fn take_touched(&mut self) -> Touched {
-        std::mem::take(&mut self.touched)
+        let mut touched = std::mem::take(&mut self.touched);
+        for (names, inos) in touched.0.values_mut() {
+            names.sort_unstable();
+            names.dedup();
+            inos.sort_unstable();
+            inos.dedup();
+        }
+        touched
     }
 
     /// The directories and inodes touched since then that match.
@@ -265,7 +275,9 @@ impl Namespace {
         for elements in change.sets.values() {
             elements.iter().for_each(|element| self.ctx.advance(element.dot));
         }
-        for (key, elements) in change.sets {
+        // Names that go first: what is renamed would else be there twice for a moment.
+        let (gone, set): (Vec<_>, Vec<_>) = change.sets.into_iter().partition(|(_, elements)| elements.is_empty());
+        for (key, elements) in gone.into_iter().chain(set) {
             self.note(&key, &elements);
             match &key {
                 Key::Entry(ino, name) => {
@@ -296,15 +308,11 @@ impl Namespace {
                 let (names, inos) = self.touched.0.entry(*dir).or_default();
                 inos.extend(old.iter().flatten().map(|(_, ino)| *ino));
                 inos.extend(new);
-                inos.sort_unstable();
-                inos.dedup();
                 match old {
                     // Names that are what they were need not be looked up again, as after every seal of a written file.
                     Some(old) => names.extend(old.symmetric_difference(&now).map(|(name, _)| name.clone())),
                     None => names.extend(now.into_iter().map(|(name, _)| name).chain([name.clone()])),
                 }
-                names.sort_unstable();
-                names.dedup();
             }
             Key::Inode(ino) => self.touched.node(Ino(0), *ino),
         }

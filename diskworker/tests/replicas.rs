@@ -16,6 +16,8 @@ use crate::disk::{Disk, Posix, SESSION};
 const DISKS: usize = 3;
 const STEPS: usize = 70;
 const SEEDS: u64 = 25;
+/// Whose all files are.
+const OWNER: u32 = 77;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// An open file.
@@ -89,7 +91,8 @@ impl World {
         let is_new = !self.shown(disk).contains_key(&name);
         let engine = self.disks[disk].engine().clone();
         let (ino, before, opened) = if is_new {
-            let q = pb::Create { dir: Ino::ROOT.0, name: name.clone().into(), mode: 0o644, ..Default::default() };
+            let q =
+                pb::Create { dir: Ino::ROOT.0, name: name.clone().into(), mode: 0o644, uid: OWNER, gid: OWNER, ino: 0 };
             let (answer, opening) = engine.create(SESSION, false, &q).unwrap();
             (answer.node.unwrap().ino, None, opening)
         } else {
@@ -229,6 +232,10 @@ impl World {
                 self.take(from, to);
             }
         }
+        let commits: BTreeSet<_> = self.disks.iter().map(|disk| disk.engine().committed().commit).collect();
+        assert_eq!(commits.len(), 1, "they do not come to an end");
+        let owners = |disk: &Disk| disk.engine().list(Ino::ROOT.0).unwrap().into_iter().map(|(_, attr)| attr.uid);
+        assert!(owners(&self.disks[0]).all(|uid| uid == OWNER), "attributes are lost");
         let shown: Vec<_> = (0..DISKS).map(|disk| self.shown(disk)).collect();
         assert!(shown.windows(2).all(|pair| pair[0] == pair[1]), "they show different things: {shown:#?}");
         let texts: BTreeSet<String> = shown[0].values().map(|(_, text)| text.clone()).collect();

@@ -127,6 +127,9 @@ impl Engine {
             return self.set_cramped(&before, false);
         }
         let is_urgent = before.bytes > before.limit;
+        if !is_urgent {
+            self.set_cramped(&before, false);
+        }
         let mut dropping = self.cramped.dropping.lock();
         let commit = *self.published.borrow();
         if !dropping.is_due(commit, is_urgent) {

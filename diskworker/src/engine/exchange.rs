@@ -115,7 +115,7 @@ impl Engine {
         })?;
         for attempt in 0.. {
             self.commit()?;
-            let _one = self.commit_lock.lock();
+            let one = self.commit_lock.lock();
             let joined = self.change(None, |core| {
                 // Changed again between the commit and here: commit that first.
                 if core.ns.is_dirty() {
@@ -136,11 +136,12 @@ impl Engine {
                 for step in &brought.successions {
                     self.store.note_version(step.ino, step.newer, step.older);
                 }
+                self.publish_commit();
+                drop(one);
                 // What had no file here any more may have one there: it must not go when room is needed.
                 if let Err(error) = self.store.take_back_all(&brought.stored) {
                     tracing::warn!("what is needed again is still in the trash: {error}");
                 }
-                self.publish_commit();
                 break;
             }
         }

@@ -364,6 +364,11 @@ impl Core {
         ctime_ns: i64,
     ) -> FsResult<()> {
         let at = self.ns.settle_copy(at)?;
+        for (ino, old, new) in self.ns.take_renewed() {
+            self.staged.renew_base(ino, old, new);
+        }
+        let renewed = self.staged.get(ino).map(|staged| staged.base.clone());
+        let base = renewed.as_ref().map_or(base, Option::as_deref);
         let before = self.ns.content_dots(&at)?;
         self.ns.set_content(at.clone(), content, base, mtime_ns, ctime_ns)?;
         let after = self.ns.content_dots(&at)?;

@@ -24,7 +24,7 @@ const PROMISE: Duration = Duration::from_secs(600);
 /// Longest promise that we give.
 const PROMISE_MAX: Duration = Duration::from_secs(3600);
 /// A disk that is asked for one waits for the asker's state so long.
-const FOLLOWS: Duration = Duration::from_secs(3);
+const FOLLOWS: Duration = Duration::from_secs(8);
 /// For one answer.
 const ANSWER: Duration = Duration::from_secs(10);
 

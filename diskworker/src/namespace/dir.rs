@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use delugefs_proto::codec::Leaf;
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Element, Name};
+use delugefs_proto::record::{Dot, Element, Hlc, Name};
 
 use crate::view::{self, Shown, What};
 
@@ -61,27 +61,36 @@ impl Dir {
         self.by_ino.get(&ino).map(|(name, _)| name)
     }
 
-    /// The files with this number that are to get another one: all but the latest, or all where links have it. Each by the name of its
-    /// set and its tag.
-    pub(super) fn namesakes(&self, ino: Ino) -> Vec<(Name, Option<u32>)> {
-        if !self.doubled.contains(&ino) {
+    /// The files that are to get another number, of all that share one: all but the latest, or all where links have it. Each by its
+    /// number, the name of its set and its tag.
+    pub(super) fn namesakes(&mut self) -> Vec<(Ino, Name, Option<u32>)> {
+        if self.doubled.is_empty() {
             return Vec::new();
         }
-        let (mut files, mut is_linked) = (Vec::new(), false);
-        for (name, elements) in self.sets() {
-            for shown in view::view(elements).into_iter().filter(|shown| shown.ino == ino) {
+        /// The files that have a number, the latest last once they are sorted, and whether links have it too.
+        type Holders = (Vec<((Hlc, Dot), Name, Option<u32>)>, bool);
+        let mut of_number: HashMap<Ino, Holders> = HashMap::new();
+        for (name, elements) in self.leaf.iter().filter(|(name, _)| !name.is_header()) {
+            for shown in view::view(elements).into_iter().filter(|shown| self.doubled.contains(&shown.ino)) {
+                let (files, is_linked) = of_number.entry(shown.ino).or_default();
                 match shown.what {
                     What::File(parts) => files.push(((parts.content.hlc, parts.content.dot), name.clone(), shown.tag)),
-                    What::Link => is_linked = true,
+                    What::Link => *is_linked = true,
                     What::Dir => {}
                 }
             }
         }
-        files.sort_unstable();
-        if !is_linked {
-            files.pop();
+        self.doubled
+            .retain(|ino| of_number.get(ino).is_some_and(|(files, linked)| files.len() + usize::from(*linked) > 1));
+        let mut losers = Vec::new();
+        for (ino, (mut files, is_linked)) in of_number {
+            files.sort_unstable();
+            if !is_linked {
+                files.pop();
+            }
+            losers.extend(files.into_iter().map(|(_, name, tag)| (ino, name, tag)));
         }
-        files.into_iter().map(|(_, name, tag)| (name, tag)).collect()
+        losers
     }
 
     /// A name that shows this number.
@@ -154,10 +163,11 @@ impl Dir {
             self.leaf.insert(name, elements);
         }
         for ino in left {
-            if !self.by_ino.contains_key(&ino)
-                && let Some(found) = self.find(ino)
-            {
-                self.by_ino.insert(ino, found);
+            if !self.by_ino.contains_key(&ino) {
+                match self.find(ino) {
+                    Some(found) => drop(self.by_ino.insert(ino, found)),
+                    None => drop(self.doubled.remove(&ino)),
+                }
             }
         }
     }

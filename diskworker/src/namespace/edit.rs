@@ -7,7 +7,7 @@ use delugefs_proto::limits::INLINE_MAX_BYTES;
 use delugefs_proto::record::{Body, Data, Dot, Element, Hlc, Key, Perm, Xattrs};
 
 use super::{Located, Namespace, Node, Txn, node};
-use crate::view;
+use crate::view::{self, What};
 
 /// What setattr changes; `None` leaves it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,14 +62,25 @@ impl Namespace {
         self.node(&at)
     }
 
-    /// The versions of a file's content: what a writer who opens it now is about to replace.
+    /// The versions of a file's content: what a writer who opens it now is about to replace. Also other files under its name that have the
+    /// same content, but not those that hide behind it: somebody may be writing them.
     pub fn content_dots(&mut self, at: &Located) -> FsResult<Vec<Dot>> {
         let (key, _) = self.key_of(at)?;
         let elements = match &key {
             Key::Entry(dir, name) => self.dir(*dir)?.get(name),
             Key::Inode(ino) => self.inode(*ino)?,
         };
-        Ok(elements.iter().filter(|e| matches!(e.body, Body::Content { .. })).map(|e| e.dot).collect())
+        let shown = view::view(elements);
+        let parts = match at {
+            Located::File { tag, .. } => shown.iter().find(|shown| shown.tag == *tag).map(|shown| &shown.what),
+            _ => None,
+        };
+        let is_of = |e: &&Element| match (&e.body, parts) {
+            (Body::Content { ino, data }, Some(What::File(parts))) => *ino == parts.stored_ino || data == parts.data(),
+            (Body::Content { .. }, _) => true,
+            _ => false,
+        };
+        Ok(elements.iter().filter(is_of).map(|e| e.dot).collect())
     }
 
     /// A file has new content, written at `mtime_ns` and last touched at `ctime_ns`. It replaces the versions in

@@ -42,12 +42,26 @@ impl Namespace {
                 Key::Inode(ino) => drop(self.inodes.remove(ino)),
             }
         }
-        self.repair(&joined.changed)?;
-        let stored = joined.changed.values().flatten().filter_map(|element| match &element.body {
+        // What could not be mended last time, as on a full disk, is looked at again with this.
+        let mut changed = joined.changed;
+        for key in std::mem::take(&mut self.unmended) {
+            let now = match &key {
+                Key::Entry(dir, name) => self.dir(*dir).map(|dir| dir.get(name).to_vec()),
+                Key::Inode(ino) => self.inode(*ino).map(<[Element]>::to_vec),
+            };
+            if let Ok(elements) = now {
+                changed.entry(key).or_insert(elements);
+            }
+        }
+        if let Err(error) = self.repair(&changed) {
+            tracing::error!("what changed at once on several hosts is not all shown: {error}");
+            self.unmended = changed.keys().cloned().collect();
+        }
+        let stored = changed.values().flatten().filter_map(|element| match &element.body {
             Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
             _ => None,
         });
-        let versions = joined.changed.values().flat_map(|elements| {
+        let versions = changed.values().flat_map(|elements| {
             let contents = || elements.iter().filter(|element| matches!(element.body, Body::Content { .. }));
             let dots: Vec<Dot> = contents().map(|element| element.dot).collect();
             contents().filter_map(move |element| Some((element.body.ino()?, dots.clone())))
@@ -90,12 +104,14 @@ impl Namespace {
                             self.apply(txn)?;
                         }
                     }
-                    for shown in view::view(elements) {
-                        self.renumber(shown.ino, *dir)?;
-                    }
                 }
                 _ => {}
             }
+        }
+        let dirs: BTreeSet<Ino> =
+            changed.keys().filter_map(|key| if let Key::Entry(dir, _) = key { Some(*dir) } else { None }).collect();
+        for dir in dirs {
+            self.renumber(dir)?;
         }
         for (key, elements) in changed {
             match key {

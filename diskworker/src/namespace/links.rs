@@ -104,7 +104,10 @@ impl Namespace {
             let full = view::conflict_name(name, copy.tag.unwrap_or_default());
             let key = Key::Entry(dir, full.clone());
             match &copy.what {
-                What::File(parts) => self.add(txn, key, copied(txn, parts, copy.ino))?,
+                What::File(parts) => {
+                    txn.renewed.push((copy.ino, parts.content.dot));
+                    self.add(txn, key, copied(txn, parts, copy.ino))?;
+                }
                 What::Dir => {
                     self.add(txn, key, vec![txn.element(Body::Dir { ino: copy.ino })])?;
                     let mut header = self.dir(copy.ino)?.header().to_vec();
@@ -121,13 +124,27 @@ impl Namespace {
             }
         }
         let main = shown[0].ino;
+        // What hides behind all of these stays: somebody may be writing it.
+        let is_shown = |ino: Ino| shown.iter().any(|s| matches!(&s.what, What::File(parts) if parts.stored_ino == ino));
+        let written = |e: &&Element| matches!(e.body, Body::Content { .. });
+        let hidden: Vec<Ino> =
+            set.iter().filter(written).filter_map(|e| e.body.ino()).filter(|i| !is_shown(*i)).collect();
+        let is_place = |e: &Element| matches!(e.body, Body::Link { .. } | Body::Dir { .. });
         let mut rest = set.clone();
         rest.retain(|e| match (&shown[0].what, &e.body) {
-            (What::File(parts), Body::Content { .. }) => e == parts.content,
+            (_, body) if !is_place(e) && body.ino().is_some_and(|ino| hidden.contains(&ino)) => true,
+            (What::File(parts), Body::Content { .. }) => e == parts.content && parts.stored_ino == main,
             (What::Dir, Body::Dir { ino }) | (What::Link, Body::Link { ino }) => *ino == main,
-            (What::File(_), body) => body.ino() == Some(main) && !matches!(body, Body::Link { .. } | Body::Dir { .. }),
+            (What::File(_), body) => body.ino() == Some(main) && !is_place(e),
             _ => false,
         });
+        // It has another number than it is stored with where a link has that one.
+        if let What::File(parts) = &shown[0].what
+            && parts.stored_ino != main
+        {
+            txn.renewed.push((main, parts.content.dot));
+            rest.extend(copied(txn, parts, main));
+        }
         txn.set(Key::Entry(dir, name.clone()), rest);
         Ok(())
     }
@@ -148,6 +165,7 @@ impl Namespace {
             let mut rest = set.clone();
             for copy in &contents[1..] {
                 if let (What::File(parts), Some(tag)) = (&copy.what, copy.tag) {
+                    txn.renewed.push((copy.ino, parts.content.dot));
                     self.add(txn, Key::Entry(dir, view::conflict_name(&name, tag)), copied(txn, parts, copy.ino))?;
                     rest.retain(|e| e != parts.content);
                 }

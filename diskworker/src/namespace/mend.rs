@@ -6,6 +6,7 @@ use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Element, Key, Name};
 
+use super::dir::Dir;
 use super::links::copied;
 use super::{Located, Namespace};
 use crate::view::{self, What};
@@ -38,8 +39,10 @@ impl Namespace {
     /// Of several files with one number in a directory the latest keeps it: one was renamed on one host while it was written on
     /// another, so that both are there. Opened by its number one of them would be shown for the other. All hosts decide alike, and
     /// what several make of it is one.
-    pub(super) fn renumber(&mut self, ino: Ino, dir: Ino) -> FsResult<()> {
-        for (name, tag) in self.dir(dir)?.namesakes(ino) {
+    pub(super) fn renumber(&mut self, dir: Ino) -> FsResult<()> {
+        self.dir(dir)?; // loads it
+        let namesakes = self.dirs.get_mut(&dir).map(Dir::namesakes);
+        for (ino, name, tag) in namesakes.unwrap_or_default() {
             let mut txn = self.txn();
             let mut set = self.dir(dir)?.get(&name).to_vec();
             let before = set.clone();
@@ -47,7 +50,9 @@ impl Namespace {
             let Some(What::File(parts)) = shown.iter().find(|s| s.ino == ino && s.tag == tag).map(|s| &s.what) else {
                 continue;
             };
-            let elements = copied(&txn, parts, view::derived_ino(ino, parts.content.dot));
+            let number = view::derived_ino(ino, parts.content.dot);
+            txn.renewed.push((number, parts.content.dot));
+            let elements = copied(&txn, parts, number);
             let has_version = |e: &Element| matches!(&e.body, Body::Content { ino, .. } if *ino == parts.stored_ino);
             set.retain(|e| e != parts.content);
             if !set.iter().any(has_version) {

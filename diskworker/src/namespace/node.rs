@@ -1,5 +1,7 @@
 //! A node as users see it: what stat(2) needs, put together from elements.
 
+use std::collections::BTreeSet;
+
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb;
@@ -117,7 +119,10 @@ impl Namespace {
             Located::Inode { ino, dir } => {
                 let (ino, dir) = (*ino, *dir);
                 let elements = self.inode(ino)?;
-                let nlink = elements.iter().filter(|e| matches!(e.body, Body::Ref { .. })).count() as u32;
+                // Two hosts may have made one reference anew at once.
+                let names: BTreeSet<&Body> =
+                    elements.iter().map(|e| &e.body).filter(|body| matches!(body, Body::Ref { .. })).collect();
+                let nlink = names.len() as u32;
                 match view::contents(elements).first() {
                     Some(parts) => Ok(of_file(parts, ino, dir, nlink)),
                     None => Err(damaged(ino)),
