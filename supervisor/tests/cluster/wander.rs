@@ -37,6 +37,10 @@ fn a_disk_that_comes_back_on_another_host_brings_what_only_it_has() {
     };
     wait_for("its names and holdings", || lab.logs(), || [0, 2].iter().all(|at| only_there(&lab, *at)));
 
+    // Closed before the others, and perhaps recorded after them.
+    for at in [0, 2] {
+        wait_for_content(&lab, &lab.hosts[at].file("one/note"), &bytes(100));
+    }
     lab.hosts[1].kill();
     lab.wait_for_peers(&[0, 2], 1);
     // What is in the catalog is everywhere. The rest is known to be on a disk that is away, and an error.
@@ -49,7 +53,9 @@ fn a_disk_that_comes_back_on_another_host_brings_what_only_it_has() {
         }
     });
     for at in [0, 2] {
-        assert!(fs::read(lab.hosts[at].file("one/note")).unwrap() == bytes(100));
+        let note = fs::read(lab.hosts[at].file("one/note")).unwrap();
+        let known = lab.hosts[at].json(&["whereis", lab.hosts[at].file("one/note").to_str().unwrap()]);
+        assert!(note == bytes(100), "{at}: {} bytes read, {known}", note.len());
         assert!(only_there(&lab, at));
         assert_eq!(place(&lab, at, &disk), (hosts[1].clone(), false));
     }
