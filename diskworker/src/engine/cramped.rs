@@ -37,6 +37,8 @@ pub(super) struct Cramped {
     pub told: AtomicU64,
     /// The percentage that new names are refused for; 0: they are taken.
     percent: AtomicU64,
+    /// Bytes of contents on the disk when they were needed last; 0 before that.
+    contents_bytes: AtomicU64,
     dropping: Mutex<Dropping>,
 }
 
@@ -91,10 +93,12 @@ impl Cramped {
 }
 
 impl Engine {
+    /// Without the contents, for which the disk may have to look at each once: minutes for a million where it turns.
     fn measure(&self) -> Option<Measure> {
         let bytes = self.core_catalog().packs_bytes().ok()?;
         let available = self.store.free_space().ok()?.available;
-        Some(Measure { bytes, limit: (bytes + available + self.store.usage().bytes) / SHARE })
+        let contents = self.cramped.contents_bytes.load(Ordering::Relaxed);
+        Some(Measure { bytes, limit: (bytes + available + contents) / SHARE })
     }
 
     fn set_cramped(&self, measure: &Measure, is_cramped: bool) {
@@ -110,19 +114,26 @@ impl Engine {
         }
     }
 
-    /// After a commit. Only when it is far beyond the limit this refuses names: else there may be something to drop.
+    /// After a commit, so with what is known of the contents. Only when it is far beyond the limit this refuses names: else there may be
+    /// something to drop.
     pub(super) fn measure_names(&self) {
         let Some(now) = self.measure() else { return };
         if now.bytes <= now.limit {
             self.set_cramped(&now, false);
-        } else if now.bytes > now.limit + now.limit / 2 {
+        } else if self.cramped.contents_bytes.load(Ordering::Relaxed) > 0 && now.bytes > now.limit + now.limit / 2 {
             self.set_cramped(&now, true);
         }
     }
 
     /// Drop what earlier states have left when the catalog is large, and see whether it is small enough then.
     pub(super) fn make_room_for_names(&self) {
-        let Some(before) = self.measure() else { return };
+        let Some(mut before) = self.measure() else { return };
+        if before.bytes > before.limit / 2 {
+            // One more than there are, since 0 says that nobody knows.
+            self.cramped.contents_bytes.store(self.store.usage().bytes + 1, Ordering::Relaxed);
+            let Some(again) = self.measure() else { return };
+            before = again;
+        }
         if before.bytes <= before.limit / 2 {
             return self.set_cramped(&before, false);
         }
