@@ -3,4 +3,5 @@
 
 mod brim;
 mod fills;
+mod follows;
 mod start;

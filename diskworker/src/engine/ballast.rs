@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::os;
 
 /// Room for the pack of the largest usual commit, several times over.
-const BALLAST_BYTES: u64 = 8 << 20;
+pub(super) const BALLAST_BYTES: u64 = 8 << 20;
 /// Room that must be left beside it before it is taken again: who has just made some is not to find it taken.
 const MARGIN_BYTES: u64 = 1 << 20;
 const NAME: &str = "ballast";

@@ -9,6 +9,7 @@ use delugefs_proto::ids::{ActorId, ContentId};
 use delugefs_proto::record::{Body, Data, Element, VersionVector};
 use nix::errno::Errno;
 
+use super::ballast::BALLAST_BYTES;
 use super::room::is_full;
 use super::{Core, Engine};
 use crate::catalog::{CatalogError, ImportLimits, State};
@@ -16,6 +17,30 @@ use crate::namespace::{catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
 const PATIENT_JOINS: u32 = 3;
+
+/// Kept free for removals on a full disk, in bytes: half of what was given up for them.
+const REMOVALS_BYTES: u64 = BALLAST_BYTES / 2;
+
+/// So many bytes; more do not fit.
+struct Fitting<'a> {
+    pack: &'a mut dyn Read,
+    left: u64,
+}
+
+impl Read for Fitting<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let fits = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if fits == 0 && !buffer.is_empty() {
+            return match self.pack.read(&mut [0])? {
+                0 => Ok(0),
+                _ => Err(Errno::ENOSPC.into()),
+            };
+        }
+        let read = self.pack.read(&mut buffer[..fits])?;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
 
 /// What another disk gets: a state, as the difference to another one.
 pub struct Offer {
@@ -108,9 +133,20 @@ impl Engine {
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error
     /// nothing of it is kept, but for what came of one that was cut off, under the name `cut`. What it gives back is the
     /// other disk's state.
+    ///
+    /// # Errors
+    /// On a full disk only when it does not fit beside what removals need: what others removed is a way out too.
     pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid, cut: Option<&str>) -> FsResult<State> {
-        self.check_writable()?;
-        let theirs = self.core_catalog().import(pack, commit, &ImportLimits::default(), cut).map_err(|error| {
+        self.check_removable()?;
+        let limits = ImportLimits::default();
+        let imported = match self.refusal() {
+            None => self.core_catalog().import(pack, commit, &limits, cut),
+            Some(full) => match self.room_to_follow() {
+                0 => return Err(full),
+                left => self.core_catalog().import(&mut Fitting { pack, left }, commit, &limits, None),
+            },
+        };
+        let theirs = imported.map_err(|error| {
             FsError::new(catalog_errno(&error), format!("refused the state of another disk: {error}"))
         })?;
         for attempt in 0.. {
@@ -146,6 +182,11 @@ impl Engine {
             }
         }
         Ok(theirs)
+    }
+
+    /// How large what comes from others may be on a full disk, in bytes: it takes as much again to join it.
+    fn room_to_follow(&self) -> u64 {
+        self.store.free_space().map_or(0, |space| space.available.saturating_sub(REMOVALS_BYTES) / 2)
     }
 
     /// Commit the rest with writers waiting: who writes all the time must not keep the states of others out.

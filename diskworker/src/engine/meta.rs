@@ -376,7 +376,7 @@ impl Engine {
 
     /// RemoveXattr.
     pub fn remove_xattr(&self, session: SessionId, retry: bool, q: &pb::RemoveXattr) -> FsResult<Answer> {
-        self.check_writable()?;
+        self.check_removable()?;
         self.change(Some(session), |core| {
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
             let node = match core.ns.remove_xattr(at.clone(), &q.name) {

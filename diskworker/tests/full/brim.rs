@@ -13,7 +13,7 @@ use crate::disk::{Posix, SESSION};
 use crate::small::{Kind, Small, names, noise, on_small_disk};
 use crate::worker::wait_until;
 
-fn start(small: &Small) -> Running {
+pub fn start(small: &Small) -> Running {
     let root = small.root();
     let folder = match root.exists() {
         true => crate::disk::open(&root),
@@ -23,7 +23,7 @@ fn start(small: &Small) -> Running {
     Running::start(Arc::new(folder), settings).unwrap()
 }
 
-fn mkdir(engine: &Engine, name: &str) -> Result<(), Errno> {
+pub fn mkdir(engine: &Engine, name: &str) -> Result<(), Errno> {
     let q = pb::Mkdir { dir: 1, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2 };
     engine.mkdir(SESSION, false, &q).map(drop).map_err(|error| error.errno)
 }
