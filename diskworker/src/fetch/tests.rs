@@ -114,6 +114,37 @@ async fn a_reader_gets_what_he_reads_and_the_rest_follows() {
     until("the end of the transfer", || fetcher.transfers.lock().is_empty()).await;
 }
 
+/// What a reader has open is another file then, of which not all has come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_gets_the_rest_when_the_same_bytes_are_written_here_meanwhile() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let content = bytes(9 << 20);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    // Its end never comes.
+    let path = nodes[0].engine().folder.path(&format!("data/{:02x}/{}", wanted.content.0[0], wanted.content));
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let rotten = std::fs::File::options().write(true).open(&path).unwrap();
+    rotten.write_all_at(b"rot", wanted.size - 10).unwrap();
+    let fetcher = nodes[1].fetcher().clone();
+    let (handle, file) = {
+        let fetcher = fetcher.clone();
+        blocking(move || fetcher.open(7, wanted)).await.unwrap().unwrap()
+    };
+    let needing = fetcher.clone();
+    blocking(move || needing.need(7, handle, 0, 1)).await.unwrap();
+    assert_eq!(write(&nodes[1], "again", &content).content, wanted.content);
+    let needing = fetcher.clone();
+    let ranges = blocking(move || needing.need(7, handle, wanted.size - 20, 20)).await.unwrap();
+    assert!(ranges.offset <= wanted.size - 20 && ranges.offset + ranges.length == wanted.size, "{ranges:?}");
+    let mut found = vec![0; 20];
+    file.read_exact_at(&mut found, wanted.size - 20).unwrap();
+    assert!(found == content[content.len() - 20..], "wrong bytes: {found:?}");
+    until("the end of the transfer", || fetcher.transfers.lock().is_empty()).await;
+    assert_eq!(read(&nodes[1], wanted), content);
+    assert!(fetcher.close(7, handle));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn corrupt_bytes_are_noticed_and_come_from_another_disk() {
     let (_, _, nodes) = cluster(3, &[(0, 1), (1, 2), (0, 2)]).await;

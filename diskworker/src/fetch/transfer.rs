@@ -160,7 +160,7 @@ impl Transfer {
         let last = (last as usize).min(self.state.lock().have.len() - 1);
         let mut has_come = true;
         self.wait(stalled, |state| {
-            if let Some(Ok(())) = state.ended {
+            if state.ended == Some(Ok(())) && state.have.iter().all(|piece| *piece == Piece::Here) {
                 return Some(Ok(Ranges { offset: 0, length: size, complete: true }));
             }
             let missing = (first..=last).filter(|piece| state.have[*piece] != Piece::Here);
@@ -281,9 +281,9 @@ impl Transfer {
                     }
                     continue;
                 }
-                // Somebody else (the swarm) may have brought it.
-                if engine.store.has(self.wanted.content)? == Some(self.wanted.size) {
-                    return Ok(());
+                // Somebody may have written the same bytes on this disk. Readers have this file, not that one.
+                if self.copy_own(engine).await? {
+                    continue;
                 }
                 let since = *nobody.get_or_insert_with(Instant::now);
                 if since.elapsed() > NOBODY || net.is_alone() {

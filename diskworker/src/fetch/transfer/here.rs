@@ -1,9 +1,11 @@
 //! What of a content is on this disk when its transfer begins: what an earlier attempt left, and what the version before has.
 //! Until both are known others are asked only for what a reader waits for; and of that not for what may still be found here.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
 use nix::errno::Errno;
 use tokio::sync::Semaphore;
@@ -39,6 +41,33 @@ impl Transfer {
             earlier::fill(this, engine, fills).await;
             Ok(())
         })))
+    }
+
+    /// Take what is missing from the whole content, if this disk has it by now; whether it has. Readers of this file need it to be whole
+    /// too.
+    pub(super) async fn copy_own(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<bool> {
+        let (holder, wanted) = (engine.clone(), self.wanted);
+        let opening =
+            tokio::task::spawn_blocking(move || match holder.store.open_content(wanted.content, wanted.size) {
+                Err(error) if error.errno == Errno::ENOENT => Ok(None),
+                opened => opened.map(|file| Some(Arc::new(file))),
+            });
+        let Some(whole) = opening.await.map_err(|_| FsError::from(Errno::EIO))?? else { return Ok(false) };
+        let missing: Vec<usize> = {
+            let state = self.state.lock();
+            (0..state.have.len()).filter(|piece| state.have[*piece] != Piece::Here).collect()
+        };
+        for piece in missing {
+            let (whole, offset, length) = (whole.clone(), piece as u64 * self.piece_bytes, self.length(piece));
+            let reading = tokio::task::spawn_blocking(move || {
+                let mut bytes = vec![0; length as usize];
+                whole.read_exact_at(&mut bytes, offset).map(|()| bytes.into())
+            });
+            let bytes: Bytes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
+            // That one may be damaged: then this is an error, and a scrub finds it.
+            self.write_piece(engine, piece, vec![bytes]).await?;
+        }
+        Ok(true)
     }
 
     fn take_what_is_here(&self, bits: &[u8]) {
