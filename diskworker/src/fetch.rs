@@ -40,6 +40,7 @@ use crate::engine::{Engine, SessionId};
 use crate::net::Net;
 use crate::swarm::Swarm;
 
+pub use evict::Goes;
 pub(crate) use serve::hand_over;
 pub use serve::read_content;
 use transfer::Transfer;

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::CatalogError;
 use crate::cli::Cli;
 use crate::engine::{self, Placer, Running, Settings};
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Goes};
 use crate::folder::DiskFolder;
 use crate::journal::JournalError;
 use crate::net::{Net, NetSettings};
@@ -155,9 +155,8 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     };
 
     let shutdown = CancellationToken::new();
-    if cli.lazy {
-        tokio::spawn(fetcher.clone().keep_room(shutdown.clone()));
-    }
+    let goes = if cli.lazy { Goes::Copies } else { Goes::LeftOvers };
+    tokio::spawn(fetcher.clone().keep_room(goes, shutdown.clone()));
     let sockets = (local_path.display().to_string(), grpc_path.display().to_string());
     let grpc_listener = bind(&grpc_path)?;
     grpc_listener.set_nonblocking(true)?;

@@ -1,6 +1,8 @@
 //! A lazy disk makes room for what is read: when little is free, or who fetches finds too little, what was read longest ago
 //! goes first. A content goes only when as many other disks as copies are wanted have promised to keep theirs: one that nobody
 //! else keeps stays, however old it is. What fetches that were given up have left goes too.
+//! That goes from disks that are not lazy as well, and everywhere when it has lain for a day: it may be what keeps the disk from being
+//! asked to go on with it.
 //!
 //! In rounds: each makes one list of what may go, and ends when enough of it went. What goes is deleted, not moved to the
 //! trash; the trash is emptied by who finds no room, before he asks for any here.
@@ -25,6 +27,8 @@ const EVERY: Duration = Duration::from_secs(30);
 const BREATH: Duration = Duration::from_secs(1);
 /// Below this part of the disk room is made, until twice as much is free.
 const LOW_SHARE: u64 = 20;
+/// What a fetch has left goes when nothing came to it for so long, however much is free.
+const LEFT_MAX: Duration = Duration::from_secs(86_400);
 /// Contents that others are asked for at once.
 const AT_ONCE: usize = 16;
 /// Contents that had to stay until a round ends: each costs a question to the others.
@@ -34,7 +38,16 @@ const KEPT: Duration = Duration::from_secs(120);
 /// So long a round waits until what went is shown as free.
 const SHOWN_WITHIN: Duration = Duration::from_secs(10);
 
-/// What may go.
+/// What a disk lets go for room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Goes {
+    /// What fetches that were given up have left.
+    LeftOvers,
+    /// That, and copies that others keep.
+    Copies,
+}
+
+/// One that may go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Old {
     used: SystemTime,
@@ -79,14 +92,14 @@ impl Round {
 }
 
 impl Fetcher {
-    /// Keep room on a lazy disk, until told to stop.
-    pub async fn keep_room(self: Arc<Self>, stop: CancellationToken) {
+    /// Keep room on a disk, until told to stop.
+    pub async fn keep_room(self: Arc<Self>, goes: Goes, stop: CancellationToken) {
         let keeping = self.room.keep();
         let rounds = async {
             loop {
                 keeping.begin();
                 let began = Instant::now();
-                let round = self.make_room(LOW_SHARE).await.unwrap_or_else(|error| {
+                let round = self.make_room(LOW_SHARE, goes).await.unwrap_or_else(|error| {
                     tracing::debug!(%error, "no room is made");
                     Round { looked: true, took: began.elapsed(), ..Round::default() }
                 });
@@ -125,8 +138,11 @@ impl Fetcher {
     }
 
     /// One round: let go what was read longest ago while less than this share of the disk is free, or somebody needs room.
-    pub(super) async fn make_room(self: &Arc<Self>, low_share: u64) -> FsResult<Round> {
+    pub(super) async fn make_room(self: &Arc<Self>, low_share: u64, goes: Goes) -> FsResult<Round> {
         let (mut round, began) = (Round::default(), Instant::now());
+        let this = self.clone();
+        let dropping = tokio::task::spawn_blocking(move || this.drop_left(SystemTime::now()));
+        round.gone = dropping.await.map_err(|_| FsError::from(Errno::EIO))??;
         // Before it looks at the contents: that may take longer than anybody waits, and who comes next finds what was made.
         let needs = self.room.needs();
         let space = self.engine.store.free_space()?;
@@ -137,7 +153,7 @@ impl Fetcher {
         }
         round.looked = true;
         let this = self.clone();
-        let oldest = tokio::task::spawn_blocking(move || this.oldest()).await;
+        let oldest = tokio::task::spawn_blocking(move || this.oldest(goes)).await;
         let oldest = oldest.map_err(|_| FsError::from(Errno::EIO))??;
         let can_be = oldest.iter().fold(space.free, |sum, old| sum.saturating_add(old.bytes));
         let needed = needed(&needs, can_be).saturating_sub(space.free);
@@ -181,23 +197,41 @@ impl Fetcher {
     }
 
     /// What may go, longest unused first. Blocks.
-    fn oldest(&self) -> FsResult<Vec<Old>> {
-        let (store, ledger) = (&self.engine.store, self.engine.ledger()?);
+    fn oldest(&self, goes: Goes) -> FsResult<Vec<Old>> {
+        let mut oldest = self.left()?;
         // As long as nothing held may go, what was left still may: it needs no promise.
-        let held = self.promises.is_settled().then(|| store.contents()).into_iter().flatten();
-        let contents = held.flatten().filter_map(|(content, bytes)| {
-            // What no file has is the collector's.
-            let wanted = ledger.find(content)?.wanted;
-            let used = store.last_used(content).unwrap_or(SystemTime::UNIX_EPOCH);
-            Some(Old { used, content, bytes, wanted: Some(wanted) })
-        });
+        if goes == Goes::Copies && self.promises.is_settled() {
+            let (store, ledger) = (&self.engine.store, self.engine.ledger()?);
+            oldest.extend(store.contents().flatten().filter_map(|(content, bytes)| {
+                // What no file has is the collector's.
+                let wanted = ledger.find(content)?.wanted;
+                let used = store.last_used(content).unwrap_or(SystemTime::UNIX_EPOCH);
+                Some(Old { used, content, bytes, wanted: Some(wanted) })
+            }));
+        }
+        oldest.retain(|old| self.may_go(*old));
+        oldest.sort_unstable();
+        Ok(oldest)
+    }
+
+    /// What fetches have left, or are at work on.
+    fn left(&self) -> FsResult<Vec<Old>> {
+        let store = &self.engine.store;
         let left = store.incoming()?.into_iter().filter_map(|content| {
             let (used, bytes) = store.incoming_used(content)?;
             Some(Old { used, content, bytes, wanted: None })
         });
-        let mut oldest: Vec<Old> = contents.chain(left).filter(|old| self.may_go(*old)).collect();
-        oldest.sort_unstable();
-        Ok(oldest)
+        Ok(left.collect())
+    }
+
+    /// Remove what fetches have left long ago; how many. Blocks.
+    pub(super) fn drop_left(&self, now: SystemTime) -> FsResult<u64> {
+        let is_old = |old: &Old| now.duration_since(old.used).is_ok_and(|age| age > LEFT_MAX);
+        let mut gone = 0;
+        for old in self.left()?.into_iter().filter(is_old) {
+            gone += u64::from(self.remove_left(old.content)?);
+        }
+        Ok(gone)
     }
 
     /// Whom too few others could promise it, or who was refused lately, is not asked: what comes behind it must have its turn.

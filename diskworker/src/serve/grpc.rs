@@ -111,8 +111,9 @@ fn consider_mirroring(
         return refused(error.to_string());
     }
     let space = engine.store.free_space()?;
-    if space.free < wanted.size {
-        return refused(format!("{} bytes do not fit into the {} that are free", wanted.size, space.free));
+    let needs = engine.store.incoming_needs(content, wanted.size);
+    if space.free < needs {
+        return refused(format!("{needs} bytes do not fit into the {} that are free", space.free));
     }
     Ok((Outcome::Fetching, String::new(), Some(wanted)))
 }

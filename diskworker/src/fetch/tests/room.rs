@@ -1,5 +1,7 @@
 //! A lazy disk makes room: what goes, and what stays.
 
+use std::time::SystemTime;
+
 use super::*;
 
 /// They may promise and let go, and know that one copy of each is wanted.
@@ -29,7 +31,7 @@ async fn a_holder_that_is_away_keeps_nothing() {
     until("it to be missed", || nodes[0].net().keepers(shared.content).is_empty()).await;
     // It is not even asked.
     assert_eq!(nodes[0].net().holders(shared.content).len(), 1);
-    assert_eq!(nodes[0].fetcher().make_room(1).await.unwrap().gone, 0);
+    assert_eq!(nodes[0].fetcher().make_room(1, Goes::Copies).await.unwrap().gone, 0);
     assert!(nodes[0].fetcher().kept.lock().is_empty());
     assert!(nodes[0].engine().store.has(shared.content).unwrap().is_some());
 }
@@ -49,11 +51,16 @@ async fn what_a_fetch_has_left_goes_unless_it_goes_on() {
     let begins = [(); 2].map(|()| Beginning::new(fetcher, going[1]));
     let mirroring = Mirroring { size: 1 << 20, stop: CancellationToken::new() };
     fetcher.mirroring.lock().insert(going[2], mirroring);
-    assert_eq!(fetcher.make_room(u64::MAX).await.unwrap().gone, 0);
-    assert_eq!(fetcher.make_room(1).await.unwrap().gone, 1);
+    assert_eq!(fetcher.make_room(u64::MAX, Goes::Copies).await.unwrap().gone, 0);
+    assert_eq!(fetcher.make_room(1, Goes::Copies).await.unwrap().gone, 1);
     let is_here = |content: &ContentId| store.incoming_used(*content).is_some();
     assert!(!is_here(&left) && going.iter().all(is_here));
     assert!(going.iter().all(|content| !fetcher.remove_left(*content).unwrap()));
+    // However much is free, nothing lies about for ever.
+    let later = |hours: u64| SystemTime::now() + Duration::from_secs(3600 * hours);
+    store.incoming_file(left, 1 << 20).unwrap().write_all_at(&bytes(4096), 0).unwrap();
+    assert_eq!([12, 25].map(|hours| fetcher.drop_left(later(hours)).unwrap()), [0, 1]);
+    assert!(!is_here(&left) && going.iter().all(is_here));
     let [first, last] = begins;
     drop(first);
     assert!(!fetcher.remove_left(going[1]).unwrap());
@@ -73,10 +80,10 @@ async fn room_is_made_with_what_others_keep_and_with_nothing_else() {
     one_copy_is_enough(&nodes, &[shared, own]).await;
     let holds = |wanted: Wanted| nodes[1].engine().store.has(wanted.content).unwrap().is_some();
     // There is room: nothing goes.
-    assert_eq!(lazy.make_room(u64::MAX).await.unwrap().gone, 0);
+    assert_eq!(lazy.make_room(u64::MAX, Goes::Copies).await.unwrap().gone, 0);
     assert!(holds(shared) && holds(own));
     // As if the whole disk had to be free.
-    assert_eq!(lazy.make_room(1).await.unwrap().gone, 1);
+    assert_eq!(lazy.make_room(1, Goes::Copies).await.unwrap().gone, 1);
     assert!(!holds(shared) && holds(own));
     let fetcher = lazy.clone();
     blocking(move || fetcher.whole(shared)).await.unwrap();

@@ -10,9 +10,9 @@ use crate::content::tests::full_disk::on_tiny_disk;
 use crate::net::tests::cluster_in;
 
 /// Keep room on a disk until this is dropped.
-fn keep_room(node: &Node) -> DropGuard {
+fn keep_room(node: &Node, goes: Goes) -> DropGuard {
     let stop = CancellationToken::new();
-    tokio::spawn(node.fetcher().clone().keep_room(stop.clone()));
+    tokio::spawn(node.fetcher().clone().keep_room(goes, stop.clone()));
     stop.drop_guard()
 }
 
@@ -47,7 +47,7 @@ async fn with_files(small: TempDir, mibs: &[usize]) -> (Vec<Node>, Vec<Wanted>) 
 fn more_is_read_than_the_disk_holds() {
     with_small_disk(64, |small| async {
         let (nodes, files) = with_files(small, &[6; 16]).await;
-        let _keeping = keep_room(&nodes[1]);
+        let _keeping = keep_room(&nodes[1], Goes::Copies);
         for (number, wanted) in files.iter().copied().enumerate() {
             let fetcher = nodes[1].fetcher().clone();
             if number % 2 == 0 {
@@ -89,7 +89,7 @@ async fn fetch(node: &Node, files: &[Wanted], each: usize) {
 fn several_readers_share_a_small_disk() {
     with_small_disk(64, |small| async {
         let (nodes, files) = with_files(small, &[6; 16]).await;
-        let _keeping = keep_room(&nodes[1]);
+        let _keeping = keep_room(&nodes[1], Goes::Copies);
         fetch(&nodes[1], &files, 4).await;
     });
 }
@@ -100,7 +100,7 @@ fn several_readers_share_a_small_disk() {
 fn large_contents_that_wait_for_room_keep_back_no_promise() {
     with_small_disk(200, |small| async {
         let (nodes, files) = with_files(small, &[[6; 28].as_slice(), &[40; 4]].concat()).await;
-        let _keeping = keep_room(&nodes[1]);
+        let _keeping = keep_room(&nodes[1], Goes::Copies);
         let (old, large) = files.split_at(28);
         fetch(&nodes[1], old, 28).await;
         fetch(&nodes[1], large, 1).await;
@@ -125,7 +125,32 @@ fn who_finds_no_room_is_told_so_when_nothing_can_go() {
         };
         // With nobody who makes room, and with somebody who cannot.
         assert_eq!(whole().await.unwrap_err().errno, Errno::ENOSPC);
-        let _keeping = keep_room(&nodes[1]);
+        let _keeping = keep_room(&nodes[1], Goes::Copies);
         assert_eq!(whole().await.unwrap_err().errno, Errno::ENOSPC);
+    });
+}
+
+/// Also on a disk that lets no copy go.
+#[test]
+fn what_a_fetch_has_left_makes_room_for_others() {
+    with_small_disk(64, |small| async {
+        let (nodes, files) = with_files(small, &[30, 35]).await;
+        let store = &nodes[1].engine().store;
+        let left = store.incoming_file(files[0].content, files[0].size).unwrap();
+        left.write_all_at(&bytes(files[0].size as usize), 0).unwrap();
+        drop(left);
+        let whole = || {
+            let (fetcher, wanted) = (nodes[1].fetcher().clone(), files[1]);
+            blocking(move || fetcher.whole(wanted))
+        };
+        assert_eq!(whole().await.unwrap_err().errno, Errno::ENOSPC, "nobody makes room");
+        let _keeping = keep_room(&nodes[1], Goes::LeftOvers);
+        // It may not have begun yet.
+        let begin = Instant::now();
+        while let Err(error) = whole().await {
+            assert!(error.errno == Errno::ENOSPC && begin.elapsed() < Duration::from_secs(30), "{error}");
+        }
+        assert_eq!(read(&nodes[1], files[1]), bytes(size_of(1, 35)));
+        assert!(store.incoming_used(files[0].content).is_none());
     });
 }
