@@ -52,6 +52,8 @@ mod staging;
 pub mod torrent;
 
 pub use garbage::Collected;
+#[cfg(test)]
+pub(crate) use hash::UNREADABLE;
 pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};
 pub use staging::StagedStat;
 
@@ -174,7 +176,10 @@ impl ContentStore {
         let file = match open() {
             Err(Errno::ENOENT) => match self.take_back(content)? {
                 Some(_) => open(),
-                None => Err(Errno::ENOENT),
+                None => {
+                    self.missed(content);
+                    Err(Errno::ENOENT)
+                }
             },
             other => other,
         };

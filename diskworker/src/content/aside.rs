@@ -1,23 +1,27 @@
-//! Contents that turned out not to be what their names say: set aside under `data/xx/<SHA-256>.damaged`. From then on this disk
-//! does not hold them: it neither announces nor promises them, and fetches them where another disk has them. The file stays,
-//! for whoever wants to save a part of it, until it was replaced or no file has the content any more.
+//! Contents that turned out not to be what their names say, or that a scrub could not read: set aside under
+//! `data/xx/<SHA-256>.damaged`. From then on this disk does not hold them: it neither announces nor promises them, and fetches them
+//! where another disk has them. The file stays, for whoever wants to save a part of it, until it was replaced or no file has the
+//! content any more. A scrub that finds it whole again, as when a cable was loose, takes it back.
 
 use std::collections::HashSet;
 use std::fs::File;
 
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise, renameat};
 use nix::sys::stat::fstat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{ContentStore, content_of, data_path, fail, hash, stat_regular};
+use super::{ContentStore, content_of, data_path, fail, hash, shard_of, stat_regular};
 use crate::folder::Dir;
 use crate::os;
 
 /// How the names of such files end.
 const DAMAGED: &str = ".damaged";
+
+/// Whether a content is to be set aside, by whether it was found whole.
+type IsBad = fn(Result<bool, Errno>) -> Result<bool, Errno>;
 
 fn aside_name(content: ContentId) -> String {
     format!("{}{DAMAGED}", content.to_hex())
@@ -34,24 +38,45 @@ impl ContentStore {
     /// # Errors
     /// `EIO` naming the file when it is not what its name says, otherwise as [`ContentStore::open_content`].
     pub fn verify(&self, content: ContentId, size: u64) -> FsResult<()> {
-        let Err(error) = self.check(content, size) else { return Ok(()) };
-        match self.set_aside(content)? {
-            true => {
-                tracing::warn!("{error}; set aside beside it, as {}", aside_name(content));
-                Err(error)
-            }
-            false => Err(error),
+        let checked = self.check(content, size);
+        checked.or_else(|error| self.verified(content, error, |read| read.map(|is_whole| !is_whole)))
+    }
+
+    /// Like [`ContentStore::verify`]; what cannot be read is set aside too, as where the file system has checksums of its own.
+    ///
+    /// # Errors
+    /// As those of [`ContentStore::verify`].
+    pub fn scrub(&self, content: ContentId, size: u64) -> FsResult<()> {
+        match self.check(content, size) {
+            Err(error) if error.errno == Errno::ENOENT && self.take_from_aside(content, size) => Ok(()),
+            Err(error) => self.verified(content, error, |read| match read {
+                Err(Errno::EIO) => Ok(true),
+                read => read.map(|is_whole| !is_whole),
+            }),
+            Ok(()) => Ok(()),
         }
     }
 
-    /// Set a content aside if it is damaged on a second look too, from the disk this time: it may have been read wrongly. Whatever
+    /// After a look that ended with this error.
+    fn verified(&self, content: ContentId, error: FsError, is_bad: IsBad) -> FsResult<()> {
+        match self.set_aside(content, is_bad)? {
+            false => Err(error),
+            true => {
+                let text = format!("{}; it is set aside, as {}", error.message, aside_name(content));
+                tracing::warn!("{text}");
+                Err(FsError::new(error.errno, text))
+            }
+        }
+    }
+
+    /// Set a content aside if it is bad on a second look too, from the disk this time: it may have been read wrongly. Whatever
     /// length somebody has claimed it to have, only its own bytes count.
-    fn set_aside(&self, content: ContentId) -> FsResult<bool> {
+    fn set_aside(&self, content: ContentId, is_bad: IsBad) -> FsResult<bool> {
         let failed = |errno| fail(errno, "set aside", &data_path(content));
         let name = content.to_hex();
         let opened = self.open_shard(content).and_then(|dir| os::open_file(dir, &name, OFlag::O_RDONLY));
         let Ok(file) = opened else { return Ok(false) };
-        if !is_damaged(&file, content).map_err(failed)? {
+        if !is_bad(is_whole(&file, content)).map_err(failed)? {
             return Ok(false);
         }
         let mut shard = self.shard(content).lock();
@@ -63,6 +88,23 @@ impl ContentStore {
         }
         renameat(&dir, name.as_str(), &dir, aside_name(content).as_str()).map_err(failed)?;
         Ok(self.gone(&mut shard, content, now.st_size as u64))
+    }
+
+    /// Take back what was set aside, if it is whole after all; whether it is there now.
+    fn take_from_aside(&self, content: ContentId, size: u64) -> bool {
+        let name = aside_name(content);
+        let opened = self.open_shard(content).and_then(|dir| os::open_file(dir, &name, OFlag::O_RDONLY));
+        let Ok(file) = opened else { return false };
+        if !file.metadata().is_ok_and(|meta| meta.len() == size) || is_whole(&file, content) != Ok(true) {
+            return false;
+        }
+        let mut shard = self.shard(content).lock();
+        if let Err(errno) = self.put(&mut shard, Dir::Data, &format!("{}/{name}", shard_of(content)), content) {
+            tracing::warn!("{}", fail(errno, "take back", &format!("{}{DAMAGED}", data_path(content))));
+            return false;
+        }
+        tracing::warn!("{} is whole after all, and taken back", data_path(content));
+        true
     }
 
     /// A good one is here. The caller holds the shard's lock.
@@ -87,9 +129,9 @@ impl ContentStore {
     }
 }
 
-fn is_damaged(file: &File, content: ContentId) -> Result<bool, Errno> {
+fn is_whole(file: &File, content: ContentId) -> Result<bool, Errno> {
     let length = file.metadata().map_err(|error| os::errno(&error))?.len();
     // Best effort: what is in memory may be what is wrong.
     let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-    Ok(hash::hash(file, length, false, &|| false)?.content != content)
+    Ok(hash::hash(file, length, false, &|| false)?.content == content)
 }

@@ -25,11 +25,16 @@ pub(super) struct Keep {
     pins: Mutex<HashMap<ContentId, u32>>,
     /// Promised to other disks, until when.
     promised: Mutex<HashMap<ContentId, Instant>>,
+    /// About to be let go, and whether another file has got them since that began.
+    leaving: Mutex<HashMap<ContentId, bool>>,
 }
 
 impl Keep {
     pub(super) fn finished(&self, content: ContentId) {
         self.fresh.lock().insert(content);
+        if let Some(got) = self.leaving.lock().get_mut(&content) {
+            *got = true;
+        }
     }
 
     fn is_used(&self, content: ContentId) -> bool {
@@ -130,11 +135,23 @@ impl ContentStore {
         Ok(freed)
     }
 
+    /// Other disks are about to be asked to keep a content for those files that have it by now, until
+    /// [`ContentStore::end_leaving`].
+    pub fn begin_leaving(&self, content: ContentId) {
+        self.keep.leaving.lock().insert(content, false);
+    }
+
+    /// It went, or stays.
+    pub fn end_leaving(&self, content: ContentId) {
+        self.keep.leaving.lock().remove(&content);
+    }
+
     /// Delete a content although files have it, because others keep it. `false` when something here keeps it, or it is not
-    /// here. Not through the trash: from there it would come back.
+    /// here, or another file has got it since [`ContentStore::begin_leaving`]. Not through the trash: from there it would come back.
     pub fn let_go(&self, content: ContentId) -> FsResult<bool> {
         let mut shard = self.shard(content).lock();
-        if self.keep.is_used(content) || self.keep.is_promised(content) {
+        let has_got = self.keep.leaving.lock().get(&content) == Some(&true);
+        if has_got || self.keep.is_used(content) || self.keep.is_promised(content) {
             return Ok(false);
         }
         self.keep.fresh.lock().remove(&content);
@@ -168,6 +185,14 @@ impl ContentStore {
             Ok(size) => Ok(self.gone(&mut shard, content, size)),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(fail(errno, "move to the trash", &data_path(content))),
+        }
+    }
+
+    /// A content was looked for and is not there. Nobody of this program may have removed it.
+    pub(super) fn missed(&self, content: ContentId) {
+        let _shard = self.shard(content).lock();
+        if matches!(self.stat(content), Ok(None)) {
+            self.tell(content, false);
         }
     }
 

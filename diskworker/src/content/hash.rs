@@ -25,6 +25,12 @@ const BLOCKS_AHEAD: usize = 4;
 
 static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
+#[cfg(test)]
+thread_local! {
+    /// Whether this thread's disk is one that cannot read its files any more.
+    pub(crate) static UNREADABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// What a pass over a file gives.
 pub(super) struct Hashes {
     pub content: ContentId,
@@ -133,6 +139,10 @@ impl Reader<'_> {
                 let length = self.file.metadata().map_err(|error| os::errno(&error))?.len();
                 return if length < self.here { Err(Errno::EIO) } else { Ok(Some(Run { zeros, block })) };
             }
+        }
+        #[cfg(test)]
+        if UNREADABLE.get() {
+            return Err(Errno::EIO);
         }
         block.resize((self.data_end - self.here).min(BLOCK_BYTES as u64) as usize, 0);
         self.file.read_exact_at(&mut block, self.here).map_err(|error| os::errno(&error))?;

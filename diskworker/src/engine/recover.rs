@@ -196,16 +196,21 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
 }
 
 /// After the machine or the disk went down, a content named in the journal may be a file whose bytes never reached the disk: those that
-/// are not here as they should be. One that the last commit knows is not among them: the journal has a change of its name or
-/// attributes, and to drop that would lose a file whose content may well be on another disk.
+/// are not here as they should be. One that cannot be read, or not now, is not among them: whoever reads the file is told. Nor is one
+/// that the last commit knows: the journal has a change of its name or attributes, and to drop that would lose a file whose content
+/// may well be on another disk.
 fn lost(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow::Result<HashSet<ContentId>> {
     let mut lost = HashSet::new();
     for element in changes.iter().flat_map(|change| change.sets.values().flatten()) {
         if let Body::Content { data: Data::Stored { content, size, .. }, .. } = &element.body
             && !lost.contains(content)
-            && store.verify(*content, *size).is_err()
+            && let Err(error) = store.verify(*content, *size)
         {
-            lost.insert(*content);
+            // What is damaged has been set aside.
+            match store.has(*content) {
+                Ok(found) if found != Some(*size) => drop(lost.insert(*content)),
+                _ => tracing::error!("{error}: what the journal says of it is kept"),
+            }
         }
     }
     if !lost.is_empty() {
@@ -288,4 +293,54 @@ pub fn make_catalog(root: &Path) -> anyhow::Result<()> {
     }
     Catalog::create(&root.join(disk::CATALOG)).context("making the catalog")?;
     std::fs::create_dir(root.join(disk::JOURNAL)).context("making the journal's folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use delugefs_proto::local_pb as pb;
+
+    use super::*;
+    use crate::content::UNREADABLE;
+    use crate::engine::{Opening, make_catalog};
+
+    fn start(root: &std::path::Path) -> Running {
+        let folder = Arc::new(DiskFolder::open(root, None).unwrap());
+        Running::start(folder, Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) }).unwrap()
+    }
+
+    /// Such a disk, a moment ago: what it looked like, and a file that is in the journal only.
+    fn crashed() -> (tempfile::TempDir, Ino) {
+        let (dir, image) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        let engine = &running.engine;
+        let q = pb::Create { dir: 1, name: "file".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+        let (answer, opening) = engine.create(1, false, &q).unwrap();
+        let Opening::File { handle, file } = opening else { panic!() };
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 10_000], 0).unwrap();
+        drop(file);
+        engine.close(1, handle, false).unwrap();
+        let (ino, begin) = (Ino(answer.node.unwrap().ino), Instant::now());
+        while engine.stored(ino).unwrap().is_none() {
+            assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
+            std::thread::yield_now();
+        }
+        let copied = std::process::Command::new("cp").arg("-a").arg(&root).arg(image.path()).status();
+        assert!(copied.unwrap().success());
+        assert!(engine.status().unwrap().uncommitted_changes > 0, "committed before it was copied");
+        running.stop().unwrap();
+        (image, ino)
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_lost() {
+        let (image, ino) = crashed();
+        UNREADABLE.set(true);
+        let running = start(&image.path().join("d"));
+        UNREADABLE.set(false);
+        let wanted = running.engine.stored(ino).unwrap().unwrap();
+        running.engine.store.check(wanted.content, wanted.size).unwrap();
+        running.stop().unwrap();
+    }
 }

@@ -10,6 +10,7 @@ use delugefs_proto::worker_pb as pb;
 use nix::errno::Errno;
 
 use super::Engine;
+use super::room::is_full;
 use crate::content::torrent;
 use crate::namespace::{Kind, catalog_error};
 
@@ -107,8 +108,11 @@ impl Engine {
     }
 
     /// The recorded size and piece hashes of a content, if any file has it.
+    ///
+    /// # Errors
+    /// That of a commit; not that of a full disk, where letting contents go is the way out: then as of the commit before.
     pub fn find_content(&self, wanted: ContentId) -> FsResult<Option<(u64, Option<BlobId>)>> {
-        self.commit()?;
+        self.commit_recorded().or_else(|error| if is_full(error.errno) { Ok(()) } else { Err(error) })?;
         // Asked for one after the other when copies are let go: the whole catalog is not walked for each.
         Ok(self.ledger()?.find(wanted).map(|entry| (entry.size, entry.pieces)))
     }
@@ -153,7 +157,7 @@ impl Engine {
         }
         for (content, (size, ino, place)) in live {
             // Replaced or removed since the walk: then it may be in the trash by right.
-            match self.store.verify(content, size) {
+            match self.store.scrub(content, size) {
                 Ok(()) => {
                     report.contents += 1;
                     report.content_bytes += size;

@@ -67,11 +67,17 @@ impl Promises {
     /// Begin to let a content go, unless it was promised.
     fn begin(&self, store: &ContentStore, content: ContentId) -> bool {
         let mut leaving = self.leaving.lock();
-        !store.is_promised(content) && leaving.insert(content)
+        let begun = !store.is_promised(content) && leaving.insert(content);
+        if begun {
+            store.begin_leaving(content);
+        }
+        begun
     }
 
-    fn end(&self, content: ContentId) {
-        self.leaving.lock().remove(&content);
+    fn end(&self, store: &ContentStore, content: ContentId) {
+        let mut leaving = self.leaving.lock();
+        store.end_leaving(content);
+        leaving.remove(&content);
     }
 }
 
@@ -156,7 +162,7 @@ impl Fetcher {
         // A caller who hangs up must not stop it halfway.
         let letting_go = tokio::spawn(async move {
             let result = this.let_go_if_promised(content, others).await;
-            this.promises.end(content);
+            this.promises.end(&this.engine.store, content);
             result
         });
         letting_go.await.map_err(|_| FsError::from(Errno::EIO))?
@@ -209,7 +215,7 @@ mod tests {
         assert!(promises.give(&store, one, PROMISE) && !promises.begin(&store, one));
         assert!(promises.begin(&store, other) && !promises.begin(&store, other));
         assert!(!promises.give(&store, other, PROMISE));
-        promises.end(other);
+        promises.end(&store, other);
         assert!(promises.give(&store, other, Duration::ZERO) && promises.begin(&store, other));
     }
 
@@ -234,6 +240,16 @@ mod tests {
             store.collect(&HashSet::new(), Duration::ZERO, SystemTime::now()).unwrap();
         }
         assert!(!store.let_go(promised).unwrap());
+        // A further file gets what is about to go: those who keep it may not know of that one.
+        let leaving = content(b"leaving");
+        for is_got in [true, false] {
+            store.begin_leaving(leaving);
+            if is_got {
+                content(b"leaving");
+            }
+            assert_eq!(store.let_go(leaving).unwrap(), !is_got);
+            store.end_leaving(leaving);
+        }
         assert_eq!((store.has(promised).unwrap(), store.has(other).unwrap()), (Some(8), None));
     }
 }

@@ -68,3 +68,36 @@ fn a_wrong_length_that_somebody_claims_sets_nothing_aside() {
     assert_eq!((lab.store.has(content).unwrap(), held(&lab)), (Some(10_000), vec![content]));
     assert!(!aside(&lab, content).exists());
 }
+
+/// A bad sector, or a file system that has checksums of its own.
+#[test]
+fn what_a_scrub_cannot_read_is_not_held_until_it_can_be_read_again() {
+    let lab = Lab::new();
+    let content = lab.seal(1, &noise(10_000));
+    hash::UNREADABLE.set(true);
+    // Nobody but a scrub takes an error for the end of a file: a cable may be loose.
+    assert_eq!(lab.store.verify(content, 10_000).unwrap_err().errno, Errno::EIO);
+    assert_eq!(held(&lab), [content]);
+    let error = lab.store.scrub(content, 10_000).unwrap_err();
+    assert!(error.errno == Errno::EIO && error.message.contains("set aside"), "{error}");
+    assert!(held(&lab).is_empty() && aside(&lab, content).exists());
+    assert_eq!(lab.store.scrub(content, 10_000).unwrap_err().errno, Errno::ENOENT);
+
+    hash::UNREADABLE.set(false);
+    lab.store.scrub(content, 10_000).unwrap();
+    assert_eq!((held(&lab), lab.store.has(content).unwrap()), (vec![content], Some(10_000)));
+    assert!(!aside(&lab, content).exists());
+}
+
+/// Somebody has removed it by hand.
+#[test]
+fn what_is_looked_for_and_gone_is_told() {
+    let lab = Lab::new();
+    let told: Arc<StdMutex<Vec<bool>>> = Arc::default();
+    let tells = told.clone();
+    lab.store.watch(Box::new(move |_, held| tells.lock().unwrap().push(held)));
+    let content = lab.seal(1, &noise(10_000));
+    fs::remove_file(lab.path(data_path(content))).unwrap();
+    assert_eq!(lab.store.open_content(content, 10_000).unwrap_err().errno, Errno::ENOENT);
+    assert_eq!(*told.lock().unwrap(), [true, false]);
+}
