@@ -257,3 +257,68 @@ fn a_seal_that_failed_halfway_is_no_conflict_with_the_next_one() {
     disk.wait_until_sealed();
     assert_eq!(shown(&disk, &disk), [("f".to_owned(), second)]);
 }
+
+/// Two directories that were renamed to one name at once: the copy can be removed, and another can take its place.
+#[test]
+fn a_directory_under_a_conflict_name_can_be_removed_and_replaced() {
+    let names = |engine: &delugefs_diskworker::engine::Engine, dir| -> Vec<String> {
+        let list = engine.list(dir).unwrap();
+        list.into_iter().map(|(name, _)| String::from_utf8(name).unwrap()).collect()
+    };
+    for replaced in [false, true] {
+        let (one, two) = (Disk::new(), Disk::new());
+        let mkdir = |name: &str| {
+            let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2 };
+            one.engine().mkdir(SESSION, false, &q).unwrap();
+        };
+        ["a", "b", "c"].into_iter().for_each(mkdir);
+        Posix::create(&**one.engine(), &[b"c", b"file"], 0o644, b"inside").unwrap();
+        exchange(&one, &two);
+        let rename = |disk: &Disk, name: &str, to: &str| {
+            let (dir, dir2) = (Ino::ROOT.0, Ino::ROOT.0);
+            let (name, name2) = (name.to_owned().into(), to.to_owned().into());
+            disk.engine().rename(SESSION, false, &pb::Rename { dir, name, dir2, name2, ..Default::default() }).unwrap();
+        };
+        rename(&one, "a", "both");
+        rename(&two, "b", "both");
+        exchange(&one, &two);
+        let before = names(one.engine(), Ino::ROOT.0);
+        let copy = before.iter().find(|name| name.starts_with("both.conflict-")).expect("a conflict copy").clone();
+        if replaced {
+            rename(&one, "c", &copy);
+        } else {
+            let q = pb::Rmdir { dir: Ino::ROOT.0, name: copy.clone().into(), ..Default::default() };
+            one.engine().rmdir(SESSION, false, &q).unwrap();
+        }
+        exchange(&one, &two);
+        for disk in [&one, &two] {
+            let expected = if replaced { vec!["both", &copy] } else { vec!["both", "c"] };
+            assert_eq!(names(disk.engine(), Ino::ROOT.0), expected);
+            let full: &[u8] = if replaced { copy.as_bytes() } else { b"c" };
+            assert_eq!(disk.engine().read(&[full, b"file"]).unwrap(), b"inside");
+            assert!(names(disk.engine(), disk.engine().resolve(&[b"both"]).unwrap().ino).is_empty());
+            assert_eq!(disk.engine().scrub(&|_| false).unwrap().problems, Vec::<String>::new());
+        }
+    }
+}
+
+/// Removed on one host while a file was put into it on another: nothing is left of the directory but that it is somebody's.
+#[test]
+fn what_was_put_into_a_removed_directory_is_its_owners_in_lost_and_found() {
+    let (one, two) = (Disk::new(), Disk::new());
+    let q = pb::Mkdir { dir: Ino::ROOT.0, name: "dir".into(), mode: 0o755, uid: 1, gid: 2 };
+    one.engine().mkdir(SESSION, false, &q).unwrap();
+    exchange(&one, &two);
+    let q = pb::Rmdir { dir: Ino::ROOT.0, name: "dir".into(), ..Default::default() };
+    one.engine().rmdir(SESSION, false, &q).unwrap();
+    Posix::create(&**two.engine(), &[b"dir", b"file"], 0o644, b"inside").unwrap();
+    exchange(&one, &two);
+    for disk in [&one, &two] {
+        let lost = disk.engine().resolve(&[b"lost+found"]).unwrap();
+        assert_eq!((lost.mode & 0o7777, lost.uid), (0o755, 0));
+        let found = disk.engine().list(lost.ino).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].1.mode & 0o7777, found[0].1.uid, found[0].1.gid), (0o700, 1, 2));
+        assert_eq!(disk.engine().read(&[b"lost+found", &found[0].0, b"file"]).unwrap(), b"inside");
+    }
+}

@@ -8,8 +8,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use delugefs_diskworker::engine::{Offer, Opening};
+use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
+use nix::errno::Errno;
 
 use crate::disk::{Disk, Posix, SESSION};
 
@@ -20,23 +22,39 @@ const SEEDS: u64 = 25;
 const OWNER: u32 = 77;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
+/// A directory, and a name in it.
+type Place = (u64, String);
+
+/// What is shown at a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    at: Place,
+    ino: u64,
+    /// `None`: it is a directory.
+    text: Option<String>,
+}
+
 /// An open file.
 struct Open {
     disk: usize,
     ino: u64,
     handle: u64,
     file: File,
-    /// What it showed when it was opened; the name it was made under, if it was.
+    /// What it showed when it was opened; where it was made, if it was.
     before: Option<String>,
-    made: Option<String>,
+    made: Option<Place>,
     text: String,
 }
 
 struct World {
     disks: Vec<Disk>,
+    /// Whether there are directories but the root.
+    has_dirs: bool,
+    /// Bytes of a text at least: it may have a file of its own on each disk.
+    length: usize,
     opens: Vec<Open>,
-    /// Texts that must be there.
-    alive: BTreeSet<String>,
+    /// Texts that must be there, and the inodes they were written to.
+    alive: BTreeMap<String, u64>,
     /// Inodes of which a name was removed or replaced somewhere: what is open of them may go.
     removed: BTreeSet<u64>,
     texts: usize,
@@ -45,11 +63,11 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, has_dirs: bool, length: usize) -> Self {
         let disks = (0..DISKS).map(|_| Disk::new()).collect();
         let (alive, removed) = Default::default();
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        Self { disks, opens: Vec::new(), alive, removed, texts: 0, random, told: Vec::new() }
+        Self { disks, has_dirs, length, opens: Vec::new(), alive, removed, texts: 0, random, told: Vec::new() }
     }
 
     fn below(&mut self, bound: usize) -> usize {
@@ -59,25 +77,56 @@ impl World {
 
     fn text(&mut self, disk: usize) -> String {
         self.texts += 1;
-        format!("text {} of disk {disk}", self.texts)
+        format!("{:<1$}", format!("text {} of disk {disk}", self.texts), self.length)
     }
 
-    /// All names of a disk with what they show.
-    fn shown(&self, disk: usize) -> BTreeMap<String, (u64, String)> {
+    /// All that a disk shows, by path.
+    fn shown(&self, disk: usize) -> BTreeMap<String, Seen> {
         let engine = self.disks[disk].engine();
-        let list = engine.list(Ino::ROOT.0).unwrap();
-        let read = |(name, attr): (Vec<u8>, pb::Attr)| {
-            let text = String::from_utf8(engine.read(&[&name]).unwrap()).unwrap();
-            (String::from_utf8(name).unwrap(), (attr.ino, text))
-        };
-        list.into_iter().map(read).collect()
+        let mut shown = BTreeMap::new();
+        let mut dirs = vec![(Ino::ROOT.0, Vec::<String>::new())];
+        let mut met = BTreeSet::from([Ino::ROOT.0]);
+        while let Some((dir, path)) = dirs.pop() {
+            for (name, attr) in engine.list(dir).unwrap() {
+                let name = String::from_utf8(name).unwrap();
+                let path: Vec<String> = path.iter().cloned().chain([name.clone()]).collect();
+                let is_dir = attr.mode & 0o170_000 == 0o040_000;
+                if is_dir {
+                    assert!(met.insert(attr.ino), "{path:?} is a directory in two places");
+                    dirs.push((attr.ino, path.clone()));
+                }
+                let bytes: Vec<&[u8]> = path.iter().map(String::as_bytes).collect();
+                let text = (!is_dir).then(|| String::from_utf8(engine.read(&bytes).unwrap()).unwrap());
+                shown.insert(path.join("/"), Seen { at: (dir, name), ino: attr.ino, text });
+            }
+        }
+        shown
     }
 
-    /// A name that is there, if any.
-    fn pick(&mut self, disk: usize) -> Option<(String, u64, String)> {
-        let shown = self.shown(disk);
-        let at = self.below(shown.len().max(1));
-        shown.into_iter().nth(at).map(|(name, (ino, text))| (name, ino, text))
+    /// A file that is there, if any.
+    fn pick(&mut self, disk: usize) -> Option<(Seen, String)> {
+        let files = self.shown(disk).into_values().filter_map(|seen| Some((seen.text.clone()?, seen)));
+        let files: Vec<_> = files.collect();
+        let at = self.below(files.len().max(1));
+        files.into_iter().nth(at).map(|(text, seen)| (seen, text))
+    }
+
+    /// A directory that is there and not the root, if any.
+    fn pick_dir(&mut self, disk: usize) -> Option<Seen> {
+        let dirs: Vec<Seen> = self.shown(disk).into_values().filter(|seen| seen.text.is_none()).collect();
+        let at = self.below(dirs.len().max(1));
+        dirs.into_iter().nth(at)
+    }
+
+    /// Where something may be put.
+    fn place(&mut self, disk: usize) -> Place {
+        let dir = if self.has_dirs && self.below(2) == 0 { self.pick_dir(disk) } else { None };
+        (dir.map_or(Ino::ROOT.0, |dir| dir.ino), NAMES[self.below(NAMES.len())].to_owned())
+    }
+
+    /// What is at a place, if anything.
+    fn at(&self, disk: usize, place: &Place) -> Option<Seen> {
+        self.shown(disk).into_values().find(|seen| seen.at == *place)
     }
 
     fn is_open(&self, disk: usize, ino: u64) -> bool {
@@ -87,26 +136,27 @@ impl World {
     /// Begin to write: a new file, or one that is there.
     fn open(&mut self, disk: usize) {
         let text = self.text(disk);
-        let name = NAMES[self.below(NAMES.len())].to_owned();
-        let is_new = !self.shown(disk).contains_key(&name);
+        let place = self.place(disk);
+        let is_new = self.at(disk, &place).is_none();
         let engine = self.disks[disk].engine().clone();
         let (ino, before, opened) = if is_new {
-            let q =
-                pb::Create { dir: Ino::ROOT.0, name: name.clone().into(), mode: 0o644, uid: OWNER, gid: OWNER, ino: 0 };
+            let (dir, name) = place.clone();
+            let q = pb::Create { dir, name: name.into(), mode: 0o644, uid: OWNER, gid: OWNER, ino: 0 };
             let (answer, opening) = engine.create(SESSION, false, &q).unwrap();
             (answer.node.unwrap().ino, None, opening)
         } else {
-            let Some((_, ino, before)) = self.pick(disk) else { return };
-            if self.is_open(disk, ino) {
+            let Some((seen, before)) = self.pick(disk) else { return };
+            if self.is_open(disk, seen.ino) {
                 return;
             }
-            let q = pb::Open { ino, dir: Ino::ROOT.0, write: true, truncate: true };
-            (ino, Some(before), engine.open(SESSION, &q).unwrap().1)
+            let q = pb::Open { ino: seen.ino, dir: seen.at.0, write: true, truncate: true };
+            (seen.ino, Some(before), engine.open(SESSION, &q).unwrap().1)
         };
         let Opening::File { handle, file } = opened else { panic!("a writer gets a descriptor") };
         file.write_all_at(text.as_bytes(), 0).unwrap();
-        self.told.push(format!("{disk}: open {ino:x} ({before:?}, new: {is_new} {name}) for {text:?}"));
-        let made = is_new.then_some(name);
+        self.told
+            .push(format!("{disk}: open {ino:x} ({before:?}, new: {is_new} {place:x?}) for {:?}", text.trim_end()));
+        let made = is_new.then_some(place);
         self.opens.push(Open { disk, ino, handle, file, before, made, text });
     }
 
@@ -124,55 +174,94 @@ impl World {
             self.alive.remove(&before);
         }
         if !self.removed.contains(&ino) {
-            self.alive.insert(text);
+            self.alive.insert(text, ino);
         }
     }
 
     /// A name was taken away. With what it showed goes what hid behind that: a new file of another disk that is empty still, if that
     /// disk has not heard of this one yet and given it another name.
-    fn gone(&mut self, name: &str, ino: u64, text: &str) {
-        let hidden = self.opens.iter().filter(|open| open.made.as_deref() == Some(name)).map(|open| open.ino);
-        self.removed.extend(hidden.chain([ino]));
-        self.alive.remove(text);
+    fn gone(&mut self, disk: usize, seen: &Seen) {
+        let hidden = self.opens.iter().filter(|open| open.made.as_ref() == Some(&seen.at)).map(|open| open.ino);
+        self.removed.extend(hidden.chain([seen.ino]));
+        if let Some(text) = &seen.text {
+            self.alive.remove(text);
+        }
+        // What is shown of an open file is what is being written. With that goes the version that came under it.
+        if self.is_open(disk, seen.ino) {
+            self.alive.retain(|_, ino| *ino != seen.ino);
+        }
     }
 
     fn unlink(&mut self, disk: usize) {
-        let Some((name, ino, text)) = self.pick(disk) else { return };
-        let q = pb::Unlink { dir: Ino::ROOT.0, name: name.clone().into(), ..Default::default() };
+        let Some((seen, text)) = self.pick(disk) else { return };
+        let (dir, name) = seen.at.clone();
+        let q = pb::Unlink { dir, name: name.clone().into(), ..Default::default() };
         self.disks[disk].engine().unlink(SESSION, false, &q).unwrap();
-        self.told.push(format!("{disk}: unlink {name} {ino:x} ({text:?})"));
-        self.gone(&name, ino, &text);
+        self.told.push(format!("{disk}: unlink {dir:x}/{name} {:x} ({text:?})", seen.ino));
+        self.gone(disk, &seen);
+    }
+
+    /// Whether a change of names was made. It may be one that no file system makes.
+    fn is_made<T>(&self, made: FsResult<T>) -> bool {
+        let may_be = [Errno::EISDIR, Errno::ENOTDIR, Errno::ENOTEMPTY, Errno::EEXIST, Errno::EINVAL];
+        match made {
+            Ok(_) => true,
+            Err(error) => {
+                assert!(self.has_dirs && may_be.contains(&error.errno), "{error}");
+                false
+            }
+        }
+    }
+
+    fn mkdir(&mut self, disk: usize) {
+        let place = self.place(disk);
+        let q = pb::Mkdir { dir: place.0, name: place.1.clone().into(), mode: 0o755, uid: OWNER, gid: OWNER };
+        if self.is_made(self.disks[disk].engine().mkdir(SESSION, false, &q)) {
+            self.told.push(format!("{disk}: mkdir {place:x?} {:x?}", self.at(disk, &place).map(|seen| seen.ino)));
+        }
+    }
+
+    fn rmdir(&mut self, disk: usize) {
+        let Some(seen) = self.pick_dir(disk) else { return };
+        let q = pb::Rmdir { dir: seen.at.0, name: seen.at.1.clone().into(), ..Default::default() };
+        if self.is_made(self.disks[disk].engine().rmdir(SESSION, false, &q)) {
+            self.told.push(format!("{disk}: rmdir {:x?} {:x}", seen.at, seen.ino));
+            self.gone(disk, &seen);
+        }
     }
 
     fn rename(&mut self, disk: usize) {
-        let Some((from, ino, text)) = self.pick(disk) else { return };
-        let to = NAMES[self.below(NAMES.len())];
-        let over = self.shown(disk).remove(to).filter(|(over, _)| *over != ino);
-        let (dir, dir2) = (Ino::ROOT.0, Ino::ROOT.0);
-        let q = pb::Rename { dir, name: from.clone().into(), dir2, name2: to.into(), ..Default::default() };
-        self.disks[disk].engine().rename(SESSION, false, &q).unwrap();
-        self.told.push(format!("{disk}: rename {from} {ino:x} ({text:?}) to {to} ({over:?})"));
-        if let Some((over, text)) = over {
-            self.gone(to, over, &text);
+        let is_of_dir = self.has_dirs && self.below(2) == 0;
+        let picked = if is_of_dir { self.pick_dir(disk) } else { self.pick(disk).map(|(seen, _)| seen) };
+        let Some(seen) = picked else { return };
+        let to = self.place(disk);
+        let over = self.at(disk, &to).filter(|over| over.ino != seen.ino);
+        let ((dir, name), (dir2, name2)) = (seen.at.clone(), to.clone());
+        let q = pb::Rename { dir, name: name.into(), dir2, name2: name2.into(), ..Default::default() };
+        if self.is_made(self.disks[disk].engine().rename(SESSION, false, &q)) {
+            self.told.push(format!("{disk}: rename {seen:x?} to {to:x?} ({over:x?})"));
+            if let Some(over) = over {
+                self.gone(disk, &over);
+            }
         }
     }
 
     fn link(&mut self, disk: usize) {
-        let Some((from, ino, text)) = self.pick(disk) else { return };
-        let name = NAMES[self.below(NAMES.len())];
-        let q = pb::Link { ino, ino_dir: Ino::ROOT.0, dir: Ino::ROOT.0, name: name.into() };
+        let Some((seen, text)) = self.pick(disk) else { return };
+        let to = self.place(disk);
+        let q = pb::Link { ino: seen.ino, ino_dir: seen.at.0, dir: to.0, name: to.1.clone().into() };
         if self.disks[disk].engine().link(SESSION, false, &q).is_ok() {
-            self.told.push(format!("{disk}: link {from} {ino:x} ({text:?}) to {name}"));
+            self.told.push(format!("{disk}: link {:x?} {:x} ({text:?}) to {to:x?}", seen.at, seen.ino));
         }
     }
 
     fn chmod(&mut self, disk: usize) {
-        let Some((name, ino, _)) = self.pick(disk) else { return };
+        let Some((seen, _)) = self.pick(disk) else { return };
         let mode = 0o600 + self.below(0o100) as u32;
-        let q = pb::SetAttr { ino, dir: Ino::ROOT.0, mode: Some(mode), ..Default::default() };
+        let q = pb::SetAttr { ino: seen.ino, dir: seen.at.0, mode: Some(mode), ..Default::default() };
         let done = self.disks[disk].engine().set_attr(SESSION, &q);
-        assert!(done.is_ok(), "{disk}: chmod {name} {ino:x}: {:?}\n{:#?}", done.err(), self.shown(disk));
-        self.told.push(format!("{disk}: chmod {name} {ino:x}"));
+        assert!(done.is_ok(), "{disk}: chmod {seen:x?}: {:?}\n{:#?}", done.err(), self.shown(disk));
+        self.told.push(format!("{disk}: chmod {:x?} {:x}", seen.at, seen.ino));
     }
 
     /// One takes the other's state.
@@ -183,6 +272,14 @@ impl World {
         let offer = Offer { state: giver.committed(), base: None };
         giver.export(&offer, &mut pack).unwrap();
         taker.join(&mut &pack[..], offer.state.commit, None).unwrap();
+        for (content, size) in giver.store.contents().map(Result::unwrap) {
+            if taker.store.has(content).unwrap().is_none() {
+                let mut bytes = vec![0; size as usize];
+                giver.store.open_content(content, size).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+                taker.store.incoming_file(content, size).unwrap().write_all_at(&bytes, 0).unwrap();
+                taker.store.finish_incoming(content, size, &|| false).unwrap();
+            }
+        }
         self.told.push(format!("{to} takes the state of {from}"));
     }
 
@@ -201,6 +298,7 @@ impl World {
     fn step(&mut self) {
         let disk = self.below(DISKS);
         match self.below(20) {
+            0..=1 if self.has_dirs => self.mkdir(disk),
             0..=4 => self.open(disk),
             5..=8 if !self.opens.is_empty() => {
                 let at = self.below(self.opens.len());
@@ -209,6 +307,7 @@ impl World {
             9..=10 => self.unlink(disk),
             11..=12 => self.rename(disk),
             13 => self.link(disk),
+            14 if self.has_dirs && self.below(3) > 0 => self.rmdir(disk),
             14 => self.chmod(disk),
             15..=18 => {
                 let from = self.below(DISKS);
@@ -234,22 +333,26 @@ impl World {
         }
         let commits: BTreeSet<_> = self.disks.iter().map(|disk| disk.engine().committed().commit).collect();
         assert_eq!(commits.len(), 1, "they do not come to an end");
-        let owners = |disk: &Disk| disk.engine().list(Ino::ROOT.0).unwrap().into_iter().map(|(_, attr)| attr.uid);
-        assert!(owners(&self.disks[0]).all(|uid| uid == OWNER), "attributes are lost");
         let shown: Vec<_> = (0..DISKS).map(|disk| self.shown(disk)).collect();
-        assert!(shown.windows(2).all(|pair| pair[0] == pair[1]), "they show different things: {shown:#?}");
-        let texts: BTreeSet<String> = shown[0].values().map(|(_, text)| text.clone()).collect();
-        let lost: Vec<&String> = self.alive.difference(&texts).collect();
+        assert!(shown.windows(2).all(|pair| pair[0] == pair[1]), "they show different things: {shown:#x?}");
+        let engine = self.disks[0].engine();
+        for (path, seen) in &shown[0] {
+            let q = pb::Lookup { dir: seen.at.0, name: seen.at.1.clone().into() };
+            let uid = engine.lookup(&q).unwrap().node.unwrap().uid;
+            assert!(uid == OWNER || seen.ino == Ino::LOST_FOUND.0, "the attributes of {path} are lost");
+        }
+        assert_eq!(engine.scrub(&|_| false).unwrap().problems, Vec::<String>::new());
+        let texts: BTreeSet<String> = shown[0].values().filter_map(|seen| seen.text.clone()).collect();
+        let lost: Vec<&String> = self.alive.keys().filter(|text| !texts.contains(*text)).collect();
         assert!(lost.is_empty(), "lost: {lost:?}\nshown: {:#?}", shown[0]);
     }
 }
 
-#[test]
-fn no_text_is_lost_whatever_is_done_where() {
+fn run(has_dirs: bool, length: usize) {
     let number = |name| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
     let seeds = number("REPLICAS_SEED").map(|seed| seed..seed + 1);
     for seed in seeds.unwrap_or(0..number("REPLICAS_SEEDS").unwrap_or(SEEDS)) {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, has_dirs, length);
         let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..STEPS {
                 world.step();
@@ -261,4 +364,19 @@ fn no_text_is_lost_whatever_is_done_where() {
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+#[test]
+fn no_text_is_lost_in_one_directory() {
+    run(false, 0);
+}
+
+#[test]
+fn no_text_is_lost_in_a_tree() {
+    run(true, 0);
+}
+
+#[test]
+fn no_text_is_lost_that_is_a_file_of_its_own() {
+    run(true, 5000);
 }

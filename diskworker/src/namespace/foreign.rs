@@ -216,7 +216,8 @@ impl Namespace {
     fn move_to_lost_and_found(&mut self, txn: &mut Txn, ino: Ino, header: &[Element]) -> FsResult<()> {
         let place = Name::new(b"lost+found").unwrap_or_default();
         if self.dir(Ino::LOST_FOUND)?.header().is_empty() {
-            let perm = Perm { mode: 0o700, uid: 0, gid: 0 };
+            // What is in it belongs to somebody, and is for him alone.
+            let perm = Perm { mode: 0o755, uid: 0, gid: 0 };
             let name = place.clone();
             txn.set(Key::Entry(Ino::ROOT, place), vec![txn.element(Body::Dir { ino: Ino::LOST_FOUND })]);
             let head = txn.element(Body::Head { parent: Ino::ROOT, name, perm, xattrs: Xattrs::new() });
@@ -235,9 +236,33 @@ impl Namespace {
             set.retain(|e| e.body != Body::Dir { ino });
             txn.set(key, set);
         }
+        // Where it was, a directory above may have kept others out.
+        let perm = match view::latest(&header, |body| matches!(body, Body::Head { .. })) {
+            Some(head) => node::attrs(Some(head)).0,
+            None => self.owner_inside(ino)?,
+        };
         rename::set_home(txn, &mut header, Ino::LOST_FOUND, &name);
+        for element in &mut header {
+            if let Body::Head { perm: now, .. } = &mut element.body {
+                *now = Perm { mode: 0o700, ..perm };
+            }
+        }
         txn.set(Key::header(ino), header);
         txn.set(Key::Entry(Ino::LOST_FOUND, name), vec![txn.element(Body::Dir { ino })]);
         Ok(())
+    }
+
+    /// Whose a directory is of which nothing is left but what is in it: that of the latest of this.
+    fn owner_inside(&mut self, ino: Ino) -> FsResult<Perm> {
+        let sets: Vec<Vec<Element>> = self.dir(ino)?.sets().map(|(_, elements)| elements.clone()).collect();
+        let mut all: Vec<Element> = Vec::new();
+        for element in sets.into_iter().flatten() {
+            match element.body {
+                Body::Dir { ino } => all.extend_from_slice(self.dir(ino)?.header()),
+                Body::Link { ino } => all.extend_from_slice(self.inode(ino)?),
+                _ => all.push(element),
+            }
+        }
+        Ok(node::attrs(view::latest(&all, |body| matches!(body, Body::Attrs { .. } | Body::Head { .. }))).0)
     }
 }

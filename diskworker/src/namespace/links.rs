@@ -92,6 +92,12 @@ impl Namespace {
         })
     }
 
+    /// The same for everything shown from the set that a name is shown from: afterwards a conflict copy lies under its own.
+    pub(super) fn settle_name(&mut self, txn: &mut Txn, dir: Ino, name: &Name) -> FsResult<()> {
+        let base = self.dir(dir)?.resolve(name).map_or_else(|| name.clone(), |(base, _)| base);
+        self.settle_set(txn, dir, &base)
+    }
+
     /// The same for everything shown from the set under a name.
     pub(super) fn settle_set(&mut self, txn: &mut Txn, dir: Ino, name: &Name) -> FsResult<()> {
         let set = self.dir(dir)?.get(name).to_vec();

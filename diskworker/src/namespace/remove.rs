@@ -30,7 +30,7 @@ impl Namespace {
         let mut txn = self.txn();
         let Located::Dir(ino) = self.locate_name(dir, name)? else { return Err(Errno::ENOTDIR.into()) };
         let mut node = self.dir_node(ino)?;
-        self.settle_set(&mut txn, dir, name)?;
+        self.settle_name(&mut txn, dir, name)?;
         self.take_dir(&mut txn, ino)?;
         txn.set(Key::Entry(dir, name.clone()), Vec::new());
         self.touch_dir(&mut txn, dir)?;
@@ -57,8 +57,7 @@ impl Namespace {
             Located::File { dir, name, .. } => txn.set(Key::Entry(dir, name), Vec::new()),
             Located::Inode { ino, .. } => {
                 // The name's own set may hold conflicts beside the link.
-                let base = self.dir(dir)?.resolve(name).map_or_else(|| name.clone(), |(base, _)| base);
-                self.settle_set(txn, dir, &base)?;
+                self.settle_name(txn, dir, name)?;
                 txn.set(Key::Entry(dir, name.clone()), Vec::new());
                 let mut inode = self.set_in(txn, &Key::Inode(ino))?;
                 txn.after(&inode);

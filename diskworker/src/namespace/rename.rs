@@ -93,7 +93,7 @@ impl Namespace {
             (Kind::Dir, Kind::File(_)) => Err(Errno::ENOTDIR.into()),
             (Kind::File(_), Kind::Dir) => Err(Errno::EISDIR.into()),
             (Kind::Dir, Kind::Dir) => {
-                self.settle_set(txn, to.0, to.1)?;
+                self.settle_name(txn, to.0, to.1)?;
                 self.take_dir(txn, other.ino)
             }
             _ => self.take_name(txn, to.0, to.1, target),
@@ -102,9 +102,7 @@ impl Namespace {
 
     /// The elements under a name, made unambiguous, and the key they lie under.
     fn lift(&mut self, txn: &mut Txn, from: (Ino, &Name), at: &Located) -> FsResult<(Key, Vec<Element>)> {
-        let base = self.dir(from.0)?.resolve(from.1).map_or_else(|| from.1.clone(), |(base, _)| base);
-        self.settle_set(txn, from.0, &base)?;
-        // A conflict copy lies under its own name now.
+        self.settle_name(txn, from.0, from.1)?;
         let key = Key::Entry(from.0, from.1.clone());
         let elements = self.set_in(txn, &key)?;
         txn.after(&elements);
