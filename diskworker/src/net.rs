@@ -20,6 +20,7 @@ mod link;
 mod listener;
 mod members;
 pub(crate) mod pace;
+mod places;
 mod remember;
 mod report;
 mod service;

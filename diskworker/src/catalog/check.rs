@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use delugefs_proto::codec::{Leaf, decode_leaf, decode_version_vector};
 use delugefs_proto::limits::{LEAF_MAX_DEPTH, LEAF_MAX_ENTRIES};
-use delugefs_proto::record::VersionVector;
+use delugefs_proto::record::{Body, Element, VersionVector};
 use git2::{ObjectType, Oid};
 
 use super::CatalogError;
@@ -56,6 +56,13 @@ pub(super) struct Checker<'a, 'r> {
     pub read_attachments: bool,
     ctx: VersionVector,
 }
+
+/// Largest time and number of a change: far beyond all that is honest (the year 2116), and far from where they end. What comes after one
+/// is greater, for ever.
+const COUNT_MAX: u64 = 1 << 62;
+/// Largest number of elements under one name, or of one inode but for its names: to tell what a set shows takes the square of it. Each
+/// host that changes the same at the same time adds three.
+const SET_MAX: usize = 4096;
 
 /// What a parent must know of a bucket to tell whether it should be split.
 #[derive(Clone, Copy)]
@@ -132,6 +139,10 @@ impl<'a, 'r> Checker<'a, 'r> {
             Ok(ctx) => ctx,
             Err(why) => return self.problem(format!("version vector {}: {why}", root.ctx)),
         };
+        if let Some((actor, seq)) = self.ctx.0.iter().find(|(_, seq)| **seq > COUNT_MAX) {
+            let text = format!("version vector {}: {seq} changes of actor {actor:?}", root.ctx);
+            self.problem::<()>(text)?;
+        }
         self.counts.objects += 2;
         for space in [Space::Dirs, Space::Inodes] {
             let at = At { space, place: Place::TOP, path: [0; LEAF_MAX_DEPTH], depth: 0 };
@@ -222,6 +233,16 @@ impl<'a, 'r> Checker<'a, 'r> {
         if let Some(element) = leaf.values().flatten().find(|element| !self.ctx.has_seen(element.dot)) {
             let dot = element.dot;
             self.problem::<()>(format!("the version vector does not cover {dot:?} of {ino}"))?;
+        }
+        if let Some(late) = leaf.values().flatten().find(|element| element.hlc.0 > COUNT_MAX) {
+            let hlc = late.hlc;
+            self.problem::<()>(format!("a time of {ino} is {hlc:?}"))?;
+        }
+        let is_large = |set: &&Vec<Element>| {
+            set.len() > SET_MAX && set.iter().filter(|e| !matches!(e.body, Body::Ref { .. })).count() > SET_MAX
+        };
+        if let Some(set) = leaf.values().find(is_large) {
+            self.problem::<()>(format!("a set of {ino} has {} elements", set.len()))?;
         }
         if !leaf_attachments(leaf).iter().eq(attached) {
             self.problem::<()>(format!("leaf {} of {ino} has other attachments than its records say", node.oid))?;

@@ -1,14 +1,18 @@
 //! Changes that come from elsewhere: a joined state replaces the committed one under our feet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::record::{Body, Data, Dot, Element, Key, Name, Perm, Xattrs};
 
-use super::{Located, Namespace, Txn, catalog_error, node, rename};
+use super::{Located, Namespace, Txn, catalog_error, node, now_ns, rename};
 use crate::catalog::{State, Succession};
 use crate::view;
+
+/// How far ahead of our clock others may be for us to follow, in nanoseconds. Of one key a change is later than what it replaces
+/// anyway ([`Txn::after`]); and a single host with a clock years ahead would take all there.
+const FOLLOWED_NS: u64 = 60_000_000_000;
 
 /// What a join brought.
 pub struct Brought {
@@ -28,8 +32,10 @@ impl Namespace {
         let joined = self.catalog.join(theirs).map_err(catalog_error)?;
         self.ctx = joined.state.ctx.clone();
         self.seq += 1;
+        let far = now_ns() as u64 + FOLLOWED_NS;
         for (key, elements) in &joined.changed {
-            self.last_hlc = elements.iter().map(|e| e.hlc.0).fold(self.last_hlc, u64::max);
+            let seen = elements.iter().map(|e| e.hlc.0).filter(|hlc| *hlc < far);
+            self.last_hlc = seen.fold(self.last_hlc, u64::max);
             self.note(key, elements);
         }
         for key in joined.changed.keys() {
@@ -85,8 +91,9 @@ impl Namespace {
             }));
         }
         suspects.remove(&Ino::ROOT);
+        let mut reached = HashSet::from([Ino::ROOT]);
         for ino in suspects {
-            self.repair_dir(ino)?;
+            self.repair_dir(ino, &mut reached)?;
         }
         for (key, elements) in changed {
             match key {
@@ -134,7 +141,8 @@ impl Namespace {
         Ok(())
     }
 
-    fn repair_dir(&mut self, ino: Ino) -> FsResult<()> {
+    /// Directories in `reached` lead to the root, and go on doing so: only others are put elsewhere.
+    fn repair_dir(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<()> {
         let dir = self.dir(ino)?;
         let header = dir.header().to_vec();
         let shows = dir.sets().any(|(_, elements)| !view::view(elements).is_empty());
@@ -150,7 +158,7 @@ impl Namespace {
                 return Ok(());
             }
             Some(at) => {
-                let reachable = self.is_reachable(ino)?;
+                let reachable = self.is_reachable(ino, reached)?;
                 if !reachable {
                     self.move_to_lost_and_found(&mut txn, ino, &header)?;
                 } else if !hangs(self, at)? {
@@ -185,11 +193,11 @@ impl Namespace {
         self.apply(txn)
     }
 
-    /// Whether following the homes leads to the root.
-    fn is_reachable(&mut self, ino: Ino) -> FsResult<bool> {
+    /// Whether following the homes leads to the root. Each is looked at once in a repair: they may be deep.
+    fn is_reachable(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<bool> {
         let mut at = ino;
-        let mut seen = BTreeSet::new();
-        while at != Ino::ROOT {
+        let mut seen = HashSet::new();
+        while !reached.contains(&at) {
             if !seen.insert(at) {
                 // On a cycle, the smallest number of it is moved out; the others then hang below that one.
                 let mut smallest = at;
@@ -210,6 +218,7 @@ impl Namespace {
                 None => return Ok(at != ino),
             }
         }
+        reached.extend(seen);
         Ok(true)
     }
 

@@ -18,19 +18,21 @@ pub struct Txn {
     pub dot: Dot,
     /// Time of everything it makes: now, or later where what it replaces is later.
     pub hlc: Hlc,
+    now_ns: i64,
     /// Contents that only get a new dot: files, and the dots they had.
     pub renewed: Vec<(Ino, Dot)>,
 }
 
 impl Txn {
     pub(super) fn new(dot: Dot, last_hlc: u64) -> Self {
-        let now = now_ns() as u64;
-        Self { change: Changes::default(), dot, hlc: Hlc(now.max(last_hlc + 1)), renewed: Vec::new() }
+        let now_ns = now_ns();
+        let hlc = Hlc((now_ns as u64).max(last_hlc + 1));
+        Self { change: Changes::default(), dot, hlc, now_ns, renewed: Vec::new() }
     }
 
-    /// The wall clock, nanoseconds since 1970: what mtime becomes "now".
+    /// The wall clock, nanoseconds since 1970: what mtime becomes "now". Another host's clock may be far ahead.
     pub fn now_ns(&self) -> i64 {
-        self.hlc.0 as i64
+        self.now_ns
     }
 
     /// An element of this change.
@@ -88,4 +90,18 @@ impl Txn {
 /// The wall clock, nanoseconds since 1970.
 pub fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use delugefs_proto::ids::ActorId;
+
+    use super::*;
+
+    #[test]
+    fn another_hosts_clock_that_is_ahead_orders_changes_and_sets_no_time() {
+        let ahead = now_ns() as u64 + (1 << 60);
+        let txn = Txn::new(Dot { actor: ActorId(1), seq: 1 }, ahead);
+        assert!(txn.hlc.0 > ahead && (txn.now_ns() as u64) < ahead);
+    }
 }

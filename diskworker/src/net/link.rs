@@ -102,6 +102,9 @@ async fn talk(
     if about.cluster_id != net.engine.folder.cluster_id().0 {
         return Err(bad("it belongs to another cluster"));
     }
+    if !is_bounded(&about) {
+        return Err(bad("what it says of itself is too long, or cannot be"));
+    }
     if !ours && about.port != 0 {
         let address = std::net::SocketAddr::new(info.from.ip().to_canonical(), about.port as u16);
         net.book.lock().hint(Some(disk), &address.to_string());
@@ -232,6 +235,9 @@ async fn read(
                 }
             }
             Some(news::News::About(about)) => {
+                if !is_bounded(&about) {
+                    return Err(FsError::new(Errno::EPROTO, "what it says of itself is too long, or cannot be"));
+                }
                 if let Some(other) = net.table.lock().disks.get_mut(&disk) {
                     other.about = Some(about);
                 }
@@ -345,9 +351,15 @@ async fn write_until(
 
 /// Whether this may be what another disk said, and can be outdone by what it will say.
 fn is_plausible(about: &pb::About) -> bool {
-    let texts = [&about.program, &about.host_label, &about.site];
     // Before its supervisor has told it a disk does not know where it is.
-    about.host_id.len() == 32
+    about.host_id.len() == 32 && is_bounded(about)
+}
+
+/// Whether a disk may say this of itself. It is passed on, many of them in one message.
+fn is_bounded(about: &pb::About) -> bool {
+    let texts = [&about.program, &about.host_label, &about.site];
+    about.host_id.len() <= 32
+        && about.cluster_id.len() == 16
         && texts.iter().all(|text| text.len() <= TEXT_MAX_BYTES)
         && about.epoch <= EPOCH_MAX
         && about.uptime_s <= UPTIME_MAX_S
@@ -370,5 +382,30 @@ async fn send(out: &mpsc::Sender<pb::News>, news: news::News) -> Result<(), Stri
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err("closed".into()),
         Err(_) => Err("it does not read what it is told".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_disk_says_of_itself_has_bounds() {
+        let good = pb::About { cluster_id: vec![1; 16], host_id: vec![2; 32], ..Default::default() };
+        assert!(is_plausible(&good));
+        let new = pb::About { host_id: Vec::new(), ..good.clone() };
+        assert!(is_bounded(&new) && !is_plausible(&new));
+        let label = |len| "x".repeat(len);
+        for bad in [
+            pb::About { host_label: label(TEXT_MAX_BYTES + 1), ..good.clone() },
+            pb::About { site: label(1 << 20), ..good.clone() },
+            pb::About { program: label(1 << 20), ..good.clone() },
+            pb::About { cluster_id: vec![1; 1 << 20], ..good.clone() },
+            pb::About { host_id: vec![1; 1 << 20], ..good.clone() },
+            pb::About { epoch: EPOCH_MAX + 1, ..good.clone() },
+            pb::About { uptime_s: u64::MAX, ..good.clone() },
+        ] {
+            assert!(!is_bounded(&bad), "{bad:?}");
+        }
     }
 }

@@ -10,18 +10,17 @@ use delugefs_proto::ids::{DiskId, NodeId};
 use delugefs_proto::message;
 use delugefs_proto::peer_pb as pb;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::io::{PeerInfo, PeerIo};
+use super::places::Places;
 use super::{Net, join};
 
 /// For a handshake and the first message.
 const GREETING: Duration = Duration::from_secs(10);
-/// Connections that are not known to be a member's, at once.
-const UNKNOWN_MAX: usize = 64;
 
 /// What the gRPC server is given.
 pub(super) type Incoming = mpsc::Receiver<std::io::Result<PeerIo<TlsStream<TcpStream>>>>;
@@ -50,7 +49,7 @@ pub(super) async fn bind(listen: Option<&str>, port: u16, last_port: u16) -> any
 /// Accept until told to stop.
 pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accepted) {
     let acceptor = TlsAcceptor::from(net.identity.server_config(&[ALPN_GRPC, ALPN_TORRENT, ALPN_JOIN]));
-    let unknown = Arc::new(Semaphore::new(UNKNOWN_MAX));
+    let places = Places::default();
     loop {
         let (tcp, from) = tokio::select! {
             result = listener.accept() => match result {
@@ -64,7 +63,10 @@ pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accep
             () = net.stop.cancelled() => return,
         };
         // Without a place it waits in the kernel's queue or is dropped there: those who are in are served.
-        let Ok(place) = unknown.clone().acquire_owned().await else { return };
+        let Some(place) = places.take(from.ip()).await else {
+            tracing::debug!(%from, "its address has too many callers that have not greeted");
+            continue;
+        };
         let (net, acceptor, accepted) = (net.clone(), acceptor.clone(), accepted.clone());
         tokio::spawn(async move {
             let _ = tcp.set_nodelay(true);

@@ -265,6 +265,35 @@ fn states_that_must_not_exist_are_refused() {
         }),
         "not in canonical form",
     );
+    // Times and numbers behind which there is none, and sets that take for ever to look at.
+    let late = |element: Element, hlc| Element { hlc: Hlc(hlc), ..element };
+    let at = |hlc| forged(|f, _| plain(f, &[(name(1), vec![late(element(Dot { actor: ME, seq: 1 }, 4), hlc)])].into()));
+    at(1 << 62).unwrap();
+    why(at((1 << 62) + 1), "a time of");
+    why(at(u64::MAX), "a time of");
+    why(
+        forged(|f, ctx| {
+            ctx.0.insert(ME, u64::MAX);
+            plain(f, &leaf(0..64, 4).0)
+        }),
+        "changes of actor",
+    );
+    let with_many = |count: u64, refs: bool| {
+        forged(|f, ctx| {
+            ctx.0.insert(ME, count);
+            let body = |n: u64| match refs {
+                true => Body::Ref { dir: Ino(40), name: name(n as u16) },
+                false => Body::Times { ino: Ino(30 + n), mtime_ns: 0, atime_ns: 0 },
+            };
+            let one = |n| Element { dot: Dot { actor: ME, seq: n + 1 }, body: body(n), hlc: Hlc(5) };
+            let mut set: Vec<Element> = (0..count).map(one).collect();
+            delugefs_proto::codec::canonicalize(&mut set);
+            plain(f, &[(name(1), set)].into())
+        })
+    };
+    with_many(4096, false).unwrap();
+    with_many(5000, true).unwrap();
+    why(with_many(4097, false), "has 4097 elements");
     // Attachments: absent, superfluous, of the wrong length, missing from the pack.
     why(forged(|f, _| plain(f, &leaf(1..2, 2).0)), "other attachments");
     let with = |f: &mut Forged, leaf: &Leaf, attached: &[Oid]| {
