@@ -24,7 +24,8 @@ pub struct Cli {
     /// Where the sockets go
     #[arg(long, value_name = "DIR", default_value_os_t = rundir::default_run_dir())]
     pub run_dir: PathBuf,
-    /// A user besides root and the worker's own that may connect (the one the frontend runs as)
+    /// A user besides root and the worker's own that may ask for files, any of them, as the one the frontend runs as does: an
+    /// account for nothing else
     #[arg(long = "allow-uid", value_name = "UID")]
     pub allow_uids: Vec<u32>,
     /// Bytes of the disk's file system to leave free

@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "probe")]
     pub mount: Option<PathBuf>,
 
-    /// Serve as this user instead of root
+    /// Serve as this user instead of root: an account for nothing else, since all its processes can read and change every file
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
 

@@ -23,7 +23,7 @@ pub fn admitted(
     allowed: AllowedUids,
 ) -> impl tokio_stream::Stream<Item = std::io::Result<UnixStream>> {
     UnixListenerStream::new(listener).filter(move |accepted| match accepted {
-        Ok(socket) => socket.peer_cred().is_ok_and(|peer| allowed.admits(peer.uid())),
+        Ok(socket) => socket.peer_cred().is_ok_and(|peer| allowed.commands(peer.uid())),
         Err(_) => true,
     })
 }
@@ -66,7 +66,7 @@ impl WorkerService {
             .and_then(|info| info.peer_cred)
             .map(|cred| cred.uid());
         match uid {
-            Some(uid) if self.allowed.admits(uid) => Ok(()),
+            Some(uid) if self.allowed.commands(uid) => Ok(()),
             Some(uid) => Err(Status::permission_denied(format!("uid {uid} is not served by this diskworker"))),
             None => Err(Status::unauthenticated("the system did not say who is calling")),
         }

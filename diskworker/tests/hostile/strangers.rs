@@ -80,6 +80,9 @@ fn who_is_named_on_the_command_line_is_served() {
         let error = client.ask(request::Op::GetAttr(pb::GetAttr { ino: 99, dir: 1 })).unwrap_err();
         assert_eq!(error.errno, Errno::ESTALE);
     });
+    // With files. He is nobody to say what the worker is to do.
+    let stop = as_nobody(|| worker.ask(async |mut w| w.shutdown(worker_pb::ShutdownRequest {}).await));
+    assert!(stop.is_err());
     worker.assert_sound();
 }
 

@@ -8,8 +8,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
+use nix::fcntl::{FallocateFlags, OFlag};
 use nix::mount::{MntFlags, MsFlags};
+use nix::sys::stat::Mode;
 
 use super::Mounted;
 use crate::fusermount;
@@ -38,8 +39,21 @@ pub fn is_to_end(tid: u32) -> bool {
     pending & bits(&[libc::SIGKILL]) != 0 || asked != 0
 }
 
-/// Mount on the directory. The descriptor is /dev/fuse.
+/// Mount on the directory, an absolute path without symbolic links. The descriptor is /dev/fuse.
+///
+/// # Errors
+/// When the path leads elsewhere by now, or to something that is not empty: who owns a directory above could put a link in its
+/// place after we have looked, and root would cover any directory with files that others write.
 pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str) -> io::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let place = nix::fcntl::open(dir, flags, Mode::empty())?;
+    let through = format!("/proc/self/fd/{}", place.as_raw_fd());
+    if std::fs::read_link(&through)? != dir {
+        return Err(Errno::ELOOP.into());
+    }
+    if std::fs::read_dir(&through)?.next().is_some() {
+        return Err(Errno::ENOTEMPTY.into());
+    }
     let options = format!(
         "fd={},rootmode={:o},user_id={},group_id={},default_permissions,allow_other",
         fuse.as_raw_fd(),
@@ -50,7 +64,7 @@ pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str) -> io::Result<()> {
     let source: String = source.chars().take(SOURCE_MAX_BYTES).collect();
     // Other hosts decide what is in the files: neither their set-user-id bits nor their device nodes count here.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    nix::mount::mount(Some(source.as_str()), dir, Some(MOUNT_KIND), flags, Some(options.as_str()))?;
+    nix::mount::mount(Some(source.as_str()), through.as_str(), Some(MOUNT_KIND), flags, Some(options.as_str()))?;
     Ok(())
 }
 
@@ -175,7 +189,23 @@ pub fn fallocate(file: &File, offset: u64, length: u64, mode: i32) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    #[test]
+    fn what_took_the_place_of_a_mountpoint_is_not_covered() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let nothing: OwnedFd = File::open("/dev/null").unwrap().into();
+        let attempt = |path: &str| mount(nothing.as_fd(), &root.join(path), "test").unwrap_err().raw_os_error();
+        std::fs::create_dir_all(root.join("etc/m")).unwrap();
+        std::os::unix::fs::symlink("etc", root.join("home")).unwrap();
+        std::os::unix::fs::symlink("etc/m", root.join("link")).unwrap();
+        assert_eq!(attempt("home/m"), Some(libc::ELOOP));
+        assert_eq!(attempt("link"), Some(libc::ENOTDIR)); // O_DIRECTORY of a link that is not followed
+        assert_eq!(attempt("etc"), Some(libc::ENOTEMPTY));
+    }
 
     #[test]
     fn reads_the_mount_table() {
