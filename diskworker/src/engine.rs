@@ -13,6 +13,7 @@ mod clean;
 mod commit;
 mod complete;
 mod cramped;
+mod doubles;
 mod events;
 mod exchange;
 mod files;

@@ -322,3 +322,36 @@ fn what_was_put_into_a_removed_directory_is_its_owners_in_lost_and_found() {
         assert_eq!(disk.engine().read(&[b"lost+found", &found[0].0, b"file"]).unwrap(), b"inside");
     }
 }
+
+/// Moved to another directory here, and written there: two files then, and one must not be shown for the other.
+#[test]
+fn what_was_moved_and_written_at_once_is_two_files_with_numbers_of_their_own() {
+    let (one, two) = (Disk::new(), Disk::new());
+    for name in ["a", "b"] {
+        let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.into(), mode: 0o755, uid: 1, gid: 2 };
+        one.engine().mkdir(SESSION, false, &q).unwrap();
+    }
+    Posix::create(&**one.engine(), &[b"a", b"f"], 0o644, b"before").unwrap();
+    exchange(&one, &two);
+    let (dir, dir2) = (one.engine().resolve(&[b"a"]).unwrap().ino, one.engine().resolve(&[b"b"]).unwrap().ino);
+    let q = pb::Rename { dir, name: "f".into(), dir2, name2: "f".into(), ..Default::default() };
+    one.engine().rename(SESSION, false, &q).unwrap();
+    Posix::write(&**two.engine(), &[b"a", b"f"], 0, b"written", true).unwrap();
+    exchange(&one, &two);
+    for disk in [&one, &two] {
+        disk.engine().ledger().unwrap();
+    }
+    exchange(&one, &two);
+    let commits = [&one, &two].map(|disk| disk.engine().committed().commit);
+    assert_eq!(commits[0], commits[1]);
+    for disk in [&one, &two] {
+        let file = |path: &[&[u8]]| {
+            let attr = disk.engine().resolve(path).unwrap();
+            (attr.ino, (attr.mode & 0o777, attr.uid), disk.engine().read(path).unwrap())
+        };
+        let (moved, written) = (file(&[b"b", b"f"]), file(&[b"a", b"f"]));
+        assert_ne!(moved.0, written.0, "one number at two places");
+        assert_eq!((moved.2, written.2), (b"before".to_vec(), b"written".to_vec()));
+        assert!(moved.1 == (0o644, 1) && written.1 == moved.1);
+    }
+}

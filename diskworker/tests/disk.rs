@@ -52,9 +52,20 @@ impl Disk {
     /// The same, with a look at the folder before it is started.
     pub fn crash_with<T>(&mut self, look: impl FnOnce(&std::path::Path) -> T) -> T {
         let image = tempfile::tempdir().unwrap();
-        let status =
-            std::process::Command::new("cp").arg("-a").arg(self.dir.path().join("d")).arg(image.path()).status();
-        assert!(status.unwrap().success());
+        let copy = || {
+            let mut cp = std::process::Command::new("cp");
+            cp.arg("-a").arg(self.dir.path().join("d")).arg(image.path()).output().unwrap()
+        };
+        // Its threads go on: a file may vanish while it is copied.
+        let mut copied = copy();
+        for _ in 0..20 {
+            if copied.status.success() {
+                break;
+            }
+            std::fs::remove_dir_all(image.path().join("d")).unwrap();
+            copied = copy();
+        }
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
         self.running.take().unwrap().stop().unwrap();
         self.dir = image;
         let seen = look(&self.dir.path().join("d"));

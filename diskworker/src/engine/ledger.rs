@@ -13,6 +13,7 @@ use delugefs_proto::worker_pb as pb;
 use nix::errno::Errno;
 
 use super::Engine;
+use super::doubles::Numbers;
 use crate::namespace::catalog_error;
 use crate::os::ENOATTR;
 use crate::view;
@@ -80,15 +81,25 @@ fn parse(value: &[u8]) -> Option<u32> {
 impl Engine {
     /// All contents of the committed state.
     pub fn ledger(&self) -> FsResult<Arc<Ledger>> {
-        let mut kept = self.ledger.lock();
+        let (ledger, numbers) = self.look_through()?;
+        if let Err(error) = self.mend_doubles(numbers) {
+            tracing::debug!("two files keep one number: {error}");
+        }
+        Ok(ledger)
+    }
+
+    /// The same, and what was met in a walk, if one was needed.
+    fn look_through(&self) -> FsResult<(Arc<Ledger>, Numbers)> {
+        let (mut kept, mut numbers) = (self.ledger.lock(), Numbers::default());
         let commit = self.core_catalog().state().commit;
         if let Some(ledger) = kept.as_ref().filter(|ledger| ledger.commit == commit) {
-            return Ok(ledger.clone());
+            return Ok((ledger.clone(), numbers));
         }
         let mut directories: HashMap<Ino, Directory> = HashMap::new();
         // Of each file: its content, what it says itself, and a directory it is in.
         let mut files: Vec<(Entry, Option<u32>, Ino)> = Vec::new();
         let mut visit = |key: &Key, elements: &[Element]| {
+            numbers.note(key, elements);
             match key {
                 Key::Entry(dir, name) if name.is_header() => {
                     if let Some(Element { body: Body::Head { parent, xattrs, .. }, .. }) =
@@ -122,7 +133,7 @@ impl Engine {
         entries.sort_unstable_by_key(|entry| entry.content);
         let ledger = Arc::new(Ledger { commit, entries });
         *kept = Some(ledger.clone());
-        Ok(ledger)
+        Ok((ledger, numbers))
     }
 
     /// Files and directories that are shown beside the one of their name, as paths from the root; whether there are more.

@@ -43,31 +43,56 @@ impl Namespace {
         self.dir(dir)?; // loads it
         let namesakes = self.dirs.get_mut(&dir).map(Dir::namesakes);
         for (ino, name, tag) in namesakes.unwrap_or_default() {
-            let mut txn = self.txn();
-            let mut set = self.dir(dir)?.get(&name).to_vec();
-            let before = set.clone();
-            let shown = view::view(&before);
-            let Some(What::File(parts)) = shown.iter().find(|s| s.ino == ino && s.tag == tag).map(|s| &s.what) else {
-                continue;
-            };
-            let number = view::derived_ino(ino, parts.content.dot);
-            txn.renewed.push((number, parts.content.dot));
-            let elements = copied(&txn, parts, number);
-            let has_version = |e: &Element| matches!(&e.body, Body::Content { ino, .. } if *ino == parts.stored_ino);
-            set.retain(|e| e != parts.content);
-            if !set.iter().any(has_version) {
-                set.retain(|e| {
-                    e.body.ino() != Some(parts.stored_ino) || matches!(e.body, Body::Link { .. } | Body::Dir { .. })
-                });
-            }
-            match tag {
-                None => set.extend(elements),
-                Some(tag) => self.add(&mut txn, Key::Entry(dir, view::conflict_name(&name, tag)), elements)?,
-            }
-            txn.set(Key::Entry(dir, name), set);
-            self.apply(txn)?;
+            self.renumber_one(dir, &name, ino, tag)?;
         }
         Ok(())
+    }
+
+    /// The same for files in several directories: the places where this number may be, of all there are; how many got another.
+    pub fn renumber_across(&mut self, ino: Ino, places: &[(Ino, Name)]) -> FsResult<usize> {
+        let is_linked = self.inode(ino)?.iter().any(|e| matches!(e.body, Body::Ref { .. }));
+        let mut files = Vec::new();
+        for (dir, name) in places {
+            for shown in view::view(self.dir(*dir)?.get(name)).iter().filter(|shown| shown.ino == ino) {
+                if let What::File(parts) = &shown.what {
+                    files.push(((parts.content.hlc, parts.content.dot), *dir, name.clone(), shown.tag));
+                }
+            }
+        }
+        files.sort_unstable();
+        if !is_linked {
+            files.pop();
+        }
+        for (_, dir, name, tag) in &files {
+            self.renumber_one(*dir, name, ino, *tag)?;
+        }
+        Ok(files.len())
+    }
+
+    fn renumber_one(&mut self, dir: Ino, name: &Name, ino: Ino, tag: Option<u32>) -> FsResult<()> {
+        let mut txn = self.txn();
+        let mut set = self.dir(dir)?.get(name).to_vec();
+        let before = set.clone();
+        let shown = view::view(&before);
+        let Some(What::File(parts)) = shown.iter().find(|s| s.ino == ino && s.tag == tag).map(|s| &s.what) else {
+            return Ok(());
+        };
+        let number = view::derived_ino(ino, parts.content.dot);
+        txn.renewed.push((number, parts.content.dot));
+        let elements = copied(&txn, parts, number);
+        let has_version = |e: &Element| matches!(&e.body, Body::Content { ino, .. } if *ino == parts.stored_ino);
+        set.retain(|e| e != parts.content);
+        if !set.iter().any(has_version) {
+            set.retain(|e| {
+                e.body.ino() != Some(parts.stored_ino) || matches!(e.body, Body::Link { .. } | Body::Dir { .. })
+            });
+        }
+        match tag {
+            None => set.extend(elements),
+            Some(tag) => self.add(&mut txn, Key::Entry(dir, view::conflict_name(name, tag)), elements)?,
+        }
+        txn.set(Key::Entry(dir, name.clone()), set);
+        self.apply(txn)
     }
 
     /// A name of a file with several that has no version any more: its last one was removed by somebody who knew of no other. What is
