@@ -28,7 +28,9 @@
 //! no trim. What is kept of a surplus is as well spread as the whole, so a trim causes no fetch, and copies stay where
 //! they are when ranks change with free space.
 //!
-//! **Order and bounds.** Fewest readable copies first, then oldest need; limited in transfers, bytes and decisions.
+//! **Order and bounds.** Fewest readable copies first, then oldest need; limited in transfers, bytes and decisions. What
+//! failed is put off for twice as long each time, up to six hours, and comes behind what did not; contents that one disk
+//! alone has never take all places. So neither what always fails nor a slow disk keeps the others from being copied.
 //!
 //! Reading order: `view` (what goes in), `mirror`, `release`, `desk` (promises), `plan` (order), `health`. The caller
 //! keeps one [`Desk`], calls [`plan()`] with what changed or is due, carries decisions out and tells the desk.
@@ -49,7 +51,7 @@ mod weight;
 use delugefs_proto::ids::{ContentId, DiskId};
 
 pub use cluster::Cluster;
-pub use desk::{ANSWER_S, Decline, Desk, PROMISE_S};
+pub use desk::{ANSWER_S, Decline, Desk, FAILED_S, PROMISE_S};
 pub use health::{AtRisk, DiskHealth, Health, LIST_MAX, Single, health};
 pub use mirror::{Verdict, Wish, decide_content};
 pub use plan::{Plan, choose, decide, plan};
@@ -72,7 +74,7 @@ pub enum Reason {
 /// What to do with a disk of this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// Fetch and keep (`please_mirror`). Then [`Desk::fetching`] and [`Desk::fetch_ended`], or [`Desk::refused`].
+    /// Fetch and keep (`please_mirror`). Then [`Desk::fetching`] and [`Desk::fetch_ended`], or [`Desk::failed`].
     Mirror {
         /// Onto this disk.
         disk: DiskId,

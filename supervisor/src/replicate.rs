@@ -31,8 +31,6 @@ const WALK_MIN: Duration = Duration::from_secs(2);
 const WALK_SHARE: u32 = 20;
 /// A worker that says nothing for so long while its catalog is walked is stuck: another one is asked next.
 const SILENCE: Duration = Duration::from_secs(60);
-/// A disk that refused or failed is left alone with a content for so long, in seconds.
-const REFUSED_S: u64 = 60;
 /// All contents are looked at again after this many seconds even if nothing changed; sooner while a disk is away or a content
 /// lacks copies: then time alone changes what counts, and who may be asked again.
 const QUIET_S: u64 = 60;
@@ -144,6 +142,9 @@ impl Replicator {
         let Some((me, moved)) = self.look(workers, now).await else { return };
         let changed = self.walk(workers, now).await || moved;
         self.follow_fetches(workers, now).await;
+        if changed {
+            self.forgive();
+        }
         self.desk.expire(now);
         let disks: Vec<Disk> = self.disks.values().cloned().collect();
         let is_away = |disk: &Disk| !disk.presence.is_here() && !disk.forgotten;
@@ -317,6 +318,19 @@ impl Replicator {
         Ok((generation, Some(contents)))
     }
 
+    /// What failed may go well where other disks hold a content since then, or one that does has come.
+    fn forgive(&mut self) {
+        let Self { desk, contents, disks, .. } = self;
+        let has_come = |disk: &DiskId, since_s: u64| {
+            disks.get(disk).is_some_and(|disk| disk.presence.is_here() && disk.presence.since_s() > since_s)
+        };
+        desk.forgive(|content, failed_s| {
+            contents.get(content).is_some_and(|known| {
+                known.changed_s > failed_s || known.holders.iter().any(|disk| has_come(disk, failed_s))
+            })
+        });
+    }
+
     /// Which fetches have ended, and how far the others are.
     async fn follow_fetches(&mut self, workers: &[(DiskId, PathBuf)], now: u64) {
         // Those of a disk that is gone have ended with it.
@@ -350,8 +364,8 @@ impl Replicator {
                         self.desk.fetch_ended(*disk, content);
                         let held = self.contents.get(content).is_some_and(|known| known.holders.contains(disk));
                         if !held {
-                            // Done and not published yet, or failed: neither is to be asked for again at once.
-                            self.desk.refused(*disk, content, now + REFUSED_S);
+                            // Failed; or done and not published yet, which is forgiven when it is.
+                            self.desk.failed(*disk, content, now);
                         }
                         self.again_s = Some(now);
                     }
@@ -374,6 +388,47 @@ async fn remember(socket: &Path, disk: &wpb::Peer) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_failed_is_tried_anew_when_another_disk_has_it_or_one_that_does_has_come() {
+        let (here, source, content) = (DiskId([1; 32]), DiskId([2; 32]), ContentId([7; 32]));
+        let said = wpb::Content {
+            content: content.0.to_vec(),
+            size_bytes: 5,
+            wanted: 2,
+            holders: vec![0],
+            ..wpb::Content::default()
+        };
+        let asked_again = |walked_s, came_s| {
+            let mut this = Replicator::new(Settings::default());
+            this.contents.add(&Contents::default(), &[Some(source)], std::slice::from_ref(&said), walked_s);
+            this.contents.end();
+            for (id, since_s) in [(here, 0), (source, came_s)] {
+                let disk = Disk {
+                    id,
+                    host: HostId(id.0),
+                    site: String::new(),
+                    presence: Presence::Here { since_s },
+                    changed_s: 0,
+                    lazy: false,
+                    draining: false,
+                    read_only: false,
+                    forgotten: false,
+                    free_bytes: 1000,
+                    backlog_s: 0,
+                };
+                this.disks.insert(id, disk);
+            }
+            this.desk.failed(here, content, 1000);
+            this.desk.failed(here, content, 2000);
+            this.forgive();
+            let disks: Vec<Disk> = this.disks.values().cloned().collect();
+            let (contents, desk, settings) = (this.contents.all(), &this.desk, &this.settings);
+            let view = View { me: HostId(here.0), disks: &disks, contents, desk, settings };
+            !policy::decide(&view, 2060).is_empty()
+        };
+        assert_eq!([asked_again(900, 900), asked_again(2001, 900), asked_again(900, 2001)], [false, true, true]);
+    }
 
     #[tokio::test]
     async fn a_worker_that_says_nothing_does_not_keep_the_others_from_being_asked() {

@@ -30,6 +30,10 @@ use super::view::Disk;
 pub const PROMISE_S: u64 = 600;
 /// How long to wait for the answer to a question, in seconds.
 pub const ANSWER_S: u64 = 60;
+/// How long a disk that failed to fetch a content is left alone with it, in seconds: twice as long after each further
+/// failure, up to a time in which an administrator would still like to see that it is tried.
+pub const FAILED_S: u64 = 60;
+const FAILED_MAX_S: u64 = 6 * 3600;
 
 /// Why a disk does not promise to keep a content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,19 +59,44 @@ pub(super) enum Answer {
     Declined,
 }
 
+/// Fetches of a content that came to nothing on a disk, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    disk: DiskId,
+    /// How many, since the content last could be fetched from somewhere else.
+    count: u32,
+    /// When the last one ended.
+    last_s: u64,
+}
+
+impl Failure {
+    /// When it may be tried again.
+    fn until_s(&self) -> u64 {
+        let pause_s = FAILED_S.checked_shl(self.count.saturating_sub(1)).unwrap_or(FAILED_MAX_S);
+        self.last_s + pause_s.min(FAILED_MAX_S)
+    }
+
+    /// Who was not tried again for so long, because others always came first, is not put off any more.
+    fn is_known(&self, now_s: u64) -> bool {
+        self.until_s() + FAILED_MAX_S > now_s
+    }
+}
+
 /// All that is going on about one content.
 #[derive(Clone, Debug, Default)]
 struct Matter {
     fetches: Vec<(DiskId, u64)>,
+    failures: Vec<Failure>,
     refusals: Vec<(DiskId, u64)>,
     answers: Vec<(DiskId, Answer, u64)>,
 }
 
 impl Matter {
     fn expire(&mut self, now_s: u64) -> bool {
+        self.failures.retain(|failure| failure.is_known(now_s));
         self.refusals.retain(|(_, until_s)| *until_s > now_s);
         self.answers.retain(|(.., until_s)| *until_s > now_s);
-        !(self.fetches.is_empty() && self.refusals.is_empty() && self.answers.is_empty())
+        !(self.fetches.is_empty() && self.failures.is_empty() && self.refusals.is_empty() && self.answers.is_empty())
     }
 }
 
@@ -127,6 +156,7 @@ impl Desk {
         self.leaving.retain(|(leaving, _)| *leaving != disk);
         for matter in self.matters.values_mut() {
             matter.fetches.retain(|(fetching, _)| *fetching != disk);
+            matter.failures.retain(|failure| failure.disk != disk);
         }
     }
 
@@ -144,7 +174,27 @@ impl Desk {
         }
     }
 
-    /// A disk of this host refused to fetch a content, failed to, or refused to let it go: leave it alone until then.
+    /// A disk of this host refused to fetch a content, or failed to: leave it alone for [`FAILED_S`], for longer if that
+    /// was so before, and let others have their turn first.
+    pub fn failed(&mut self, disk: DiskId, content: ContentId, now_s: u64) {
+        let failures = &mut self.matters.entry(content).or_default().failures;
+        match failures.iter_mut().find(|failure| failure.disk == disk) {
+            Some(known) => (known.count, known.last_s) = (known.count.saturating_add(1), now_s),
+            None => failures.push(Failure { disk, count: 1, last_s: now_s }),
+        }
+    }
+
+    /// What failed may go well now: `anew` says of a content, and of the moment at which a fetch of it last failed, whether
+    /// other disks hold it since then, or one that does has come. It may be tried [`FAILED_S`] after that moment, like
+    /// one that failed once.
+    pub fn forgive(&mut self, anew: impl Fn(ContentId, u64) -> bool) {
+        for (content, matter) in &mut self.matters {
+            let changed = matter.failures.iter_mut().filter(|failure| anew(*content, failure.last_s));
+            changed.for_each(|failure| failure.count = 0);
+        }
+    }
+
+    /// A disk of this host is to be left alone with a content until then: it refused to let it go, say.
     pub fn refused(&mut self, disk: DiskId, content: ContentId, until_s: u64) {
         let refusals = &mut self.matters.entry(content).or_default().refusals;
         refusals.retain(|(refusing, _)| *refusing != disk);
@@ -246,13 +296,21 @@ impl Desk {
 
     /// Until when this disk is to be left alone with this content.
     pub(super) fn refused_until_s(&self, disk: DiskId, content: ContentId, now_s: u64) -> Option<u64> {
-        let refusals = &self.matters.get(&content)?.refusals;
-        refusals.iter().find(|(id, until_s)| *id == disk && *until_s > now_s).map(|(_, until_s)| *until_s)
+        let matter = self.matters.get(&content)?;
+        let refused = matter.refusals.iter().find(|(id, _)| *id == disk).map(|(_, until_s)| *until_s);
+        let failed = matter.failures.iter().find(|failure| failure.disk == disk).map(Failure::until_s);
+        refused.max(failed).filter(|until_s| *until_s > now_s)
     }
 
-    /// The disks of this host that fetch this content now.
-    pub(super) fn fetchers(&self, content: ContentId) -> impl Iterator<Item = DiskId> {
-        self.matters.get(&content).into_iter().flat_map(|matter| matter.fetches.iter().map(|(disk, _)| *disk))
+    /// How often a fetch of this content came to nothing on this disk, one after the other.
+    pub(super) fn failures(&self, disk: DiskId, content: ContentId, now_s: u64) -> u32 {
+        let failures = self.matters.get(&content).map_or(&[][..], |matter| &matter.failures);
+        failures.iter().find(|failure| failure.disk == disk && failure.is_known(now_s)).map_or(0, |known| known.count)
+    }
+
+    /// The disks of this host that fetch this content now, and how many bytes are still to come.
+    pub(super) fn fetchers(&self, content: ContentId) -> impl Iterator<Item = (DiskId, u64)> {
+        self.matters.get(&content).into_iter().flat_map(|matter| matter.fetches.iter().copied())
     }
 
     /// The fetches on this host.

@@ -1,6 +1,6 @@
 //! One content: what the local disks should do about it now.
 
-use delugefs_proto::ids::ContentId;
+use delugefs_proto::ids::{ContentId, DiskId};
 
 use super::cluster::{Cluster, HOST_USED, Node, SITE_USED, Spread};
 use super::release::{Release, release_node};
@@ -17,6 +17,10 @@ pub struct Wish {
     pub decision: Decision,
     /// Copies that can be read now, on whatever disks.
     pub readable: u32,
+    /// The disk from which alone it can be fetched.
+    pub only_from: Option<DiskId>,
+    /// How often that came to nothing.
+    pub failures: u32,
     /// How many times others were passed over: those whose turn it is by rank come before those who step in.
     pub steps: u64,
     /// Since when there is a reason for it.
@@ -28,6 +32,8 @@ pub struct Wish {
 pub struct Verdict {
     /// At most one for each local disk.
     pub wishes: Vec<Wish>,
+    /// Fetches of it under way: the disk from which alone it can be fetched, and the bytes that are still to come.
+    pub under_way: Vec<(DiskId, u64)>,
     /// When to look again even if nothing changes until then.
     pub again_s: Option<u64>,
 }
@@ -55,6 +61,14 @@ pub(super) struct Tally {
     pub opened_s: u64,
     /// When the first of the awaited disks will have been away for too long.
     pub patience_s: Option<u64>,
+}
+
+impl Tally {
+    /// The disk that has the only copy that can be read now.
+    fn only_source(&self, cluster: &Cluster<'_>) -> Option<DiskId> {
+        let mut sources = self.holders.iter().map(|at| &cluster.nodes[*at]).filter(|node| node.source);
+        sources.next().filter(|_| self.readable == 1).map(|node| node.id)
+    }
 }
 
 /// Counts.
@@ -123,7 +137,8 @@ pub fn decide_content(cluster: &Cluster<'_>, content: &Content, now_s: u64) -> V
                 Release::Yes { relying_on } => Decision::Trim { disk, content: id, relying_on },
             };
             let since_s = content.changed_s.max(node.changed_s);
-            verdict.wishes.push(Wish { decision, readable: tally.readable, steps: 0, since_s });
+            let readable = tally.readable;
+            verdict.wishes.push(Wish { decision, readable, only_from: None, failures: 0, steps: 0, since_s });
         }
     }
     verdict
@@ -139,7 +154,9 @@ fn mirror(cluster: &Cluster<'_>, content: &Content, tally: &mut Tally, now_s: u6
     if tally.expected.len() >= wanted && !spread.improvable(cluster, wanted) {
         return;
     }
-    for disk in cluster.desk.fetchers(content.id) {
+    let only_from = tally.only_source(cluster);
+    for (disk, left_bytes) in cluster.desk.fetchers(content.id) {
+        verdict.under_way.extend(only_from.map(|from| (from, left_bytes)));
         if let Some(at) = cluster.find(disk).filter(|at| cluster.nodes[*at].counts && !tally.expected.contains(at)) {
             tally.expected.push(at);
             spread.add(&cluster.nodes[at]);
@@ -267,8 +284,14 @@ impl<'a> Search<'a> {
 
     fn wish(&self, node: &Node, steps: u64, since_s: u64) -> Wish {
         let (content, size_bytes) = (self.content.id, self.content.size_bytes);
-        let decision = Decision::Mirror { disk: node.id, content, size_bytes, reason: self.reason() };
-        Wish { decision, readable: self.tally.readable, steps, since_s }
+        Wish {
+            decision: Decision::Mirror { disk: node.id, content, size_bytes, reason: self.reason() },
+            readable: self.tally.readable,
+            only_from: self.tally.only_source(self.cluster),
+            failures: self.cluster.desk.failures(node.id, content, self.now_s),
+            steps,
+            since_s,
+        }
     }
 
     /// Takes the best of the remaining candidates. Nodes are sorted by id, so a tie is broken alike everywhere.

@@ -106,7 +106,11 @@ pub struct Settings {
     pub max_transfers: usize,
     /// but for more of them that have fewer bytes together: the workers have something to do until the next call.
     pub queue_bytes: u64,
-    /// Most fetches at once of smaller ones: what the workers have to do until the next call.
+    /// Most of them from one disk that alone has them, but for more that have fewer than half as many bytes. Fewer than a
+    /// worker fetches side by side, so that a disk that gives nothing, or slowly, leaves a place for what others give.
+    pub max_from_one: usize,
+    /// Most fetches at once of smaller ones: what the workers have to do until the next call. Half of them from one disk
+    /// that alone has them.
     pub max_small_transfers: usize,
     /// Most bytes in the fetches of large ones; one bigger content may still be fetched alone.
     pub max_transfer_bytes: u64,
@@ -124,7 +128,8 @@ impl Default for Settings {
             max_decisions: 256,
             max_transfers: 8,
             queue_bytes: 1 << 30,
-            max_small_transfers: 4096,
+            max_from_one: 3,
+            max_small_transfers: 8192,
             max_transfer_bytes: 64 << 30,
         }
     }

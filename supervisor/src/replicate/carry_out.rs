@@ -9,7 +9,7 @@ use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::worker_pb as wpb;
 
-use super::{REFUSED_S, Replicator};
+use super::Replicator;
 use crate::policy::{self, Decision};
 use crate::worker;
 
@@ -71,15 +71,20 @@ impl Replicator {
                 self.fetches.insert((disk, content));
                 return true;
             }
-            Ok(reply) if reply.outcome() == Outcome::AlreadyHere => {}
+            Ok(reply) if reply.outcome() == Outcome::AlreadyHere => {
+                self.desk.refused(disk, content, now + policy::FAILED_S);
+                return true;
+            }
             Ok(reply) => tracing::debug!("disk {} refuses {content}: {}", short_id(&disk.to_hex()), reply.reason),
             Err(error) => {
                 tracing::debug!(error = error.message(), "please_mirror failed");
-                self.desk.refused(disk, content, now + REFUSED_S);
-                return is_there(&error);
+                if !is_there(&error) {
+                    self.desk.refused(disk, content, now + policy::FAILED_S);
+                    return false;
+                }
             }
         }
-        self.desk.refused(disk, content, now + REFUSED_S);
+        self.desk.failed(disk, content, now);
         true
     }
 

@@ -15,6 +15,7 @@ impl World {
         let names: Vec<(HostId, String)> = self.hosts.iter().map(|host| (host.id, host.site.clone())).collect();
         let host = &mut self.hosts[at];
         host.desk.expire(now_s);
+        host.forgive(&self.contents);
         let known = (0..self.disks.len()).filter(|d| host.seen[*d].version > 0);
         let disks: Vec<Disk> = known.map(|d| host.record(d, self.disks[d].id, &names)).collect();
         let live = (0..host.catalog.len()).filter(|c| host.catalog[*c].0 > 0);

@@ -3,7 +3,7 @@
 use delugefs_proto::ids::{DiskId, HostId};
 
 use super::super::*;
-use super::world::{Place, Set, TICK_S, World, has};
+use super::world::{Place, Set, SimContent, TICK_S, World, has};
 
 /// What a host believes about a disk.
 #[derive(Clone, Default)]
@@ -100,6 +100,16 @@ impl Host {
 
     pub fn now_s(&self, t: u64) -> u64 {
         self.skew_s + t * (995 + self.fast) / 1000
+    }
+
+    /// As the supervisor does it.
+    pub fn forgive(&mut self, contents: &[SimContent]) {
+        let Self { desk, seen, last, .. } = self;
+        desk.forgive(|id, failed_s| {
+            let content = contents.iter().position(|content| content.id == id).unwrap();
+            let came = |seen: &Seen| has(seen.holds, content) && seen.present && seen.since_s > failed_s;
+            last[content].1 > failed_s || seen.iter().any(came)
+        });
     }
 
     pub fn one_more_content(&mut self) {
@@ -248,7 +258,7 @@ impl World {
                 self.disks[disk].version += 1;
                 self.hosts[at].seen[disk].holds |= 1 << content;
             } else {
-                self.hosts[at].desk.refused(id, name, now_s + 300);
+                self.hosts[at].desk.failed(id, name, now_s);
             }
             self.hosts[at].desk.fetch_ended(id, name);
         }

@@ -144,6 +144,7 @@ impl World {
                 max_decisions: 12,
                 max_transfers: 4,
                 queue_bytes: 9 * GIB,
+                max_from_one: 2,
                 max_small_transfers: 6,
                 max_transfer_bytes: 100 * GIB,
             },
