@@ -1,7 +1,8 @@
 //! Stands in for `delugefs-diskworker` in this crate's tests: keeps the folder's lock and identity, serves and
 //! registers like the real one, but stores nothing. A file `fake-worker` in the run directory changes its manners, one
 //! word a line: `exit-before-ready CODE`, `read-only`, `damaged`,
-//! `silent` (no gRPC answers), `never-ready`, `port N`.
+//! `silent` (no gRPC answers), `never-ready`, `port N`, `member` (it is one of a cluster on the host `0909...`), `refuses
+//! FOLDER` (the disk in that folder takes no changes), `no-marks FOLDER` (no marks, and does not say so before).
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use delugefs_proto::control_pb::{RegisterRequest, control_client::ControlClient};
 use delugefs_proto::disk::{DISK_FORMAT, DISK_TOML, DiskToml, LOCK, short_id};
 use delugefs_proto::exit::{Exit, UserError, report};
-use delugefs_proto::ids::hex;
+use delugefs_proto::ids::{DiskId, hex};
 use delugefs_proto::rundir;
 use delugefs_proto::worker_pb::{self as pb, worker_server};
 use delugefs_supervisor::uds;
@@ -139,6 +140,12 @@ struct Fake {
     run_dir: PathBuf,
 }
 
+impl Fake {
+    fn refuses(&self) -> bool {
+        manner(&self.run_dir, "refuses").is_some_and(|folder| self.root.ends_with(folder))
+    }
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
@@ -152,12 +159,33 @@ impl worker_server::Worker for Fake {
         Err(Status::unimplemented(""))
     }
     async fn peers(&self, _: Request<pb::PeersRequest>) -> Result<Response<pb::PeersReply>, Status> {
-        Err(Status::unimplemented(""))
+        if manner(&self.run_dir, "member").is_none() {
+            return Err(Status::unimplemented(""));
+        }
+        let me = pb::Peer {
+            disk_id: DiskId::from_hex(&self.disk.disk_id).unwrap_or(DiskId([0; 32])).0.to_vec(),
+            host_id: vec![9; 32],
+            connected: true,
+            linked: true,
+            read_only: self.refuses(),
+            ..Default::default()
+        };
+        Ok(Response::new(pb::PeersReply { me: Some(me), ..Default::default() }))
     }
-    async fn contents(&self, _: Request<pb::ContentsRequest>) -> Result<Response<Self::ContentsStream>, Status> {
-        Err(Status::unimplemented(""))
+    async fn contents(&self, request: Request<pb::ContentsRequest>) -> Result<Response<Self::ContentsStream>, Status> {
+        let unchanged = request.get_ref().generation == 1;
+        if !unchanged {
+            eprintln!("{} says all contents", self.root.display());
+        }
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let _ = sender.try_send(Ok(pb::ContentsReply { generation: 1, unchanged, ..Default::default() }));
+        Ok(Response::new(tokio_stream::wrappers::ReceiverStream::new(receiver)))
     }
     async fn mark_disk(&self, _: Request<pb::MarkDiskRequest>) -> Result<Response<pb::MarkDiskReply>, Status> {
+        eprintln!("{} is told of a mark", self.root.display());
+        if self.refuses() || manner(&self.run_dir, "no-marks").is_some_and(|root| self.root.ends_with(root)) {
+            return Err(Status::resource_exhausted("the disk is full"));
+        }
         Ok(Response::new(pb::MarkDiskReply {}))
     }
 

@@ -82,6 +82,8 @@ struct Replicator {
     settings: Settings,
     disks: BTreeMap<DiskId, Disk>,
     contents: Contents,
+    /// Workers that answered in this round and take changes; what the others know may be old.
+    willing: Vec<PathBuf>,
     /// Which worker's answer `contents` is, and its generation.
     source: (PathBuf, u64),
     /// Whose walk failed last.
@@ -127,6 +129,7 @@ impl Replicator {
             settings,
             disks: BTreeMap::new(),
             contents: Contents::default(),
+            willing: Vec::new(),
             source: Default::default(),
             failed: None,
             silence: SILENCE,
@@ -181,6 +184,7 @@ impl Replicator {
         let sure = |peer: &wpb::Peer| (peer.linked, peer.connected);
         let mut seen: BTreeMap<DiskId, wpb::Peer> = BTreeMap::new();
         let mut me = None;
+        self.willing.clear();
         for (_, socket) in workers {
             let Ok(reply) =
                 worker::ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
@@ -188,6 +192,9 @@ impl Replicator {
                 continue;
             };
             me = me.or_else(|| HostId::from_slice(&reply.me.as_ref()?.host_id));
+            if reply.me.as_ref().is_some_and(|disk| !disk.read_only) {
+                self.willing.push(socket.clone());
+            }
             if let Some(disk) = reply.me.as_ref().filter(|disk| disk.mark() == wpb::Mark::Forgotten) {
                 remember(socket, disk).await;
             }
@@ -263,10 +270,17 @@ impl Replicator {
 
     /// Read what the catalog says, if it changed and the last look is not too recent. Whether anything is new.
     async fn walk(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> bool {
-        // Every catalog says the same: whose does not matter. After one that failed comes the next one's turn.
-        let at = |of: &Path| workers.iter().position(|(_, socket)| socket == of);
-        let next = self.failed.as_deref().and_then(at).map_or(0, |at| (at + 1) % workers.len());
-        let Some((_, socket)) = workers.get(at(&self.source.0).unwrap_or(next)) else { return false };
+        // Every catalog says the same, but of a disk that takes no changes: those come last. Else whose does not matter. After
+        // one that failed comes the next one's turn.
+        let is_willing = |socket: &&PathBuf| self.willing.contains(*socket);
+        let (mut order, others): (Vec<&PathBuf>, Vec<_>) =
+            workers.iter().map(|(_, socket)| socket).partition(is_willing);
+        let may_stay = order.is_empty() || is_willing(&&self.source.0);
+        order.extend(others);
+        let at = |of: &Path| order.iter().position(|socket| *socket == of);
+        let next = self.failed.as_deref().and_then(at).map_or(0, |at| (at + 1) % order.len());
+        let source = at(&self.source.0).filter(|_| may_stay);
+        let Some(socket) = order.get(source.unwrap_or(next)).copied() else { return false };
         let pause = WALK_MIN.max(self.walked.1 * WALK_SHARE);
         if self.walked.0.is_some_and(|last| last.elapsed() < pause) {
             return false;
@@ -444,6 +458,14 @@ mod tests {
             assert!(!this.walk(&workers, 1).await);
             assert_eq!(this.walked.1, Duration::ZERO, "the next one is not kept waiting");
             assert_eq!(this.failed.as_ref(), Some(socket));
+        }
+        // The one that was asked last has become full, or fails: another one knows more, if there is one.
+        let socket = |at: usize| workers[at].1.clone();
+        for (willing, asked) in [(&[0, 1, 2][..], 0), (&[2], 2), (&[1, 2], 1), (&[], 0)] {
+            this.willing = willing.iter().map(|at| socket(*at)).collect();
+            (this.source, this.failed, this.walked.0) = ((socket(0), 5), None, None);
+            assert!(!this.walk(&workers, 1).await);
+            assert_eq!(this.failed, Some(socket(asked)), "{willing:?}");
         }
     }
 }

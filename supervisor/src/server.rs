@@ -278,13 +278,22 @@ impl Control for Server {
 
     async fn mark_disk(&self, request: Request<pb::MarkDiskRequest>) -> Answer<pb::MarkDiskReply> {
         let request = request.into_inner();
-        let disks = self.disks_up();
-        let disk = disks.first().ok_or_else(no_disk)?;
-        let socket = Path::new(&disk.grpc_socket);
-        let peer = marks::find(self.members_disks().await.into_iter(), &request.id, request.mark())?;
-        let marking = worker_pb::MarkDiskRequest { disk_id: peer.disk_id.clone(), mark: request.mark };
-        worker::ask(socket, |mut client| async move { client.mark_disk(marking).await }).await?;
-        Ok(Response::new(pb::MarkDiskReply { disk_id: hex(&peer.disk_id) }))
+        let mut disks = self.disks_up();
+        let peers = self.members_disks().await;
+        // Every disk of the cluster hears of it from any of them; one that is full or fails cannot note it.
+        let refuses = |disk: &pb::Disk| peers.iter().any(|peer| hex(&peer.disk_id) == disk.disk_id && peer.read_only);
+        disks.sort_by_key(refuses);
+        let peer = marks::find(peers.into_iter(), &request.id, request.mark())?;
+        let mut failure = Status::from(no_disk());
+        for disk in disks {
+            let marking = worker_pb::MarkDiskRequest { disk_id: peer.disk_id.clone(), mark: request.mark };
+            let socket = Path::new(&disk.grpc_socket);
+            match worker::ask(socket, |mut client| async move { client.mark_disk(marking).await }).await {
+                Ok(_) => return Ok(Response::new(pb::MarkDiskReply { disk_id: hex(&peer.disk_id) })),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Answer<pb::ConflictsReply> {

@@ -64,6 +64,35 @@ fn trouble_of_a_running_disk_is_a_problem() {
     assert!(said.stdout.contains(" (LAB/a) does not answer\""), "{}", said.stdout);
 }
 
+/// A full or failing disk may have an old catalog, and can note nothing.
+#[test]
+fn a_disk_that_takes_no_changes_is_asked_last() {
+    let mut lab = Lab::new();
+    lab.manners("worker", "member");
+    lab.run(&["--create"]);
+    let said = lab.says(&["disk", "add", "b", "--create"]);
+    assert_eq!((said.code, said.stderr.as_str()), (0, ""));
+    let status = lab.wait_for_status("both disks", |status| status["disks"][1]["state"] == "up");
+    let disk = |at: usize| status["disks"][at]["disk_id"].as_str().unwrap();
+    let heard = |what: &str| ["a", "b"].map(|folder| lab.err("run").matches(&format!("LAB/{folder} {what}")).count());
+    lab.wait_for("the policy to read what there is", || heard("says all contents") == [1, 0]);
+    assert_eq!(lab.says(&["disk", "drain", disk(1)]).code, 0);
+    lab.wait_for("the log", || heard("is told of a mark") == [1, 0]);
+
+    lab.manners("worker", "member\nrefuses a");
+    lab.wait_for("the policy to look elsewhere", || heard("says all contents") == [1, 1]);
+    assert_eq!(lab.says(&["disk", "drain", disk(0)]).code, 0);
+    lab.wait_for("the log", || heard("is told of a mark") == [1, 1]);
+
+    // One that fails in this moment is passed over too.
+    lab.manners("worker", "member\nno-marks a");
+    assert_eq!(lab.says(&["disk", "drain", disk(0)]).code, 0);
+    lab.wait_for("the log", || heard("is told of a mark") == [2, 2]);
+    lab.manners("worker", "member\nno-marks a\nrefuses b");
+    let said = lab.says(&["disk", "drain", disk(0)]);
+    assert!(said.code != 0 && said.stderr.contains("the disk is full"), "{said:?}");
+}
+
 #[test]
 fn one_supervisor_for_a_run_directory() {
     let mut lab = Lab::new();
