@@ -298,6 +298,7 @@ impl Net {
             total_bytes: space.total_bytes,
             free_bytes: space.free_bytes,
             read_only: space.read_only,
+            full: space.full,
             run: self.run,
             epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()),
             uptime_s: self.started.elapsed().as_secs(),

@@ -239,7 +239,7 @@ impl worker_server::Worker for Fake {
             pid: std::process::id(),
             read_only,
             reason: reason.clone(),
-            space: Some(pb::FreeSpaceReply { total_bytes, free_bytes, read_only, reason }),
+            space: Some(pb::FreeSpaceReply { total_bytes, free_bytes, read_only, reason, full: read_only }),
             contents: 321,
             content_bytes: 7 << 30,
             staged_files: 1,

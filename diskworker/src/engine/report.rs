@@ -38,6 +38,7 @@ impl Engine {
             total_bytes: space.total,
             free_bytes: space.free,
             read_only: refusal.is_some(),
+            full: refusal.as_ref().is_some_and(|error| super::room::is_full(error.errno)),
             reason: refusal.or(self.cramped.check().err()).map(|error| error.to_string()).unwrap_or_default(),
         })
     }

@@ -133,6 +133,7 @@ fn describe(disk: DiskId, about: &About) -> pb::Peer {
         total_bytes: about.total_bytes,
         free_bytes: about.free_bytes,
         read_only: about.read_only,
+        full: about.full,
         program: about.program.clone(),
         ..pb::Peer::default()
     }

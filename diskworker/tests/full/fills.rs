@@ -88,6 +88,7 @@ fn fills_up_and_recovers(kind: Kind) {
         }
         let status = worker.status();
         assert!(status.reason.contains("No space left") || status.reason.contains("full"), "{}", status.reason);
+        assert!(status.space.unwrap().full, "others learn that it may let contents go");
         assert!(is_full(&client.mkdir(1, "x")) && is_full(&client.create(1, "x")));
         assert!(client.lookup(1, "a5").is_ok());
 
