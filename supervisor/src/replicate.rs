@@ -233,6 +233,7 @@ impl Replicator {
                     lazy: peer.lazy,
                     draining: false,
                     read_only: peer.read_only,
+                    full: peer.full,
                     forgotten: false,
                     free_bytes: peer.free_bytes,
                     backlog_s: 0,
@@ -242,7 +243,7 @@ impl Replicator {
             disk.draining = peer.mark() == wpb::Mark::Draining;
             disk.forgotten = peer.mark() == wpb::Mark::Forgotten;
             if let Some(before) = before {
-                let flags = |disk: &Disk| (disk.lazy, disk.read_only, disk.draining, disk.forgotten);
+                let flags = |disk: &Disk| (disk.lazy, disk.read_only, disk.full, disk.draining, disk.forgotten);
                 let same = (before.host, &before.site, flags(before)) == (disk.host, &disk.site, flags(&disk));
                 if !same {
                     disk.changed_s = now;
@@ -427,6 +428,7 @@ mod tests {
                     lazy: false,
                     draining: false,
                     read_only: false,
+                    full: false,
                     forgotten: false,
                     free_bytes: 1000,
                     backlog_s: 0,

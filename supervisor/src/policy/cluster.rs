@@ -18,6 +18,7 @@ pub(super) struct Node {
     pub changed_s: u64,
     pub draining: bool,
     pub read_only: bool,
+    pub full: bool,
     pub forgotten: bool,
     /// A content can be fetched from it now.
     pub source: bool,
@@ -89,6 +90,7 @@ impl<'a> Cluster<'a> {
                 changed_s: disk.changed_s,
                 draining: disk.draining,
                 read_only: disk.read_only,
+                full: disk.full,
                 forgotten: disk.forgotten,
                 source: here && !disk.forgotten,
                 counts,

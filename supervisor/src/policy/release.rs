@@ -50,7 +50,7 @@ pub(super) fn release_node(
 ) -> Release {
     let node = &cluster.nodes[own];
     let wanted = content.wanted as usize;
-    if wanted == 0 || !node.local || !node.source || node.read_only {
+    if wanted == 0 || !node.local || !node.source || (node.read_only && !node.full) {
         return Release::No;
     }
     let answer = |at: usize| cluster.desk.answer_of(content.id, cluster.nodes[at].id, now_s);

@@ -29,6 +29,7 @@ fn disk(name: &str) -> Disk {
         lazy: false,
         draining: false,
         read_only: false,
+        full: false,
         forgotten: false,
         free_bytes: 100 * GIB,
         backlog_s: 0,
@@ -312,6 +313,25 @@ fn a_draining_disk_is_copied_first_and_lets_go_then() {
     lab.contents[0].holders = ["a1", "b1"].map(id).into_iter().chain([disk]).collect();
     lab.contents[0].changed_s = NOW_S;
     assert_eq!(confirm(&lab, NOW_S).0, id("a1"));
+}
+
+#[test]
+fn a_full_disk_lets_go_and_a_failing_one_does_not() {
+    for full in [true, false] {
+        // To be emptied, with enough copies elsewhere; and with a surplus copy, which ranks last for want of room.
+        let emptied = Disk { draining: true, read_only: true, full, ..disk("a1") };
+        let crowded = Disk { read_only: true, full, free_bytes: 0, ..disk("a1") };
+        for a1 in [emptied, crowded] {
+            let lab = Lab::new(vec![a1, disk("b1"), disk("c1")], vec![content(1, &["a1", "b1", "c1"])]);
+            match full {
+                true => assert_eq!(confirm(&lab, NOW_S).0, id("a1")),
+                false => assert_eq!(lab.decisions(NOW_S), []),
+            }
+            let mut desk = lab.desk.clone();
+            let declined = desk.grant(&lab.disks[0], lab.contents[0].id, true, Some(2), 2, NOW_S);
+            assert_eq!(declined, Err(Decline::Unfit), "nobody relies on it");
+        }
+    }
 }
 
 #[test]

@@ -51,15 +51,17 @@ pub struct Disk {
     pub site: String,
     /// Whether it is connected.
     pub presence: Presence,
-    /// When this host last saw any of the four flags below, or the host, change.
+    /// When this host last saw any of the flags below, or the host, change.
     pub changed_s: u64,
     /// It fetches only what is read and evicts by itself: no target, and its copies do not count.
     pub lazy: bool,
     /// It is to be emptied: no target, and its copies do not count.
     pub draining: bool,
-    /// It takes nothing and gives nothing up. Its copies count, but nobody trims relying on them: disks that turn
+    /// It takes nothing and gives nothing up, unless it is just full. Its copies count, but nobody trims relying on them: disks that turn
     /// read-only by themselves are often about to fail.
     pub read_only: bool,
+    /// It is read-only for want of room alone: it does let go, for that is the way out.
+    pub full: bool,
     /// It was forgotten or revoked: it cannot connect, and its copies do not exist.
     pub forgotten: bool,
     /// What new contents may use, as its worker last said, in bytes.

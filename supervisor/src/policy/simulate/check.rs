@@ -21,7 +21,8 @@ impl World {
             };
             let disk = view.disks.iter().find(|disk| disk.id == id).unwrap();
             let content = view.contents.iter().find(|known| known.id == content).unwrap();
-            assert!(disk.host == view.me && disk.presence.is_here() && !disk.read_only && !disk.forgotten);
+            assert!(disk.host == view.me && disk.presence.is_here() && !disk.forgotten);
+            assert!(!disk.read_only || (disk.full && !matches!(decision, Decision::Mirror { .. })));
             assert!(!disk.lazy || disk.draining);
             if let Decision::Mirror { size_bytes, .. } = decision {
                 transfers.add(*size_bytes);
@@ -122,7 +123,7 @@ impl World {
                 readable += 1;
                 firm.extend(counts.then_some(host));
                 fit.extend((counts && !disk.read_only).then_some(host));
-                leaving.extend((seen.draining && !disk.read_only).then_some(number));
+                leaving.extend((seen.draining && (!disk.read_only || disk.full)).then_some(number));
             } else if counts
                 && !disk.read_only
                 && disk.refuses_until == 0

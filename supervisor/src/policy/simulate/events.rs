@@ -50,6 +50,7 @@ impl World {
             90..91 => self.toggle_lazy(disk),
             91..93 => {
                 self.disks[disk].read_only ^= true;
+                self.disks[disk].full = self.disks[disk].read_only && self.rng.chance(50);
                 self.disks[disk].version += 1;
             }
             _ => self.disks[disk].old = self.disks[disk].holds,

@@ -15,6 +15,7 @@ pub struct Seen {
     pub free_bytes: u64,
     pub lazy: bool,
     pub read_only: bool,
+    pub full: bool,
     pub backlog_s: u64,
     pub present: bool,
     pub since_s: u64,
@@ -24,7 +25,7 @@ pub struct Seen {
     pub edit: u64,
     pub changed_s: u64,
     /// What `changed_s` watches.
-    last: (usize, [bool; 4]),
+    last: (usize, [bool; 5]),
 }
 
 pub struct Fetch {
@@ -132,6 +133,7 @@ impl Host {
             lazy: seen.lazy,
             draining: seen.draining,
             read_only: seen.read_only,
+            full: seen.full,
             forgotten: seen.forgotten,
             free_bytes: seen.free_bytes,
             backlog_s: seen.backlog_s,
@@ -200,7 +202,8 @@ impl World {
                 truth.version += 1;
             }
             (seen.version, seen.host, seen.holds, seen.free_bytes) = (truth.version, at, truth.holds, free_bytes);
-            (seen.lazy, seen.read_only, seen.backlog_s) = (truth.lazy, truth.read_only, host.backlog_s);
+            (seen.lazy, seen.read_only, seen.full) = (truth.lazy, truth.read_only, truth.full);
+            seen.backlog_s = host.backlog_s;
         }
     }
 
@@ -220,7 +223,7 @@ impl World {
                 if new.version > seen.version {
                     (seen.version, seen.host, seen.holds) = (new.version, new.host, new.holds);
                     (seen.free_bytes, seen.backlog_s) = (new.free_bytes, new.backlog_s);
-                    (seen.lazy, seen.read_only) = (new.lazy, new.read_only);
+                    (seen.lazy, seen.read_only, seen.full) = (new.lazy, new.read_only, new.full);
                 }
                 if new.edit > seen.edit {
                     (seen.draining, seen.forgotten, seen.edit) = (new.draining, new.forgotten, new.edit);
@@ -283,7 +286,7 @@ impl World {
 
     fn let_go(&mut self, at: usize, trim: &Trimming) {
         let disk = &mut self.disks[trim.disk];
-        if disk.place != Place::In(at) || disk.read_only || !has(disk.holds, trim.content) {
+        if disk.place != Place::In(at) || (disk.read_only && !disk.full) || !has(disk.holds, trim.content) {
             return;
         }
         disk.holds &= !(1 << trim.content);
@@ -327,7 +330,7 @@ impl World {
     fn note_changes(&mut self, at: usize, now_s: u64) {
         let host = &mut self.hosts[at];
         for seen in &mut host.seen {
-            let state = (seen.host, [seen.lazy, seen.draining, seen.read_only, seen.forgotten]);
+            let state = (seen.host, [seen.lazy, seen.draining, seen.read_only, seen.full, seen.forgotten]);
             if seen.version > 0 && state != seen.last {
                 (seen.last, seen.changed_s) = (state, now_s);
             }

@@ -36,6 +36,8 @@ pub struct SimDisk {
     pub foreign_bytes: u64,
     pub lazy: bool,
     pub read_only: bool,
+    /// Only for want of room.
+    pub full: bool,
     pub place: Place,
     pub holds: Set,
     /// What a copy of the whole disk, made some time ago, holds.
@@ -200,6 +202,7 @@ impl World {
             foreign_bytes: 0,
             lazy: self.rng.chance(12),
             read_only: false,
+            full: false,
             place: Place::In(self.rng.index(self.hosts.len())),
             holds: 0,
             old: 0,
