@@ -65,6 +65,7 @@ impl Shown {
             contents: health.contents,
             short: health.short,
             short_waiting: health.short_waiting,
+            short_long: health.short_long,
             single: health.single,
             unreachable: health.unreachable,
             gone: health.gone,

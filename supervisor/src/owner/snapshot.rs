@@ -94,6 +94,12 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         if replication.unreachable > 0 {
             problems.push(format!("{} contents are only on disks that are away", replication.unreachable));
         }
+        if replication.short_long > 0 {
+            let what = "contents have had fewer copies than wanted for more than an hour";
+            let then =
+                "add a disk if those in `delugefs peers` are full or away, or want fewer: `delugefs copies PATH N`";
+            problems.push(format!("{} {what}: {then}", replication.short_long));
+        }
     }
     problems
 }
@@ -101,6 +107,16 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_that_are_missing_for_long_are_a_problem() {
+        let said = |short_long| {
+            let replication = Some(pb::Replication { short: 7, short_long, ..Default::default() });
+            problems(&pb::HostStatus { replication, ..Default::default() })
+        };
+        assert_eq!(said(0), Vec::<String>::new());
+        assert!(said(3)[0].starts_with("3 contents have had fewer copies than wanted"), "{:?}", said(3));
+    }
 
     #[test]
     fn both_enumerations_agree() {

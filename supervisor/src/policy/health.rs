@@ -9,6 +9,10 @@ use super::view::View;
 /// Most entries of each list; the totals count all.
 pub const LIST_MAX: usize = 100;
 
+/// So long copies may be missing before a person should look at it, in seconds: as long as a host needs to step in for
+/// another one, and then to copy a large content.
+const SHORT_LONG_S: u64 = 3600;
+
 /// A content with too few copies.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct AtRisk {
@@ -56,6 +60,9 @@ pub struct Health {
     pub short: u64,
     /// Those of them that lack only copies on disks which were seen recently: nothing is done yet.
     pub short_waiting: u64,
+    /// Those of `short` that are not waiting, can be read, and have been so for more than an hour: no host gets a further copy
+    /// made. None in a cluster of one disk, where that is no news.
+    pub short_long: u64,
     /// The worst of them first.
     pub at_risk: Vec<AtRisk>,
     /// Contents of which one copy exists (on whatever disk, present or not) although more are wanted.
@@ -80,6 +87,7 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
         .iter()
         .map(|n| DiskHealth { disk: n.id, present: n.source, contents: 0, bytes: 0, only_here: 0 })
         .collect();
+    let has_others = cluster.nodes.iter().filter(|node| !node.forgotten).count() > 1;
     let mut health = Health::default();
     for content in view.contents.iter().filter(|content| content.wanted > 0) {
         let mut tally = tally(&cluster, content, now_s);
@@ -91,7 +99,12 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
         }
         if tally.firm < content.wanted {
             health.short += 1;
-            health.short_waiting += u64::from(tally.expected.len() >= content.wanted as usize);
+            let is_waiting = tally.expected.len() >= content.wanted as usize;
+            let since_s = content.changed_s.max(tally.opened_s);
+            let is_long =
+                has_others && !is_waiting && tally.readable > 0 && since_s.saturating_add(SHORT_LONG_S) < now_s;
+            health.short_waiting += u64::from(is_waiting);
+            health.short_long += u64::from(is_long);
             health.at_risk.push(AtRisk { present: tally.firm, wanted: content.wanted, content: content.id });
         }
         match tally.holders[..] {

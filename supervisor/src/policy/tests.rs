@@ -81,8 +81,12 @@ impl Lab {
     }
 
     fn health(&self) -> Health {
+        self.health_at(NOW_S)
+    }
+
+    fn health_at(&self, now_s: u64) -> Health {
         let (desk, settings) = (&self.desk, &self.settings);
-        health(&View { me: host('a'), disks: &self.disks, contents: &self.contents, desk, settings }, NOW_S)
+        health(&View { me: host('a'), disks: &self.disks, contents: &self.contents, desk, settings }, now_s)
     }
 }
 
@@ -589,6 +593,25 @@ fn health_counts_and_names() {
     let a1 = DiskHealth { disk: id("a1"), present: true, contents: 3, bytes: 3 * GIB, only_here: 0 };
     assert_eq!(health.disks[0], a1);
     assert_eq!(health.disks[2].only_here, 1);
+}
+
+#[test]
+fn copies_missing_for_more_than_an_hour_are_counted() {
+    let full = Disk { read_only: true, full: true, ..disk("b1") };
+    let one = |disks: Vec<Disk>, content: Content| Lab::new(disks, vec![content]);
+    let new = |holders| Content { changed_s: NOW_S, ..content(1, holders) };
+    let counted = |lab: &Lab, after_s| lab.health_at(NOW_S + after_s).short_long;
+    let lab = one(vec![disk("a1"), full.clone()], new(&["a1"]));
+    assert_eq!([counted(&lab, 3600), counted(&lab, 3601)], [0, 1]);
+    // A disk that went away is waited for first, for ten minutes where it leaves one copy.
+    let lab = one(vec![disk("a1"), full.clone(), absent("c1", 0)], content(1, &["a1", "c1"]));
+    assert_eq!([counted(&lab, 3700), counted(&lab, 600 + 3600), counted(&lab, 600 + 3601)], [0, 0, 1]);
+    // What is on no disk that is here is another problem, and a single disk none.
+    let lab = one(vec![disk("a1"), full, absent("c1", 0)], new(&["c1"]));
+    assert_eq!(counted(&lab, 99_999), 0);
+    let gone = Disk { forgotten: true, ..disk("b1") };
+    let lab = one(vec![disk("a1"), gone], new(&["a1"]));
+    assert_eq!(counted(&lab, 99_999), 0);
 }
 
 /// Run it with `--ignored --nocapture` (and `--release`): prints, asserts no time.
