@@ -1,4 +1,5 @@
-//! Names below a host's run directory: sockets and locks of the running processes. Nothing in it outlives a reboot.
+//! Names below a host's run directory: sockets and locks of the running processes. Nothing in it outlives a reboot. And the
+//! lock of the state directory, where the rest is the supervisor's own business.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,11 @@ pub fn control_socket(run_dir: &Path) -> PathBuf {
 /// Held (flock) by the host's supervisor while it runs.
 pub fn supervisor_lock(run_dir: &Path) -> PathBuf {
     run_dir.join("supervisor.lock")
+}
+
+/// In the state directory: held (flock) by the supervisor that keeps its state there while it runs.
+pub fn state_lock(state_dir: &Path) -> PathBuf {
+    state_dir.join("state.lock")
 }
 
 /// Framed socket of the worker of the disk whose id starts with `short_id` (8 hex digits).

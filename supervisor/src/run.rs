@@ -83,8 +83,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
     let (events, inbox) = mpsc::unbounded_channel();
     stop_on_signals(&events)?;
-    let lock = take_lock(&run_dir)?;
+    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), |pid| {
+        let text = format!("a supervisor (pid {pid}) has {}", run_dir.display());
+        UserError::new(Exit::InUse, text).hint(
+            "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it",
+        )
+    })?;
     tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
+    // Two would overwrite each other's members and what is to be started.
+    let state_lock = take_lock(&rundir::state_lock(&state_dir), |pid| {
+        let text =
+            format!("a supervisor (pid {pid}) of another run directory keeps its state in {}", state_dir.display());
+        UserError::new(Exit::InUse, text).hint("give this one a directory of its own for that too: --state-dir DIR")
+    })?;
 
     let configured = options.config.as_deref().map(Config::read).transpose().map_err(|error| configuration(&error))?;
     let configured = configured.unwrap_or_default();
@@ -159,16 +170,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     std::fs::remove_file(&socket).with_context(|| format!("cannot remove {}", socket.display()))?;
     notes::sweep(&run_dir)?;
-    drop(lock);
+    drop((run_lock, state_lock));
     Ok(())
 }
 
-/// One supervisor per run directory: a lock that ends with the process, and in the file its process id for people.
-fn take_lock(run_dir: &Path) -> anyhow::Result<Flock<File>> {
-    let path = rundir::supervisor_lock(run_dir);
+/// One supervisor per directory: a lock that ends with the process, and in the file its process id for people.
+fn take_lock(path: &Path, is_taken: impl Fn(&str) -> UserError) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o644);
-    let file = options.open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = options.open(path).with_context(|| format!("cannot open {}", path.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             lock.set_len(0)?;
@@ -178,9 +188,7 @@ fn take_lock(run_dir: &Path) -> anyhow::Result<Flock<File>> {
         Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
             file.read_to_string(&mut pid)?;
-            let text = format!("a supervisor (pid {}) has {}", pid.trim(), run_dir.display());
-            let hint = "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR runs another one beside it";
-            Err(UserError::new(Exit::InUse, text).hint(hint).into())
+            Err(is_taken(pid.trim()).into())
         }
         Err((_, error)) => Err(anyhow::Error::from(error).context(format!("cannot lock {}", path.display()))),
     }

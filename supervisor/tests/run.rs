@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::lab::{Lab, kill_hard, pid_of, terminate};
+use crate::lab::{Lab, Said, kill_hard, pid_of, terminate};
 
 #[test]
 fn starts_everything_and_stops_it_again() {
@@ -94,7 +94,7 @@ fn a_second_one_is_told_so_and_harms_nothing() {
     assert_eq!(said.code, 12);
     insta::assert_snapshot!(said.stderr, @"
     delugefs: this host's supervisor runs cluster home, not work
-    Hint: give another cluster a run directory of its own: --run-dir DIR
+    Hint: give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR
     ");
     let said = lab.says(&["run", "home", "b", "--create", "--mount", "m"]);
     assert_eq!(said.code, 14);
@@ -105,6 +105,57 @@ fn a_second_one_is_told_so_and_harms_nothing() {
     assert_eq!(lab.status(), before);
     terminate(run);
     assert_eq!(lab.wait(run), 0);
+}
+
+#[test]
+fn another_cluster_gets_directories_of_its_own() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create"]);
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    fs::create_dir(lab.path("c")).unwrap();
+    let other = |lab: &Lab, state_dir: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_delugefs"));
+        lab.hermetic(&mut command);
+        command.args(["--run-dir", "r2", "run", "work", "c", "--create", "--no-mdns", "--state-dir", state_dir]);
+        command
+    };
+    // A run directory alone is not enough: the key, the members and what is remembered are the other supervisor's.
+    let before = fs::read_to_string(lab.path("s/added.toml")).unwrap();
+    let said = lab.said(other(&lab, "s").output().unwrap());
+    let pid = lab.status()["pid"].to_string();
+    assert_eq!(said.code, 14, "{said:?}");
+    let ours = |said: &Said| {
+        let lines = said.stderr.lines().filter(|line| line.starts_with("delugefs") || line.starts_with("Hint: "));
+        lines.collect::<Vec<_>>().join("\n").replace(&pid, "PID")
+    };
+    insta::assert_snapshot!(ours(&said), @"
+    delugefs-supervisor: a supervisor (pid PID) of another run directory keeps its state in s
+    Hint: give this one a directory of its own for that too: --state-dir DIR
+    ");
+    assert_eq!(fs::read_to_string(lab.path("s/added.toml")).unwrap(), before);
+    // Who only asks is answered.
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_delugefs-supervisor"));
+    lab.hermetic(&mut command);
+    let said = lab.said(command.args(["--state-dir", "s", "--found", "work"]).output().unwrap());
+    assert_eq!((said.code, said.stdout.trim().len()), (0, 32), "{said:?}");
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+
+    // With the supervisor gone, what it remembers is in the way still. The hint helps.
+    let said = lab.said(other(&lab, "s").output().unwrap());
+    assert_eq!(said.code, 12, "{said:?}");
+    insta::assert_snapshot!(ours(&said), @"
+    delugefs: this host's supervisor runs cluster home, not work
+    Hint: give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR
+    ");
+    let run = lab.run(&[]);
+    let beside = lab.spawn(other(&lab, "s2"), "run2");
+    lab.wait_for("the other cluster", || lab.out("run2") == "ready\n");
+    for pid in [beside, run] {
+        terminate(pid);
+        assert_eq!(lab.wait(pid), 0, "{}", lab.logs());
+    }
+    lab.assert_clean();
 }
 
 #[test]

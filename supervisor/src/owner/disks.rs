@@ -22,8 +22,8 @@ impl State {
                 Exit::WrongCluster,
                 format!("this host's supervisor runs cluster {cluster}, not {}", spec.cluster),
             );
-            return self
-                .answer(reply, Err(failure.hint("give another cluster a run directory of its own: --run-dir DIR")));
+            let hint = "give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR";
+            return self.answer(reply, Err(failure.hint(hint)));
         }
         let Some(at) = self.disks.iter().position(|disk| disk.spec.root == spec.root) else {
             let established = reply.is_none();
