@@ -260,8 +260,9 @@ async fn read(
             Some(news::News::Refused(why)) => {
                 let first = *net.copies.lock().entry((net.engine.folder.disk_id(), 0)).or_insert_with(Instant::now);
                 if first.elapsed() > COPY_AFTER {
-                    let hint =
-                        "stop one of the two, and remove its folder when `delugefs status -x` has nothing to say";
+                    // Nobody has heard of what was written here meanwhile.
+                    let hint = "stop one of the two, and keep the other: this one is let in when the other one is stopped, with \
+                                all that it has; if this one goes, first copy what was written to it, which no other disk has";
                     net.log.once("refused", "", || tracing::error!("{why}; {hint}"));
                 }
                 return Err(FsError::new(Errno::EEXIST, why));

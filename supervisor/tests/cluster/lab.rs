@@ -328,7 +328,7 @@ impl Host {
         answer[0]["disk_ids"].as_array().map_or(0, Vec::len)
     }
 
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let read = |n| fs::read(self.path(&format!("run{n}.err"))).unwrap_or_default();
         let log = |n| format!("--- host {} run {n}\n{}", self.number, String::from_utf8_lossy(&read(n)));
         (1..=self.starts).map(log).collect()

@@ -103,6 +103,32 @@ fn a_copy_of_a_disk_in_use_is_kept_out() {
     assert_eq!(lab.hosts[2].says(&["scrub"]).0, 0, "{}", lab.logs());
 }
 
+/// Alone on its host it is not noticed there: the others do not let it in. What it says to do must not cost what was
+/// written to it.
+#[test]
+fn a_copy_that_was_written_to_is_let_in_when_the_other_one_stops() {
+    let Some(mut lab) = joined(3) else { return };
+    fs::write(lab.hosts[1].file("file"), bytes(200_000)).unwrap();
+    wait_for("copies", || lab.logs(), || lab.hosts[0].copies("file") >= 2);
+    lab.hosts[1].stop();
+    lab.hosts[2].stop();
+    copy(&lab.hosts[1].path("d"), &lab.hosts[2].path("clone"));
+    lab.hosts[1].start("d", &["--no-mdns"]);
+    lab.wait_for_peers(&[0, 1], 1);
+    lab.hosts[2].start("clone", &["--no-mdns"]);
+    fs::write(lab.hosts[2].file("only-there"), bytes(300_000)).unwrap();
+    let said = |what: &str| lab.hosts[2].logs().contains(what);
+    wait_for(
+        "it to say why it is alone",
+        || lab.logs(),
+        || said("one of the two folders is a copy of the other; stop"),
+    );
+    assert!(said("copy what was written to it") && !said("remove"), "{}", lab.hosts[2].logs());
+    lab.hosts[1].stop();
+    wait_for_content(&lab, &lab.hosts[0].file("only-there"), &bytes(300_000));
+    wait_for_content(&lab, &lab.hosts[2].file("file"), &bytes(200_000));
+}
+
 #[test]
 fn clocks_that_differ_by_days_do_no_harm() {
     let Some(mut lab) = Lab::new(2) else { return };
