@@ -82,6 +82,9 @@ enum Command {
     Revoke {
         /// The first 8 or more digits of its id
         id: String,
+        /// Also when it holds contents that no other disk has
+        #[arg(long)]
+        yes: bool,
     },
     /// List the files that exist in several versions
     Conflicts {
@@ -196,8 +199,8 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             println!("this host is a member: `delugefs disk add ROOT --create` makes a disk");
         }
         Command::Peers { form } => return members::peers(&mut control, form.json).await,
-        Command::Revoke { id } => {
-            let revoked = client::answer(control.revoke(pb::RevokeRequest { id }).await)?;
+        Command::Revoke { id, yes } => {
+            let revoked = client::answer(control.revoke(pb::RevokeRequest { id, yes }).await)?;
             println!("{} {}", revoked.what, revoked.id);
         }
         Command::Conflicts { form } => return members::conflicts(&mut control, form.json).await,

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod discovery;
 pub mod escape;
 pub mod failure;
+pub mod farewell;
 pub mod join;
 pub mod libexec;
 pub mod log;

@@ -223,6 +223,23 @@ impl Membership {
     /// # Errors
     /// When nobody or several have such an id, or this host may not.
     pub fn revoke(&self, cluster: ClusterId, beginning: &str) -> Result<(NodeId, bool), Failure> {
+        let (set, id, is_host) = self.without(cluster, beginning)?;
+        self.save(set).map_err(Failure::from)?;
+        Ok((id, is_host))
+    }
+
+    /// The disks that are out when this host or disk is revoked: a host's go with it.
+    ///
+    /// # Errors
+    /// As [`Membership::revoke`].
+    pub fn leaving(&self, cluster: ClusterId, beginning: &str) -> Result<Vec<DiskId>, Failure> {
+        let (left, ..) = self.without(cluster, beginning)?;
+        let set = self.set(cluster).ok_or_else(no_member)?;
+        Ok(set.disks().keys().copied().filter(|disk| !left.is_disk(*disk)).collect())
+    }
+
+    /// The set with one revoked.
+    fn without(&self, cluster: ClusterId, beginning: &str) -> Result<(Members, NodeId, bool), Failure> {
         let mut set = self.set(cluster).ok_or_else(no_member)?;
         let beginning = beginning.to_ascii_lowercase();
         if beginning.len() < 8 || !beginning.bytes().all(|digit| digit.is_ascii_hexdigit()) {
@@ -251,8 +268,7 @@ impl Membership {
             MembersError::NotAMember(_) => no_member(),
             error => Failure::new(Exit::Failure, error.to_string()),
         })?;
-        self.save(set).map_err(Failure::from)?;
-        Ok((id, is_host))
+        Ok((set, id, is_host))
     }
 
     /// Joined with what is there: somebody else may have saved since this one was read. What is there now.
@@ -324,6 +340,7 @@ mod tests {
         assert!(one.absorb(cluster, &other.set(cluster).unwrap().encode()).unwrap());
         assert!(one.set(cluster).unwrap().is_disk(disk));
         assert_eq!(one.revoke(cluster, "0909").unwrap_err().exit, Exit::Usage);
+        assert_eq!(one.leaving(cluster, "09090909").unwrap(), [disk]);
         assert_eq!(one.revoke(cluster, "09090909").unwrap(), (disk.into(), false));
         assert!(!one.set(cluster).unwrap().is_disk(disk));
         assert!(third.invite(cluster, disk, vec![], 60).is_err());

@@ -27,7 +27,7 @@ use crate::notes::{self, Note, WORKER};
 use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
 use crate::process::Events;
 use crate::replicate::Shown;
-use crate::{join, marks, paths, sys, worker};
+use crate::{farewell, join, marks, paths, sys, worker};
 
 /// The service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -268,9 +268,15 @@ impl Control for Server {
     }
 
     async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::RevokeReply> {
-        let disks = self.disks_up();
+        let request = request.into_inner();
+        let peers = self.members_disks().await;
+        let disks = self.willing_first(&peers);
         let (cluster, _) = ids(disks.first().ok_or_else(no_disk)?)?;
-        let (id, is_host) = self.membership.revoke(cluster, &request.into_inner().id)?;
+        if !request.yes {
+            let leaving = self.membership.leaving(cluster, &request.id)?;
+            farewell::check(&leaving, &peers, &disks).await?;
+        }
+        let (id, is_host) = self.membership.revoke(cluster, &request.id)?;
         let what = if is_host { "host" } else { "disk" };
         tracing::warn!("revoked the {what} {}", id.to_hex());
         Ok(Response::new(pb::RevokeReply { id: id.to_hex(), what: what.into() }))
@@ -278,13 +284,11 @@ impl Control for Server {
 
     async fn mark_disk(&self, request: Request<pb::MarkDiskRequest>) -> Answer<pb::MarkDiskReply> {
         let request = request.into_inner();
-        let mut disks = self.disks_up();
         let peers = self.members_disks().await;
-        // Every disk of the cluster hears of it from any of them; one that is full or fails cannot note it.
-        let refuses = |disk: &pb::Disk| peers.iter().any(|peer| hex(&peer.disk_id) == disk.disk_id && peer.read_only);
-        disks.sort_by_key(refuses);
+        let disks = self.willing_first(&peers);
         let peer = marks::find(peers.into_iter(), &request.id, request.mark())?;
         let mut failure = Status::from(no_disk());
+        // Every disk of the cluster hears of it from any of them; one that is full or fails cannot note it.
         for disk in disks {
             let marking = worker_pb::MarkDiskRequest { disk_id: peer.disk_id.clone(), mark: request.mark };
             let socket = Path::new(&disk.grpc_socket);
@@ -318,15 +322,21 @@ impl Server {
         Ok(answer.await.map_err(|_| stopping(()))??)
     }
 
-    /// All disks of the cluster, each as the worker sees it that is connected with it.
+    /// All disks of the cluster, each as the worker sees it that is connected with it. Members that the workers know of are
+    /// known here afterwards.
     async fn members_disks(&self) -> Vec<worker_pb::Peer> {
         let answers = self.ask_all(|socket| async move {
             let request = worker_pb::PeersRequest {};
             worker::ask(&socket, |mut client| async move { client.peers(request).await }).await
         });
         let mut disks: std::collections::BTreeMap<Vec<u8>, worker_pb::Peer> = Default::default();
-        for (_, answer) in answers.await {
+        for (asked, answer) in answers.await {
             let Ok(answer) = answer else { continue };
+            if let Ok((cluster, _)) = ids(&asked)
+                && let Err(error) = self.membership.absorb(cluster, &answer.members)
+            {
+                tracing::debug!("members of disk {}: {error:#}", short_id(&asked.disk_id));
+            }
             let sure = |peer: &worker_pb::Peer| (peer.linked, peer.connected);
             for peer in answer.peers {
                 if disks.get(&peer.disk_id).is_none_or(|known| sure(known) < sure(&peer)) {
@@ -337,6 +347,14 @@ impl Server {
             disks.extend(answer.me.map(|me| (me.disk_id.clone(), me)));
         }
         disks.into_values().collect()
+    }
+
+    /// This host's disks that are up, those last that take no changes: they may not know what the others know.
+    fn willing_first(&self, peers: &[worker_pb::Peer]) -> Vec<pb::Disk> {
+        let mut disks = self.disks_up();
+        let refuses = |disk: &pb::Disk| peers.iter().any(|peer| hex(&peer.disk_id) == disk.disk_id && peer.read_only);
+        disks.sort_by_key(refuses);
+        disks
     }
 
     fn now(&self) -> pb::HostStatus {

@@ -153,10 +153,19 @@ fn who_is_revoked_is_out() {
     let other = peers["hosts"].as_array().unwrap().iter().find(|host| host["host_id"] != me).unwrap();
     let id = other["host_id"].as_str().unwrap()[..12].to_owned();
     assert_eq!(lab.hosts[0].says(&["revoke", "1234"]).0, 2);
+    // Not with what only its disk has, unless that is said.
+    let mount = lab.hosts[1].path("m");
+    assert_eq!(lab.hosts[1].says(&["copies", mount.to_str().unwrap(), "1"]).0, 0);
+    fs::write(lab.hosts[1].file("only-there"), bytes(200_000)).unwrap();
+    let is_whole = || fs::metadata(lab.hosts[0].file("only-there")).is_ok_and(|meta| meta.len() == 200_000);
+    wait_for("the file", || lab.logs(), || is_whole() && lab.hosts[0].copies("only-there") == 1);
+    let said = lab.hosts[0].says(&["revoke", &id]);
+    assert_eq!(said.0, 14, "{}", said.1);
+    assert!(said.1.contains("1 contents are only on disk ") && said.1.contains("disk drain DISK"), "{}", said.1);
     // It does not hear of it: it will come as if nothing had happened.
     lab.hosts[1].plug(false);
     lab.wait_for_peers(&[0], 0);
-    assert_eq!(lab.hosts[0].says(&["revoke", &id]).0, 0);
+    assert_eq!(lab.hosts[0].says(&["revoke", &id, "--yes"]).0, 0);
     wait_for(
         "its disk to be out",
         || lab.logs(),
