@@ -1,0 +1,246 @@
+//! A worker that is away, comes back, hangs or loses an answer, and another one that stands in for it.
+
+use super::*;
+
+#[test]
+fn survives_a_restart_of_the_worker() {
+    let mut bench = Bench::start();
+    let ino = bench.write_file(1, "old", b"old");
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("new"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"before").unwrap();
+    bench.worker.crash();
+    // Without a worker: what is open can be read and written, what is cached is known.
+    bench.fs.write(&file, 6, b", during").unwrap();
+    assert_eq!(bench.read_handle(opened.handle), b"before, during");
+    assert_eq!(bench.fs.getattr(&Caller::own(), ino).unwrap().size, 3);
+    let fs = bench.fs.clone();
+    let waiting = std::thread::spawn(move || fs.unlink(&Caller::own(), 1, &Bytes::from("old")));
+    bench.worker.resume();
+    waiting.join().unwrap().unwrap();
+    assert_eq!(bench.worker.count("adopt"), 1);
+    bench.fs.write(&file, 14, b", after").unwrap();
+    drop(file);
+    bench.fs.release(opened.handle);
+    assert_eq!(bench.worker.shared.tree.lock().content(attr.ino), b"before, during, after");
+    assert_eq!(bench.names(1), ["new"]);
+    bench.wait_for("the kernel is told", || bench.invalidations.try_iter().any(|what| what == Invalidation::All));
+}
+
+#[test]
+fn the_worker_is_told_of_a_sync_that_failed() {
+    let mut bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"text");
+    let told = |bench: &Bench| std::mem::take(&mut *bench.worker.shared.told.lock());
+    let sync =
+        |bench: &Bench, caller: &Caller, handle| bench.fs.fsync(caller, handle, false).map_err(|stop| stop.errno());
+    bench.worker.shared.unsyncable.store(true, Ordering::SeqCst);
+    let opened = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    bench.worker.shared.unsyncable.store(false, Ordering::SeqCst);
+    // Who must not wait begins again elsewhere; the error is not lost on the way.
+    assert_eq!(sync(&bench, &Caller::new(0, 0, Patience::Cached), opened.handle), Err(Errno::EAGAIN));
+    assert_eq!(told(&bench), Vec::<&str>::new());
+    assert!(sync(&bench, &Caller::own(), opened.handle).is_err());
+    assert_eq!(told(&bench), ["fsync"]);
+    // Another handle has the same descriptor.
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert!(sync(&bench, &Caller::own(), reader.handle).is_err());
+    assert_eq!(told(&bench), ["fsync"]);
+    bench.fs.release(reader.handle);
+    let link = bench.fs.worker.link();
+    bench.worker.crash();
+    bench.worker.resume();
+    bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    assert_eq!(told(&bench), ["adopt"]);
+    bench.fs.release(opened.handle);
+    assert_eq!(told(&bench), ["close"]);
+    // One that is opened anew has nothing to tell.
+    let opened = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    assert_eq!(sync(&bench, &Caller::own(), opened.handle), Ok(()));
+    bench.fs.release(opened.handle);
+    assert_eq!(told(&bench), Vec::<&str>::new());
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again() {
+    let bench = Bench::start();
+    let swallow = || bench.worker.shared.swallow.store(1, Ordering::SeqCst);
+    swallow();
+    let ino = bench.write_file(1, "a", b"once");
+    assert_eq!(bench.read_file(ino), b"once");
+    swallow();
+    let dir = bench.mkdir(1, "d");
+    swallow();
+    let how = RenameHow::default();
+    bench.fs.rename(&Caller::own(), (1, &Bytes::from("a")), (dir, &Bytes::from("b")), how).unwrap();
+    assert_eq!(bench.names(dir), ["b"]);
+    swallow();
+    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("b")).unwrap();
+    assert_eq!((bench.names(dir), bench.names(1)), (vec![], vec!["d".to_owned()]));
+}
+
+/// As a reading thread does it, and then the pool: the answer is lost with the worker, and the operation is begun again.
+fn begun_again<T>(bench: &mut Bench, operation: impl Fn(&Fs, &Caller) -> Result<T, Stop>) -> Result<T, Errno> {
+    begun_again_after(bench, |_| (), operation)
+}
+
+/// The same, while another host does something to the tree in between.
+fn begun_again_after<T>(
+    bench: &mut Bench,
+    between: impl FnOnce(&mut Tree),
+    operation: impl Fn(&Fs, &Caller) -> Result<T, Stop>,
+) -> Result<T, Errno> {
+    bench.worker.shared.swallow.store(1, Ordering::SeqCst);
+    let mut caller = Caller::new(0, 0, Patience::Brief);
+    assert!(matches!(operation(&bench.fs, &caller), Err(Stop::Later)), "it did not go out");
+    let link = bench.fs.worker.link();
+    bench.worker.crash();
+    between(&mut bench.worker.shared.tree.lock());
+    bench.worker.resume();
+    bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    caller.patience = Patience::Patient;
+    operation(&bench.fs, &caller).map_err(|stop| stop.errno())
+}
+
+#[test]
+fn an_operation_that_is_begun_again_is_still_done_once() {
+    let mut bench = Bench::start();
+    let (a, b) = (bench.write_file(1, "a", b"a"), bench.write_file(1, "b", b"b"));
+    let name = Bytes::from;
+    for (to, how) in [("b", RenameHow { exchange: true, no_replace: false }), ("c", RenameHow::default())] {
+        let rename = |fs: &Fs, caller: &Caller| fs.rename(caller, (1, &name("a")), (1, &name(to)), how);
+        assert_eq!(begun_again(&mut bench, rename), Ok(()), "to {to}");
+        let ino = |name| bench.lookup(1, name).map(|attr| attr.ino);
+        match to {
+            "b" => assert_eq!((ino("a"), ino("b")), (Some(b), Some(a))),
+            _ => assert_eq!((ino("a"), ino("b"), ino("c")), (None, Some(a), Some(b))),
+        }
+    }
+    // What is asked for first, since the cache is empty, does not make a new request of it.
+    let making = Making::Dir { mode: 0o755 };
+    let made = begun_again(&mut bench, |fs, caller| fs.make(caller, 1, &name("d"), &making));
+    assert_eq!(made.map(|attr| Some(attr.ino)), Ok(bench.lookup(1, "d").map(|attr| attr.ino)));
+}
+
+#[test]
+fn a_removal_that_is_begun_again_takes_nothing_that_came_since() {
+    let name = |name: &'static str| Bytes::from(name);
+    for is_known in [true, false] {
+        let mut bench = Bench::start();
+        bench.write_file(1, "f", b"ours");
+        bench.mkdir(1, "d");
+        if !is_known {
+            // The kernel knows the names still.
+            bench.worker.push(&Event { seq: 1000, changed: vec![], all: true });
+            bench.wait_for("it is forgotten", || bench.fs.cached_entries() == 0);
+        }
+        let theirs = |tree: &mut Tree| assert!(tree.make(1, b"f", 0o100_644, (1, 1), 0).is_ok());
+        begun_again_after(&mut bench, theirs, |fs, caller| fs.unlink(caller, 1, &name("f"))).unwrap();
+        assert!(bench.lookup(1, "f").is_some(), "known: {is_known}");
+        let theirs = |tree: &mut Tree| assert!(tree.make(1, b"d", 0o040_755, (1, 1), 0).is_ok());
+        begun_again_after(&mut bench, theirs, |fs, caller| fs.rmdir(caller, 1, &name("d"))).unwrap();
+        assert!(bench.lookup(1, "d").is_some(), "known: {is_known}");
+        assert_eq!(bench.names(1), ["d", "f"]);
+        // And when nobody came in between it is done once.
+        begun_again(&mut bench, |fs, caller| fs.unlink(caller, 1, &name("f"))).unwrap();
+        begun_again(&mut bench, |fs, caller| fs.rmdir(caller, 1, &name("d"))).unwrap();
+        assert_eq!(bench.names(1), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_removal_that_waited_takes_nothing_that_came_meanwhile() {
+    type Operation<'a> = &'a dyn Fn(&Fs, &Caller) -> Result<(), Stop>;
+    let (f, d, g) = (|| Bytes::from("f"), || Bytes::from("d"), || Bytes::from("g"));
+    let operations: [(Operation<'_>, Result<(), Errno>, &[&str]); 3] = [
+        (&|fs, caller| fs.unlink(caller, 1, &f()), Ok(()), &["d"]),
+        (&|fs, caller| fs.rmdir(caller, 1, &d()), Ok(()), &["f"]),
+        (&|fs, caller| fs.rename(caller, (1, &f()), (1, &g()), RenameHow::default()), Err(Errno::ENOENT), &["d", "g"]),
+    ];
+    for ((operation, late, alone), theirs) in operations.into_iter().flat_map(|it| [(it, true), (it, false)]) {
+        let mut bench = Bench::start();
+        bench.write_file(1, "f", b"ours");
+        bench.mkdir(1, "d");
+        assert_eq!(bench.names(1), ["d", "f"]);
+        let link = bench.fs.worker.link();
+        bench.worker.crash();
+        bench.wait_for("the link is down", || bench.fs.worker.link().is_none());
+        // Begun by a reading thread, which does not wait, and not sent.
+        let mut caller = Caller::new(0, 0, Patience::Cached);
+        assert_eq!(operation(&bench.fs, &caller), Err(Stop::Later));
+        if theirs {
+            let mut tree = bench.worker.shared.tree.lock();
+            tree.unlink(1, b"f").unwrap();
+            tree.rmdir(1, b"d").unwrap();
+            tree.make(1, b"f", 0o100_644, (1, 1), 0).unwrap();
+            tree.make(1, b"d", 0o040_755, (1, 1), 0).unwrap();
+        }
+        bench.worker.resume();
+        bench.wait_for("there is a link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+        caller.patience = Patience::Patient;
+        let done = operation(&bench.fs, &caller).map_err(|stop| stop.errno());
+        let (expected, names) = if theirs { (late, &["d", "f"][..]) } else { (Ok(()), alone) };
+        assert_eq!(done, expected);
+        assert_eq!(bench.names(1), names);
+    }
+}
+
+#[test]
+fn another_worker_serves_when_the_first_stays_away() {
+    let (mut first, second) = (FakeWorker::start(), FakeWorker::start());
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(&second.socket, folder.path().join("b.sock")).unwrap();
+    // Something that is no worker.
+    let _deaf = std::os::unix::net::UnixListener::bind(folder.path().join("a.stock")).unwrap();
+    let (sender, _invalidations) = crossbeam_channel::unbounded();
+    let worker = Worker::new(&first.socket).with_fallback(folder.path(), Duration::from_millis(100));
+    let fs = Arc::new(Fs::new(worker, CAPACITY_ENTRIES, sender));
+    let (events, _) = Events::start(fs.clone()).unwrap();
+    let making = Making::Dir { mode: 0o755 };
+    fs.make(&Caller::own(), 1, &Bytes::from("one"), &making).unwrap();
+    first.crash();
+    // Waits for the link, and gets it from the other.
+    fs.make(&Caller::own(), 1, &Bytes::from("two"), &making).unwrap();
+    assert_eq!((first.count("mkdir"), second.count("mkdir")), (1, 1));
+    events.stop();
+}
+
+#[test]
+fn a_worker_that_hangs_does_not_keep_ours_from_coming_back() {
+    let mut worker = FakeWorker::start();
+    let folder = tempfile::tempdir().unwrap();
+    let hanging = std::os::unix::net::UnixListener::bind(folder.path().join("a.sock")).unwrap();
+    let (sender, _invalidations) = crossbeam_channel::unbounded();
+    let after = Duration::from_millis(100);
+    let fs =
+        Arc::new(Fs::new(Worker::new(&worker.socket).with_fallback(folder.path(), after), CAPACITY_ENTRIES, sender));
+    let (events, _) = Events::start(fs.clone()).unwrap();
+    let making = Making::Dir { mode: 0o755 };
+    worker.crash();
+    // It is turned to, and says nothing.
+    let _silent = hanging.accept().unwrap();
+    worker.resume();
+    fs.make(&Caller::own(), 1, &Bytes::from("d"), &making).unwrap();
+    assert_eq!(worker.count("mkdir"), 1);
+    events.stop();
+}
+
+#[test]
+fn a_worker_that_hangs_while_it_is_given_the_open_files_is_asked_again() {
+    let mut bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    bench.worker.crash();
+    bench.worker.be_silent_to("adopt");
+    bench.worker.resume();
+    bench.wait_for("it is asked again", || bench.worker.count("adopt") > 1);
+    bench.worker.answer();
+    bench.mkdir(1, "d");
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"text").unwrap();
+    drop(file);
+    bench.fs.release(opened.handle);
+    // What the first try had opened goes with its connection.
+    bench.wait_for("it is sealed", || !bench.worker.shared.tree.lock().nodes[&attr.ino].staged);
+}
