@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
 use crate::fs::Paged;
+use crate::known::Dropping;
 use crate::ranges::Ranges;
 
 const SHARDS: usize = 16;
@@ -67,6 +68,8 @@ pub struct FileHandle {
     pub writes: bool,
     /// Where it reads when nobody writes.
     pub source: RwLock<Source>,
+    /// With its opening the kernel drops the pages it had.
+    pub dropping: Option<Dropping>,
 }
 
 /// Where the content of one version can be read.

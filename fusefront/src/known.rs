@@ -2,6 +2,8 @@
 //! time, also long after they left the cache, so for each there is a directory the worker can find it in. Inodes that
 //! lost their last name while in use live on here, with attributes that are nobody else's any more.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use delugefs_proto::local_pb::Attr;
 use parking_lot::Mutex;
 
@@ -26,16 +28,42 @@ impl Version {
     }
 }
 
+/// An open by whose answer the kernel drops the pages it has. That it did so is known when it first comes with the handle: the
+/// answer may be on its way for long, and others open the file meanwhile.
+#[derive(Debug)]
+pub struct Dropping {
+    turn: u32,
+    /// Nobody has opened this version before: the sources of others are older ones.
+    pub is_first: bool,
+    is_done: AtomicBool,
+}
+
+impl Dropping {
+    fn new(turn: u32, is_first: bool) -> Self {
+        Self { turn, is_first, is_done: AtomicBool::new(false) }
+    }
+}
+
 #[derive(Default)]
 struct Entry {
     /// References the kernel holds.
     lookups: u64,
     dir: u64,
-    /// The version whose pages the kernel may have.
+    /// The version whose pages the kernel has, or will have when it has dropped others.
     pages: Version,
+    /// It may not have dropped them yet.
+    dropping: bool,
+    /// Counts the versions: whoever opened an earlier one had nothing dropped of what came after.
+    turn: u32,
     /// Of our own change by which the pages came to be of this version: whatever happened before it may have been missed.
     carried: Option<Stamp>,
     orphan: Option<Box<Attr>>,
+}
+
+impl Entry {
+    fn set_pages(&mut self, pages: Version, dropping: bool) {
+        (self.pages, self.dropping, self.turn) = (pages, dropping, self.turn.wrapping_add(1));
+    }
 }
 
 /// The table. Shared by all threads.
@@ -96,23 +124,46 @@ impl Known {
         }
     }
 
-    /// The version whose pages the kernel may have.
+    /// The version whose pages the kernel has; none while it may have others.
     pub fn pages(&self, ino: u64) -> Option<Version> {
-        self.shard(ino).lock().get(&ino).map(|entry| entry.pages)
+        let pages = |entry: &Entry| if entry.dropping { Version::default() } else { entry.pages };
+        self.shard(ino).lock().get(&ino).map(pages)
     }
 
-    /// The kernel will have pages of this version from now on. Whether those it has already are of the same one.
-    pub fn opened(&self, ino: u64, version: Version) -> bool {
-        match self.shard(ino).lock().get_mut(&ino) {
-            Some(entry) => std::mem::replace(&mut entry.pages, version) == version && version != Version::default(),
-            None => false,
+    /// The inode is being opened with this version. `None` when the pages the kernel has are of the same one, and stay.
+    pub fn opened(&self, ino: u64, version: Version) -> Option<Dropping> {
+        let mut shard = self.shard(ino).lock();
+        let Some(entry) = shard.get_mut(&ino) else { return Some(Dropping::new(0, true)) };
+        let is_other = entry.pages != version || version == Version::default();
+        if is_other {
+            entry.set_pages(version, true);
+        }
+        entry.dropping.then(|| Dropping::new(entry.turn, is_other))
+    }
+
+    /// The same with the version it was last opened with, as it is being written here.
+    pub fn joined(&self, ino: u64) -> Option<Dropping> {
+        let shard = self.shard(ino).lock();
+        shard.get(&ino).filter(|entry| entry.dropping).map(|entry| Dropping::new(entry.turn, false))
+    }
+
+    /// The kernel has come with a handle of this open.
+    pub fn dropped(&self, ino: u64, dropping: &Dropping) {
+        // Asked at each read.
+        if dropping.is_done.load(Ordering::Relaxed) || dropping.is_done.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino)
+            && entry.turn == dropping.turn
+        {
+            entry.dropping = false;
         }
     }
 
     /// The pages the kernel has are of this version: they were written through this mount.
     pub fn written(&self, ino: u64, version: Version) {
         if let Some(entry) = self.shard(ino).lock().get_mut(&ino) {
-            entry.pages = version;
+            entry.set_pages(version, false);
         }
     }
 
@@ -132,14 +183,14 @@ impl Known {
         if let Some(entry) = self.shard(ino).lock().get_mut(&ino)
             && entry.carried.is_some_and(|carried| carried.link == at.link && at.seq < carried.seq)
         {
-            entry.pages = Version::default();
+            entry.set_pages(Version::default(), true);
         }
     }
 
     /// The pages the kernel has are of no version we know.
     pub fn doubt_pages(&self, ino: u64) {
         if let Some(entry) = self.shard(ino).lock().get_mut(&ino) {
-            entry.pages = Version::default();
+            entry.set_pages(Version::default(), true);
         }
     }
 
@@ -179,9 +230,6 @@ mod tests {
         let attr = Attr { ino: 77, nlink: 1, dir: 1, size: 3, ..Attr::default() };
         known.remember(&attr);
         known.remember(&attr);
-        assert!(!known.opened(77, Version::of(&attr)), "nothing was opened before");
-        assert!(known.opened(77, Version::of(&attr)));
-        assert!(!known.opened(77, Version::of(&Attr { size: 4, ..attr })));
         known.orphan(attr);
         known.forget(77, 1);
         assert_eq!(known.orphan_attr(77).map(|attr| (attr.size, attr.nlink)), Some((3, 0)));
@@ -190,5 +238,36 @@ mod tests {
         assert_eq!(known.orphan_attr(77), None, "it has a name again");
         known.forget(77, 2);
         assert_eq!((known.orphan_attr(77), known.dir_of(77), known.contains(77)), (None, None, false));
+    }
+
+    #[test]
+    fn pages_are_of_a_version_when_the_kernel_has_come_with_a_handle_of_it() {
+        let known = Known::default();
+        let attr = Attr { ino: 77, nlink: 1, dir: 1, size: 3, ..Attr::default() };
+        let (old, new) = (Version::of(&attr), Version::of(&Attr { size: 4, ..attr }));
+        known.remember(&attr);
+        assert!(known.joined(77).is_none(), "it has none yet");
+        let first = known.opened(77, old).unwrap();
+        assert!(first.is_first);
+        let second = known.opened(77, old).unwrap();
+        assert!(!second.is_first && known.joined(77).is_some());
+        assert_eq!(known.pages(77), Some(Version::default()));
+        // Whichever comes first.
+        known.dropped(77, &second);
+        assert_eq!(known.pages(77), Some(old));
+        assert!(known.opened(77, old).is_none() && known.joined(77).is_none());
+        let third = known.opened(77, new).unwrap();
+        known.dropped(77, &first);
+        assert_eq!(known.pages(77), Some(Version::default()), "that was another version");
+        known.doubt_pages(77);
+        let fourth = known.opened(77, new).unwrap();
+        known.dropped(77, &third);
+        assert_eq!(known.pages(77), Some(Version::default()), "something came in between");
+        known.dropped(77, &fourth);
+        assert_eq!(known.pages(77), Some(new));
+        // Of what is no version nothing is kept, however often it is opened.
+        let none = known.opened(77, Version::default()).unwrap();
+        known.dropped(77, &none);
+        assert!(known.opened(77, Version::default()).is_some_and(|dropping| dropping.is_first));
     }
 }

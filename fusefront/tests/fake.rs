@@ -41,6 +41,8 @@ pub struct Shared {
     pub refuse: AtomicUsize,
     /// Who opens to write gets a descriptor that cannot be synced.
     pub unsyncable: AtomicBool,
+    /// No descriptor arrives, as where the frontend may not have more.
+    pub without_descriptors: AtomicBool,
     /// Requests that told of a failed sync.
     pub told: Mutex<Vec<&'static str>>,
     answering: Condvar,
@@ -81,6 +83,7 @@ impl FakeWorker {
             silence: Mutex::default(),
             refuse: AtomicUsize::new(0),
             unsyncable: AtomicBool::new(false),
+            without_descriptors: AtomicBool::new(false),
             told: Mutex::default(),
             answering: Condvar::new(),
             connections: Mutex::default(),
@@ -234,6 +237,7 @@ impl Shared {
                 Ok(answer) => answer,
                 Err(errno) => (Reply { errno: errno as u32, ..Reply::default() }, None),
             };
+            let fd = fd.filter(|_| !self.without_descriptors.load(Ordering::SeqCst));
             if reply.seq == 0 {
                 reply.seq = self.tree.lock().seq;
             }

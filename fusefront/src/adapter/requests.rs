@@ -233,12 +233,11 @@ impl Filesystem for Adapter {
             Err(errno) => reply.error(errno),
         };
         let slow = write && !truncate && self.shared.fs.opening_bytes(ino.0) > OPEN_NOW_BYTES;
-        // An open empties the file, and decides whether the pages the kernel has are good: neither was heard of there.
-        let unwanted = move |fs: &Fs, unused: Result<Opened, Errno>| {
-            if let Ok(unused) = unused {
-                fs.release(unused.handle);
-            }
-            fs.invalidate(Invalidation::Pages(ino.0));
+        // An open empties the file, also one that fails, and decides whether the pages the kernel has are good: neither was heard
+        // of there.
+        let unwanted = move |fs: &Fs, unused: Result<Opened, Errno>| match unused {
+            Ok(unused) => fs.release_unheard(unused.handle),
+            Err(_) => fs.invalidate(Invalidation::Pages(ino.0)),
         };
         self.serve_opening(request, slow, reply, open, send, unwanted);
     }

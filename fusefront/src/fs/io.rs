@@ -21,6 +21,7 @@ const READ_TRIES: usize = 8;
 impl Fs {
     /// Read into the buffer until it is full or the file ends; the number of bytes read.
     pub fn read(&self, caller: &Caller, file: &FileHandle, offset: u64, buf: &mut [u8]) -> Outcome<usize> {
+        self.came_with(file);
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, file)?;
             if let Some(writer) = &*file.inode.writer.read() {
@@ -146,6 +147,7 @@ impl Fs {
         if offset.saturating_add(data.len() as u64) > FILE_MAX_BYTES {
             return Err(Errno::EFBIG.into());
         }
+        self.came_with(file);
         let writer = file.inode.writer.read();
         let Some(writer) = &*writer else { return Err(Errno::EBADF.into()) };
         // The kernel drops the times it has when it writes.

@@ -18,7 +18,7 @@ use super::{Change, Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
 use crate::cache::Found;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
-use crate::known::Version;
+use crate::known::{Dropping, Version};
 use crate::worker::{Answer, RECONNECT_WAIT, Stamp};
 
 /// What opening gives.
@@ -60,7 +60,7 @@ impl Fs {
         let (file, ticket) = self.writable(&mut answer)?;
         let inode = self.open.acquire(&attr);
         self.join_writers(&inode, file, ticket);
-        let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
+        let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping: None });
         Ok((attr, Opened { handle, keep_pages: true }))
     }
 
@@ -90,22 +90,24 @@ impl Fs {
         // What another mount is writing may be something else in a moment, under the same times: no version to keep pages of.
         let is_shared = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.shared);
         let version = if is_shared { Version::default() } else { Version::of(&attr) };
-        let keep_pages = self.known.opened(ino, version);
+        let dropping = self.known.opened(ino, version);
+        let keep_pages = dropping.is_none();
         if write {
             let (file, ticket) = self.writable(&mut answer)?;
-            let inode = self.acquire(&attr, keep_pages);
+            let inode = self.acquire(&attr, dropping.as_ref());
             self.join_writers(&inode, file, ticket);
-            let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default() });
+            let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping });
             if truncate {
                 self.clear_privileges(caller, ino);
             }
             return Ok(Opened { handle, keep_pages });
         }
-        let inode = self.acquire(&attr, keep_pages);
+        let inode = self.acquire(&attr, dropping.as_ref());
         let generation = self.generation_of(&inode, answer.stamp());
         match self.readable(&mut answer, generation) {
             Ok(source) => {
-                let handle = self.files.put(FileHandle { inode, writes: false, source: RwLock::new(source) });
+                let source = RwLock::new(source);
+                let handle = self.files.put(FileHandle { inode, writes: false, source, dropping });
                 Ok(Opened { handle, keep_pages })
             }
             Err(error) => {
@@ -117,9 +119,9 @@ impl Fs {
 
     /// One handle more. When the version is another one than the kernel has pages of, it drops them with our answer, and
     /// nobody may fill them from the older one any more; the event that tells of it may still be on its way.
-    fn acquire(&self, attr: &Attr, keep_pages: bool) -> Arc<OpenInode> {
+    fn acquire(&self, attr: &Attr, dropping: Option<&Dropping>) -> Arc<OpenInode> {
         let inode = self.open.acquire(attr);
-        if !keep_pages {
+        if dropping.is_some_and(|dropping| dropping.is_first) {
             inode.content_changed();
         }
         inode
@@ -154,8 +156,10 @@ impl Fs {
         if truncate {
             self.clear_privileges(caller, ino);
         }
-        let handle = self.files.put(FileHandle { inode, writes: write, source: RwLock::default() });
-        Ok(Some(Opened { handle, keep_pages: true }))
+        let dropping = self.known.joined(ino);
+        let keep_pages = dropping.is_none();
+        let handle = self.files.put(FileHandle { inode, writes: write, source: RwLock::default(), dropping });
+        Ok(Some(Opened { handle, keep_pages }))
     }
 
     /// One writer more, with a descriptor that is only used if there is none yet.
@@ -241,9 +245,25 @@ impl Fs {
         self.worker.link().is_some()
     }
 
+    /// Close a handle that the kernel was not told of: whether to drop its pages it was not told either.
+    pub fn release_unheard(&self, handle: u64) {
+        let Some(ino) = self.files.get(handle).map(|file| file.inode.ino) else { return };
+        self.known.doubt_pages(ino);
+        self.release(handle);
+        self.invalidate(Invalidation::Pages(ino));
+    }
+
+    /// The kernel has come with a handle, and so has taken in the answer that gave it.
+    pub(super) fn came_with(&self, file: &FileHandle) {
+        if let Some(dropping) = &file.dropping {
+            self.known.dropped(file.inode.ino, dropping);
+        }
+    }
+
     /// Close a handle.
     pub fn release(&self, handle: u64) {
         let Some(file) = self.files.take(handle) else { return };
+        self.came_with(&file);
         if file.writes {
             self.leave_writers(&file.inode);
         }

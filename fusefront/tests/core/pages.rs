@@ -1,0 +1,58 @@
+//! What the kernel may keep of files: the pages of the version it opens, and of no other.
+
+use super::*;
+
+impl Bench {
+    fn open(&self, ino: u64, write: bool) -> Opened {
+        self.fs.open(&Caller::own(), ino, write, false).unwrap()
+    }
+}
+
+#[test]
+fn pages_of_an_older_version_are_dropped_until_the_kernel_has_done_so() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[1; 5000]);
+    let replace = |byte| bench.worker.shared.tree.lock().replace(ino, &[byte; 5000]);
+    assert!(bench.open(ino, false).keep_pages, "as they were written");
+    // Opened by several, whose answers are on their way.
+    replace(2);
+    let [first, second] = [(); 2].map(|()| bench.open(ino, false));
+    assert!(!first.keep_pages && !second.keep_pages);
+    assert_eq!(bench.read_handle(second.handle), [2; 5000]);
+    assert!(bench.open(ino, false).keep_pages, "by now it has come with one of them");
+    // What it comes with is of the version before.
+    replace(3);
+    assert!(!bench.open(ino, false).keep_pages);
+    assert_eq!(bench.read_handle(first.handle), [3; 5000]);
+    let third = bench.open(ino, false);
+    assert!(!third.keep_pages);
+    bench.fs.release(third.handle);
+    assert!(bench.open(ino, false).keep_pages, "it was closed unread");
+    // To be written, and opened by others meanwhile.
+    replace(4);
+    let writer = bench.open(ino, true);
+    let reader = bench.open(ino, false);
+    assert!(!writer.keep_pages && !reader.keep_pages);
+    let file = bench.fs.file(writer.handle).unwrap();
+    bench.fs.write(&file, 0, &[5; 10]).unwrap();
+    drop(file);
+    assert!(bench.open(ino, false).keep_pages);
+}
+
+#[test]
+fn who_could_not_open_it_has_had_nothing_dropped() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[1; 5000]);
+    bench.worker.shared.tree.lock().replace(ino, &[2; 5000]);
+    bench.worker.shared.without_descriptors.store(true, Ordering::SeqCst);
+    for write in [false, true] {
+        let failed = bench.fs.open(&Caller::own(), ino, write, false).map(drop).map_err(|stop| stop.errno());
+        assert_eq!(failed, Err(Errno::ENFILE));
+    }
+    bench.worker.shared.without_descriptors.store(false, Ordering::SeqCst);
+    let opened = bench.open(ino, false);
+    assert!(!opened.keep_pages);
+    // He was killed before the answer was there.
+    bench.fs.release_unheard(opened.handle);
+    assert!(!bench.open(ino, false).keep_pages);
+}
