@@ -332,3 +332,39 @@ fn a_file_that_two_sessions_wrote_is_news_to_both() {
         }
     }
 }
+
+/// Everybody was told of the copy that the writer had, which nobody wrote to.
+#[test]
+fn a_version_that_came_while_a_file_was_open_unwritten_is_news_to_all() {
+    for size in [100, 20_000] {
+        let (disk, elsewhere) = (Disk::new(), Disk::new());
+        let engine = disk.engine();
+        Posix::create(&**engine, &[b"a"], 0o644, &vec![1; size]).unwrap();
+        disk.wait_until_sealed();
+        disk.exchange(&elsewhere);
+        let (ino, handle, file) = open(&disk, &[b"a"]);
+        Posix::write(&**elsewhere.engine(), &[b"a"], 0, &[2; 30], true).unwrap();
+        elsewhere.wait_until_sealed();
+        disk.exchange(&elsewhere);
+        // As one does who hears of the new version.
+        let ask = || {
+            let answer = engine.get_attr(&pb::GetAttr { ino, dir: Ino::ROOT.0 }).unwrap();
+            (answer.seq, answer.node.unwrap().size)
+        };
+        let before = ask();
+        assert_eq!(before.1, size as u64);
+        let queues = [engine.begin_session(SESSION), engine.begin_session(SESSION + 1)];
+        drop(file);
+        let closed = engine.close(SESSION, handle, true).unwrap();
+        assert_eq!(closed.node.map(|node| node.size), Some(30));
+        disk.wait_until_sealed();
+        assert_eq!(ask().1, 30);
+        // What nobody is told of is not waited for.
+        engine.set_attr(SESSION + 2, &pb::SetAttr { ino: 1, dir: 1, atime: Some(5), ..Default::default() }).unwrap();
+        for queue in queues {
+            let event = queue.next().unwrap();
+            assert!(event.seq > before.0 && event.seq <= closed.seq, "{event:?}");
+            assert!(event.changed.iter().any(|changed| changed.inos == [ino]), "{event:?}");
+        }
+    }
+}

@@ -222,15 +222,15 @@ impl Cache {
     }
 
     /// The worker's answer to it has come (or none will). It counts unless the file was written and handed over again since;
-    /// whether it does.
-    pub fn end_hand_over(&self, stamp: Stamp, ino: u64, number: u64, node: Option<Attr>) -> bool {
+    /// then what was handed over is given back, with our own changes since.
+    pub fn end_hand_over(&self, stamp: Stamp, ino: u64, number: u64, node: Option<Attr>) -> Option<Written> {
         let mut state = self.state.write();
-        let counts = state.end_hand_over(ino, number, stamp.seq);
-        if counts && stamp.link == state.link {
+        let written = state.end_hand_over(ino, number, stamp.seq)?;
+        if stamp.link == state.link {
             Patch::new(&mut state, stamp.seq).handed_over(node);
             state.trim(self.capacity);
         }
-        counts
+        Some(written)
     }
 
     /// Whether something newer than an answer has been heard of: an event after it, or another link.
@@ -355,9 +355,9 @@ mod tests {
         assert_eq!(size(), Some(10));
         // Written and handed over again before the first answer is there: that one is of no use any more.
         let (second, _) = cache.begin_hand_over(77, written(20));
-        assert!(!cache.end_hand_over(stamp(6), 77, first, Some(attr(10))));
+        assert_eq!(cache.end_hand_over(stamp(6), 77, first, Some(attr(10))), None);
         assert_eq!(size(), Some(20));
-        assert!(cache.end_hand_over(stamp(6), 77, second, Some(attr(20))));
+        assert_eq!(cache.end_hand_over(stamp(6), 77, second, Some(attr(20))), Some(written(20)));
         // The counter has not moved: nothing says whether these were made before or after.
         late(6, 10);
         late(5, 0);
@@ -370,11 +370,11 @@ mod tests {
         cache.apply(stamp(7), |patch| patch.node(Some(Attr { ino: 78, ..attr(0) })));
         assert_eq!(cache.attr(78).map(|attr| attr.size), Some(40));
         // No answer comes: what was put over an answer is asked for again.
-        assert!(cache.end_hand_over(stamp(0), 78, third, None));
+        assert!(cache.end_hand_over(stamp(0), 78, third, None).is_some());
         assert_eq!(cache.attr(78), None);
         // Removed before the answer is there: nothing brings it back.
         let (fourth, _) = cache.begin_hand_over(79, written(50));
-        assert!(cache.end_hand_over(stamp(8), 79, fourth, Some(Attr { ino: 79, ..attr(50) })));
+        assert!(cache.end_hand_over(stamp(8), 79, fourth, Some(Attr { ino: 79, ..attr(50) })).is_some());
         assert_eq!(cache.attr(79), None);
     }
 
@@ -389,7 +389,7 @@ mod tests {
         assert!(!cache.is_quiet_since(&page, 5));
         let page = cache.begin_fetch(1);
         assert!(cache.is_quiet_since(&page, 5));
-        assert!(cache.end_hand_over(stamp(5), 77, number, Some(attr(10))));
+        assert!(cache.end_hand_over(stamp(5), 77, number, Some(attr(10))).is_some());
         assert!(!cache.is_quiet_since(&page, 5));
     }
 
@@ -405,12 +405,9 @@ mod tests {
             assert_eq!(told(), Some((10, 3)));
             cache.apply(stamp(7), |patch| patch.changed(Attr { mtime: 4, ..attr(30) }, true));
             assert_eq!(told(), Some((30, 4)));
-            assert!(cache.end_hand_over(
-                stamp(closed_at),
-                77,
-                number,
-                Some(Attr { mtime: closed_at as i64, ..attr(10) })
-            ));
+            let node = Attr { mtime: closed_at as i64, ..attr(10) };
+            let handed = cache.end_hand_over(stamp(closed_at), 77, number, Some(node)).unwrap();
+            assert_eq!((handed.size, handed.mtime), (30, 4));
             // The worker made the change before the hand-over, and this is what it made of both, or after it, and then
             // it is asked.
             assert_eq!(told(), (closed_at == 8).then_some((10, 8)));

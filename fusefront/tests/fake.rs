@@ -45,6 +45,8 @@ pub struct Shared {
     pub without_descriptors: AtomicBool,
     /// Requests that told of a failed sync.
     pub told: Mutex<Vec<&'static str>>,
+    /// Done to the tree when a writer has closed and before he is answered, once.
+    pub at_close: Mutex<Option<AtClose>>,
     answering: Condvar,
     connections: Mutex<Vec<UnixStream>>,
     events: Mutex<Vec<(u64, UnixStream)>>,
@@ -70,6 +72,8 @@ struct Handle {
     write: bool,
 }
 
+pub type AtClose = Box<dyn FnOnce(&mut Tree) + Send>;
+
 type Answer = Result<(Reply, Option<OwnedFd>), Errno>;
 
 impl FakeWorker {
@@ -85,6 +89,7 @@ impl FakeWorker {
             unsyncable: AtomicBool::new(false),
             without_descriptors: AtomicBool::new(false),
             told: Mutex::default(),
+            at_close: Mutex::default(),
             answering: Condvar::new(),
             connections: Mutex::default(),
             events: Mutex::default(),
@@ -383,6 +388,11 @@ impl Shared {
                 if handle.write && !written_elsewhere && !tree.seal_if_free(handle.ino) {
                     self.broken_promises.lock().push(format!("{:x} is still open somewhere", handle.ino));
                     return Err(Errno::EBUSY);
+                }
+                if handle.write
+                    && let Some(change) = self.at_close.lock().take()
+                {
+                    change(tree);
                 }
                 plain(tree, tree.attr(handle.ino).ok(), None)
             }

@@ -5,6 +5,7 @@ use std::collections::{HashSet, VecDeque};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{DiskId, Ino};
+use delugefs_proto::local_pb::Changed;
 use delugefs_proto::record::Dot;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
@@ -270,7 +271,16 @@ impl Engine {
                 self.sync_records()?;
             }
             let removed = self.store.remove_staged(seen.ino);
-            self.core().staged.remove(seen.ino);
+            let mut core = self.core();
+            let is_other = small.is_none() && core.has_other_content(seen.ino);
+            core.staged.remove(seen.ino);
+            if is_other {
+                // Only now: whoever asks upon it is told of the record. The counter, for nothing else puts that before the copy.
+                core.ns.resized();
+                let changed = Changed { inos: vec![seen.ino.0], ..Changed::default() };
+                self.events.send(None, core.ns.seq(), &[changed]);
+            }
+            drop(core);
             removed?;
         }
         Ok(Outcome::Finished)
@@ -352,6 +362,17 @@ impl Engine {
 }
 
 impl Core {
+    /// Whether versions came from elsewhere or went since a copy of a file was staged: all who asked meanwhile, and its writers, know
+    /// the copy.
+    fn has_other_content(&mut self, ino: Ino) -> bool {
+        let Some((dir, base)) = self.staged.get(ino).map(|staged| (staged.dir, staged.base.clone())) else {
+            return false;
+        };
+        // All are told of a file that has no name any more.
+        let Ok(now) = self.ns.locate(ino, dir).and_then(|at| self.ns.content_dots(&at)) else { return false };
+        base.is_none_or(|base| base.len() != now.len() || now.iter().any(|dot| !base.contains(dot)))
+    }
+
     /// Record a staged file's new content. If it stays staged all the same (something behind this fails, or somebody has it open),
     /// what is written next replaces this version too; versions from elsewhere stay what they are to its writers.
     pub(super) fn record(

@@ -203,14 +203,15 @@ impl State {
     }
 
     /// The counter is of the worker's answer.
-    pub(super) fn end_hand_over(&mut self, ino: u64, number: u64, seq: u64) -> bool {
+    pub(super) fn end_hand_over(&mut self, ino: u64, number: u64, seq: u64) -> Option<Written> {
         self.note_hand_over(ino);
-        let counts = self.handing.get(&ino).is_some_and(|handing| handing.number == number);
-        if counts && self.handing.remove(&ino).is_some_and(|handing| handing.over > seq) {
+        self.handing.get(&ino).filter(|handing| handing.number == number)?;
+        let handing = self.handing.remove(&ino)?;
+        if handing.over > seq {
             // By the counter it is newer than the file that was handed over, and yet what was written was put over it.
             self.make_stale(ino);
         }
-        counts
+        Some(handing.written)
     }
 
     /// Our own change of a file that is being handed over: the worker made it either in the file that was being written or

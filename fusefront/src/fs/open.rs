@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 
 use super::lookup::check_name;
 use super::{Change, Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required, written};
-use crate::cache::Found;
+use crate::cache::{Found, Written};
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
 use crate::known::{Dropping, Version};
@@ -370,15 +370,32 @@ impl Fs {
         }
         let node = reply.node.filter(|node| node.nlink > 0 && reply.errno == 0);
         // Written and handed over again while this answer was on its way: that one says more.
-        let counts = self.cache.end_hand_over(Stamp { link, seq: reply.seq }, inode.ino, handing, node);
-        if let Some(node) = node.filter(|_| counts) {
+        let written = self.cache.end_hand_over(Stamp { link, seq: reply.seq }, inode.ino, handing, node);
+        if let (Some(node), Some(written)) = (node, written) {
             *inode.last.lock() = node;
-            self.known.written(inode.ino, Version::of(&node));
+            self.judge_pages(&node, written, unwritten);
             let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
             let is_other = before.is_none_or(|before| seen(&before) != seen(&node));
             if inode.told.load(Ordering::Acquire) && (is_other || self.cache.attr(inode.ino).is_none()) {
                 self.invalidate(Invalidation::Attr(inode.ino));
             }
+        }
+    }
+
+    /// The kernel has pages of a file that was handed over; this node came of it. It is another version when one from elsewhere
+    /// came while the file was open: in the place of a copy that nobody wrote to, or of what was written, as a conflict.
+    fn judge_pages(&self, node: &Attr, written: Written, unwritten: bool) {
+        let version = Version::of(node);
+        let is_as_left = (written.size, written.mtime) == (node.size, node.mtime);
+        // Of what was not written times say nothing, and the version that was opened is known. An empty file has no pages.
+        if is_as_left && (!unwritten || node.size == 0) {
+            return self.known.written(node.ino, version);
+        }
+        if !unwritten {
+            self.known.doubt_pages(node.ino);
+        }
+        if self.known.pages(node.ino).is_some_and(|pages| pages != version) {
+            self.invalidate(Invalidation::Content(node.ino));
         }
     }
 

@@ -56,3 +56,28 @@ fn who_could_not_open_it_has_had_nothing_dropped() {
     bench.fs.release_unheard(opened.handle);
     assert!(!bench.open(ino, false).keep_pages);
 }
+
+#[test]
+fn a_version_that_came_while_the_file_was_open_has_none_of_the_writers_pages() {
+    for (is_written, is_replaced) in [(false, false), (true, false), (false, true), (true, true)] {
+        let bench = Bench::start();
+        let ino = bench.write_file(1, "f", &[1; 5000]);
+        let writer = bench.open(ino, true);
+        if is_written {
+            let file = bench.fs.file(writer.handle).unwrap();
+            bench.fs.write(&file, 0, &[2; 10]).unwrap();
+        }
+        assert_eq!(bench.read_handle(writer.handle).len(), 5000);
+        if is_replaced {
+            // Nothing is heard of it but the answer: the event came while the pages were those of the staged file, or is ours.
+            *bench.worker.shared.at_close.lock() = Some(Box::new(move |tree: &mut Tree| tree.replace(ino, &[3; 4999])));
+        }
+        assert_eq!(bench.invalidations.try_iter().count(), 0);
+        bench.fs.release(writer.handle);
+        let drops = bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino));
+        assert_eq!((drops, bench.fs.pages_are_current(ino)), (is_replaced, !is_replaced), "written: {is_written}");
+        let reader = bench.open(ino, false);
+        assert_eq!(reader.keep_pages, !is_replaced, "written: {is_written}");
+        assert_eq!(bench.read_handle(reader.handle).len(), if is_replaced { 4999 } else { 5000 });
+    }
+}
