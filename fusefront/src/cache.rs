@@ -225,7 +225,7 @@ impl Cache {
     /// then what was handed over is given back, with our own changes since.
     pub fn end_hand_over(&self, stamp: Stamp, ino: u64, number: u64, node: Option<Attr>) -> Option<Written> {
         let mut state = self.state.write();
-        let written = state.end_hand_over(ino, number, stamp.seq)?;
+        let written = state.end_hand_over(ino, number, node.map(|_| stamp.seq))?;
         if stamp.link == state.link {
             Patch::new(&mut state, stamp.seq).handed_over(node);
             state.trim(self.capacity);

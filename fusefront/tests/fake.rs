@@ -402,6 +402,9 @@ impl Shared {
                 let Some(fd) = fd else { return Err(Errno::EPROTO) };
                 drop(fd);
                 tree.attr(op.ino)?;
+                if tree.lost.contains(&op.ino) {
+                    return Err(Errno::ESTALE);
+                }
                 self.opened_reply(tree, session, op.ino, true, None)
             }
             Op::GetXattr(op) => {

@@ -202,13 +202,14 @@ impl State {
         self.fetches.values_mut().for_each(|fetch| fetch.note(ino, u64::MAX));
     }
 
-    /// The counter is of the worker's answer.
-    pub(super) fn end_hand_over(&mut self, ino: u64, number: u64, seq: u64) -> Option<Written> {
+    /// The counter is of the worker's answer, if that says what the file is.
+    pub(super) fn end_hand_over(&mut self, ino: u64, number: u64, seq: Option<u64>) -> Option<Written> {
         self.note_hand_over(ino);
         self.handing.get(&ino).filter(|handing| handing.number == number)?;
         let handing = self.handing.remove(&ino)?;
-        if handing.over > seq {
-            // By the counter it is newer than the file that was handed over, and yet what was written was put over it.
+        // By the counter it is newer than the file that was handed over, and yet what was written was put over it. Without an
+        // answer it was put over what may be all there is: another disk that stands in for ours has nothing of it.
+        if seq.is_none_or(|seq| handing.over > seq) {
             self.make_stale(ino);
         }
         Some(handing.written)

@@ -371,14 +371,22 @@ impl Fs {
         let node = reply.node.filter(|node| node.nlink > 0 && reply.errno == 0);
         // Written and handed over again while this answer was on its way: that one says more.
         let written = self.cache.end_hand_over(Stamp { link, seq: reply.seq }, inode.ino, handing, node);
-        if let (Some(node), Some(written)) = (node, written) {
-            *inode.last.lock() = node;
-            self.judge_pages(&node, written, unwritten);
-            let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
-            let is_other = before.is_none_or(|before| seen(&before) != seen(&node));
-            if inode.told.load(Ordering::Acquire) && (is_other || self.cache.attr(inode.ino).is_none()) {
-                self.invalidate(Invalidation::Attr(inode.ino));
+        match (node, written) {
+            (Some(node), Some(written)) => {
+                *inode.last.lock() = node;
+                self.judge_pages(&node, written, unwritten);
+                let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
+                let is_other = before.is_none_or(|before| seen(&before) != seen(&node));
+                if inode.told.load(Ordering::Acquire) && (is_other || self.cache.attr(inode.ino).is_none()) {
+                    self.invalidate(Invalidation::Attr(inode.ino));
+                }
             }
+            // Nobody says what the file is now.
+            (None, _) if self.known.orphan_attr(inode.ino).is_none() => {
+                self.known.doubt_pages(inode.ino);
+                self.invalidate(Invalidation::Pages(inode.ino));
+            }
+            _ => {}
         }
     }
 

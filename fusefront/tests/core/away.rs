@@ -29,6 +29,33 @@ fn survives_a_restart_of_the_worker() {
 }
 
 #[test]
+fn what_a_stand_in_has_nothing_of_is_not_shown_once_it_is_closed() {
+    let mut bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[1; 10]);
+    assert_eq!(bench.names(1), ["f"]);
+    let writer = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    let file = bench.fs.file(writer.handle).unwrap();
+    bench.fs.write(&file, 0, &[2; 20]).unwrap();
+    let link = bench.fs.worker.link();
+    bench.worker.crash();
+    bench.worker.shared.tree.lock().lose_staged();
+    bench.worker.resume();
+    bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    bench.wait_for("the kernel is told", || bench.invalidations.try_iter().any(|what| what == Invalidation::All));
+    assert_eq!(bench.worker.count("adopt"), 1);
+    let size = || bench.fs.getattr(&Caller::own(), ino).unwrap().size;
+    assert_eq!(size(), 20, "as long as it is open");
+    bench.fs.write(&file, 20, &[2; 5]).unwrap();
+    drop(file);
+    bench.fs.release(writer.handle);
+    assert!(bench.invalidations.try_iter().any(|what| what == Invalidation::Pages(ino)));
+    assert_eq!(size(), 10);
+    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert!(!reader.keep_pages);
+    assert_eq!(bench.read_handle(reader.handle), [1; 10]);
+}
+
+#[test]
 fn the_worker_is_told_of_a_sync_that_failed() {
     let mut bench = Bench::start();
     let ino = bench.write_file(1, "f", b"text");

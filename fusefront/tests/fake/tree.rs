@@ -1,6 +1,6 @@
 //! The fake worker's file system: POSIX rules on a map of nodes, contents in files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +16,8 @@ use nix::sys::time::TimeSpec;
 pub struct Tree {
     pub nodes: HashMap<u64, Node>,
     pub seq: u64,
+    /// Files that were staged and of which a stand-in has nothing.
+    pub lost: HashSet<u64>,
     root: PathBuf,
 }
 
@@ -60,7 +62,7 @@ impl Tree {
     pub fn new(root: &Path) -> Self {
         std::fs::create_dir(root.join("staging")).unwrap();
         std::fs::create_dir(root.join("data")).unwrap();
-        let mut tree = Self { nodes: HashMap::new(), seq: 1, root: root.to_owned() };
+        let mut tree = Self { nodes: HashMap::new(), seq: 1, lost: HashSet::new(), root: root.to_owned() };
         let attr = Attr { ino: 1, mode: 0o040_755, nlink: 2, dir: 1, size: 4096, ..Attr::default() };
         let attr = Attr { mtime: now(), ctime: now(), atime: now(), ..attr };
         tree.nodes.insert(1, Node { attr, entries: Some(BTreeMap::new()), parent: 1, ..Node::default() });
@@ -386,6 +388,15 @@ impl Tree {
         let staged: Vec<u64> = self.nodes.iter().filter(|(_, node)| node.staged).map(|(ino, _)| *ino).collect();
         for ino in staged {
             self.seal_if_free(ino);
+        }
+    }
+
+    /// What another disk of the host knows, which stands in for this one: nothing of what is being written.
+    pub fn lose_staged(&mut self) {
+        for (ino, node) in self.nodes.iter_mut().filter(|(_, node)| node.staged) {
+            (node.staged, node.baseline) = (false, None);
+            std::fs::remove_file(super::staging_path(&self.root, *ino)).unwrap();
+            self.lost.insert(*ino);
         }
     }
 
