@@ -233,6 +233,11 @@ impl Cache {
         Some(written)
     }
 
+    /// Whether this is the link whose worker's history is held.
+    pub fn follows(&self, link: u64) -> bool {
+        self.state.read().link == link
+    }
+
     /// Whether something newer than an answer has been heard of: an event after it, or another link.
     pub fn is_late(&self, stamp: Stamp) -> bool {
         let state = self.state.read();

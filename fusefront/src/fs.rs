@@ -177,7 +177,16 @@ impl Fs {
         }
         let names = self.cache.reset(stamp);
         self.forgotten.lock().extend(names);
+        // Another worker may have an older version, and when the newer one comes there the pages are not of that.
+        self.known.doubt_all_pages();
         self.note_news();
+    }
+
+    /// Of an answer that has been taken in: what it said of the pages is worth nothing when all was to be forgotten meanwhile.
+    fn recheck_pages(&self, ino: u64, link: u64) {
+        if !self.cache.follows(link) {
+            self.known.doubt_pages(ino);
+        }
     }
 
     /// Number of directory entries held in memory.

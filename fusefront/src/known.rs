@@ -194,6 +194,13 @@ impl Known {
         }
     }
 
+    /// The same of all inodes.
+    pub fn doubt_all_pages(&self) {
+        for shard in &self.shards {
+            shard.lock().values_mut().for_each(|entry| entry.set_pages(Version::default(), true));
+        }
+    }
+
     /// The inode has lost its last name. Kept for as long as the kernel knows it.
     pub fn orphan(&self, attr: Attr) {
         if let Some(entry) = self.shard(attr.ino).lock().get_mut(&attr.ino) {

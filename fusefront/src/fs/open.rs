@@ -91,6 +91,7 @@ impl Fs {
         let is_shared = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.shared);
         let version = if is_shared { Version::default() } else { Version::of(&attr) };
         let dropping = self.known.opened(ino, version);
+        self.recheck_pages(ino, answer.link);
         let keep_pages = dropping.is_none();
         if write {
             let (file, ticket) = self.writable(&mut answer)?;
@@ -375,6 +376,7 @@ impl Fs {
             (Some(node), Some(written)) => {
                 *inode.last.lock() = node;
                 self.judge_pages(&node, written, unwritten);
+                self.recheck_pages(inode.ino, link);
                 let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
                 let is_other = before.is_none_or(|before| seen(&before) != seen(&node));
                 if inode.told.load(Ordering::Acquire) && (is_other || self.cache.attr(inode.ino).is_none()) {

@@ -81,3 +81,43 @@ fn a_version_that_came_while_the_file_was_open_has_none_of_the_writers_pages() {
         assert_eq!(bench.read_handle(reader.handle).len(), if is_replaced { 4999 } else { 5000 });
     }
 }
+
+#[test]
+fn pages_of_a_worker_that_is_behind_are_not_those_of_the_one_before() {
+    let mut bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"older");
+    let version = |bench: &Bench| {
+        let tree = bench.worker.shared.tree.lock();
+        (tree.nodes[&ino].attr, tree.nodes[&ino].content.clone())
+    };
+    let set = |tree: &mut Tree, (attr, content)| {
+        let node = tree.node(ino).unwrap();
+        (node.attr, node.content) = (attr, content);
+    };
+    let older = version(&bench);
+    let heard_of = |bench: &Bench| {
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == Invalidation::Content(ino)));
+    };
+    bench.worker.elsewhere(|tree| {
+        tree.replace(ino, b"newer");
+        vec![changed(0, &[], &[ino])]
+    });
+    heard_of(&bench);
+    let newer = version(&bench);
+    let opened = bench.open(ino, false);
+    assert_eq!(bench.read_handle(opened.handle), b"newer");
+    assert!(bench.fs.pages_are_current(ino));
+    let link = bench.fs.worker.link();
+    bench.worker.crash();
+    set(&mut bench.worker.shared.tree.lock(), older);
+    bench.worker.resume();
+    bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    assert_eq!(bench.read_handle(opened.handle), b"older");
+    bench.worker.elsewhere(|tree| {
+        set(tree, newer);
+        vec![changed(0, &[], &[ino])]
+    });
+    heard_of(&bench);
+    assert!(!bench.fs.pages_are_current(ino));
+    assert!(!bench.open(ino, false).keep_pages);
+}
