@@ -14,6 +14,8 @@ fn changes_of_others_are_seen_in_spite_of_long_ttls() {
     assert!(!mounted.path("new").exists());
     assert_eq!(std::fs::read(&old).unwrap(), b"old content");
     assert_eq!(std::fs::read_dir(&mounted.dir).unwrap().count(), 2);
+    // Later closes would put their content over what comes now.
+    wait_until("both are sealed", || mounted.worker.open_handles() == 0);
     mounted.worker.elsewhere(|tree| {
         let ino = tree.lookup(1, b"old").unwrap().ino;
         tree.replace(ino, b"new content, and longer");
