@@ -142,12 +142,9 @@ impl Cache {
         self.capacity / 8
     }
 
-    /// Forget everything known up to this stamp, and follow its link. The names that are forgotten.
-    pub fn reset(&self, stamp: Stamp) -> Vec<(u64, Box<[u8]>)> {
-        let mut state = self.state.write();
-        let names = state.all_names();
-        state.reset(stamp);
-        names
+    /// Forget everything known up to this stamp, and follow its link.
+    pub fn reset(&self, stamp: Stamp) {
+        self.state.write().reset(stamp);
     }
 
     /// What is known of a name in a directory.
@@ -324,11 +321,6 @@ impl Cache {
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The names we know of every directory, to tell the kernel to drop them.
-    pub fn all_names(&self) -> Vec<(u64, Box<[u8]>)> {
-        self.state.read().all_names()
     }
 }
 

@@ -33,7 +33,7 @@ pub use self::setattr::{Change, Time};
 use crate::cache::{Cache, Found, Written};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
-use crate::known::Known;
+use crate::known::{Known, Name};
 use crate::worker::{Stamp, Worker};
 
 /// The S_IFMT bits.
@@ -99,8 +99,8 @@ pub struct Fs {
     statfs: Mutex<Option<(Instant, StatFsReply)>>,
     invalidations: Sender<Invalidation>,
     flooded: AtomicBool,
-    /// Names the cache has forgotten, which the kernel has not yet been told to forget.
-    forgotten: Mutex<Vec<(u64, Box<[u8]>)>>,
+    /// Each name the kernel is told is noted.
+    notes_names: AtomicBool,
     /// Everything is being closed.
     ending: AtomicBool,
 }
@@ -122,7 +122,7 @@ impl Fs {
             statfs: Mutex::new(None),
             invalidations,
             flooded: AtomicBool::new(false),
-            forgotten: Mutex::default(),
+            notes_names: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         }
     }
@@ -130,6 +130,30 @@ impl Fs {
     /// The kernel is being told of this inode; to be called before the answer is sent.
     pub fn remember(&self, attr: &Attr) {
         self.known.remember(attr);
+    }
+
+    /// The same, by this name.
+    pub fn remember_as(&self, attr: &Attr, dir: u64, name: &[u8]) {
+        self.known.remember(attr);
+        // By these no name becomes known.
+        if self.notes_names() && !matches!(name, b"." | b"..") {
+            self.drop_name(self.known.named(attr.ino, dir, name));
+        }
+    }
+
+    /// The kernel cannot drop all names at once: [`Self::told_names`] are needed. To be called before it is told of any.
+    pub fn note_names(&self) {
+        self.notes_names.store(true, Ordering::Release);
+    }
+
+    fn notes_names(&self) -> bool {
+        self.notes_names.load(Ordering::Acquire)
+    }
+
+    fn drop_name(&self, name: Option<Name>) {
+        if let Some((dir, name)) = name {
+            self.invalidate(Invalidation::Name { dir, name });
+        }
     }
 
     /// The kernel has dropped this many references to an inode.
@@ -159,12 +183,10 @@ impl Fs {
         self.known.all()
     }
 
-    /// All names held in memory or forgotten since this was last asked, with their directories: for a kernel that cannot
-    /// drop all names at once.
-    pub fn told_names(&self) -> Vec<(u64, Box<[u8]>)> {
-        let mut names = std::mem::take(&mut *self.forgotten.lock());
-        names.extend(self.cache.all_names());
-        names
+    /// All names the kernel was told of, with their directories, if they are noted. What is held in memory would not do: that is
+    /// less, and forgotten when it may be wrong.
+    pub fn told_names(&self) -> Vec<Name> {
+        self.known.names()
     }
 
     /// Nothing remembered is certain any more, up to this stamp.
@@ -175,8 +197,7 @@ impl Fs {
                 *inode.last.lock() = attr;
             }
         }
-        let names = self.cache.reset(stamp);
-        self.forgotten.lock().extend(names);
+        self.cache.reset(stamp);
         // Another worker may have an older version, and when the newer one comes there the pages are not of that.
         self.known.doubt_all_pages();
         self.note_news();

@@ -11,6 +11,11 @@ use crate::cache::InoMap;
 use crate::worker::Stamp;
 
 const SHARDS: usize = 16;
+/// Names noted of one inode. Whoever gives a file more of them may have the kernel ask for some again.
+const NAMES_MAX: usize = 16;
+
+/// A name, with its directory.
+pub type Name = (u64, Box<[u8]>);
 
 /// What distinguishes two versions of a file's content; 0 is no version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,9 +63,24 @@ struct Entry {
     /// Of our own change by which the pages came to be of this version: whatever happened before it may have been missed.
     carried: Option<Stamp>,
     orphan: Option<Box<Attr>>,
+    /// The names the kernel has of it, where they are noted.
+    names: Vec<Name>,
 }
 
 impl Entry {
+    /// Gives back what there is no room for.
+    fn add_name(&mut self, dir: u64, name: &[u8]) -> Option<Name> {
+        if self.names.iter().any(|(at, known)| *at == dir && **known == *name) {
+            return None;
+        }
+        self.names.push((dir, name.into()));
+        (self.names.len() > NAMES_MAX).then(|| self.names.remove(0))
+    }
+
+    fn take_name(&mut self, dir: u64, name: &[u8]) {
+        self.names.retain(|(at, known)| *at != dir || **known != *name);
+    }
+
     fn set_pages(&mut self, pages: Version, dropping: bool) {
         (self.pages, self.dropping, self.turn) = (pages, dropping, self.turn.wrapping_add(1));
     }
@@ -105,6 +125,35 @@ impl Known {
                 shard.remove(&ino);
             }
         }
+    }
+
+    /// The kernel is being told of an inode by this name. Its oldest one is given back when it has too many: it is not noted any
+    /// more, and the kernel has to drop it.
+    pub fn named(&self, ino: u64, dir: u64, name: &[u8]) -> Option<Name> {
+        self.shard(ino).lock().get_mut(&ino).and_then(|entry| entry.add_name(dir, name))
+    }
+
+    /// The same when it is given one name in the place of another.
+    pub fn renamed(&self, ino: u64, (dir, name): (u64, &[u8]), (dir2, name2): (u64, &[u8])) -> Option<Name> {
+        let mut shard = self.shard(ino).lock();
+        let entry = shard.get_mut(&ino)?;
+        entry.take_name(dir, name);
+        entry.add_name(dir2, name2)
+    }
+
+    /// The kernel has one name less.
+    pub fn unnamed(&self, ino: u64, dir: u64, name: &[u8]) {
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino) {
+            entry.take_name(dir, name);
+        }
+    }
+
+    /// All names noted.
+    pub fn names(&self) -> Vec<Name> {
+        let of = |shard: &Mutex<InoMap<Entry>>| {
+            shard.lock().values().flat_map(|entry| entry.names.iter().cloned()).collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(of).collect()
     }
 
     /// Whether the kernel knows the inode.
@@ -245,6 +294,29 @@ mod tests {
         assert_eq!(known.orphan_attr(77), None, "it has a name again");
         known.forget(77, 2);
         assert_eq!((known.orphan_attr(77), known.dir_of(77), known.contains(77)), (None, None, false));
+    }
+
+    #[test]
+    fn names_are_noted_as_long_as_the_kernel_has_them() {
+        let known = Known::default();
+        assert_eq!(known.named(77, 1, b"a"), None, "the kernel was told of none");
+        assert_eq!(known.names(), []);
+        known.remember(&Attr { ino: 77, nlink: 1, ..Attr::default() });
+        let names = |names: &[(u64, &str)]| -> Vec<Name> {
+            names.iter().map(|(dir, name)| (*dir, Box::from(name.as_bytes()))).collect()
+        };
+        for name in [b"a", b"b", b"a"] {
+            assert_eq!(known.named(77, 1, name), None);
+        }
+        assert_eq!(known.names(), names(&[(1, "a"), (1, "b")]));
+        assert_eq!(known.renamed(77, (1, b"a"), (2, b"c")), None);
+        known.unnamed(77, 2, b"b");
+        assert_eq!(known.names(), names(&[(1, "b"), (2, "c")]));
+        known.unnamed(77, 1, b"b");
+        let dropped: Vec<Name> = (0..16).filter_map(|n| known.named(77, 3, &[n])).collect();
+        assert_eq!(dropped, names(&[(2, "c")]));
+        known.forget(77, 1);
+        assert_eq!(known.names(), []);
     }
 
     #[test]

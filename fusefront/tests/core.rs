@@ -37,6 +37,7 @@ impl Bench {
         let worker = FakeWorker::start();
         let (sender, invalidations) = crossbeam_channel::unbounded();
         let fs = Arc::new(Fs::new(Worker::new(&worker.socket), entries, sender));
+        fs.note_names();
         let (events, welcome) = Events::start(fs.clone()).unwrap();
         assert_eq!(welcome.root, 1);
         Self { fs, invalidations, events: Some(events), worker }
@@ -44,7 +45,7 @@ impl Bench {
 
     fn make(&self, dir: u64, name: &'static str, making: Making) -> Result<Attr, Errno> {
         let attr = self.fs.make(&Caller::own(), dir, &Bytes::from(name), &making).map_err(|stop| stop.errno())?;
-        self.fs.remember(&attr);
+        self.fs.remember_as(&attr, dir, name.as_bytes());
         Ok(attr)
     }
 
@@ -54,7 +55,7 @@ impl Bench {
 
     fn write_file(&self, dir: u64, name: &'static str, bytes: &[u8]) -> u64 {
         let (attr, opened) = self.fs.create(&Caller::own(), dir, &Bytes::from(name), 0o644, true).unwrap();
-        self.fs.remember(&attr);
+        self.fs.remember_as(&attr, dir, name.as_bytes());
         let file = self.fs.file(opened.handle).unwrap();
         assert_eq!(self.fs.write(&file, 0, bytes).unwrap(), bytes.len());
         drop(file);

@@ -51,12 +51,18 @@ pub(super) fn ok_or_error(_: &Fs, reply: ReplyEmpty, result: Result<(), Errno>) 
     }
 }
 
-pub(super) fn entry_or_error(fs: &Fs, reply: ReplyEntry, result: Result<(News, Attr), Errno>) {
-    match result {
-        Ok((since, attr)) => {
-            fs.remember(&attr);
-            reply.entry(&ttl(fs, since), &file_attr(&attr), Generation(0));
-        }
+/// Of the node that has this name in a directory.
+pub(super) fn entry(fs: &Fs, reply: ReplyEntry, (dir, name): (u64, &[u8]), (since, attr): (News, Attr)) {
+    fs.remember_as(&attr, dir, name);
+    reply.entry(&ttl(fs, since), &file_attr(&attr), Generation(0));
+}
+
+pub(super) fn entry_or_error(
+    dir: u64,
+    name: Bytes,
+) -> impl FnOnce(&Fs, ReplyEntry, Result<(News, Attr), Errno>) + Send + 'static {
+    move |fs, reply, result| match result {
+        Ok(found) => entry(fs, reply, (dir, &name), found),
         Err(errno) => reply.error(errno),
     }
 }

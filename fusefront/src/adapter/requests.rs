@@ -18,8 +18,8 @@ use fuser::{
 };
 
 use super::convert::{
-    absent_ttl, attr_or_error, bytes, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error, time,
-    ttl, xattr_or_error,
+    absent_ttl, attr_or_error, bytes, entry, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error,
+    time, ttl, xattr_or_error,
 };
 use super::{Adapter, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
@@ -60,8 +60,9 @@ impl Adapter {
     fn make(&self, request: &Request, (parent, name): (INodeNo, &OsStr), making: Making, reply: ReplyEntry) {
         let name = bytes(name);
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let send = entry_or_error(parent.0, name.clone());
         let make = move |fs: &Fs, caller: &Caller| fs.make(caller, parent.0, &name, &making);
-        self.serve_changing(request, false, reply, noting(make), entry_or_error, doubtful);
+        self.serve_changing(request, false, reply, noting(make), send, doubtful);
     }
 }
 
@@ -87,7 +88,11 @@ impl Filesystem for Adapter {
             // The largest the kernel allows is named when it refuses.
             config.set_max_readahead(IO_MAX_BYTES).err().and_then(|most| config.set_max_readahead(most).err()),
         ];
-        self.shared.knows_epochs.store(config.kernel_abi() >= EPOCHS_SINCE, Ordering::Release);
+        let knows_epochs = config.kernel_abi() >= EPOCHS_SINCE;
+        self.shared.knows_epochs.store(knows_epochs, Ordering::Release);
+        if !knows_epochs {
+            self.shared.fs.note_names();
+        }
         tracing::debug!(abi = %config.kernel_abi(), ?limits, "greeted by the kernel");
         Ok(())
     }
@@ -96,22 +101,25 @@ impl Filesystem for Adapter {
         // Most are answered from memory: without copying the name.
         let memory = Caller::new(0, 0, Patience::Cached);
         let knows_epochs = self.shared.knows_epochs.load(Ordering::Acquire);
-        let send = move |fs: &Fs, reply: ReplyEntry, result: Result<(News, Option<Attr>), Errno>| match result {
-            Ok((since, Some(attr))) => entry_or_error(fs, reply, Ok((since, attr))),
-            // Number 0: the kernel may remember that there is none.
-            Ok((since, None)) => {
-                let ttl = absent_ttl(fs, since, knows_epochs);
-                reply.entry(&ttl, &file_attr(&Attr::default()), Generation(0));
-            }
-            Err(errno) => reply.error(errno),
-        };
+        let send =
+            move |fs: &Fs, reply: ReplyEntry, name: &[u8], result: Result<(News, Option<Attr>), Errno>| match result {
+                Ok((since, Some(attr))) => entry(fs, reply, (parent.0, name), (since, attr)),
+                // Number 0: the kernel may remember that there is none.
+                Ok((since, None)) => {
+                    let ttl = absent_ttl(fs, since, knows_epochs);
+                    reply.entry(&ttl, &file_attr(&Attr::default()), Generation(0));
+                }
+                Err(errno) => reply.error(errno),
+            };
         let remembered = noting(|fs, caller| fs.lookup(caller, parent.0, name.as_bytes()));
         match guarded(|| remembered(&self.shared.fs, &memory)) {
             Err(Stop::Later) => {
                 let name = bytes(name);
+                let found = name.clone();
+                let send = move |fs: &Fs, reply, result| send(fs, reply, &found, result);
                 self.serve(request, reply, noting(move |fs, caller| fs.lookup(caller, parent.0, &name)), send);
             }
-            result => send(&self.shared.fs, reply, result.map_err(errno)),
+            result => send(&self.shared.fs, reply, name.as_bytes(), result.map_err(errno)),
         }
     }
 
@@ -182,8 +190,9 @@ impl Filesystem for Adapter {
             let names = doubtful_names(vec![(parent.0, name.clone())]);
             move |fs: &Fs| [names(fs), vec![Invalidation::Attr(ino.0)]].concat()
         };
+        let send = entry_or_error(parent.0, name.clone());
         let link = move |fs: &Fs, caller: &Caller| fs.link(caller, ino.0, parent.0, &name);
-        self.serve_changing(request, false, reply, noting(link), entry_or_error, doubtful);
+        self.serve_changing(request, false, reply, noting(link), send, doubtful);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -256,10 +265,11 @@ impl Filesystem for Adapter {
         // FreeBSD's kernel does not look again.
         let exclusive = flags & libc::O_EXCL != 0 || !cfg!(target_os = "linux");
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let made = name.clone();
         let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode, exclusive);
-        let send = |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
+        let send = move |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
             Ok((since, (attr, opened))) => {
-                fs.remember(&attr);
+                fs.remember_as(&attr, parent.0, &made);
                 let ttl = ttl(fs, since);
                 let (attr, flags) = (file_attr(&attr), fopen_flags(&opened));
                 reply.created(&ttl, &attr, Generation(0), FileHandle(opened.handle), flags);
@@ -417,7 +427,7 @@ impl Filesystem for Adapter {
         self.serve(request, reply, read, send);
     }
 
-    fn readdirplus(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, true);
         let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<(News, Page), Errno>| {
             let (since, page) = match result {
@@ -431,7 +441,7 @@ impl Filesystem for Adapter {
                 let dot = Attr { ino: entry.ino, mode, ..Attr::default() };
                 let (attr, ttl) = match entry.attr {
                     Some(attr) => {
-                        fs.remember(&attr);
+                        fs.remember_as(&attr, ino.0, entry.name);
                         (attr, ttl(fs, since))
                     }
                     None => (dot, Duration::ZERO),

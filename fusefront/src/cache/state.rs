@@ -140,14 +140,6 @@ impl State {
         *self = State { link, newest_event, next_fetch, next_handing, ..State::default() };
     }
 
-    pub(super) fn all_names(&self) -> Vec<(u64, Box<[u8]>)> {
-        let names = |(dir, held): (&u64, &Dir)| {
-            let dir = *dir;
-            held.list.keys().map(move |name| (dir, name.clone())).collect::<Vec<_>>()
-        };
-        self.dirs.iter().flat_map(names).collect()
-    }
-
     pub(super) fn lookup(&self, dir: u64, name: &[u8]) -> Found {
         let Some(dir) = self.dirs.get(&dir) else { return Found::UnknownDir };
         self.touch(dir);

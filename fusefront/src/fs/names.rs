@@ -107,7 +107,7 @@ impl Fs {
         let expect_ino = self.to_be_removed(caller, dir, name)?;
         let op = request::Op::Unlink(Unlink { dir, name: name.clone(), expect_ino });
         let answer = self.worker.change_subject(caller, op)?;
-        self.lost_name(answer.reply.node);
+        self.lost_name(answer.reply.node, dir, name);
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.dir);
             if answer.reply.node.is_none() {
@@ -130,7 +130,7 @@ impl Fs {
         let answer =
             self.worker.change_subject(caller, request::Op::Rmdir(Rmdir { dir, name: name.clone(), expect_ino }))?;
         let gone = answer.reply.node.or(known).map(|attr| Attr { nlink: 0, ..attr });
-        self.lost_name(gone);
+        self.lost_name(gone, dir, name);
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.dir);
             patch.unset(dir, name);
@@ -191,7 +191,14 @@ impl Fs {
         let answer = self.worker.change_subject(caller, op)?;
         let (node, moved) = (answer.reply.node, answer.reply.moved);
         if !how.exchange {
-            self.lost_name(node);
+            self.lost_name(node, dir2, name2);
+        }
+        if self.notes_names() {
+            // As the kernel does it, when it hears that it was done.
+            self.drop_name(self.known.renamed(expect_ino, (dir, name), (dir2, name2)));
+            if let Some(other) = node.filter(|_| how.exchange) {
+                self.drop_name(self.known.renamed(other.ino, (dir2, name2), (dir, name)));
+            }
         }
         for attr in [moved, node].into_iter().flatten() {
             self.known.moved(&attr);
@@ -226,8 +233,11 @@ impl Fs {
     }
 
     /// A node has lost a name; without any it lives on for those who have it open.
-    fn lost_name(&self, node: Option<Attr>) {
+    fn lost_name(&self, node: Option<Attr>, dir: u64, name: &[u8]) {
         if let Some(node) = node {
+            if self.notes_names() {
+                self.known.unnamed(node.ino, dir, name);
+            }
             match node.nlink {
                 // What is written to it from now on is looked at when it is asked for.
                 0 => self.known.orphan(node),

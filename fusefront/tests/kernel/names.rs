@@ -79,6 +79,8 @@ fn the_kernel_is_told_of_names_changed_elsewhere() {
         let dir = mount.mkdir(ROOT, "d").ino;
         let file = mount.file(dir, "f", b"text");
         assert_eq!(mount.lookup(dir, "new"), Err(Errno::ENOENT));
+        // Of a file that is gone when it is closed the kernel would be told more.
+        mount.settle();
         mount.worker.elsewhere(|tree| {
             tree.unlink(dir, b"f").unwrap();
             tree.make(dir, b"new", 0o100_644, (0, 0), 0).unwrap();
@@ -105,5 +107,28 @@ fn an_absent_name_is_not_believed_for_long_where_names_cannot_all_be_dropped() {
         let absent = mount.kernel.call(op::LOOKUP, ROOT, &Body::new().name("absent"));
         // For how long, in seconds. FUSE_NOTIFY_INC_EPOCH came with 7.44.
         assert_eq!((absent.u64(0), absent.u64(16)), (0, if minor < 44 { 1 } else { 3600 }), "7.{minor}");
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_drop_all_names_is_told_each_it_knows() {
+    for minor in [43, 44] {
+        // Hardly any are held in memory.
+        let mut mount = Mount::with_capacity(Kernel { minor, ..KERNELS[2] }, 8);
+        let mut names: Vec<_> = (0..20).map(|n| (mount.mkdir(ROOT, &format!("d{n:02}")).ino, "f")).collect();
+        for (dir, name) in &names {
+            mount.file(*dir, name, b"");
+        }
+        let file = mount.lookup(names[0].0, "f").unwrap();
+        mount.kernel.call(op::LINK, names[1].0, &Body::new().u64(file.ino).name("g"));
+        mount.unlink(names[0].0, "f");
+        mount.rename((names[2].0, "f"), (names[3].0, "h"));
+        (names[0], names[2]) = ((names[1].0, "g"), (names[3].0, "h"));
+        names.sort_unstable();
+        let told = mount.fs.told_names();
+        let mut told: Vec<_> = told.iter().map(|(dir, name)| (*dir, std::str::from_utf8(name).unwrap())).collect();
+        told.retain(|(dir, _)| *dir != ROOT);
+        told.sort_unstable();
+        assert_eq!(told, if minor < 44 { names } else { Vec::new() }, "7.{minor}");
     }
 }
