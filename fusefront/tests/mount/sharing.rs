@@ -37,6 +37,8 @@ fn a_restarted_worker_may_know_better() {
     let mut mounted = Mounted::start();
     std::fs::write(mounted.path("a"), "a").unwrap();
     assert!(!mounted.path("b").exists());
+    // What a close says of a file must have come, or it is asked for again.
+    wait_until("it is sealed", || mounted.worker.open_handles() == 0);
     let file = std::fs::File::create(mounted.path("open")).unwrap();
     mounted.worker.crash();
     {
