@@ -61,6 +61,7 @@ mod versions;
 mod walk;
 
 pub use changes::{Changes, State, Visit, attachable, blob_id};
+pub use check::COUNT_MAX;
 pub use consolidate::CONSOLIDATE_AT_PACKS;
 pub use error::CatalogError;
 pub use exchange::ImportLimits;

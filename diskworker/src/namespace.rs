@@ -227,7 +227,10 @@ impl Namespace {
             let error = FsError::from(error);
             FsError::new(error.errno, format!("cannot write the journal: {}", error.errno.desc()))
         })?;
-        self.last_hlc = self.last_hlc.max(txn.hlc.0);
+        // Not from what it had to be later than.
+        if txn.hlc.0 < now_ns() as u64 + foreign::FOLLOWED_NS {
+            self.last_hlc = self.last_hlc.max(txn.hlc.0);
+        }
         self.renewed.extend(txn.renewed.iter().map(|(ino, old)| (*ino, *old, txn.dot)));
         self.absorb(txn.change);
         Ok(())

@@ -355,3 +355,42 @@ fn what_was_moved_and_written_at_once_is_two_files_with_numbers_of_their_own() {
         assert!(moved.1 == (0o644, 1) && written.1 == moved.1);
     }
 }
+
+/// The same while the one that gets another number is open for writing on another host.
+#[test]
+fn what_is_written_to_a_file_that_got_another_number_goes_to_that_file() {
+    for is_removed in [false, true] {
+        let (one, two) = (Disk::new(), Disk::new());
+        for name in ["a", "b"] {
+            let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.into(), mode: 0o755, uid: 1, gid: 2 };
+            one.engine().mkdir(SESSION, false, &q).unwrap();
+        }
+        Posix::create(&**one.engine(), &[b"a", b"f"], 0o644, b"before").unwrap();
+        exchange(&one, &two);
+        let (dir, dir2) = (one.engine().resolve(&[b"a"]).unwrap().ino, one.engine().resolve(&[b"b"]).unwrap().ino);
+        let q = pb::Rename { dir, name: "f".into(), dir2, name2: "g".into(), ..Default::default() };
+        one.engine().rename(SESSION, false, &q).unwrap();
+        let moved = one.engine().resolve(&[b"b", b"g"]).unwrap();
+        let q = pb::Open { ino: moved.ino, dir: dir2, write: true, truncate: true };
+        let (_, Opening::File { handle, file }) = one.engine().open(SESSION, &q).unwrap() else { panic!() };
+        file.write_all_at(b"open", 0).unwrap();
+        drop(file);
+        Posix::write(&**two.engine(), &[b"a", b"f"], 0, b"written", true).unwrap();
+        two.wait_until_sealed();
+        one.exchange(&two);
+        two.engine().ledger().unwrap();
+        assert_ne!(two.engine().resolve(&[b"b", b"g"]).unwrap().ino, moved.ino);
+        if is_removed {
+            let q = pb::Unlink { dir, name: "f".into(), ..Default::default() };
+            two.engine().unlink(SESSION, false, &q).unwrap();
+        }
+        one.exchange(&two);
+        one.engine().close(SESSION, handle, false).unwrap();
+        exchange(&one, &two);
+        for disk in [&one, &two] {
+            assert_eq!(disk.engine().read(&[b"b", b"g"]).unwrap(), b"open");
+            let other = disk.engine().read(&[b"a", b"f"]).ok();
+            assert_eq!(other, (!is_removed).then(|| b"written".to_vec()));
+        }
+    }
+}

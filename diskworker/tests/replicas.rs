@@ -283,6 +283,14 @@ impl World {
         self.told.push(format!("{to} takes the state of {from}"));
     }
 
+    /// As the policy does all the time. It finds files in different directories that have one number.
+    fn look_through(&mut self, disk: usize) {
+        let engine = self.disks[disk].engine();
+        engine.commit().unwrap();
+        engine.ledger().unwrap();
+        self.told.push(format!("{disk} looks through all"));
+    }
+
     /// The worker dies. Its frontend does too: what was written is there all the same.
     fn crash(&mut self, disk: usize) {
         self.told.push(format!("{disk}: crash"));
@@ -316,6 +324,7 @@ impl World {
                 }
             }
             19 if self.below(3) == 0 => self.crash(disk),
+            19 => self.look_through(disk),
             _ => {}
         }
     }
@@ -327,9 +336,8 @@ impl World {
         self.disks.iter().for_each(Disk::wait_until_sealed);
         // What one makes of what it takes, the others take too.
         for round in 0..8 {
-            // As the policy does all the time. It finds files in different directories that have one number.
             if round == 3 {
-                self.disks.iter().for_each(|disk| drop(disk.engine().ledger().unwrap()));
+                (0..DISKS).for_each(|disk| self.look_through(disk));
             }
             for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 1), (1, 2)] {
                 self.take(from, to);

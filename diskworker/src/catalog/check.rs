@@ -57,9 +57,8 @@ pub(super) struct Checker<'a, 'r> {
     ctx: VersionVector,
 }
 
-/// Largest time and number of a change: far beyond all that is honest (the year 2116), and far from where they end. What comes after one
-/// is greater, for ever.
-const COUNT_MAX: u64 = 1 << 62;
+/// Largest time and number of a change: far beyond all that is honest (the year 2116), and far from where they end.
+pub const COUNT_MAX: u64 = 1 << 62;
 /// Largest number of elements under one name, or of one inode but for its names: to tell what a set shows takes the square of it. Each
 /// host that changes the same at the same time adds three.
 const SET_MAX: usize = 4096;

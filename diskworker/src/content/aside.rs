@@ -1,5 +1,5 @@
-//! Contents that turned out not to be what their names say, or that a scrub could not read: set aside under
-//! `data/xx/<SHA-256>.damaged`. From then on this disk does not hold them: it neither announces nor promises them, and fetches them
+//! Contents that turned out not to be what their names say, or that a scrub could not read and another disk has: set aside
+//! under `data/xx/<SHA-256>.damaged`. From then on this disk does not hold them: it neither announces nor promises them, and fetches them
 //! where another disk has them. The file stays, for whoever wants to save a part of it, until it was replaced or no file has the
 //! content any more. A scrub that finds it whole again, as when a cable was loose, takes it back.
 
@@ -42,17 +42,19 @@ impl ContentStore {
         checked.or_else(|error| self.verified(content, error, |read| read.map(|is_whole| !is_whole)))
     }
 
-    /// Like [`ContentStore::verify`]; what cannot be read is set aside too, as where the file system has checksums of its own.
+    /// Like [`ContentStore::verify`]; what cannot be read is set aside too if another disk has it, as where the file system has checksums
+    /// of its own. Of the only copy what can be read still can.
     ///
     /// # Errors
     /// As those of [`ContentStore::verify`].
-    pub fn scrub(&self, content: ContentId, size: u64) -> FsResult<()> {
+    pub fn scrub(&self, content: ContentId, size: u64, is_elsewhere: bool) -> FsResult<()> {
         match self.check(content, size) {
             Err(error) if error.errno == Errno::ENOENT && self.take_from_aside(content, size) => Ok(()),
-            Err(error) => self.verified(content, error, |read| match read {
+            Err(error) if is_elsewhere => self.verified(content, error, |read| match read {
                 Err(Errno::EIO) => Ok(true),
                 read => read.map(|is_whole| !is_whole),
             }),
+            Err(error) => self.verified(content, error, |read| read.map(|is_whole| !is_whole)),
             Ok(()) => Ok(()),
         }
     }

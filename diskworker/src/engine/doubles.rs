@@ -1,6 +1,7 @@
 //! Files in different directories that have one number: one was moved on one host while it was written on another, and both are there.
 //! Opened by its number one would be shown for the other. To see that at once would need an index of all numbers; who walks the whole
-//! catalog anyway ([`super::ledger`]) sees them, and one of each pair gets another.
+//! catalog anyway ([`super::ledger`]) sees them, and one of each pair gets another. Who is writing that one on another host finds it by the
+//! version he began from ([`crate::namespace::Namespace::locate_written`]).
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,16 +21,28 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    /// What lies under a key. Versions of one file are in one set, and are told apart by the view.
+    /// What lies under a key.
     pub fn note(&mut self, key: &Key, elements: &[Element]) {
         match key {
-            Key::Inode(ino) => self.meet(*ino),
+            Key::Inode(ino) => {
+                if elements.iter().any(|e| matches!(e.body, Body::Ref { .. })) {
+                    self.meet(*ino);
+                }
+            }
             Key::Entry(..) => {
-                let content = |e: &Element| if let Body::Content { ino, .. } = e.body { Some(ino) } else { None };
-                let mut inos: Vec<Ino> = elements.iter().filter_map(content).collect();
-                inos.sort_unstable();
-                inos.dedup();
-                inos.into_iter().for_each(|ino| self.meet(ino));
+                let mut contents = elements.iter().filter(|e| matches!(e.body, Body::Content { .. }));
+                match (contents.next().and_then(|one| one.body.ino()), contents.next()) {
+                    (Some(ino), None) if !elements.iter().any(|e| matches!(e.body, Body::Link { .. })) => {
+                        self.meet(ino)
+                    }
+                    (None, _) => {}
+                    // Some of it may be shown with another number.
+                    _ => {
+                        let shown = view::view(elements).into_iter();
+                        let files = shown.filter(|shown| matches!(shown.what, view::What::File(_)));
+                        files.for_each(|shown| self.meet(shown.ino));
+                    }
+                }
             }
         }
     }

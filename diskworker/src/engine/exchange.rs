@@ -139,6 +139,9 @@ impl Engine {
     pub fn join(&self, pack: &mut dyn Read, commit: git2::Oid, cut: Option<&str>) -> FsResult<State> {
         self.check_removable()?;
         let limits = ImportLimits::default();
+        if self.refusal().is_some() {
+            self.commit_recorded()?; // nothing can be joined without, and the pack would stay
+        }
         let imported = match self.refusal() {
             None => self.core_catalog().import(pack, commit, &limits, cut),
             Some(full) => match self.room_to_follow() {

@@ -14,6 +14,9 @@ use super::room::is_full;
 use crate::content::torrent;
 use crate::namespace::{Kind, catalog_error};
 
+/// Problems in one scrub from which on nothing more is set aside for being unreadable.
+const PROBLEMS_MAX: usize = 100;
+
 /// What a scrub looked at and found.
 #[derive(Default)]
 pub struct ScrubReport {
@@ -158,7 +161,9 @@ impl Engine {
         }
         for (content, (size, ino, place)) in live {
             // Replaced or removed since the walk: then it may be in the trash by right.
-            match self.store.scrub(content, size) {
+            // A disk that is failing altogether keeps what it has: it may come to itself.
+            let may_go = report.problems.len() < PROBLEMS_MAX && elsewhere(content);
+            match self.store.scrub(content, size, may_go) {
                 Ok(()) => {
                     report.contents += 1;
                     report.content_bytes += size;

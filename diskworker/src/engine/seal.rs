@@ -240,8 +240,9 @@ impl Engine {
         if staged.writers > 0 || staged.opened != seen.opened {
             return Ok(None);
         }
-        match core.ns.locate(seen.ino, staged.dir) {
-            Ok(at) => Ok(Some((at, staged.base.clone()))),
+        let base = staged.base.clone();
+        match core.ns.locate_written(seen.ino, staged.dir, base.as_deref().unwrap_or_default()) {
+            Ok(at) => Ok(Some((at, base))),
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
                 core.staged.remove(seen.ino);
                 self.store.remove_staged(seen.ino)?;

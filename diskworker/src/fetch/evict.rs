@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_secs(30);
 const BREATH: Duration = Duration::from_secs(1);
 /// Below this part of the disk room is made, until twice as much is free.
 const LOW_SHARE: u64 = 20;
-/// What a fetch has left goes when nothing came to it for so long, however much is free.
+/// What a fetch has left goes when nothing came to it for so long although a disk that has the content is there, however much is free.
 const LEFT_MAX: Duration = Duration::from_secs(86_400);
 /// Contents that others are asked for at once.
 const AT_ONCE: usize = 16;
@@ -141,12 +141,18 @@ impl Fetcher {
     pub(super) async fn make_room(self: &Arc<Self>, low_share: u64, goes: Goes) -> FsResult<Round> {
         let (mut round, began) = (Round::default(), Instant::now());
         let this = self.clone();
-        let dropping = tokio::task::spawn_blocking(move || this.drop_left(SystemTime::now()));
-        round.gone = dropping.await.map_err(|_| FsError::from(Errno::EIO))??;
+        // Not right after a start: sources have just come, and nobody has asked for it again.
+        if self.promises.is_settled() {
+            let has_source = move |content| !this.net.keepers(content).is_empty();
+            let this = self.clone();
+            let dropping = tokio::task::spawn_blocking(move || this.drop_left(SystemTime::now(), &has_source));
+            round.gone = dropping.await.map_err(|_| FsError::from(Errno::EIO))??;
+        }
         // Before it looks at the contents: that may take longer than anybody waits, and who comes next finds what was made.
         let needs = self.room.needs();
         let space = self.engine.store.free_space()?;
-        let is_low = missing(space, low_share, 1) > 0;
+        // What is left is only a hindrance where somebody needs its room: the fetch may go on when its source is back.
+        let is_low = goes == Goes::Copies && missing(space, low_share, 1) > 0;
         round.enough = !is_low && needed(&needs, u64::MAX) <= space.free;
         if round.enough {
             return Ok(round);
@@ -225,11 +231,17 @@ impl Fetcher {
     }
 
     /// Remove what fetches have left long ago; how many. Blocks.
-    pub(super) fn drop_left(&self, now: SystemTime) -> FsResult<u64> {
-        let is_old = |old: &Old| now.duration_since(old.used).is_ok_and(|age| age > LEFT_MAX);
+    pub(super) fn drop_left(&self, now: SystemTime, has_source: &dyn Fn(ContentId) -> bool) -> FsResult<u64> {
+        let is_old = |old: &Old| {
+            let is_old = now.duration_since(old.used).is_ok_and(|age| age > LEFT_MAX);
+            is_old && has_source(old.content)
+        };
         let mut gone = 0;
         for old in self.left()?.into_iter().filter(is_old) {
-            gone += u64::from(self.remove_left(old.content)?);
+            match self.remove_left(old.content) {
+                Ok(removed) => gone += u64::from(removed),
+                Err(error) => tracing::debug!("what a fetch has left stays: {error}"),
+            }
         }
         Ok(gone)
     }

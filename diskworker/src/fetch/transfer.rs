@@ -239,6 +239,7 @@ impl Transfer {
         let mut holders = Holders { turn: random_u64() as usize, ..Holders::default() };
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
+        let mut own_tried = false;
         loop {
             if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
@@ -282,7 +283,7 @@ impl Transfer {
                     continue;
                 }
                 // Somebody may have written the same bytes on this disk. Readers have this file, not that one.
-                if self.copy_own(engine).await? {
+                if !std::mem::replace(&mut own_tried, true) && self.copy_own(engine).await? {
                     continue;
                 }
                 let since = *nobody.get_or_insert_with(Instant::now);
@@ -484,6 +485,14 @@ impl Transfer {
             }
         }
         Err(error)
+    }
+
+    /// The same, in the first place.
+    async fn write_patiently(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
+        match self.write_piece(engine, piece, parts.clone()).await {
+            Err(error) => self.write_with_room(engine, piece, parts, error).await,
+            done => done,
+        }
     }
 
     /// Verify a piece and write it.

@@ -12,7 +12,7 @@ use crate::view;
 
 /// How far ahead of our clock others may be for us to follow, in nanoseconds. Of one key a change is later than what it replaces
 /// anyway ([`Txn::after`]); and a single host with a clock years ahead would take all there.
-const FOLLOWED_NS: u64 = 60_000_000_000;
+pub(super) const FOLLOWED_NS: u64 = 60_000_000_000;
 
 /// What a join brought.
 pub struct Brought {
@@ -215,7 +215,12 @@ impl Namespace {
             match node::home(header) {
                 Some((parent, _)) => at = parent,
                 // Its parent is an orphan itself and is repaired on its own.
-                None => return Ok(at != ino),
+                None => {
+                    // The rest hangs below it.
+                    seen.remove(&at);
+                    reached.extend(seen);
+                    return Ok(at != ino);
+                }
             }
         }
         reached.extend(seen);

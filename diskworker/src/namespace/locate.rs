@@ -2,7 +2,7 @@
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Key, Name};
+use delugefs_proto::record::{Body, Dot, Key, Name};
 use nix::errno::Errno;
 
 use super::{Namespace, Node, catalog_error};
@@ -98,6 +98,19 @@ impl Namespace {
             Some(dir) => self.locate_in(ino, dir)?.ok_or_else(|| Errno::ESTALE.into()),
             None => Err(Errno::ESTALE.into()),
         }
+    }
+
+    /// The same for a file that is being written, by the versions it began from: it may have got another number meanwhile
+    /// ([`super::Namespace::renumber_across`]), and a file elsewhere has this one.
+    pub fn locate_written(&mut self, ino: Ino, hint: Ino, base: &[Dot]) -> FsResult<Located> {
+        if ino.is_storable() && self.locate_in(ino, hint)?.is_none() {
+            for number in base.iter().map(|dot| view::derived_ino(ino, *dot)) {
+                if let Some(found) = self.locate_in(number, hint)? {
+                    return Ok(found);
+                }
+            }
+        }
+        self.locate(ino, hint)
     }
 
     fn locate_in(&mut self, ino: Ino, dir: Ino) -> FsResult<Option<Located>> {

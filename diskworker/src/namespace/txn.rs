@@ -7,7 +7,7 @@ use delugefs_proto::codec;
 use delugefs_proto::ids::{BlobId, Ino};
 use delugefs_proto::record::{Body, Dot, Element, Hlc, Key};
 
-use crate::catalog::{Changes, blob_id};
+use crate::catalog::{COUNT_MAX, Changes, blob_id};
 use crate::view;
 
 /// See the module. Nothing happens before [`super::Namespace::apply`].
@@ -26,7 +26,7 @@ pub struct Txn {
 impl Txn {
     pub(super) fn new(dot: Dot, last_hlc: u64) -> Self {
         let now_ns = now_ns();
-        let hlc = Hlc((now_ns as u64).max(last_hlc + 1));
+        let hlc = Hlc((now_ns as u64).max(last_hlc + 1).min(COUNT_MAX));
         Self { change: Changes::default(), dot, hlc, now_ns, renewed: Vec::new() }
     }
 
@@ -48,7 +48,7 @@ impl Txn {
     /// Never earlier than what is being replaced.
     pub fn after(&mut self, replaced: &[Element]) {
         let latest = replaced.iter().map(|e| e.hlc.0).max().unwrap_or_default();
-        self.hlc.0 = self.hlc.0.max(latest + 1);
+        self.hlc.0 = self.hlc.0.max(latest + 1).min(COUNT_MAX);
     }
 
     /// Set a key.
@@ -103,5 +103,10 @@ mod tests {
         let ahead = now_ns() as u64 + (1 << 60);
         let txn = Txn::new(Dot { actor: ActorId(1), seq: 1 }, ahead);
         assert!(txn.hlc.0 > ahead && (txn.now_ns() as u64) < ahead);
+        // Nobody makes what others refuse, whatever it replaces.
+        let mut last = Txn::new(Dot { actor: ActorId(1), seq: 1 }, COUNT_MAX);
+        let body = Body::Dir { ino: Ino(30) };
+        last.after(&[Element { dot: last.dot, body, hlc: Hlc(COUNT_MAX) }]);
+        assert_eq!(last.hlc.0, COUNT_MAX);
     }
 }

@@ -76,9 +76,11 @@ impl Failure {
         self.last_s + pause_s.min(FAILED_MAX_S)
     }
 
-    /// Who was not tried again for so long, because others always came first, is not put off any more.
+    /// Who was not tried again for so long, because others always came first, is not put off any more. What is forgiven is forgotten
+    /// after the pause: it is most of what was ever copied.
     fn is_known(&self, now_s: u64) -> bool {
-        self.until_s() + FAILED_MAX_S > now_s
+        let more_s = if self.count == 0 { 0 } else { FAILED_MAX_S };
+        self.until_s() + more_s > now_s
     }
 }
 

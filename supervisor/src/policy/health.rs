@@ -87,7 +87,8 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
         .iter()
         .map(|n| DiskHealth { disk: n.id, present: n.source, contents: 0, bytes: 0, only_here: 0 })
         .collect();
-    let has_others = cluster.nodes.iter().filter(|node| !node.forgotten).count() > 1;
+    // With one disk that keeps copies, nothing can be done but to add another.
+    let has_others = view.disks.iter().filter(|disk| !disk.forgotten && !disk.lazy).count() > 1;
     let mut health = Health::default();
     for content in view.contents.iter().filter(|content| content.wanted > 0) {
         let mut tally = tally(&cluster, content, now_s);

@@ -222,7 +222,8 @@ impl Writer {
 
     /// A call failed: is it no surprise? The mount is looked for anew then. Always false.
     fn lost(&mut self, what: &str, error: &io::Error) -> bool {
-        let gone = [Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENODEV].map(|errno| errno as i32);
+        // EIO: of a request that the process was just reading when it was killed (the kernel's fs/fuse/dev.c).
+        let gone = [Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENODEV, Errno::EIO].map(|errno| errno as i32);
         let expected = error.raw_os_error().is_some_and(|errno| gone.contains(&errno));
         if !(expected && self.shared.shaky.load(Ordering::SeqCst)) {
             self.fail(format!("{what}: {error}"));

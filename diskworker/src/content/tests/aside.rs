@@ -78,13 +78,16 @@ fn what_a_scrub_cannot_read_is_not_held_until_it_can_be_read_again() {
     // Nobody but a scrub takes an error for the end of a file: a cable may be loose.
     assert_eq!(lab.store.verify(content, 10_000).unwrap_err().errno, Errno::EIO);
     assert_eq!(held(&lab), [content]);
-    let error = lab.store.scrub(content, 10_000).unwrap_err();
+    // Nor does a scrub where this is the only copy: the rest of it may be readable.
+    assert_eq!(lab.store.scrub(content, 10_000, false).unwrap_err().errno, Errno::EIO);
+    assert_eq!(held(&lab), [content]);
+    let error = lab.store.scrub(content, 10_000, true).unwrap_err();
     assert!(error.errno == Errno::EIO && error.message.contains("set aside"), "{error}");
     assert!(held(&lab).is_empty() && aside(&lab, content).exists());
-    assert_eq!(lab.store.scrub(content, 10_000).unwrap_err().errno, Errno::ENOENT);
+    assert_eq!(lab.store.scrub(content, 10_000, true).unwrap_err().errno, Errno::ENOENT);
 
     hash::UNREADABLE.set(false);
-    lab.store.scrub(content, 10_000).unwrap();
+    lab.store.scrub(content, 10_000, true).unwrap();
     assert_eq!((held(&lab), lab.store.has(content).unwrap()), (vec![content], Some(10_000)));
     assert!(!aside(&lab, content).exists());
 }

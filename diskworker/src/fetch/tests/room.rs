@@ -59,7 +59,8 @@ async fn what_a_fetch_has_left_goes_unless_it_goes_on() {
     // However much is free, nothing lies about for ever.
     let later = |hours: u64| SystemTime::now() + Duration::from_secs(3600 * hours);
     store.incoming_file(left, 1 << 20).unwrap().write_all_at(&bytes(4096), 0).unwrap();
-    assert_eq!([12, 25].map(|hours| fetcher.drop_left(later(hours)).unwrap()), [0, 1]);
+    let drop_left = |hours, is_there| fetcher.drop_left(later(hours), &|_| is_there).unwrap();
+    assert_eq!([drop_left(12, true), drop_left(25, false), drop_left(25, true)], [0, 0, 1]);
     assert!(!is_here(&left) && going.iter().all(is_here));
     let [first, last] = begins;
     drop(first);

@@ -58,6 +58,9 @@ impl Transfer {
             (0..state.have.len()).filter(|piece| state.have[*piece] != Piece::Here).collect()
         };
         for piece in missing {
+            if self.stopped.is_cancelled() {
+                return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
+            }
             let (whole, offset, length) = (whole.clone(), piece as u64 * self.piece_bytes, self.length(piece));
             let reading = tokio::task::spawn_blocking(move || {
                 let mut bytes = vec![0; length as usize];
@@ -65,7 +68,7 @@ impl Transfer {
             });
             let bytes: Bytes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
             // That one may be damaged: then this is an error, and a scrub finds it.
-            self.write_piece(engine, piece, vec![bytes]).await?;
+            self.write_patiently(engine, piece, vec![bytes]).await?;
         }
         Ok(true)
     }
