@@ -400,6 +400,17 @@ fn threads_that_seal_collect_and_read_lose_nothing() {
     assert_eq!(counted, lab.reopen().store.usage());
 }
 
+/// By its name, without a descriptor of a writer: what is missing is no fault of the disk.
+#[test]
+fn what_is_made_shorter_while_it_is_hashed_is_sealed_later() {
+    let lab = Lab::new();
+    lab.stage(1, &noise(100_000));
+    let job = lab.job(1);
+    let path = lab.path(staging::staging_path(Ino(1)));
+    File::options().write(true).open(path).unwrap().set_len(5_000).unwrap();
+    assert_eq!(job.run().unwrap_err().errno, Errno::EBUSY);
+}
+
 #[test]
 fn a_large_sparse_file_is_sealed() {
     // 5 GiB take a few seconds of SHA-256; the usual run has the same shape in small.
