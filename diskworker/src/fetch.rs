@@ -92,6 +92,8 @@ pub struct Fetcher {
     room: Arc<room::Room>,
     /// Contents that could not be let go, and when.
     kept: Mutex<HashMap<ContentId, Instant>>,
+    /// When what no file has was last removed for who needs room.
+    collected: Mutex<Option<Instant>>,
 }
 
 impl Fetcher {
@@ -113,6 +115,7 @@ impl Fetcher {
             promises: promise::Promises::default(),
             room: Arc::default(),
             kept: Mutex::default(),
+            collected: Mutex::default(),
         })
     }
 

@@ -31,6 +31,7 @@ pub fn run(args: &Args, dir: &Path) -> anyhow::Result<Exit> {
     let dir = mounts::prepare(dir, probe)?;
     let server = Arc::new(Server::connect(args)?);
     mounts::clear(&dir, probe, |dir| os::unmount_as_user(dir, true))?;
+    mounts::check_empty(&dir)?;
     let fuse = os::mount_as_user(&dir, &server.cluster)?;
     tracing::info!(dir = %dir.display(), "mounted for this user only");
     let session = server.attach(fuse)?;

@@ -71,8 +71,13 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
 
     let clear = |dir: &Path| os::abort(dir).context("clearing away a dead mount");
     // Our own child looks like one that serves what is there.
-    mounts::clear(&dir, |dir| probe(dir, Some(child.id())), clear)?;
-    os::mount(fuse.as_fd(), &dir, &cluster).map_err(|error| {
+    let others = |dir: &Path| probe(dir, Some(child.id()));
+    let covers = mounts::can_cover(&dir, others)?;
+    if !covers {
+        mounts::clear(&dir, others, clear)?;
+        mounts::check_empty(&dir)?;
+    }
+    os::mount(fuse.as_fd(), &dir, &cluster, covers).map_err(|error| {
         UserError::new(Exit::NotPermitted, format!("cannot mount on {}: {error}", dir.display()))
             .hint("check that FUSE is available: `modprobe fuse`, or `kldload fusefs`")
     })?;
@@ -93,7 +98,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     println!("ready");
     std::io::stdout().flush().context("saying ready")?;
 
-    match wait(signals, &ours, child.id())? {
+    let exit = match wait(signals, &ours, child.id())? {
         Happened::Signal(signal) => {
             tracing::info!(%signal, "unmounting");
             stop(&mount, &ours, &mut child)
@@ -103,7 +108,12 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
             mount.give_up();
             mount.after(child.wait()?)
         }
+    }?;
+    // Ended in order: what ours has covered is nobody's any more.
+    if let Err(error) = mounts::clear(&mount.dir, |dir| probe(dir, None), clear) {
+        tracing::warn!("what was mounted on {} before is still there: {error:#}", mount.dir.display());
     }
+    Ok(exit)
 }
 
 enum Happened {

@@ -12,7 +12,7 @@ use delugefs_proto::ids::random_u64;
 use crate::os::{self, Mounted};
 
 /// Dead mounts of ours that may lie upon each other.
-const LAYERS_MAX: usize = 8;
+const LAYERS_MAX: usize = 16;
 /// A mount that says nothing for this long is alive but stuck: somebody else's business.
 const PROBE_WAIT: Duration = Duration::from_secs(3);
 const PROBE_POLL: Duration = Duration::from_millis(10);
@@ -22,22 +22,36 @@ const PROBE_POLL: Duration = Duration::from_millis(10);
 pub enum Liveness {
     /// It does, or it is slow, and a living process serves it.
     Alive,
-    /// Nobody serves it any more.
+    /// Nobody serves it any more, and the kernel says so.
     Dead,
+    /// No living process serves it, and yet the kernel waits for one.
+    Silent,
 }
 
 /// Look whether the directory can be mounted on; its absolute path. A dead mount of ours stays until [`clear`].
 pub fn prepare(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<PathBuf> {
     let dir = resolve(dir)?;
     match top(&dir)? {
-        Some(mounted) if mounted.kind == os::MOUNT_KIND => refuse_living(&dir, probe)?,
+        Some(mounted) if mounted.kind == os::MOUNT_KIND => drop(refuse_living(&dir, probe)?),
         _ => check_empty(&dir)?,
     }
     Ok(dir)
 }
 
-/// Clear away what is dead, right before mounting: as long as a dead mount is there, programs get an error. In the bare
-/// directory they would write files that the mount then hides, or that keep it from coming back.
+/// Whether a dead mount of ours lies there that the next one may be put over. Not where too many do, or where programs still wait for it:
+/// these are to be cleared away.
+///
+/// As long as a dead mount is there, programs get an error. In the bare directory, for the moment between two mounts, they would write
+/// files that the next one hides, or that keep it from coming back.
+pub fn can_cover(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<bool> {
+    if !os::MOUNTS_OVER_DEAD || top(dir)?.is_none_or(|mounted| mounted.kind != os::MOUNT_KIND) {
+        return Ok(false);
+    }
+    let layers = os::mount_table()?.iter().filter(|other| other.dir == dir).count();
+    Ok(layers < LAYERS_MAX && refuse_living(dir, probe)? == Liveness::Dead)
+}
+
+/// Clear away what is dead. Right before mounting, see [`can_cover`]; and what our own mount has covered, when that is gone.
 pub fn clear(
     dir: &Path,
     probe: impl Fn(&Path) -> Liveness,
@@ -53,12 +67,12 @@ pub fn clear(
             _ => break,
         }
     }
-    check_empty(dir)
+    Ok(())
 }
 
-fn refuse_living(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<()> {
+fn refuse_living(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<Liveness> {
     match probe(dir) {
-        Liveness::Dead => Ok(()),
+        dead @ (Liveness::Dead | Liveness::Silent) => Ok(dead),
         Liveness::Alive => {
             let message = format!("{} is already mounted", dir.display());
             let hint = format!("run `umount {}` first, or choose another directory", dir.display());
@@ -88,7 +102,8 @@ fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
     Ok(dir.canonicalize().map_err(bad)?)
 }
 
-fn check_empty(dir: &Path) -> anyhow::Result<()> {
+/// Something in it would be hidden.
+pub fn check_empty(dir: &Path) -> anyhow::Result<()> {
     let bad = |what: String, hint: &str| UserError::new(Exit::BadMountpoint, what).hint(hint);
     let mut entries = std::fs::read_dir(dir).map_err(|error| {
         bad(format!("cannot mount on {}: {error}", dir.display()), "choose a directory with --mount")
@@ -115,7 +130,7 @@ pub fn probe(mut ask: Command, is_served: impl Fn() -> bool) -> Liveness {
             Ok(None) if Instant::now() < deadline => std::thread::sleep(PROBE_POLL),
             Ok(None) => {
                 let _it_may_be_stuck_for_good = child.kill();
-                return if is_served() { Liveness::Alive } else { Liveness::Dead };
+                return if is_served() { Liveness::Alive } else { Liveness::Silent };
             }
             _ => return Liveness::Alive,
         }
@@ -137,7 +152,10 @@ mod tests {
 
     fn prepare_plain(dir: &Path) -> anyhow::Result<PathBuf> {
         let dir = prepare(dir, |_| panic!("there is no mount to ask"))?;
-        clear(&dir, |_| panic!("there is no mount to ask"), |_| panic!("there is no mount to clear away"))?;
+        let ask = |_: &Path| panic!("there is no mount to ask");
+        assert!(!can_cover(&dir, ask)?);
+        clear(&dir, ask, |_| panic!("there is no mount to clear away"))?;
+        check_empty(&dir)?;
         Ok(dir)
     }
 

@@ -245,13 +245,21 @@ impl Job {
 
 /// Detach this mount, if it is still the uppermost one at its place: then its frontend died without unmounting.
 pub fn detach_dead(dir: &Path, mounted: &MountId) {
-    let detached = match sys::delugefs_at(dir) {
-        Ok(there) if there.as_ref() != Some(mounted) => return,
-        Ok(_) => sys::detach(dir),
-        Err(error) => Err(error),
+    let detach = || -> std::io::Result<bool> {
+        let layers = sys::layers_at(dir)?;
+        if layers.last() != Some(mounted) {
+            return Ok(false);
+        }
+        for layer in layers.iter().rev() {
+            if sys::delugefs_at(dir)?.as_ref() == Some(layer) {
+                sys::detach(dir)?;
+            }
+        }
+        Ok(true)
     };
-    match detached {
-        Ok(()) => tracing::info!(dir = %dir.display(), "detached the dead mount"),
+    match detach() {
+        Ok(true) => tracing::info!(dir = %dir.display(), "detached the dead mount"),
+        Ok(false) => {}
         Err(error) => tracing::error!(dir = %dir.display(), %error, "cannot detach the dead mount"),
     }
 }

@@ -55,6 +55,15 @@ pub fn delugefs_at(dir: &Path) -> io::Result<Option<MountId>> {
     Ok(top.filter(|entry| entry.is_ours).map(|entry| entry.id))
 }
 
+/// All mounts of DelugeFS at this place, the uppermost last: a mount covers the dead ones of earlier processes.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn layers_at(dir: &Path) -> io::Result<Vec<MountId>> {
+    let here = mount_table()?.into_iter().filter(|entry| entry.dir == dir && entry.is_ours);
+    Ok(here.map(|entry| entry.id).collect())
+}
+
 fn mount_table() -> io::Result<Vec<Entry>> {
     #[cfg(target_os = "linux")]
     let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);

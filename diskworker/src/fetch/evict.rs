@@ -150,7 +150,7 @@ impl Fetcher {
         }
         // Before it looks at the contents: that may take longer than anybody waits, and who comes next finds what was made.
         let needs = self.room.needs();
-        let space = self.engine.store.free_space()?;
+        let mut space = self.engine.store.free_space()?;
         // What is left is only a hindrance where somebody needs its room: the fetch may go on when its source is back.
         let is_low = goes == Goes::Copies && missing(space, low_share, 1) > 0;
         round.enough = !is_low && needed(&needs, u64::MAX) <= space.free;
@@ -158,6 +158,23 @@ impl Fetcher {
             return Ok(round);
         }
         round.looked = true;
+        if !needs.is_empty() && self.may_collect() {
+            // What no file has any more goes before anything else; on a disk that lets no copy go it may be all there is.
+            let engine = self.engine.clone();
+            let collecting = tokio::task::spawn_blocking(move || -> FsResult<u64> {
+                engine.collect()?;
+                engine.collect()?; // what had just been finished is spared by the first
+                engine.store.purge_trash()
+            });
+            let freed = collecting.await.map_err(|_| FsError::from(Errno::EIO))??;
+            tracing::debug!("made room: {freed} bytes that no file has any more");
+            space = self.engine.store.free_space()?;
+            round.served = needed(&needs, u64::MAX) <= space.free;
+            if round.served {
+                (round.gone, round.took) = (round.gone + 1, began.elapsed());
+                return Ok(round);
+            }
+        }
         let this = self.clone();
         let oldest = tokio::task::spawn_blocking(move || this.oldest(goes)).await;
         let oldest = oldest.map_err(|_| FsError::from(Errno::EIO))??;
@@ -200,6 +217,16 @@ impl Fetcher {
             shown.look(self.engine.store.free_space()?.free);
         }
         Ok(round)
+    }
+
+    /// The whole catalog is walked for that: now and then.
+    fn may_collect(&self) -> bool {
+        let mut last = self.collected.lock();
+        let may = last.is_none_or(|last| last.elapsed() > EVERY);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
     }
 
     /// What may go, longest unused first. Blocks.

@@ -239,7 +239,7 @@ impl Transfer {
         let mut holders = Holders { turn: random_u64() as usize, ..Holders::default() };
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
-        let mut own_tried = false;
+        let mut own_copied = false;
         loop {
             if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
@@ -283,7 +283,8 @@ impl Transfer {
                     continue;
                 }
                 // Somebody may have written the same bytes on this disk. Readers have this file, not that one.
-                if !std::mem::replace(&mut own_tried, true) && self.copy_own(engine).await? {
+                if !own_copied && self.copy_own(engine).await? {
+                    own_copied = true;
                     continue;
                 }
                 let since = *nobody.get_or_insert_with(Instant::now);

@@ -57,6 +57,7 @@ impl DiskFolder {
                 .hint("use 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter or digit")
                 .into());
         }
+        check_place(path)?;
         match std::fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -77,6 +78,26 @@ impl DiskFolder {
         drop((lock, root));
         Self::open(path, Some(cluster))
     }
+}
+
+/// Not inside another disk, whose files are not to be touched, nor inside a mount of ours: what a disk there stores would be stored in
+/// files that it stores.
+fn check_place(path: &Path) -> anyhow::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(parent) = parent.canonicalize() else { return Ok(()) }; // what is wrong with it is found out when it is made
+    let outside = |what: String| {
+        let error = UserError::new(Exit::NotEmpty, format!("{} would be {what}", path.display()));
+        Err(error.hint("name a folder that is outside of it").into())
+    };
+    for above in parent.ancestors() {
+        if above.join(DISK_TOML).is_file() && above.join(disk::CATALOG).is_dir() {
+            return outside(format!("inside the disk at {}", above.display()));
+        }
+    }
+    if os::is_in_mount_of_ours(&parent) {
+        return outside("inside a mount of DelugeFS".into());
+    }
+    Ok(())
 }
 
 fn build(

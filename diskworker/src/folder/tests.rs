@@ -112,6 +112,24 @@ fn refusals_say_why_and_touch_nothing() {
 }
 
 #[test]
+fn a_disk_inside_a_disk_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("d");
+    let outer = DiskFolder::create(&root, "home", None).unwrap();
+    std::fs::create_dir(root.join("catalog.git"))
+        .or_else(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        })
+        .unwrap();
+    for inner in ["inner", "data/inner"] {
+        assert_eq!(exit_of(DiskFolder::create(&root.join(inner), "home", None)), Exit::NotEmpty);
+        assert!(!root.join(inner).exists());
+    }
+    drop(outer);
+}
+
+#[test]
 fn only_empty_folders_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("disk");

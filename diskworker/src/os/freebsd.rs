@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::statfs::Statfs;
@@ -13,6 +14,11 @@ pub const ENOATTR: Errno = Errno::ENOATTR;
 /// UFS and tmpfs.
 pub fn is_plain(stat: &Statfs) -> bool {
     ["ufs", "tmpfs"].contains(&stat.filesystem_type_name())
+}
+
+/// Whether a path lies in a mount of DelugeFS.
+pub fn is_in_mount_of_ours(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|stat| stat.filesystem_type_name().starts_with("fusefs.delugefs"))
 }
 
 /// Always `false`: there is no call that only clones.

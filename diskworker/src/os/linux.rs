@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::statfs::Statfs;
@@ -19,6 +20,28 @@ pub fn is_plain(stat: &Statfs) -> bool {
     use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
     let known = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC];
     known.contains(&stat.filesystem_type())
+}
+
+/// Whether an absolute path lies in a mount of DelugeFS.
+pub fn is_in_mount_of_ours(path: &Path) -> bool {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    is_in(path, &table)
+}
+
+/// The mount that a path lies in is that with the longest name of all above it, and the last of these. Names with blanks are written
+/// with octal digits there.
+fn is_in(path: &Path, table: &[u8]) -> bool {
+    let mut nearest = (0, false);
+    for line in table.split(|byte| *byte == b'\n') {
+        let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let kind = words.iter().skip_while(|word| **word != b"-").nth(1);
+        let (Some(dir), Some(kind)) = (words.get(4), kind) else { continue };
+        let name = String::from_utf8_lossy(dir).replace("\\040", " ").replace("\\134", "\\");
+        if path.starts_with(&name) && name.len() >= nearest.0 {
+            nearest = (name.len(), *kind == b"fuse.delugefs");
+        }
+    }
+    nearest.1
 }
 
 /// Make `to` share all blocks of `from` (btrfs, XFS); `false` where the file system cannot, or is not known for it.
@@ -60,4 +83,19 @@ pub fn preallocate(file: &File, bytes: u64) -> Result<(), Errno> {
 /// The user who has the other end of a unix socket.
 pub fn peer_uid(socket: &std::os::unix::net::UnixStream) -> Result<u32, Errno> {
     nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials).map(|cred| cred.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_a_mount_of_ours() {
+        let table = b"22 1 0:20 / / rw - ext4 sda rw\n\
+            90 22 0:55 / /mnt/a\\040b rw,relatime shared:5 - fuse.delugefs home rw\n\
+            91 90 0:56 / /mnt/a\\040b/in rw - tmpfs tmpfs rw\nrubbish\n";
+        let is_in = |path: &str| is_in(Path::new(path), table);
+        assert!(is_in("/mnt/a b") && is_in("/mnt/a b/c/d"));
+        assert!(!is_in("/mnt/a b/in/c") && !is_in("/mnt/a bc") && !is_in("/mnt"));
+    }
 }

@@ -19,6 +19,8 @@ use super::Mounted;
 pub const ENOATTR: Errno = Errno::ENOATTR;
 /// Threads that read requests: the session library allows no more here.
 pub const FUSE_THREADS: usize = 1;
+/// Whether a mount can be put over a dead one: not tried here, what is dead is unmounted first.
+pub const MOUNTS_OVER_DEAD: bool = false;
 /// Type of our mounts in the mount table.
 pub const MOUNT_KIND: &str = "fusefs.delugefs";
 /// After how long the kernel gives up on a request, in seconds: longer than we wait for a worker.
@@ -30,7 +32,7 @@ pub fn is_to_end(_: u32) -> bool {
 }
 
 /// Mount on the directory for everybody. The descriptor is /dev/fuse.
-pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str) -> io::Result<()> {
+pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, _covers: bool) -> io::Result<()> {
     nmount(fuse, dir, source, true)
 }
 

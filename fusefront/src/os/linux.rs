@@ -22,6 +22,8 @@ pub const ENOATTR: Errno = Errno::ENODATA;
 pub const FUSE_THREADS: usize = 8;
 /// Type of our mounts in the mount table.
 pub const MOUNT_KIND: &str = "fuse.delugefs";
+/// Whether a mount can be put over a dead one.
+pub const MOUNTS_OVER_DEAD: bool = true;
 /// Longest that a mount shows as its source.
 const SOURCE_MAX_BYTES: usize = 255;
 
@@ -39,19 +41,20 @@ pub fn is_to_end(tid: u32) -> bool {
     pending & bits(&[libc::SIGKILL]) != 0 || asked != 0
 }
 
-/// Mount on the directory, an absolute path without symbolic links. The descriptor is /dev/fuse.
+/// Mount on the directory, an absolute path without symbolic links. The descriptor is /dev/fuse. `covers`: over a dead mount, which cannot be
+/// looked into.
 ///
 /// # Errors
 /// When the path leads elsewhere by now, or to something that is not empty: who owns a directory above could put a link in its
 /// place after we have looked, and root would cover any directory with files that others write.
-pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str) -> io::Result<()> {
+pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, covers: bool) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let place = nix::fcntl::open(dir, flags, Mode::empty())?;
     let through = format!("/proc/self/fd/{}", place.as_raw_fd());
     if std::fs::read_link(&through)? != dir {
         return Err(Errno::ELOOP.into());
     }
-    if std::fs::read_dir(&through)?.next().is_some() {
+    if !covers && std::fs::read_dir(&through)?.next().is_some() {
         return Err(Errno::ENOTEMPTY.into());
     }
     let options = format!(
@@ -198,7 +201,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let nothing: OwnedFd = File::open("/dev/null").unwrap().into();
-        let attempt = |path: &str| mount(nothing.as_fd(), &root.join(path), "test").unwrap_err().raw_os_error();
+        let attempt = |path: &str| mount(nothing.as_fd(), &root.join(path), "test", false).unwrap_err().raw_os_error();
         std::fs::create_dir_all(root.join("etc/m")).unwrap();
         std::os::unix::fs::symlink("etc", root.join("home")).unwrap();
         std::os::unix::fs::symlink("etc/m", root.join("link")).unwrap();

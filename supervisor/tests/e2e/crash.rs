@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -40,6 +41,48 @@ fn nothing_is_lost_when_the_frontend_dies() {
 #[test]
 fn nothing_is_lost_whoever_dies() {
     storm(&[Victim::Worker, Victim::Supervisor, Victim::Frontend, Victim::Server, Victim::All], 4);
+}
+
+/// A program that goes by path finds the dead mount, or the next one, and never the bare directory below: what it wrote there would be in
+/// no catalog, and would keep the mount from coming back.
+#[test]
+fn nothing_goes_into_the_bare_directory() {
+    let Some(mut host) = Host::new() else { return };
+    host.start();
+    let stop = AtomicBool::new(false);
+    let made = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut made = Vec::new();
+            for n in 0..1_000_000 {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let name = format!("gap{n}");
+                if std::fs::write(host.mount().join(&name), &name).is_ok() {
+                    made.push(name);
+                }
+            }
+            made
+        });
+        let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..4 {
+                let frontend = host.pids().frontends[0];
+                signal(children(frontend).first().copied().unwrap_or(frontend), Signal::SIGKILL);
+                host.wait_until_up(&[frontend]);
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        let made = writer.join().unwrap();
+        rounds.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        made
+    });
+    for name in &made {
+        let found = std::fs::read(host.mount().join(name));
+        assert!(found.as_ref().is_ok_and(|found| found == name.as_bytes()), "{name}: {found:?}\n{}", host.logs());
+    }
+    assert_eq!(host.stop().0, 0, "{}", host.logs());
+    host.assert_gone();
+    assert_eq!(std::fs::read_dir(host.mount()).unwrap().count(), 0, "something is in the bare directory");
 }
 
 fn storm(victims: &[Victim], rounds: u64) {

@@ -154,3 +154,26 @@ fn what_a_fetch_has_left_makes_room_for_others() {
         assert!(store.incoming_used(files[0].content).is_none());
     });
 }
+
+/// And what no file has any more, which is collected now and then only.
+#[test]
+fn what_no_file_has_makes_room_for_who_fetches() {
+    with_small_disk(64, |small| async {
+        let (nodes, files) = with_files(small, &[30, 35]).await;
+        let whole = |wanted| {
+            let fetcher = nodes[1].fetcher().clone();
+            blocking(move || fetcher.whole(wanted))
+        };
+        whole(files[0]).await.unwrap();
+        let q = delugefs_proto::local_pb::Unlink { dir: Ino::ROOT.0, name: "file0".into(), ..Default::default() };
+        nodes[0].engine().unlink(1, false, &q).unwrap();
+        until("it to be removed", || !nodes[1].catalog_has(files[0])).await;
+        assert_eq!(whole(files[1]).await.unwrap_err().errno, Errno::ENOSPC, "nobody makes room");
+        let _keeping = keep_room(&nodes[1], Goes::LeftOvers);
+        let begin = Instant::now();
+        while let Err(error) = whole(files[1]).await {
+            assert!(error.errno == Errno::ENOSPC && begin.elapsed() < Duration::from_secs(30), "{error}");
+        }
+        assert_eq!(read(&nodes[1], files[1]), bytes(size_of(1, 35)));
+    });
+}
