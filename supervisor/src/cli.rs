@@ -227,7 +227,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Disk(Disk::Remove { root }) => {
             let root = paths::typed(&root)?;
-            client::answer(control.remove_disk(pb::RemoveDiskRequest { root }).await)?;
+            client::answer(control.remove_disk(pb::RemoveDiskRequest { root, release: false }).await)?;
         }
         Command::Mount { dir, user } => {
             let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());
@@ -236,7 +236,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Umount { dir } => {
             let dir = paths::typed(&dir)?;
-            client::answer(control.remove_mount(pb::RemoveMountRequest { dir }).await)?;
+            client::answer(control.remove_mount(pb::RemoveMountRequest { dir, release: false }).await)?;
         }
         Command::Stop => {
             client::answer(control.stop(pb::StopRequest {}).await)?;

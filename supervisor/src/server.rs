@@ -156,14 +156,16 @@ impl Control for Server {
     }
 
     async fn remove_disk(&self, request: Request<pb::RemoveDiskRequest>) -> Answer<pb::RemoveDiskReply> {
-        let root = absolute(&request.into_inner().root)?;
-        self.ask(|reply| Event::RemoveDisk { root, reply }).await?;
+        let request = request.into_inner();
+        let (root, release) = (absolute(&request.root)?, request.release);
+        self.ask(|reply| Event::RemoveDisk { root, release, reply }).await?;
         Ok(Response::new(pb::RemoveDiskReply {}))
     }
 
     async fn remove_mount(&self, request: Request<pb::RemoveMountRequest>) -> Answer<pb::RemoveMountReply> {
-        let dir = absolute(&request.into_inner().dir)?;
-        self.ask(|reply| Event::RemoveMount { dir, reply }).await?;
+        let request = request.into_inner();
+        let (dir, release) = (absolute(&request.dir)?, request.release);
+        self.ask(|reply| Event::RemoveMount { dir, release, reply }).await?;
         Ok(Response::new(pb::RemoveMountReply {}))
     }
 

@@ -108,6 +108,38 @@ fn a_second_one_is_told_so_and_harms_nothing() {
 }
 
 #[test]
+fn a_host_that_lost_its_first_disk_runs_from_its_second() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create"]);
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    fs::rename(lab.path("a"), lab.path("a.lost")).unwrap();
+    let from = |lab: &mut Lab, log: &str| {
+        let run = lab.spawn(lab.delugefs(&["run", "home", "b", "--state-dir", "s"]), log);
+        lab.wait_for("the second disk", || lab.out(log) == "ready\n");
+        run
+    };
+    // More than once: it stays remembered.
+    for log in ["run1", "run2"] {
+        let run = from(&mut lab, log);
+        let said = lab.says(&["run", "home", "b"]);
+        assert_eq!((said.code, said.stdout.as_str()), (14, ""), "{said:?}");
+        terminate(run);
+        assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+        lab.assert_clean();
+    }
+    // Beside a supervisor that was there the disk goes on.
+    lab.supervisor("sup", &["--no-mdns"]);
+    for log in ["run3", "run4"] {
+        let run = from(&mut lab, log);
+        terminate(run);
+        assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+        assert_eq!(lab.status()["disks"][0]["state"], "up");
+    }
+}
+
+#[test]
 fn another_cluster_gets_directories_of_its_own() {
     let mut lab = Lab::new();
     let run = lab.run(&["--create"]);

@@ -358,10 +358,12 @@ async fn stop(run_dir: &Path, wish: &Wish, mut started: Started) -> anyhow::Resu
         if let Ok(mut control) = client::connect(run_dir).await {
             let dir = wish.mount.as_ref().filter(|_| started.mount).map(|mount| mount.dir.clone());
             if let Some(dir) = dir {
-                answer(control.remove_mount(pb::RemoveMountRequest { dir }).await)?;
+                answer(control.remove_mount(pb::RemoveMountRequest { dir, release: true }).await)?;
             }
             if started.disk {
-                answer(control.remove_disk(pb::RemoveDiskRequest { root: wish.disk.root.clone() }).await)?;
+                answer(
+                    control.remove_disk(pb::RemoveDiskRequest { root: wish.disk.root.clone(), release: true }).await,
+                )?;
             }
         }
         return Ok(true);

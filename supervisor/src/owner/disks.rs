@@ -25,15 +25,19 @@ impl State {
             let hint = "give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR";
             return self.answer(reply, Err(failure.hint(hint)));
         }
+        // The state file only remembers it: the first that asks for it has it.
+        let claims = reply.is_some() || !remember;
         let Some(at) = self.disks.iter().position(|disk| disk.spec.root == spec.root) else {
             let established = reply.is_none();
             let mut child = Child::new(established, remember);
+            child.claimed = claims;
             child.added.extend(reply);
             self.disks.push(Disk::new(spec, child));
             return self.start_worker(self.disks.len() - 1);
         };
         let disk = &mut self.disks[at];
-        let claimed = std::mem::replace(&mut disk.child.claimed, true);
+        let claimed = disk.child.claimed;
+        disk.child.claimed |= claims;
         match disk.child.phase {
             Phase::Up { .. } if spec.create => {
                 disk.child.claimed = claimed;
@@ -48,18 +52,23 @@ impl State {
                 self.start_worker(at);
             }
             Phase::Stopping { .. } => {
+                disk.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("the disk at {root} is being stopped"));
                 self.answer(reply, Err(failure.hint("try again in a few seconds")));
             }
-            _ if claimed => {
+            _ if claimed || disk.child.remember && (remember || spec.create) => {
+                disk.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("the disk at {root} is running already"));
                 self.answer(reply, Err(failure.hint("`delugefs status` shows it; `delugefs mount DIR` mounts it")));
             }
-            // A worker that was there before this supervisor: now it is ours to watch.
+            // A worker that was there before this supervisor, or is remembered: now it is ours to watch.
             phase => {
                 disk.child.watched = true;
+                match disk.child.remember {
+                    true => disk.spec.allow_uids = spec.allow_uids, // the rest as it was added
+                    false => disk.spec = DiskSpec { create: false, ..spec },
+                }
                 disk.child.remember |= remember;
-                disk.spec = DiskSpec { create: false, ..spec };
                 match (phase, disk.served.as_ref().map(|served| served.disk_id.clone())) {
                     (Phase::Up { .. }, Some(disk_id)) => {
                         self.answer(reply, Ok(disk_id));
@@ -73,11 +82,16 @@ impl State {
         }
     }
 
-    pub(super) fn remove_disk(&mut self, root: &Path, reply: Reply, now: Instant) {
+    pub(super) fn remove_disk(&mut self, root: &Path, release: bool, reply: Reply, now: Instant) {
         let Some(at) = self.disks.iter().position(|disk| disk.spec.root == root) else {
             let failure = Failure::new(Exit::NoDisk, format!("no disk at {} is known to this host", root.display()));
             return self.answer([reply], Err(failure.hint("`delugefs disks` lists them")));
         };
+        let child = &mut self.disks[at].child;
+        if release && child.remember && child.established {
+            child.claimed = false;
+            return self.answer([reply], Ok(String::new()));
+        }
         let shows_it = |mount: &&Mount| mount.root.as_deref() == Some(root) && mount.child.is_running();
         if let Some(mount) = self.mounts.iter().find(shows_it) {
             let dir = mount.spec.dir.display();
@@ -196,6 +210,8 @@ impl State {
             Next::Start if stopping => {} // quiesce says the rest
             Next::Start => self.start_worker(at),
             Next::Wait => {
+                // Who waits is told of the failure and goes away again.
+                disk.child.claimed &= disk.child.added.is_empty() || !disk.child.remember;
                 let replies = std::mem::take(&mut disk.child.added);
                 self.answer(replies, Err(failure));
             }

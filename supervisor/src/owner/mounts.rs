@@ -24,14 +24,17 @@ impl State {
             let failure = Failure::new(Exit::BadMountpoint, format!("{dir} {text} {root}"));
             return self.answer(reply, Err(failure.hint("mount on a folder outside of it")));
         }
+        let claims = reply.is_some() || !remember; // as for a disk
         let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == spec.dir) else {
             let mut child = Child::new(reply.is_none(), remember);
+            child.claimed = claims;
             child.added.extend(reply);
             self.mounts.push(Mount { spec, child, root: None, mounted: None });
             return; // settle_mounts starts it
         };
         let mount = &mut self.mounts[at];
-        let claimed = std::mem::replace(&mut mount.child.claimed, true);
+        let claimed = mount.child.claimed;
+        mount.child.claimed |= claims;
         match mount.child.phase {
             Phase::BackingOff { .. } | Phase::Stopped => {
                 mount.child.added.extend(reply);
@@ -40,15 +43,17 @@ impl State {
                 mount.child.phase = Phase::Waiting;
             }
             Phase::Stopping { .. } => {
+                mount.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("{dir} is being unmounted"));
                 self.answer(reply, Err(failure.hint("try again in a few seconds")));
             }
-            _ if claimed => {
+            _ if claimed || mount.child.remember && (remember || mount.spec.user != spec.user) => {
+                mount.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("{dir} is mounted already"));
                 let hint = format!("`delugefs umount {dir}` unmounts it; or choose another folder");
                 self.answer(reply, Err(failure.hint(hint)));
             }
-            // Left by an earlier supervisor and alive: nothing to start.
+            // Left by an earlier supervisor and alive, or remembered: nothing to start.
             phase => {
                 mount.child.remember |= remember;
                 if matches!(phase, Phase::Up { .. }) {
@@ -63,12 +68,16 @@ impl State {
         }
     }
 
-    pub(super) fn remove_mount(&mut self, dir: &Path, reply: Reply, now: Instant) {
+    pub(super) fn remove_mount(&mut self, dir: &Path, release: bool, reply: Reply, now: Instant) {
         let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == dir) else {
             let failure = Failure::new(Exit::BadMountpoint, format!("{} is no mount of this host", dir.display()));
             return self.answer([reply], Err(failure.hint("`delugefs status` lists them")));
         };
         let child = &mut self.mounts[at].child;
+        if release && child.remember && child.established {
+            child.claimed = false;
+            return self.answer([reply], Ok(String::new()));
+        }
         child.removed.push(reply);
         if child.is_running() {
             stop(child, now + FRONTEND_STOP, &mut self.effects);

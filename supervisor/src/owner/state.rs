@@ -123,6 +123,8 @@ pub enum Event {
     RemoveDisk {
         /// Its folder.
         root: PathBuf,
+        /// Only by the one that claimed it: a remembered one goes on.
+        release: bool,
         /// Answered when it has stopped.
         reply: Reply,
     },
@@ -139,6 +141,8 @@ pub enum Event {
     RemoveMount {
         /// The mountpoint.
         dir: PathBuf,
+        /// As for a disk.
+        release: bool,
         /// Answered when it is unmounted.
         reply: Reply,
     },
@@ -312,9 +316,9 @@ impl State {
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
             Event::AddDisk { spec, remember, reply } => self.add_disk(spec, remember, reply),
-            Event::RemoveDisk { root, reply } => self.remove_disk(&root, reply, now),
+            Event::RemoveDisk { root, release, reply } => self.remove_disk(&root, release, reply, now),
             Event::AddMount { spec, remember, reply } => self.add_mount(spec, remember, reply),
-            Event::RemoveMount { dir, reply } => self.remove_mount(&dir, reply, now),
+            Event::RemoveMount { dir, release, reply } => self.remove_mount(&dir, release, reply, now),
             Event::Register(registration) => self.register(registration, now),
             Event::MountFound { dir, pid, socket, mounted } => self.mount_found((dir, mounted), pid, &socket, now),
             Event::Child { run, news } => self.child(run, news, now),

@@ -279,6 +279,52 @@ fn a_worker_left_by_an_earlier_supervisor_is_claimed_without_a_start() {
 }
 
 #[test]
+fn what_is_only_remembered_belongs_to_the_first_that_asks() {
+    let mut sim = Sim::new();
+    let spec = |lazy| DiskSpec {
+        root: "/a".into(),
+        cluster: "home".into(),
+        create: false,
+        reserve_bytes: 1,
+        retention_s: 2,
+        allow_uids: Vec::new(),
+        net: delugefs_proto::control_pb::NetSettings { lazy, ..Default::default() },
+        cluster_id: None,
+    };
+    sim.event(Event::AddMount {
+        spec: MountSpec { dir: "/m".into(), user: None, uid: None },
+        remember: true,
+        reply: None,
+    });
+    sim.event(Event::AddDisk { spec: spec(true), remember: true, reply: None });
+    let run = sim.started();
+    let mut first = sim.add_disk("/a");
+    assert_eq!(exit_of(&mut sim.add_disk("/a")), Exit::InUse, "while it starts, too");
+    sim.news(run, News::WorkerReady(served()));
+    assert_eq!(first.try_recv().unwrap(), Ok("1a2b3c4d".into()));
+    let mount = sim.effects.iter().find_map(|effect| match effect {
+        Effect::StartFrontend { run, .. } => Some(*run),
+        _ => None,
+    });
+    let mut mounted = sim.add_mount("/m", None);
+    sim.news(mount.unwrap(), News::FrontendReady { mounted: None });
+    assert_eq!(mounted.try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse);
+    assert_eq!(exit_of(&mut sim.add_disk("/a")), Exit::InUse);
+    assert!(sim.state.disks[0].spec.net.lazy, "what was added stays as it was");
+
+    // It ends: both go on, as if it had not been there, and the next may have them.
+    sim.effects.clear();
+    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: true, reply });
+    let mut removed = sim.asks(|reply| Event::RemoveDisk { root: "/a".into(), release: true, reply });
+    assert_eq!((unmounted.try_recv().unwrap(), removed.try_recv().unwrap()), (Ok(String::new()), Ok(String::new())));
+    assert!(sim.effects.is_empty(), "{:?}", sim.effects);
+    let again = |remember| move |reply| Event::AddDisk { spec: spec(false), remember, reply: Some(reply) };
+    assert_eq!(exit_of(&mut sim.asks(again(true))), Exit::InUse, "it is remembered already");
+    assert!(sim.asks(again(false)).try_recv().unwrap().is_ok());
+}
+
+#[test]
 fn a_worker_started_by_hand_is_neither_restarted_nor_stopped() {
     let mut sim = Sim::new();
     let _registered = sim.register("/a", 77, false);
@@ -309,9 +355,9 @@ fn a_live_frontend_is_adopted() {
 #[test]
 fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
     let (mut sim, worker, frontend) = Sim::with_mount();
-    let remove_disk = |reply| Event::RemoveDisk { root: "/a".into(), reply };
+    let remove_disk = |reply| Event::RemoveDisk { root: "/a".into(), release: false, reply };
     assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::InUse);
-    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
+    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
     assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
     assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse, "still on its way out");
     sim.later(FRONTEND_STOP);
@@ -338,7 +384,7 @@ fn a_dead_mount_that_is_not_wanted_any_more_is_detached_and_no_other() {
         sim.later(Duration::from_millis(200));
         let frontend = sim.started();
         sim.ends(frontend, last);
-        let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
+        let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
         assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
         sim.effects
     };
@@ -400,7 +446,7 @@ fn only_what_is_to_be_remembered_is_written_down() {
     sim.news(run, News::FrontendReady { mounted: None });
     let Effect::Remember(config) = sim.effect() else { panic!() };
     assert_eq!((config.disks.len(), config.mounts.len()), (0, 1));
-    let _answer = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), reply });
+    let _answer = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
     sim.effects.clear();
     sim.ends(run, Exit::Ok);
     let Effect::Remember(config) = sim.effect() else { panic!() };
@@ -455,8 +501,8 @@ proptest! {
             match step {
                 Step::AddDisk(n) => answers.push(sim.add_disk(&format!("/d{n}"))),
                 Step::AddMount(n, uid) => answers.push(sim.add_mount(&format!("/m{n}"), uid.map(u32::from))),
-                Step::RemoveDisk(n) => answers.push(sim.asks(|reply| Event::RemoveDisk { root: format!("/d{n}").into(), reply })),
-                Step::RemoveMount(n) => answers.push(sim.asks(|reply| Event::RemoveMount { dir: format!("/m{n}").into(), reply })),
+                Step::RemoveDisk(n) => answers.push(sim.asks(|reply| Event::RemoveDisk { root: format!("/d{n}").into(), release: false, reply })),
+                Step::RemoveMount(n) => answers.push(sim.asks(|reply| Event::RemoveMount { dir: format!("/m{n}").into(), release: false, reply })),
                 Step::Register(n, pid, own) => answers.push(sim.register(&format!("/d{n}"), 1000 + u32::from(pid), own)),
                 Step::Found(n) if !stopping => {
                     sim.event(Event::MountFound { dir: format!("/m{n}").into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
