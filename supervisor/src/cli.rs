@@ -238,9 +238,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             let dir = paths::typed(&dir)?;
             client::answer(control.remove_mount(pb::RemoveMountRequest { dir, release: false }).await)?;
         }
-        Command::Stop => {
-            client::answer(control.stop(pb::StopRequest {}).await)?;
-        }
+        Command::Stop => client::stop(&mut control, &run_dir).await?,
     }
     Ok(Exit::Ok)
 }

@@ -170,7 +170,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     std::fs::remove_file(&socket).with_context(|| format!("cannot remove {}", socket.display()))?;
     notes::sweep(&run_dir)?;
-    drop((run_lock, state_lock));
+    drop(state_lock);
+    drop(run_lock); // last: who finds it free may use both
     Ok(())
 }
 

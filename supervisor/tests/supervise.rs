@@ -112,6 +112,20 @@ fn one_supervisor_for_a_run_directory() {
 }
 
 #[test]
+fn after_stop_the_next_one_can_start_at_once() {
+    let mut lab = Lab::new();
+    let mut last = lab.supervisor("sup0", &[]);
+    for n in 1..=5 {
+        assert_eq!(lab.says(&["stop"]).code, 0);
+        let next = lab.supervisor(&format!("sup{n}"), &[]);
+        assert_eq!(lab.wait(last), 0);
+        last = next;
+    }
+    terminate(last);
+    assert_eq!(lab.wait(last), 0);
+}
+
+#[test]
 fn the_configuration_and_what_was_added_are_started() {
     let mut lab = Lab::new();
     let run = lab.run(&["--create"]);

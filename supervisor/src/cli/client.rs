@@ -1,11 +1,16 @@
 //! The way to the host's supervisor.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use delugefs_proto::control_pb as pb;
 use delugefs_proto::control_pb::control_client::ControlClient;
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::rundir;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
@@ -35,6 +40,33 @@ pub async fn connect(run_dir: &Path) -> Result<Control, UserError> {
             Err(error.hint("`delugefs run CLUSTER ROOT` starts one; --run-dir DIR names another one's directory"))
         }
     }
+}
+
+/// Longest a supervisor that has stopped everything may take to end.
+const END: Duration = Duration::from_secs(10);
+
+/// Stop the supervisor of this run directory, and wait until both its directories are free for the next one: it answers
+/// a moment before that.
+///
+/// # Errors
+/// When it fails, or does not let go.
+pub async fn stop(control: &mut Control, run_dir: &Path) -> Result<(), UserError> {
+    let lock = rundir::supervisor_lock(run_dir);
+    let pid = fs::read(&lock).ok(); // not that of one started meanwhile
+    answer(control.stop(pb::StopRequest {}).await)?;
+    let end = Instant::now() + END;
+    while is_held(&lock) && fs::read(&lock).ok() == pid {
+        if Instant::now() >= end {
+            return Err(UserError::new(Exit::Failure, "all is stopped, but the supervisor does not end"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+fn is_held(lock: &Path) -> bool {
+    let Ok(file) = fs::File::open(lock) else { return false };
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
 }
 
 /// The answer, or the failure that came instead.
