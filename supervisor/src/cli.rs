@@ -82,7 +82,7 @@ enum Command {
     Revoke {
         /// The first 8 or more digits of its id
         id: String,
-        /// Also when it holds contents that no other disk has
+        /// Also when it holds contents that no other disk has, or runs on this host
         #[arg(long)]
         yes: bool,
     },

@@ -1,4 +1,4 @@
-//! What goes with a host or disk that is revoked: contents that no disk of the others has.
+//! What goes with a host or disk that is revoked: contents that no disk of the others has, and what is written to it still.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
-use delugefs_proto::ids::DiskId;
+use delugefs_proto::ids::{DiskId, HostId};
+use delugefs_proto::members::Members;
 use delugefs_proto::worker_pb::{Content, Mark, Peer};
 use tokio::time::timeout;
 use tonic::Status;
@@ -36,6 +37,39 @@ pub async fn check(leaving: &[DiskId], peers: &[Peer], asked: &[pb::Disk]) -> Re
     }
     let text = format!("it is not known what no other disk has: {}", why.message());
     Err(Failure::new(Exit::Failure, text).hint("--yes revokes it whatever it has"))
+}
+
+/// Whether none of these disks is at work on this host: what is written to one that is out, nobody else gets. `up` are this
+/// host's disks that are up.
+///
+/// # Errors
+/// The first that is.
+pub fn check_idle(leaving: &[DiskId], up: &[pb::Disk]) -> Result<(), Failure> {
+    let Some(disk) = up.iter().find(|disk| leaving.iter().any(|id| id.to_hex() == disk.disk_id)) else { return Ok(()) };
+    let (id, root) = (short_id(&disk.disk_id), &disk.root);
+    let text =
+        format!("disk {id} ({root}) runs on this host: what is written to it would reach no other disk any more");
+    let hint = format!(
+        "`delugefs disk drain {id}` has its contents copied, then `delugefs disk remove {root}`; --yes revokes it as it is"
+    );
+    Err(Failure::new(Exit::InUse, text).hint(hint))
+}
+
+/// What a person should know of this host and its disks that are out already, one sentence each.
+pub fn shut_out(set: &Members, me: HostId, disks: &[pb::Disk]) -> Vec<String> {
+    let mut problems = Vec::new();
+    if set.is_revoked(me.into()) {
+        problems.push("this host was revoked: what is written here reaches no other host any more".into());
+    }
+    for disk in disks {
+        if DiskId::from_hex(&disk.disk_id).is_some_and(|id| set.is_revoked(id.into())) {
+            let (id, root) = (short_id(&disk.disk_id), &disk.root);
+            let then = format!("copy what only it has to another, then `delugefs disk remove {root}`");
+            problems
+                .push(format!("disk {id} ({root}) was revoked: what is written to it reaches no other disk; {then}"));
+        }
+    }
+    problems
 }
 
 fn refused(lost: u64, leaving: &[DiskId]) -> Failure {
@@ -72,6 +106,40 @@ fn count(ids: &[Vec<u8>], contents: &[Content], leaving: &[DiskId], staying: &[D
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::membership::Membership;
+
+    #[test]
+    fn a_disk_at_work_here_is_not_shut_out_unasked_and_one_that_is_out_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let membership = Membership::open(dir.path().into()).unwrap();
+        let cluster = membership.cluster_for("home").unwrap();
+        let ours =
+            |n: u8| pb::Disk { disk_id: DiskId([n; 32]).to_hex(), root: format!("/d{n}"), ..pb::Disk::default() };
+        for n in [8, 9] {
+            assert!(membership.admit_disk(cluster, DiskId([n; 32])).unwrap());
+        }
+        let leaving = membership.leaving(cluster, "09090909").unwrap();
+        let failure = check_idle(&leaving, &[ours(8), ours(9)]).unwrap_err();
+        assert_eq!(failure.exit, Exit::InUse);
+        assert!(failure.message.starts_with("disk 09090909 (/d9) runs on this host"), "{failure:?}");
+        assert_eq!(check_idle(&leaving, &[ours(8)]), Ok(()));
+
+        let me = membership.identity().host_id();
+        let problems = || shut_out(&membership.set(cluster).unwrap(), me, &[ours(8), ours(9), pb::Disk::default()]);
+        assert_eq!(problems(), Vec::<String>::new());
+        membership.revoke(cluster, "09090909").unwrap();
+        assert!(problems()[0].starts_with("disk 09090909 (/d9) was revoked"), "{:?}", problems());
+
+        // By another host.
+        let token = membership.invite(cluster, DiskId([8; 32]), vec![], 60).unwrap();
+        let other_dir = tempfile::tempdir().unwrap();
+        let other = Membership::open(other_dir.path().into()).unwrap();
+        let set = membership.redeem(cluster, &token.secret, other.identity().host_id(), "x").unwrap();
+        other.absorb(cluster, &set.encode()).unwrap();
+        other.revoke(cluster, &me.to_hex()).unwrap();
+        membership.absorb(cluster, &other.set(cluster).unwrap().encode()).unwrap();
+        assert!(problems()[0].starts_with("this host was revoked"), "{:?}", problems());
+    }
 
     #[test]
     fn what_only_disks_that_leave_have_is_counted() {

@@ -67,6 +67,9 @@ impl Control for Server {
         host.cluster_id = known.or_else(on_disk).unwrap_or_default();
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
+        if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {
+            host.problems.extend(farewell::shut_out(&set, self.membership.identity().host_id(), &host.disks));
+        }
         Ok(Response::new(host))
     }
 
@@ -276,6 +279,7 @@ impl Control for Server {
         let (cluster, _) = ids(disks.first().ok_or_else(no_disk)?)?;
         if !request.yes {
             let leaving = self.membership.leaving(cluster, &request.id)?;
+            farewell::check_idle(&leaving, &disks)?;
             farewell::check(&leaving, &peers, &disks).await?;
         }
         let (id, is_host) = self.membership.revoke(cluster, &request.id)?;
