@@ -54,8 +54,12 @@ pub async fn stop(control: &mut Control, run_dir: &Path) -> Result<(), UserError
     let lock = rundir::supervisor_lock(run_dir);
     let pid = fs::read(&lock).ok(); // not that of one started meanwhile
     answer(control.stop(pb::StopRequest {}).await)?;
+    wait_until_free(&lock, pid).await
+}
+
+async fn wait_until_free(lock: &Path, pid: Option<Vec<u8>>) -> Result<(), UserError> {
     let end = Instant::now() + END;
-    while is_held(&lock) && fs::read(&lock).ok() == pid {
+    while is_held(lock) && fs::read(lock).ok() == pid {
         if Instant::now() >= end {
             return Err(UserError::new(Exit::Failure, "all is stopped, but the supervisor does not end"));
         }
@@ -75,4 +79,26 @@ fn is_held(lock: &Path) -> bool {
 /// The failure, with its exit code and hint.
 pub fn answer<T>(result: Result<Response<T>, Status>) -> Result<T, UserError> {
     result.map(Response::into_inner).map_err(|status| Failure::from_status(&status).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_is_waited_for_unless_it_is_another_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        fs::write(&path, "7\n").unwrap();
+        let lock = Flock::lock(fs::File::open(&path).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        wait_until_free(&path, Some(b"6\n".into())).await.unwrap();
+        let waiting = tokio::spawn({
+            let path = path.clone();
+            async move { wait_until_free(&path, Some(b"7\n".into())).await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!waiting.is_finished());
+        drop(lock);
+        waiting.await.unwrap().unwrap();
+    }
 }
