@@ -329,7 +329,10 @@ impl State {
         self.pass_deadlines(now);
         self.settle_mounts(now);
         self.advance_stop(now);
-        std::mem::take(&mut self.effects)
+        let mut effects = std::mem::take(&mut self.effects);
+        // What is acknowledged is remembered, also when this process ends in between.
+        effects.sort_by_key(|effect| !matches!(effect, Effect::Remember(_)));
+        effects
     }
 
     /// When [`Event::Tick`] is due.
