@@ -80,6 +80,8 @@ pub struct Engine {
     actor: ActorId,
     stopping: AtomicBool,
     ledger: Mutex<Option<Arc<Ledger>>>,
+    /// Held while what no file has is collected.
+    collecting: Mutex<()>,
     /// The committed state, for those who follow it.
     published: tokio::sync::watch::Sender<git2::Oid>,
     /// Wakes the cleaning thread for the stop.

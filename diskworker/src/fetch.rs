@@ -92,8 +92,8 @@ pub struct Fetcher {
     room: Arc<room::Room>,
     /// Contents that could not be let go, and when.
     kept: Mutex<HashMap<ContentId, Instant>>,
-    /// When what no file has was last removed for who needs room.
-    collected: Mutex<Option<Instant>>,
+    /// When what no file has was last removed for who needs room, and how long that took.
+    collected: Mutex<Option<(Instant, Duration)>>,
 }
 
 impl Fetcher {

@@ -72,7 +72,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     let clear = |dir: &Path| os::abort(dir).context("clearing away a dead mount");
     // Our own child looks like one that serves what is there.
     let others = |dir: &Path| probe(dir, Some(child.id()));
-    let covers = mounts::can_cover(&dir, others)?;
+    let covers = mounts::can_cover(&dir, others, clear)?;
     if !covers {
         mounts::clear(&dir, others, clear)?;
         mounts::check_empty(&dir)?;

@@ -12,7 +12,7 @@ use delugefs_proto::ids::random_u64;
 use crate::os::{self, Mounted};
 
 /// Dead mounts of ours that may lie upon each other.
-const LAYERS_MAX: usize = 16;
+const LAYERS_MAX: usize = 8;
 /// A mount that says nothing for this long is alive but stuck: somebody else's business.
 const PROBE_WAIT: Duration = Duration::from_secs(3);
 const PROBE_POLL: Duration = Duration::from_millis(10);
@@ -38,17 +38,29 @@ pub fn prepare(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<
     Ok(dir)
 }
 
-/// Whether a dead mount of ours lies there that the next one may be put over. Not where too many do, or where programs still wait for it:
-/// these are to be cleared away.
+/// Whether a dead mount of ours lies there that the next one may be put over; of very many all but some are cleared away. Not where programs
+/// still wait for it: that is to be cleared away.
 ///
 /// As long as a dead mount is there, programs get an error. In the bare directory, for the moment between two mounts, they would write
 /// files that the next one hides, or that keep it from coming back.
-pub fn can_cover(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<bool> {
-    if !os::MOUNTS_OVER_DEAD || top(dir)?.is_none_or(|mounted| mounted.kind != os::MOUNT_KIND) {
+pub fn can_cover(
+    dir: &Path,
+    probe: impl Fn(&Path) -> Liveness,
+    clear: impl Fn(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    let is_dead = || -> anyhow::Result<bool> {
+        let is_ours = top(dir)?.is_some_and(|mounted| mounted.kind == os::MOUNT_KIND);
+        Ok(is_ours && refuse_living(dir, &probe)? == Liveness::Dead)
+    };
+    let layers = || Ok::<_, io::Error>(os::mount_table()?.iter().filter(|other| other.dir == dir).count());
+    if !os::MOUNTS_OVER_DEAD {
         return Ok(false);
     }
-    let layers = os::mount_table()?.iter().filter(|other| other.dir == dir).count();
-    Ok(layers < LAYERS_MAX && refuse_living(dir, probe)? == Liveness::Dead)
+    // So many stay as they are.
+    while layers()? > LAYERS_MAX && is_dead()? {
+        clear(dir)?;
+    }
+    is_dead()
 }
 
 /// Clear away what is dead. Right before mounting, see [`can_cover`]; and what our own mount has covered, when that is gone.
@@ -57,7 +69,7 @@ pub fn clear(
     probe: impl Fn(&Path) -> Liveness,
     clear: impl Fn(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    for _ in 0..LAYERS_MAX {
+    for _ in 0..=LAYERS_MAX + 1 {
         match top(dir)? {
             Some(mounted) if mounted.kind == os::MOUNT_KIND => {
                 refuse_living(dir, &probe)?;
@@ -153,7 +165,7 @@ mod tests {
     fn prepare_plain(dir: &Path) -> anyhow::Result<PathBuf> {
         let dir = prepare(dir, |_| panic!("there is no mount to ask"))?;
         let ask = |_: &Path| panic!("there is no mount to ask");
-        assert!(!can_cover(&dir, ask)?);
+        assert!(!can_cover(&dir, ask, |_| panic!("there is no mount to clear away"))?);
         clear(&dir, ask, |_| panic!("there is no mount to clear away"))?;
         check_empty(&dir)?;
         Ok(dir)

@@ -82,7 +82,10 @@ impl Engine {
 
     /// Put contents nobody refers to into the trash, and empty what has been there long enough. On a full disk all of it
     /// goes, and what the catalog has of earlier states.
+    ///
+    /// One at a time: what is finished during one is spared by that and by the next, and by nobody else.
     pub fn collect(&self) -> FsResult<()> {
+        let _one = self.collecting.lock();
         let live = self.live_contents()?;
         let collected = self.store.collect(&live, self.retention, SystemTime::now())?;
         let purged = if self.is_pressed() { self.purge_trash() } else { 0 };

@@ -83,6 +83,7 @@ impl Running {
             actor,
             stopping: AtomicBool::new(false),
             ledger: Default::default(),
+            collecting: Default::default(),
             published,
             halt: Default::default(),
             halt_lock: Default::default(),

@@ -166,8 +166,11 @@ impl Fetcher {
                 engine.collect()?; // what had just been finished is spared by the first
                 engine.store.purge_trash()
             });
-            let freed = collecting.await.map_err(|_| FsError::from(Errno::EIO))??;
-            tracing::debug!("made room: {freed} bytes that no file has any more");
+            match collecting.await.map_err(|_| FsError::from(Errno::EIO))? {
+                Ok(freed) => tracing::debug!("made room: {freed} bytes that no file has any more"),
+                Err(error) => tracing::debug!("what no file has any more stays: {error}"),
+            }
+            *self.collected.lock() = Some((Instant::now(), began.elapsed()));
             space = self.engine.store.free_space()?;
             round.served = needed(&needs, u64::MAX) <= space.free;
             if round.served {
@@ -221,12 +224,7 @@ impl Fetcher {
 
     /// The whole catalog is walked for that: now and then.
     fn may_collect(&self) -> bool {
-        let mut last = self.collected.lock();
-        let may = last.is_none_or(|last| last.elapsed() > EVERY);
-        if may {
-            *last = Some(Instant::now());
-        }
-        may
+        self.collected.lock().is_none_or(|(ended, took)| ended.elapsed() > EVERY.max(took * 10))
     }
 
     /// What may go, longest unused first. Blocks.

@@ -84,17 +84,22 @@ impl DiskFolder {
 /// files that it stores.
 fn check_place(path: &Path) -> anyhow::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Ok(parent) = parent.canonicalize() else { return Ok(()) }; // what is wrong with it is found out when it is made
+    // What is wrong with it is found out when it is made.
+    let Ok(place) = path.canonicalize().or_else(|_| parent.canonicalize()) else { return Ok(()) };
     let outside = |what: String| {
         let error = UserError::new(Exit::NotEmpty, format!("{} would be {what}", path.display()));
         Err(error.hint("name a folder that is outside of it").into())
     };
-    for above in parent.ancestors() {
+    for above in place.ancestors() {
+        // Itself: that is another error.
+        if path.canonicalize().is_ok_and(|path| path == above) {
+            continue;
+        }
         if above.join(DISK_TOML).is_file() && above.join(disk::CATALOG).is_dir() {
             return outside(format!("inside the disk at {}", above.display()));
         }
     }
-    if os::is_in_mount_of_ours(&parent) {
+    if os::is_in_mount_of_ours(&place) {
         return outside("inside a mount of DelugeFS".into());
     }
     Ok(())

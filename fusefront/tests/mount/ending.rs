@@ -95,6 +95,17 @@ fn a_dead_mount_of_ours_is_covered_and_goes_in_the_end() {
         "{}",
         layers()
     );
+    // However often: they do not heap up.
+    for _ in 0..10 {
+        let serving = serving_pid(&mounted);
+        mounted.signal(Signal::SIGKILL);
+        assert_eq!(mounted.wait(), None);
+        wait_until("the serving process has followed", || !is_running(serving));
+        let command = mounted.command();
+        mounted.run(command);
+    }
+    let table = delugefs_fusefront::os::mount_table().unwrap();
+    assert!(table.iter().filter(|line| line.dir == mounted.dir).count() < 10);
     mounted.signal(Signal::SIGTERM);
     assert_eq!(mounted.wait(), Some(0));
     let table = delugefs_fusefront::os::mount_table().unwrap();
