@@ -323,9 +323,8 @@ fn what_was_put_into_a_removed_directory_is_its_owners_in_lost_and_found() {
     }
 }
 
-/// Moved to another directory here, and written there: two files then, and one must not be shown for the other.
-#[test]
-fn what_was_moved_and_written_at_once_is_two_files_with_numbers_of_their_own() {
+/// Two disks with a file `a/f`, which the first has moved to `b/g` since they met; and both directories.
+fn moved() -> (Disk, Disk, [u64; 2]) {
     let (one, two) = (Disk::new(), Disk::new());
     for name in ["a", "b"] {
         let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.into(), mode: 0o755, uid: 1, gid: 2 };
@@ -333,9 +332,16 @@ fn what_was_moved_and_written_at_once_is_two_files_with_numbers_of_their_own() {
     }
     Posix::create(&**one.engine(), &[b"a", b"f"], 0o644, b"before").unwrap();
     exchange(&one, &two);
-    let (dir, dir2) = (one.engine().resolve(&[b"a"]).unwrap().ino, one.engine().resolve(&[b"b"]).unwrap().ino);
-    let q = pb::Rename { dir, name: "f".into(), dir2, name2: "f".into(), ..Default::default() };
+    let [dir, dir2] = [b"a", b"b"].map(|name| one.engine().resolve(&[name]).unwrap().ino);
+    let q = pb::Rename { dir, name: "f".into(), dir2, name2: "g".into(), ..Default::default() };
     one.engine().rename(SESSION, false, &q).unwrap();
+    (one, two, [dir, dir2])
+}
+
+/// Moved to another directory here, and written there: two files then, and one must not be shown for the other.
+#[test]
+fn what_was_moved_and_written_at_once_is_two_files_with_numbers_of_their_own() {
+    let (one, two, _) = moved();
     Posix::write(&**two.engine(), &[b"a", b"f"], 0, b"written", true).unwrap();
     exchange(&one, &two);
     for disk in [&one, &two] {
@@ -349,7 +355,7 @@ fn what_was_moved_and_written_at_once_is_two_files_with_numbers_of_their_own() {
             let attr = disk.engine().resolve(path).unwrap();
             (attr.ino, (attr.mode & 0o777, attr.uid), disk.engine().read(path).unwrap())
         };
-        let (moved, written) = (file(&[b"b", b"f"]), file(&[b"a", b"f"]));
+        let (moved, written) = (file(&[b"b", b"g"]), file(&[b"a", b"f"]));
         assert_ne!(moved.0, written.0, "one number at two places");
         assert_eq!((moved.2, written.2), (b"before".to_vec(), b"written".to_vec()));
         assert!(moved.1 == (0o644, 1) && written.1 == moved.1);
@@ -360,16 +366,7 @@ fn what_was_moved_and_written_at_once_is_two_files_with_numbers_of_their_own() {
 #[test]
 fn what_is_written_to_a_file_that_got_another_number_goes_to_that_file() {
     for is_removed in [false, true] {
-        let (one, two) = (Disk::new(), Disk::new());
-        for name in ["a", "b"] {
-            let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.into(), mode: 0o755, uid: 1, gid: 2 };
-            one.engine().mkdir(SESSION, false, &q).unwrap();
-        }
-        Posix::create(&**one.engine(), &[b"a", b"f"], 0o644, b"before").unwrap();
-        exchange(&one, &two);
-        let (dir, dir2) = (one.engine().resolve(&[b"a"]).unwrap().ino, one.engine().resolve(&[b"b"]).unwrap().ino);
-        let q = pb::Rename { dir, name: "f".into(), dir2, name2: "g".into(), ..Default::default() };
-        one.engine().rename(SESSION, false, &q).unwrap();
+        let (one, two, [dir, dir2]) = moved();
         let moved = one.engine().resolve(&[b"b", b"g"]).unwrap();
         let q = pb::Open { ino: moved.ino, dir: dir2, write: true, truncate: true };
         let (_, Opening::File { handle, file }) = one.engine().open(SESSION, &q).unwrap() else { panic!() };

@@ -146,7 +146,10 @@ impl Fetcher {
             let has_source = move |content| !this.net.keepers(content).is_empty();
             let this = self.clone();
             let dropping = tokio::task::spawn_blocking(move || this.drop_left(SystemTime::now(), &has_source));
-            round.gone = dropping.await.map_err(|_| FsError::from(Errno::EIO))??;
+            match dropping.await.map_err(|_| FsError::from(Errno::EIO))? {
+                Ok(gone) => round.gone = gone,
+                Err(error) => tracing::debug!("what fetches have left stays: {error}"),
+            }
         }
         // Before it looks at the contents: that may take longer than anybody waits, and who comes next finds what was made.
         let needs = self.room.needs();

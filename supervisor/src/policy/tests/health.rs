@@ -1,0 +1,50 @@
+//! What is told of missing copies.
+
+use super::*;
+
+#[test]
+fn health_counts_and_names() {
+    let disks =
+        vec![disk("a1"), disk("b1"), absent("c1", 99_999), absent("d1", 10), Disk { forgotten: true, ..disk("e1") }];
+    let contents = vec![
+        content(0, &["a1", "b1"]),
+        content(1, &["a1", "c1"]),
+        content(2, &["a1", "d1"]),
+        content(3, &["c1"]),
+        content(4, &["b1"]),
+        content(5, &["e1"]),
+    ];
+    let ids: Vec<ContentId> = contents.iter().map(|content| content.id).collect();
+    let health = Lab::new(disks, contents).health();
+    assert_eq!((health.contents, health.short, health.short_waiting), (6, 5, 1));
+    assert_eq!((health.single, health.unreachable, health.gone), (2, 1, 1));
+    assert_eq!(health.gone_list, [ids[5]]);
+    assert_eq!(health.singles[0], Single { content: ids[3], disk: id("c1"), present: false });
+    assert_eq!(health.singles[1], Single { content: ids[4], disk: id("b1"), present: true });
+    assert_eq!(health.at_risk[0].present, 0);
+    assert_eq!(health.at_risk[4].present, 1);
+    assert_eq!(health.disks.len(), 4);
+    let a1 = DiskHealth { disk: id("a1"), present: true, contents: 3, bytes: 3 * GIB, only_here: 0 };
+    assert_eq!(health.disks[0], a1);
+    assert_eq!(health.disks[2].only_here, 1);
+}
+
+#[test]
+fn copies_missing_for_more_than_an_hour_are_counted() {
+    let full = Disk { read_only: true, full: true, ..disk("b1") };
+    let one = |disks: Vec<Disk>, content: Content| Lab::new(disks, vec![content]);
+    let new = |holders| Content { changed_s: NOW_S, ..content(1, holders) };
+    let counted = |lab: &Lab, after_s| lab.health_at(NOW_S + after_s).short_long;
+    let lab = one(vec![disk("a1"), full.clone()], new(&["a1"]));
+    assert_eq!([counted(&lab, 3600), counted(&lab, 3601)], [0, 1]);
+    // A disk that went away is waited for first, for ten minutes where it leaves one copy.
+    let lab = one(vec![disk("a1"), full.clone(), absent("c1", 0)], content(1, &["a1", "c1"]));
+    assert_eq!([counted(&lab, 3700), counted(&lab, 600 + 3600), counted(&lab, 600 + 3601)], [0, 0, 1]);
+    // What is on no disk that is here is another problem, and a single disk none.
+    let lab = one(vec![disk("a1"), full, absent("c1", 0)], new(&["c1"]));
+    assert_eq!(counted(&lab, 99_999), 0);
+    for none in [Disk { forgotten: true, ..disk("b1") }, Disk { lazy: true, ..disk("b1") }] {
+        let lab = one(vec![disk("a1"), none], new(&["a1"]));
+        assert_eq!(counted(&lab, 99_999), 0);
+    }
+}
