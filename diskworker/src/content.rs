@@ -33,12 +33,13 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::folder::{Dir, DiskFolder};
 use crate::os;
 
 mod aside;
+mod copies;
 mod doubt;
 mod durable;
 mod earlier;
@@ -51,6 +52,7 @@ mod seal;
 mod staging;
 pub mod torrent;
 
+pub use copies::Copied;
 pub use garbage::Collected;
 #[cfg(test)]
 pub(crate) use hash::UNREADABLE;
@@ -65,6 +67,8 @@ pub struct ContentStore {
     reserve_bytes: u64,
     shards: Vec<Mutex<Shard>>,
     staging: Mutex<staging::State>,
+    /// There are copies to sync.
+    copied: Condvar,
     durable: durable::Durable,
     keep: garbage::Keep,
     earlier: earlier::Earlier,
@@ -116,12 +120,14 @@ impl ContentStore {
             reserve_bytes,
             shards: (0..256).map(|_| Mutex::new(None)).collect(),
             staging: Mutex::default(),
+            copied: Condvar::default(),
             durable: durable::Durable::default(),
             keep: garbage::Keep::default(),
             earlier: earlier::Earlier::default(),
             watch: std::sync::OnceLock::new(),
         };
         this.remove_half_made()?;
+        this.find_copies()?;
         Ok(this)
     }
 

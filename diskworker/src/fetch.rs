@@ -43,7 +43,7 @@ use crate::swarm::Swarm;
 pub use evict::Goes;
 pub(crate) use serve::hand_over;
 pub use serve::read_content;
-use transfer::Transfer;
+use transfer::{Rest, Transfer};
 use using::{Beginning, Using};
 
 /// Without any progress for so long a reader or writer gets an error.
@@ -51,6 +51,8 @@ const STALLED: Duration = Duration::from_secs(20);
 /// Small contents mirrored at once, and large ones.
 const SMALL_MAX: usize = 8;
 const LARGE_MAX: usize = 4;
+/// Contents whose rest is fetched behind their readers, at once. Of all others only what is read comes.
+const RESTS_MAX: usize = 4;
 /// Tries of a mirror before it is given up; the policy asks again.
 const TRIES: u32 = 3;
 
@@ -88,6 +90,8 @@ pub struct Fetcher {
     large: Arc<Semaphore>,
     /// Contents that are begun with the version before, see [`earlier`].
     fills: Arc<Semaphore>,
+    /// Contents whose rest is fetched behind their readers.
+    rests: Arc<Semaphore>,
     promises: promise::Promises,
     room: Arc<room::Room>,
     /// Contents that could not be let go, and when.
@@ -112,6 +116,7 @@ impl Fetcher {
             small: Arc::new(Semaphore::new(SMALL_MAX)),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
             fills: Arc::new(Semaphore::new(1)),
+            rests: Arc::new(Semaphore::new(RESTS_MAX)),
             promises: promise::Promises::default(),
             room: Arc::default(),
             kept: Mutex::default(),
@@ -344,12 +349,24 @@ impl Fetcher {
         drop(transfers);
         let (this, running) = (self.clone(), transfer);
         self.runtime.spawn(async move {
-            let ended = running.run(&this.engine, &this.net, &this.fills).await;
+            let rest = Rest::new(this.rests.clone(), || this.give_up_unused(&running));
+            let ended = running.run(&this.engine, &this.net, &this.fills, rest).await;
             this.transfers.lock().remove(&wanted.content);
             running.end(ended);
             this.room.taken();
         });
         Ok(Some(using))
+    }
+
+    /// Give up a transfer that nobody uses; `false` when somebody does.
+    fn give_up_unused(&self, transfer: &Transfer) -> bool {
+        // Who begins to use it does so under this lock, and waits for another one when it was given up.
+        let _transfers = self.transfers.lock();
+        let is_unused = transfer.users.is_none();
+        if is_unused {
+            transfer.stop();
+        }
+        is_unused
     }
 
     /// Whether the file in `incoming/` is in use, or about to be.

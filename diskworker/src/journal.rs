@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 use delugefs_proto::ids::{ActorId, random_u64};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, renameat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::fcntl::{AtFlags, OFlag, renameat};
+use nix::sys::stat::fstatat;
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use parking_lot::Mutex;
 
 use self::record::HEADER_BYTES;
@@ -48,6 +49,8 @@ struct Inner {
     old: Vec<Segment>,
     /// There is an emptied segment to be used again, so that its blocks need not be allocated anew.
     has_spare: bool,
+    /// A segment was dropped, and may come back when the machine goes down.
+    has_dropped: bool,
     next_lsn: u64,
 }
 
@@ -159,7 +162,7 @@ impl Journal {
             }
             Err(error) => return Err(JournalError::Io("begin a segment of", error)),
         };
-        let inner = Inner { current, old, has_spare: false, next_lsn };
+        let inner = Inner { current, old, has_spare: false, has_dropped: false, next_lsn };
         let journal = Self { dir, inner: inner.into(), synced: 0.into() };
         Ok((journal, Recovered { changes, actor, clean: clean && damage.is_none(), damage }))
     }
@@ -193,6 +196,14 @@ impl Journal {
         if *synced >= want {
             return Ok(());
         }
+        // A dropped one that comes back, perhaps without its records, would have a gap behind it: what is in the next would not be
+        // believed.
+        if std::mem::take(&mut self.inner.lock().has_dropped)
+            && let Err(errno) = fsync(&self.dir)
+        {
+            self.inner.lock().has_dropped = true;
+            return Err(errno.into());
+        }
         let (segments, upto) = {
             let inner = self.inner.lock();
             // Old segments too: until retired they hold what is being committed.
@@ -225,15 +236,18 @@ impl Journal {
         if inner.current.first_lsn == first_lsn {
             return Ok(());
         }
-        let begun = match inner.has_spare {
+        let begun = match std::mem::take(&mut inner.has_spare) {
             true => Segment::reuse(&self.dir, first_lsn),
             false => Segment::create(&self.dir, first_lsn),
         };
+        if begun.is_err() {
+            // It may have got its new name, and then failed.
+            inner.has_spare = fstatat(&self.dir, SPARE, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
+        }
         let segment = match begun {
             Err(error) if is_full(&error) => return Ok(()),
             begun => begun?,
         };
-        inner.has_spare = false;
         let old = std::mem::replace(&mut inner.current, segment);
         inner.old.push(old);
         Ok(())
@@ -255,6 +269,7 @@ impl Journal {
                 unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
             }
             inner.old.remove(0);
+            inner.has_dropped = true;
         }
         Ok(())
     }
@@ -321,6 +336,25 @@ mod tests {
         assert_eq!(numbers, [9, 10]);
         assert!(third.clean && third.damage.is_none());
         assert_ne!(third.actor, again.actor, "a new writer after a clean stop too: it may be an older state");
+    }
+
+    /// As after a sync of the folder that failed when it had its new name already.
+    #[test]
+    fn a_spare_segment_that_is_gone_stops_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        journal.append(&change(0)).unwrap();
+        journal.rotate().unwrap();
+        journal.retire().unwrap();
+        std::fs::remove_file(dir.path().join(SPARE)).unwrap();
+        journal.append(&change(1)).unwrap();
+        assert!(journal.rotate().is_err());
+        journal.append(&change(2)).unwrap();
+        journal.rotate().unwrap();
+        journal.retire().unwrap();
+        journal.append(&change(3)).unwrap();
+        drop(journal);
+        assert_eq!(found(dir.path()).2, [3]);
     }
 
     /// The end of a segment did not reach the disk, and the one begun after it did.

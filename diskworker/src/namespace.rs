@@ -272,6 +272,14 @@ impl Namespace {
         elements.iter().for_each(|element| self.ctx.advance(element.dot));
     }
 
+    /// What a key is set to now.
+    pub fn set(&mut self, key: &Key) -> FsResult<Vec<Element>> {
+        Ok(match key {
+            Key::Entry(dir, name) => self.dir(*dir)?.get(name).to_vec(),
+            Key::Inode(ino) => self.inode(*ino)?.to_vec(),
+        })
+    }
+
     /// Take a change that is in the journal into memory.
     fn absorb(&mut self, change: Changes) {
         self.seq += 1;

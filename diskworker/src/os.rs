@@ -26,6 +26,12 @@ pub fn flock(file: &File, arg: FlockArg) -> Result<(), Errno> {
     nix::fcntl::flock(file.as_raw_fd(), arg)
 }
 
+/// Which life of the machine this is; `None` where that cannot be told.
+pub fn boot_id() -> Option<String> {
+    let said = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(said.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
 /// Open a directory relative to another one, never through a symbolic link.
 pub fn open_dir(at: impl AsFd, name: &str) -> Result<File, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

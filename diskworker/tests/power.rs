@@ -1,12 +1,9 @@
 //! The machine goes down: what the journal says of contents that are not on this disk.
 
-#[cfg(target_os = "linux")]
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-#[cfg(target_os = "linux")]
-use delugefs_diskworker::engine::Opening;
-use delugefs_diskworker::engine::{Running, Settings};
+use delugefs_diskworker::engine::{Opening, Running, Settings};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
@@ -113,4 +110,115 @@ fn a_journal_that_does_not_go_on_from_the_catalog_is_refused() {
     for disk in [&disk, &other] {
         assert_eq!(disk.engine().list(Ino::ROOT.0).unwrap().len(), 21);
     }
+}
+
+/// Whoever else syncs something makes the name and the length of a copy durable, long before its bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_opened_for_writing_just_before_a_loss_of_power_is_what_it_was() {
+    for size in [1000, 100_000] {
+        on_small_disk(Kind::Ext4Journal, 64, |small| {
+            let running = disk::new_at(&small.root());
+            let engine = &running.engine;
+            let data = vec![7; size];
+            Posix::create(&**engine, &[b"f"], 0o644, &data).unwrap();
+            let ino = Ino(engine.resolve(&[b"f"]).unwrap().ino);
+            while engine.store.is_staged(ino).unwrap() {
+                std::thread::yield_now();
+            }
+            engine.commit().unwrap();
+            let open = pb::Open { ino: ino.0, dir: Ino::ROOT.0, write: true, ..Default::default() };
+            let (_, Opening::File { handle, file }) = engine.open(SESSION, &open).unwrap() else { panic!() };
+            std::fs::File::create(small.dir.join("another")).unwrap().sync_all().unwrap();
+            let after = small.after_power_loss();
+            // The machine is another one after that.
+            std::fs::write(after.join(format!("staging/{ino}.copy")), "another life").unwrap();
+            let after = disk::start(disk::open(&after));
+            while after.engine.store.is_staged(ino).unwrap() {
+                std::thread::yield_now();
+            }
+            assert!(after.engine.read(&[b"f"]).unwrap() == data);
+            after.stop().unwrap();
+            drop(file);
+            engine.close(SESSION, handle, true).unwrap();
+            running.stop().unwrap();
+            assert_eq!(crate::small::names(&small.root().join("staging")), [""; 0]);
+        });
+    }
+}
+
+/// What only a process lost is written on, also in the second before a copy is synced.
+#[test]
+fn what_was_written_to_a_copy_is_kept_when_the_worker_crashes() {
+    let mut disk = Disk::new();
+    Posix::create(&**disk.engine(), &[b"f"], 0o644, &[7; 100_000]).unwrap();
+    disk.wait_until_sealed();
+    let ino = Ino(disk.engine().resolve(&[b"f"]).unwrap().ino);
+    let open = pb::Open { ino: ino.0, dir: Ino::ROOT.0, write: true, ..Default::default() };
+    let (_, Opening::File { file, .. }) = disk.engine().open(SESSION, &open).unwrap() else { panic!() };
+    file.write_all_at(&[8; 10], 50).unwrap();
+    drop(file);
+    disk.crash();
+    disk.wait_until_sealed();
+    let mut expected = vec![7; 100_000];
+    expected[50..60].fill(8);
+    assert!(disk.engine().read(&[b"f"]).unwrap() == expected);
+    assert_eq!(disk.engine().list(Ino::ROOT.0).unwrap().len(), 1, "a conflict copy");
+}
+
+/// The bytes were there already, under another file's name and not on the disk yet.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_fsynced_is_there_after_a_loss_of_power_when_a_file_without_fsync_has_the_same_content() {
+    on_small_disk(Kind::Ext4Journal, 64, |small| {
+        let running = disk::new_at(&small.root());
+        let engine = &running.engine;
+        let data = vec![7; 100_000];
+        let begin = |name: &'static [u8]| {
+            let q = pb::Create { dir: Ino::ROOT.0, name: name.into(), mode: 0o644, ..Default::default() };
+            let (answer, opening) = engine.create(SESSION, false, &q).unwrap();
+            let Opening::File { handle, file } = opening else { panic!("a writer gets a descriptor") };
+            file.write_all_at(&data, 0).unwrap();
+            (Ino(answer.node.unwrap().ino), handle, file)
+        };
+        let end = |(ino, handle, file): (Ino, u64, std::fs::File)| {
+            drop(file);
+            engine.close(SESSION, handle, false).unwrap();
+            while engine.store.is_staged(ino).unwrap() {
+                std::thread::yield_now();
+            }
+        };
+        end(begin(b"twin"));
+        let (ino, handle, file) = begin(b"f");
+        file.sync_all().unwrap();
+        engine.fsync(&pb::Fsync { ino: ino.0, handle, dir: Ino::ROOT.0, ..Default::default() }).unwrap();
+        end((ino, handle, file));
+        std::fs::File::create(small.dir.join("another")).unwrap().sync_all().unwrap();
+        let after = disk::start(disk::open(&small.after_power_loss()));
+        assert!(after.engine.read(&[b"f"]).unwrap() == data);
+        after.stop().unwrap();
+        running.stop().unwrap();
+    });
+}
+
+/// The segment of the log before it was dropped a moment ago, which is not on the disk yet.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_fsynced_record_right_after_a_commit_is_there_after_a_loss_of_power() {
+    on_small_disk(Kind::Ext4Journal, 64, |small| {
+        let running = disk::new_at(&small.root());
+        let engine = &running.engine;
+        let mkdir = |name: &'static [u8]| {
+            let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.into(), mode: 0o755, ..Default::default() };
+            engine.mkdir(SESSION, false, &q).unwrap();
+        };
+        mkdir(b"before");
+        engine.commit().unwrap();
+        mkdir(b"d");
+        engine.fsync(&pb::Fsync { ino: Ino::ROOT.0, dir: Ino::ROOT.0, ..Default::default() }).unwrap();
+        let after = disk::start(disk::open(&small.after_power_loss()));
+        assert!(after.engine.resolve(&[b"d"]).is_ok());
+        after.stop().unwrap();
+        running.stop().unwrap();
+    });
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use delugefs_diskworker::engine::{Offer, Opening};
+use delugefs_diskworker::engine::{Elsewhere, Offer, Opening};
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
@@ -355,7 +355,7 @@ impl World {
             assert!(nlink > 1 || numbers.insert(seen.ino), "{path} has the number of another: {:#x?}", shown[0]);
             assert!(uid == OWNER || seen.ino == Ino::LOST_FOUND.0, "the attributes of {path} are lost");
         }
-        assert_eq!(engine.scrub(&|_| false).unwrap().problems, Vec::<String>::new());
+        assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
         let texts: BTreeSet<String> = shown[0].values().filter_map(|seen| seen.text.clone()).collect();
         let lost: Vec<&String> = self.alive.keys().filter(|text| !texts.contains(*text)).collect();
         assert!(lost.is_empty(), "lost: {lost:?}\nshown: {:#?}", shown[0]);

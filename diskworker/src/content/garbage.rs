@@ -2,6 +2,7 @@
 //! decides what is referred to may be wrong or behind, and a content in the trash comes back when it is asked for.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use delugefs_proto::errno::FsResult;
@@ -23,6 +24,10 @@ pub(super) struct Keep {
     /// Finished or taken back since the last collection began: they may be recorded only after the live set was made.
     fresh: Mutex<BTreeSet<ContentId>>,
     pins: Mutex<HashMap<ContentId, u32>>,
+    /// Pinned at the last collection, and no file's.
+    unwanted: Mutex<HashSet<ContentId>>,
+    /// How many of these were unpinned.
+    loosened: AtomicU64,
     /// Promised to other disks, until when.
     promised: Mutex<HashMap<ContentId, Instant>>,
     /// About to be let go, and whether another file has got them since that began.
@@ -78,8 +83,21 @@ impl ContentStore {
             *count -= 1;
             if *count == 0 {
                 pins.remove(&content);
+                if self.keep.unwanted.lock().remove(&content) {
+                    self.keep.loosened.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
+    }
+
+    /// Whether a content is pinned that no file had at the last collection: who has pinned it had better let it go.
+    pub fn is_unwanted(&self, content: ContentId) -> bool {
+        self.keep.unwanted.lock().contains(&content)
+    }
+
+    /// Grows when such a one is unpinned: then another collection finds something.
+    pub fn loosened(&self) -> u64 {
+        self.keep.loosened.load(Ordering::Relaxed)
     }
 
     /// Keep a content for so long, whatever anybody says: other disks let their copies go relying on it. Does not survive
@@ -102,6 +120,7 @@ impl ContentStore {
     /// finished since that call began are spared, so a content must be recorded before the next call but one.
     pub fn collect(&self, live: &HashSet<ContentId>, retention: Duration, now: SystemTime) -> FsResult<Collected> {
         let spared = std::mem::take(&mut *self.keep.fresh.lock());
+        self.keep.unwanted.lock().clear();
         let mut done = Collected::default();
         for (content, size) in self.contents().flatten() {
             if live.contains(&content) || spared.contains(&content) {
@@ -110,6 +129,8 @@ impl ContentStore {
             if self.discard(content, now)? {
                 done.moved += 1;
                 done.moved_bytes += size;
+            } else if self.keep.is_used(content) {
+                self.keep.unwanted.lock().insert(content);
             }
         }
         self.collect_aside(live);

@@ -196,6 +196,17 @@ impl ContentStore {
         }
         state.seals.remove(&sealed.ino);
         state.gone(sealed.ino);
+        self.unmark_copy(&mut state, sealed.ino);
+        Ok(())
+    }
+
+    /// Where the same content is held already, make that durable: to be called before [`ContentStore::finish_seal`] lets a staging
+    /// file go that is.
+    pub fn sync_held(&self, sealed: &Sealed) -> FsResult<()> {
+        if sealed.held_already {
+            self.doubt(sealed.content);
+            self.sync_content(sealed.content)?;
+        }
         Ok(())
     }
 

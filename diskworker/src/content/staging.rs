@@ -31,7 +31,10 @@ pub(super) struct State {
     durable_names: HashSet<Ino>,
     /// Files of which a sync has failed, see [`super::doubt`].
     pub doubtful: HashSet<Ino>,
-    made: u64,
+    /// Copies that are not known to be on stable storage, with a number for each, see [`super::copies`].
+    pub copies: HashMap<Ino, u64>,
+    /// Files made so far.
+    pub made: u64,
 }
 
 impl State {
@@ -82,7 +85,7 @@ impl ContentStore {
     /// A new file that starts with these bytes (what the catalog held), with the writer's lock. `mtime_ns` is the time of
     /// the last change it starts with; `None` for now. `EEXIST` when there is one already.
     pub fn stage_bytes(&self, ino: Ino, bytes: &[u8], mtime_ns: Option<i64>) -> FsResult<File> {
-        self.stage_made(ino, bytes.len() as u64, mtime_ns, |file| {
+        self.stage_made(ino, bytes.len() as u64, mtime_ns, !bytes.is_empty(), |file| {
             file.write_all_at(bytes, 0).map_err(|error| os::errno(&error))
         })
     }
@@ -98,7 +101,8 @@ impl ContentStore {
         mtime_ns: Option<i64>,
     ) -> FsResult<File> {
         let from = self.open_content(content, size)?;
-        self.stage_from(ino, &from, size, keep_bytes.min(size), mtime_ns)
+        let keep = keep_bytes.min(size);
+        self.stage_made(ino, 0, mtime_ns, keep > 0, |to| self.fill_from(to, &from, size, keep))
     }
 
     /// A new file that is what another staging file is now, with its time. Nobody has it open. `ENOENT` without that file,
@@ -108,35 +112,35 @@ impl ContentStore {
         let from = self.open_staged(of, false)?.ok_or_else(|| failed(Errno::ENOENT))?;
         let stat = fstat(&from).map_err(failed)?;
         let (size, mtime_ns) = (stat.st_size as u64, Some(os::mtime_ns(&stat)));
-        let made = match self.is_doubtful(of)? {
-            true => self.stage_made(ino, 0, mtime_ns, |to| self.copy_cached(&from, to, size, &|| false)),
-            false => self.stage_from(ino, &from, size, size, mtime_ns),
-        };
+        let is_doubtful = self.is_doubtful(of)?;
+        // Nothing says that it is the whole of a file that is on stable storage.
+        let made = self.stage_made(ino, 0, mtime_ns, false, |to| match is_doubtful {
+            true => self.copy_cached(&from, to, size, &|| false),
+            false => self.fill_from(to, &from, size, size),
+        });
         made.map(drop).map_err(|error| match fstat(&from) {
             Ok(stat) if (stat.st_size as u64) < size => failed(Errno::EBUSY),
             _ => error,
         })
     }
 
-    fn stage_from(&self, ino: Ino, from: &File, size: u64, keep: u64, mtime_ns: Option<i64>) -> FsResult<File> {
-        self.stage_made(ino, 0, mtime_ns, |to| {
-            if keep > 0 && os::reflink(from, to)? {
-                return if keep < size { ftruncate(to, keep as i64) } else { Ok(()) };
+    fn fill_from(&self, to: &File, from: &File, size: u64, keep: u64) -> Result<(), Errno> {
+        if keep > 0 && os::reflink(from, to)? {
+            return if keep < size { ftruncate(to, keep as i64) } else { Ok(()) };
+        }
+        ftruncate(to, keep as i64)?;
+        let mut copied = 0;
+        while let Some((start, end)) = os::next_data(from, copied, keep)? {
+            // The reserve belongs to the catalog: a large copy stops before it.
+            let room = self.free_space().map_or(u64::MAX, |space| space.free);
+            let end = end.min(start + (64 << 20));
+            if room < end - start {
+                return Err(Errno::ENOSPC);
             }
-            ftruncate(to, keep as i64)?;
-            let mut copied = 0;
-            while let Some((start, end)) = os::next_data(from, copied, keep)? {
-                // The reserve belongs to the catalog: a large copy stops before it.
-                let room = self.free_space().map_or(u64::MAX, |space| space.free);
-                let end = end.min(start + (64 << 20));
-                if room < end - start {
-                    return Err(Errno::ENOSPC);
-                }
-                os::copy_range(from, to, start, end)?;
-                copied = end;
-            }
-            Ok(())
-        })
+            os::copy_range(from, to, start, end)?;
+            copied = end;
+        }
+        Ok(())
     }
 
     fn stage_made(
@@ -144,19 +148,25 @@ impl ContentStore {
         ino: Ino,
         bytes: u64,
         mtime_ns: Option<i64>,
+        is_copy: bool,
         fill: impl Fn(&File) -> Result<(), Errno>,
     ) -> FsResult<File> {
         let at = self.dir(Dir::Staging);
         let (temporary, file) = self.make_temporary(ino, bytes, mtime_ns, fill)?;
         lock_shared(&file, ino)?;
         // Only this process makes names here, so under its lock looking and renaming is as good as one step.
-        let state = self.staging.lock();
-        let renamed = match stat_regular(at, &ino.to_string()) {
-            Err(Errno::ENOENT) => renameat(at, temporary.as_str(), at, ino.to_string().as_str()),
-            Ok(_) => Err(Errno::EEXIST),
-            Err(errno) => Err(errno),
-        };
-        drop(state);
+        let renamed = self.with_room(0, || {
+            let mut state = self.staging.lock();
+            match stat_regular(at, &ino.to_string()) {
+                Err(Errno::ENOENT) => {}
+                Ok(_) => return Err(Errno::EEXIST),
+                Err(errno) => return Err(errno),
+            }
+            if is_copy {
+                self.mark_copy(&mut state, ino)?;
+            }
+            renameat(at, temporary.as_str(), at, ino.to_string().as_str())
+        });
         if renamed.is_err() {
             self.remove_temporary(&temporary);
         }
@@ -240,10 +250,11 @@ impl ContentStore {
         let Some(file) = self.sync_staged_file(ino)? else { return Ok(false) };
         let failed = |errno| fail(errno, "sync", &staging_path(ino));
         let inode = fstat(&file).map_err(failed)?.st_ino;
-        if self.staging.lock().durable_names.contains(&ino) {
+        let was_unsynced = self.copy_was_synced(ino);
+        if !was_unsynced && self.staging.lock().durable_names.contains(&ino) {
             return Ok(true);
         }
-        fsync(self.dir(Dir::Staging)).map_err(failed)?;
+        self.sync_staging_dir()?;
         // Unless it was replaced by another file of the same name meanwhile.
         let mut state = self.staging.lock();
         if stat_regular(self.dir(Dir::Staging), &ino.to_string()).is_ok_and(|stat| stat.st_ino == inode) {
@@ -301,7 +312,10 @@ impl ContentStore {
         state.seals.remove(&ino);
         state.gone(ino);
         match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Ok(()) | Err(Errno::ENOENT) => {
+                self.unmark_copy(state, ino);
+                Ok(())
+            }
             Err(errno) => Err(fail(errno, "remove", &staging_path(ino))),
         }
     }

@@ -230,6 +230,10 @@ fn a_copy_starts_as_the_content_with_its_holes_and_time() {
     assert_eq!(lab.store.stage_copy(Ino(9), sha256(b""), 1, 0, None).unwrap_err().errno, Errno::ENOENT);
     let file = lab.store.stage_bytes(Ino(9), b"inline", Some(5)).unwrap();
     assert_eq!((read(&file), lab.store.staged_stat(Ino(9)).unwrap().unwrap().mtime_ns), (b"inline".to_vec(), 5));
+    assert_eq!(lab.store.staged().unwrap().len(), 5);
+    let marked = |ino| lab.store.is_unsynced_copy(Ino(ino));
+    assert_eq!([2, 3, 4, 5, 9].map(marked), [true, true, true, false, true]);
+    lab.store.sync_copies();
     assert_eq!(fs::read_dir(lab.path("staging")).unwrap().count(), 5);
 }
 
@@ -267,7 +271,9 @@ fn garbage_goes_to_the_trash_and_comes_back_when_asked_for() {
     assert_eq!(lab.store.usage(), Usage { contents: 2, bytes: 12_000 });
     lab.store.unpin(pinned);
     assert_eq!(lab.store.collect(&live, day, now).unwrap().moved, 0);
+    assert!(lab.store.is_unwanted(pinned) && !lab.store.is_unwanted(kept) && lab.store.loosened() == 0);
     lab.store.unpin(pinned);
+    assert!(!lab.store.is_unwanted(pinned) && lab.store.loosened() == 1);
     assert_eq!(lab.store.collect(&live, day, now).unwrap().moved, 1);
 
     // Whoever asks gets it back, and it is spared once more.

@@ -13,6 +13,8 @@ use crate::namespace::catalog_error;
 
 /// How often leftovers are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// Copies made within this are synced together.
+const COPIES_TOGETHER: Duration = Duration::from_secs(1);
 /// How often the store is compared with the catalog.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
 /// Collections after the last change on a full disk: what was finished since the one before is spared by each.
@@ -22,14 +24,29 @@ const PRESSED_ROUNDS: u32 = 2;
 struct Collecting {
     last: Instant,
     every: Duration,
-    /// Change counter and committed state at the last collection on a full disk, and collections since either moved: what was
-    /// removed takes room until it is committed too.
-    seen: Option<(u64, git2::Oid)>,
+    /// Change counter, committed state and contents unpinned at the last collection on a full disk, and collections since any of them
+    /// moved: what was removed takes room until it is committed too.
+    seen: Option<(u64, git2::Oid, u64)>,
     rounds: u32,
     took: Duration,
 }
 
 impl Engine {
+    /// Body of the thread that syncs copies soon after their writers got them.
+    pub(super) fn copies_loop(&self) {
+        while !self.is_stopping() {
+            self.store.wait_for_copies(|| self.is_stopping());
+            // What comes together is synced together, and what is closed by then not at all.
+            {
+                let mut asleep = self.halt_lock.lock();
+                if !self.is_stopping() {
+                    self.halt.wait_for(&mut asleep, COPIES_TOGETHER);
+                }
+            }
+            self.store.sync_copies();
+        }
+    }
+
     /// Body of the cleaning thread.
     pub(super) fn clean_loop(&self) {
         let now = Instant::now();
@@ -72,7 +89,7 @@ impl Engine {
         if !self.is_pressed() || since < collecting.took * 10 {
             return false;
         }
-        let now = Some((self.seq(), *self.published.borrow()));
+        let now = Some((self.seq(), *self.published.borrow(), self.store.loosened()));
         if now != collecting.seen {
             (collecting.seen, collecting.rounds) = (now, 0);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use super::seal::SEALERS;
 use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
 use crate::catalog::{Catalog, Changes};
-use crate::content::ContentStore;
+use crate::content::{ContentStore, Copied};
 use crate::folder::DiskFolder;
 use crate::journal::{Journal, Recovered};
 use crate::namespace::Namespace;
@@ -101,7 +102,11 @@ impl Running {
         }
         left.into_iter().for_each(|ino| engine.seals.push(ino));
         let sealers = std::iter::repeat_n(("seal", Engine::seal_loop as fn(&Engine)), SEALERS);
-        let threads = [("commit", Engine::commit_loop as fn(&Engine)), ("clean", Engine::clean_loop)];
+        let threads = [
+            ("commit", Engine::commit_loop as fn(&Engine)),
+            ("clean", Engine::clean_loop),
+            ("copies", Engine::copies_loop),
+        ];
         let threads = threads.into_iter().chain(sealers).map(|(name, body)| {
             let engine = engine.clone();
             std::thread::Builder::new().name(name.into()).spawn(move || body(&engine))
@@ -122,11 +127,13 @@ impl Running {
             let _asleep_or_looking = engine.halt_lock.lock();
             engine.halt.notify_all();
         }
+        engine.store.wake_for_copies();
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread of the engine had panicked");
             }
         }
+        engine.store.sync_copies();
         match engine.commit() {
             Ok(()) => engine.journal.close(engine.actor)?,
             // Nothing is lost: the next start replays the journal.
@@ -170,19 +177,14 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
             what had been written to it. Use the original, or a copy made while no worker served it. Or empty the folder \
             journal: changes of the last moments are lost then, unless other disks have them"
         );
-        change.sets.retain(|key, elements| {
-            let is_kept = !elements.iter().any(|element| is_lost(store, &lost, element));
-            if !is_kept {
-                tracing::error!(
-                    "{key:?}: its content did not reach the disk before the machine or the disk went down; \
-                    the version before it is kept"
-                );
-                ns.cover(elements);
-            } else if let Key::Entry(dir, _) = key {
+        if change.sets.values().flatten().any(|element| is_lost(store, &lost, element)) {
+            take_back(ns, &mut change, |element| is_lost(store, &lost, element))?;
+        }
+        for (key, elements) in &change.sets {
+            if let Key::Entry(dir, _) = key {
                 homes.extend(elements.iter().filter_map(|e| e.body.ino()).map(|ino| (ino, *dir)));
             }
-            is_kept
-        });
+        }
         for element in change.sets.values().flatten() {
             if let Body::Content { data: Data::Stored { content, .. }, .. } = &element.body {
                 store.doubt(*content);
@@ -194,6 +196,45 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
         tracing::info!("journal: changes of {} entries replayed", ns.pending_len());
     }
     Ok(homes)
+}
+
+/// Put the versions before them in the place of lost ones, and leave the rest of a change as it is: with the name alone, a rename
+/// would take the older version along, and a link would leave names of nothing.
+fn take_back(ns: &mut Namespace, change: &mut Changes, is_lost: impl Fn(&Element) -> bool) -> FsResult<()> {
+    let mut before = HashMap::new();
+    for key in change.sets.keys() {
+        before.insert(key.clone(), ns.set(key)?);
+    }
+    // Of a file that comes from another name: one version, for there is one dot.
+    let latest = |ino: Ino| {
+        let versions =
+            before.values().flatten().filter(|e| matches!(&e.body, Body::Content { ino: of, .. } if *of == ino));
+        versions.max_by_key(|element| (element.hlc, element.dot)).map(|element| element.body.clone())
+    };
+    for (key, elements) in &mut change.sets {
+        let (gone, mut kept): (Vec<_>, Vec<_>) = std::mem::take(elements).into_iter().partition(&is_lost);
+        ns.cover(&gone);
+        for mut element in gone {
+            let Some(ino) = element.body.ino() else { continue };
+            tracing::error!(
+                "{key:?}: its content did not reach the disk before the machine or the disk went down; \
+                the version before it is kept"
+            );
+            let is_version = |e: &&Element| matches!(&e.body, Body::Content { ino: of, .. } if *of == ino);
+            let here: Vec<_> = before.get(key).into_iter().flatten().filter(is_version).cloned().collect();
+            if here.is_empty() {
+                element.body = latest(ino).unwrap_or(Body::Content { ino, data: Data::Empty });
+                kept.push(element);
+            } else {
+                kept.extend(
+                    here.into_iter().filter(|e| !kept.iter().any(|other| other.dot == e.dot)).collect::<Vec<_>>(),
+                );
+            }
+        }
+        kept.sort();
+        *elements = kept;
+    }
+    Ok(())
 }
 
 /// After the machine or the disk went down, a content named in the journal may be a file whose bytes never reached the disk: those that
@@ -227,11 +268,13 @@ fn lost(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow:
     Ok(lost)
 }
 
-/// Of one that is staged still nothing is lost: it is sealed anew.
+/// Of one that is staged still nothing is lost: it is sealed anew, unless it may lack what it began with.
 fn is_lost(store: &ContentStore, lost: &HashSet<ContentId>, element: &Element) -> bool {
     match &element.body {
         Body::Content { ino, data: Data::Stored { content, .. } } => {
-            lost.contains(content) && !matches!(store.staged_stat(*ino), Ok(Some(_)))
+            let is_whole = || !store.is_unsynced_copy(*ino) || store.is_copy_of_this_life(*ino);
+            let is_staged = matches!(store.staged_stat(*ino), Ok(Some(_))) && is_whole();
+            lost.contains(content) && !is_staged
         }
         _ => false,
     }
@@ -267,6 +310,22 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
         };
         match found {
             Ok(dir) => {
+                match copied(ns, store, ino, dir) {
+                    Copied::Whole => {}
+                    Copied::Lacking => {
+                        tracing::warn!(
+                            "file {ino}: what was written before the machine went down did not reach the disk"
+                        );
+                        store.remove_staged(ino)?;
+                        continue;
+                    }
+                    Copied::Changed => {
+                        tracing::warn!(
+                            "file {ino}: not all of it reached the disk before the machine went down; the version before it is kept too"
+                        );
+                        store.mark_met(ino);
+                    }
+                }
                 // What its writers started from is not known any more. It replaces all there is, or, where others have changed it
                 // meanwhile, nothing.
                 let base = store.is_met(ino).then(Vec::new);
@@ -281,6 +340,36 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
         }
     }
     Ok(table)
+}
+
+/// What a staging file has of what it is a copy of.
+fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino) -> Copied {
+    if !store.is_unsynced_copy(ino) || store.is_copy_of_this_life(ino) {
+        return Copied::Whole;
+    }
+    let look = |ns: &mut Namespace| -> FsResult<Copied> {
+        let at = ns.locate(ino, dir)?;
+        if ns.content_dots(&at)?.len() > 1 {
+            return Ok(Copied::Changed); // of one of them
+        }
+        match ns.node(&at)?.regular()? {
+            Data::Inline { blob, .. } => {
+                let bytes = ns.attachment(*blob)?;
+                store.compare_copy(ino, bytes.len() as u64, |into, at| {
+                    into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
+                    Ok(())
+                })
+            }
+            Data::Stored { content, size, .. } => {
+                let whole = store.open_content(*content, *size)?;
+                let read = |into: &mut [u8], at| whole.read_exact_at(into, at).map_err(|error| os::errno(&error));
+                store.compare_copy(ino, *size, read)
+            }
+            _ => Ok(Copied::Whole),
+        }
+    };
+    // Where the original cannot be read both are kept.
+    look(ns).unwrap_or(Copied::Changed)
 }
 
 /// Make what the engine keeps in a new disk's folder: catalog and journal. An interrupted attempt may have left them
@@ -332,6 +421,75 @@ mod tests {
         assert!(engine.status().unwrap().uncommitted_changes > 0, "committed before it was copied");
         running.stop().unwrap();
         (image, ino)
+    }
+
+    /// A file was written, edited in place, and given another name; of the edited bytes nothing reached the disk.
+    #[test]
+    fn the_version_before_a_lost_one_has_the_name_of_the_lost_one() {
+        for is_link in [false, true] {
+            let (dir, image) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let root = dir.path().join("d");
+            drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+            let running = start(&root);
+            let engine = &running.engine;
+            let sealed = |ino: Ino, but: Option<ContentId>| {
+                let begin = Instant::now();
+                loop {
+                    match engine.stored(ino).unwrap() {
+                        Some(found) if Some(found.content) != but && !engine.store.is_staged(ino).unwrap() => {
+                            return found.content;
+                        }
+                        _ => std::thread::yield_now(),
+                    }
+                    assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
+                }
+            };
+            let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+            let (answer, opening) = engine.create(1, false, &q).unwrap();
+            let ino = Ino(answer.node.unwrap().ino);
+            let Opening::File { handle, file } = opening else { panic!() };
+            file.write_all_at(&[7; 10_000], 0).unwrap();
+            drop(file);
+            engine.close(1, handle, false).unwrap();
+            let first = sealed(ino, None);
+            engine.commit().unwrap();
+            // No commit from here on.
+            let _one = engine.commit_lock.lock();
+            let open = pb::Open { ino: ino.0, dir: 1, write: true, truncate: false };
+            let Opening::File { handle, file } = engine.open(1, &open).unwrap().1 else { panic!() };
+            file.write_all_at(&[8; 10_000], 0).unwrap();
+            drop(file);
+            engine.close(1, handle, false).unwrap();
+            let second = sealed(ino, Some(first));
+            let names: &[&str] = if is_link {
+                let q = pb::Link { ino: ino.0, ino_dir: 1, dir: 1, name: "g".into() };
+                engine.link(1, false, &q).unwrap();
+                &["f", "g"]
+            } else {
+                let q = pb::Rename { dir: 1, name: "f".into(), dir2: 1, name2: "g".into(), ..Default::default() };
+                engine.rename(1, false, &q).unwrap();
+                &["g"]
+            };
+            let copied = std::process::Command::new("cp").arg("-a").arg(&root).arg(image.path()).status();
+            assert!(copied.unwrap().success());
+            drop(_one);
+            running.stop().unwrap();
+            let lost = format!("data/{:02x}/{}", second.0[0], second.to_hex());
+            std::fs::remove_file(image.path().join("d").join(lost)).unwrap();
+            let running = start(&image.path().join("d"));
+            let engine = &running.engine;
+            for _ in 0..2 {
+                let listed = engine.read_dir(&pb::ReadDir { dir: 1, limit: 100, ..Default::default() });
+                assert!(listed.is_ok(), "{:?}", listed.err());
+                for name in names {
+                    let q = pb::Lookup { dir: 1, name: (*name).to_owned().into() };
+                    let found = engine.lookup(&q).unwrap().node.unwrap();
+                    assert_eq!(engine.stored(Ino(found.ino)).unwrap().unwrap().content, first, "{name}");
+                }
+                engine.commit().unwrap();
+            }
+            running.stop().unwrap();
+        }
     }
 
     #[test]

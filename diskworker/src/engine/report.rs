@@ -32,6 +32,17 @@ pub struct ScrubReport {
     pub problems: Vec<String>,
 }
 
+/// What is known of a content on other disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// No disk has said that it holds it.
+    Nowhere,
+    /// One has said so, that may be gone for ever.
+    Said,
+    /// One that is there holds it, and is not one that lets go what is not read.
+    Kept,
+}
+
 impl Engine {
     /// FreeSpace.
     pub fn free_space(&self) -> FsResult<pb::FreeSpaceReply> {
@@ -128,7 +139,7 @@ impl Engine {
 
     /// Check everything on this disk: every object and record of the catalog, that every directory has its place, and
     /// every content on it byte by byte. A content that is `elsewhere` need not be here.
-    pub fn scrub(&self, elsewhere: &dyn Fn(ContentId) -> bool) -> FsResult<ScrubReport> {
+    pub fn scrub(&self, elsewhere: &dyn Fn(ContentId) -> Elsewhere) -> FsResult<ScrubReport> {
         self.commit()?;
         let verified = self.core_catalog().verify().map_err(catalog_error)?;
         let mut report = ScrubReport { objects: verified.objects, problems: verified.problems, ..Default::default() };
@@ -162,13 +173,13 @@ impl Engine {
         for (content, (size, ino, place)) in live {
             // Replaced or removed since the walk: then it may be in the trash by right.
             // A disk that is failing altogether keeps what it has: it may come to itself.
-            let may_go = report.problems.len() < PROBLEMS_MAX && elsewhere(content);
+            let may_go = report.problems.len() < PROBLEMS_MAX && elsewhere(content) == Elsewhere::Kept;
             match self.store.scrub(content, size, may_go) {
                 Ok(()) => {
                     report.contents += 1;
                     report.content_bytes += size;
                 }
-                Err(error) if error.errno == Errno::ENOENT && elsewhere(content) => {}
+                Err(error) if error.errno == Errno::ENOENT && elsewhere(content) != Elsewhere::Nowhere => {}
                 // Recorded, and about to get its name in `data/`, or it has got it just now.
                 Err(error)
                     if error.errno == Errno::ENOENT

@@ -304,6 +304,7 @@ impl Engine {
             Ok(true)
         })?;
         if recorded {
+            self.store.sync_held(sealed)?;
             self.sync_records()?;
             self.store.finish_seal(sealed)?;
             self.core().staged.remove(seen.ino);
@@ -334,6 +335,7 @@ impl Engine {
                 false => {
                     // The record is committed, and is not looked at again after a power loss.
                     self.store.sync_staged(seen.ino)?;
+                    self.store.sync_held(sealed)?;
                     self.store.finish_seal(sealed)?;
                 }
             }

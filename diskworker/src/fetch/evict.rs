@@ -26,7 +26,7 @@ const EVERY: Duration = Duration::from_secs(30);
 /// After a round that did less than it should, or that was for nobody: each looks at all contents. Longer if it took longer.
 const BREATH: Duration = Duration::from_secs(1);
 /// Below this part of the disk room is made, until twice as much is free.
-const LOW_SHARE: u64 = 20;
+pub(super) const LOW_SHARE: u64 = 20;
 /// What a fetch has left goes when nothing came to it for so long although a disk that has the content is there, however much is free.
 const LEFT_MAX: Duration = Duration::from_secs(86_400);
 /// Contents that others are asked for at once.

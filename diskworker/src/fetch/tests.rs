@@ -14,7 +14,7 @@ use delugefs_proto::peer_pb::PromiseRequest;
 use delugefs_proto::worker_pb::CopiesRequest;
 
 use super::*;
-use crate::engine::Opening;
+use crate::engine::{Elsewhere, Opening};
 use crate::net::tests::{Node, cluster, until};
 
 mod versions;
@@ -114,6 +114,42 @@ async fn a_reader_gets_what_he_reads_and_the_rest_follows() {
     until("the end of the transfer", || fetcher.transfers.lock().is_empty()).await;
 }
 
+/// Somebody looks into more files than can be fetched at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_read_comes_when_the_rest_of_others_is_being_fetched() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let content = bytes((9 << 20) + 12_345);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    let fetcher = nodes[1].fetcher().clone();
+    let others = fetcher.rests.clone().acquire_many_owned(RESTS_MAX as u32).await.unwrap();
+    let (opening, needing) = (fetcher.clone(), fetcher.clone());
+    let (handle, file) = blocking(move || opening.open(7, wanted)).await.unwrap().unwrap();
+    for offset in [0, 5 << 20] {
+        let needing = needing.clone();
+        let ranges = blocking(move || needing.need(7, handle, offset, 10)).await.unwrap();
+        assert!(!ranges.complete, "{ranges:?}");
+        let mut found = vec![0; 10];
+        file.read_exact_at(&mut found, offset).unwrap();
+        assert!(found == content[offset as usize..][..10], "wrong bytes at {offset}");
+    }
+    assert!(fetcher.close(7, handle));
+    until("the end of the transfer", || fetcher.transfers.lock().is_empty()).await;
+    assert_eq!(nodes[1].engine().store.has(wanted.content).unwrap(), None);
+    // Who waits for all of it gets it, and so does the next reader when there is a place.
+    let waiting = fetcher.clone();
+    blocking(move || waiting.whole(wanted)).await.unwrap();
+    assert_eq!(read(&nodes[1], wanted), content);
+    let other: Vec<u8> = content.iter().map(|byte| !byte).collect();
+    let wanted = write(&nodes[0], "other", &other);
+    known(&nodes[1], wanted).await;
+    let opening = fetcher.clone();
+    let (handle, _file) = blocking(move || opening.open(7, wanted)).await.unwrap().unwrap();
+    drop(others);
+    until("all of it", || nodes[1].engine().store.has(wanted.content).unwrap().is_some()).await;
+    assert!(fetcher.close(7, handle));
+}
+
 /// What a reader has open is another file then, of which not all has come.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_gets_the_rest_when_the_same_bytes_are_written_here_meanwhile() {
@@ -185,7 +221,7 @@ async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
         let engine = nodes[1].engine().clone();
         if by_scrub {
             file.write_all_at(b"rot", 25_000).unwrap();
-            let report = blocking(move || engine.scrub(&|_| true)).await.unwrap();
+            let report = blocking(move || engine.scrub(&|_| Elsewhere::Kept)).await.unwrap();
             assert!(report.problems.len() == 1 && report.problems[0].contains("is damaged"), "{:?}", report.problems);
         } else {
             file.set_len(25_000).unwrap();
@@ -199,6 +235,17 @@ async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
         assert_eq!(read(&nodes[1], wanted), content);
         until("both holders again", || nodes[0].net().holders(wanted.content).len() == 1).await;
     }
+}
+
+/// What cannot be read here is not given up for the word of a disk that may never come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_went_keeps_nothing() {
+    let (_, _, mut nodes) = cluster(2, &[(0, 1)]).await;
+    let wanted = write(&nodes[0], "file", &bytes(50_000));
+    known(&nodes[1], wanted).await;
+    until("a keeper", || nodes[1].net().elsewhere(wanted.content) == Elsewhere::Kept).await;
+    nodes.remove(0).stop().await;
+    until("no keeper", || nodes[0].net().elsewhere(wanted.content) == Elsewhere::Said).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

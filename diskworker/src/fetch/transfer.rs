@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -28,6 +29,9 @@ use crate::net::Net;
 use crate::net::pace::Pace;
 
 mod here;
+mod rest;
+
+pub(super) use rest::Rest;
 
 /// Requests under way at once, and more of them for what readers wait for: they do not stand behind the rest.
 const REQUESTS_MAX: usize = 4;
@@ -66,6 +70,8 @@ pub(super) struct Transfer {
     news: Notify,
     stopped: CancellationToken,
     room: Arc<Room>,
+    /// How many wait for all of it.
+    wholes: AtomicUsize,
 }
 
 struct State {
@@ -136,6 +142,7 @@ impl Transfer {
             news: Notify::new(),
             stopped: CancellationToken::new(),
             room,
+            wholes: AtomicUsize::new(0),
         })
     }
 
@@ -148,7 +155,11 @@ impl Transfer {
 
     /// Wait for all of it.
     pub fn wait_whole(&self, stalled: Duration) -> FsResult<()> {
-        self.wait(stalled, |state| state.ended.clone())
+        self.wholes.fetch_add(1, Ordering::AcqRel);
+        self.news.notify_one();
+        let ended = self.wait(stalled, |state| state.ended.clone());
+        self.wholes.fetch_sub(1, Ordering::AcqRel);
+        ended
     }
 
     /// Wait for a range; the run of verified bytes around it.
@@ -220,9 +231,15 @@ impl Transfer {
     }
 
     /// Fetch to the end. Afterwards nobody writes the file any more.
-    pub async fn run(self: &Arc<Self>, engine: &Arc<Engine>, net: &Arc<Net>, fills: &Arc<Semaphore>) -> FsResult<()> {
+    pub async fn run<F: Fn() -> bool>(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        net: &Arc<Net>,
+        fills: &Arc<Semaphore>,
+        rest: Rest<F>,
+    ) -> FsResult<()> {
         let mut looking = self.look_what_is_here(engine, fills)?;
-        let ended = self.fetch(engine, net, &mut looking).await;
+        let ended = self.fetch(engine, net, &mut looking, rest).await;
         if let Some(looking) = looking {
             self.stop();
             let _ = looking.await; // it has nothing more to say
@@ -230,11 +247,12 @@ impl Transfer {
         ended
     }
 
-    async fn fetch(
+    async fn fetch<F: Fn() -> bool>(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
         net: &Arc<Net>,
         looking: &mut Option<JoinHandle<FsResult<()>>>,
+        mut rest: Rest<F>,
     ) -> FsResult<()> {
         let mut holders = Holders { turn: random_u64() as usize, ..Holders::default() };
         let mut requests = JoinSet::new();
@@ -260,9 +278,10 @@ impl Transfer {
                     Err(error) => return Err(error),
                 }
             }
+            let fills = rest.may_come(self, &engine.store);
             while requests.len() < REQUESTS_MAX + REQUESTS_MORE {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
-                let Some((first, count)) = self.choose(requests.len() < REQUESTS_MAX) else { break };
+                let Some((first, count)) = self.choose(fills && requests.len() < REQUESTS_MAX) else { break };
                 (holders.last, holders.turn) = (Some(disk), holders.turn + 1);
                 let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
@@ -272,6 +291,14 @@ impl Transfer {
                 });
             }
             if requests.is_empty() {
+                if !fills && looking.is_none() && self.state.lock().wants.is_empty() {
+                    if rest.give_up() {
+                        return Err(FsError::new(Errno::ECANCELED, "nobody reads it any more"));
+                    }
+                    nobody = None;
+                    let _ = timeout(TICK, self.news.notified()).await;
+                    continue;
+                }
                 if let Some(running) = looking.as_mut() {
                     tokio::select! {
                         looked = running => {

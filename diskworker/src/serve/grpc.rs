@@ -261,7 +261,7 @@ impl Worker for WorkerService {
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {
         self.check(&request)?;
         let net = self.net.clone();
-        let report = self.blocking(move |engine| engine.scrub(&|content| !net.holders(content).is_empty())).await?;
+        let report = self.blocking(move |engine| engine.scrub(&|content| net.elsewhere(content))).await?;
         Ok(Response::new(pb::ScrubReply {
             entries: report.entries,
             objects: report.objects,

@@ -315,7 +315,9 @@ impl Manager {
                 self.take_out(content).await;
                 self.begin(content);
             }
-            Role::Seed if policy::is_idle(now, live.last_use) => self.remove(content).await,
+            Role::Seed if policy::is_idle(now, live.last_use) || self.store.is_unwanted(content) => {
+                self.remove(content).await
+            }
             _ => {}
         }
     }
