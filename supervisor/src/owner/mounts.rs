@@ -35,13 +35,11 @@ impl State {
         let mount = &mut self.mounts[at];
         let claimed = mount.child.claimed;
         mount.child.claimed |= claims;
+        let free = mount.child.added.is_empty();
         match mount.child.phase {
-            Phase::BackingOff { .. } | Phase::Stopped => {
-                mount.child.added.extend(reply);
-                mount.child.remember |= remember;
-                mount.spec = spec;
-                mount.child.phase = Phase::Waiting;
-            }
+            Phase::BackingOff { .. } | Phase::Stopped => retry(mount, spec, remember, reply),
+            // It is not mounted: whoever asks is told when it is, or why it cannot be.
+            Phase::Waiting if free && reply.is_some() => retry(mount, spec, remember, reply),
             Phase::Stopping { .. } => {
                 mount.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("{dir} is being unmounted"));
@@ -155,10 +153,17 @@ impl State {
                     child.failure =
                         Some(Failure::new(Exit::Ok, format!("{} was unmounted by hand", mount.spec.dir.display())));
                 }
-                let replies = std::mem::take(&mut child.added);
-                self.answer(replies, Err(failure));
+                self.fail_adders(at, failure);
             }
         }
+    }
+
+    /// Who waits is told of the failure and goes away again: the next may ask for it.
+    fn fail_adders(&mut self, at: usize, failure: Failure) {
+        let child = &mut self.mounts[at].child;
+        child.claimed &= child.added.is_empty() || !child.remember;
+        let replies = std::mem::take(&mut child.added);
+        self.answer(replies, Err(failure));
     }
 
     /// Start what waits and can start; fail the calls that wait for a disk that will not come.
@@ -195,8 +200,7 @@ impl State {
             let failure = Failure::new(Exit::NoDisk, "no disk is running on this host, so there is nothing to mount")
                 .hint("`delugefs disk add ROOT` starts one");
             if self.mounts[at].child.established {
-                let replies = std::mem::take(&mut self.mounts[at].child.added);
-                self.answer(replies, Err(failure));
+                self.fail_adders(at, failure);
             } else {
                 self.drop_mount(at, Err(failure));
             }
@@ -215,4 +219,12 @@ impl State {
         }
         self.answer(mount.child.removed, Ok(String::new()));
     }
+}
+
+/// Once more, for one more that asks; settle_mounts starts it.
+fn retry(mount: &mut Mount, spec: MountSpec, remember: bool, reply: Option<Reply>) {
+    mount.child.added.extend(reply);
+    mount.child.remember |= remember;
+    mount.spec = spec;
+    mount.child.phase = Phase::Waiting;
 }

@@ -325,6 +325,39 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
 }
 
 #[test]
+fn who_was_refused_a_mount_does_not_keep_it_from_the_next() {
+    let (mut sim, worker) = Sim::with_disk();
+    let spec = MountSpec { dir: "/m".into(), user: None, uid: None };
+    sim.event(Event::AddMount { spec, remember: true, reply: None });
+    let mut first = sim.add_mount("/m", None);
+    let frontend = sim.started();
+    sim.ends(frontend, Exit::BadMountpoint);
+    assert_eq!(exit_of(&mut first), Exit::BadMountpoint);
+    // It comes up by itself, and the next has it.
+    sim.later(Duration::from_millis(200));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
+    let mut released = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: true, reply });
+    assert_eq!(released.try_recv().unwrap(), Ok(String::new()));
+
+    // The same when there is no disk for it: it says so each time, not that it is mounted.
+    sim.ends(worker, Exit::NewerFormat);
+    sim.ends(frontend, Exit::Failure);
+    sim.later(Duration::from_millis(200));
+    for _ in 0..2 {
+        assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::NoDisk);
+    }
+    let mut disk = sim.add_disk("/a");
+    let worker = sim.started();
+    sim.news(worker, News::WorkerReady(served()));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    assert!(disk.try_recv().unwrap().is_ok());
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
+}
+
+#[test]
 fn a_worker_started_by_hand_is_neither_restarted_nor_stopped() {
     let mut sim = Sim::new();
     let _registered = sim.register("/a", 77, false);
