@@ -16,6 +16,7 @@ use delugefs_proto::disk::{DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::rundir;
 use delugefs_proto::token::is_address;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +38,9 @@ use crate::{discovery, paths, remember, sys, uds};
 
 /// How long open calls get to finish after everything has stopped.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// A lock that somebody has is asked for again: `delugefs stop` takes it for a moment to see whether it is free.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Keeps the disks and mounts of a host running.
 #[derive(Debug, Parser)]
@@ -180,18 +184,33 @@ fn take_lock(path: &Path, is_taken: impl Fn(&str) -> UserError) -> anyhow::Resul
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o644);
     let file = options.open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0)?;
-            writeln!(lock, "{}", std::process::id())?;
-            Ok(lock)
+    let pause = || std::thread::sleep(LOCK_PAUSE); // nothing else runs yet
+    take_lock_in(LOCK_TRIES, file, pause, is_taken)
+}
+
+fn take_lock_in(
+    mut tries: u32,
+    mut file: File,
+    mut pause: impl FnMut(),
+    is_taken: impl Fn(&str) -> UserError,
+) -> anyhow::Result<Flock<File>> {
+    loop {
+        tries -= 1;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0)?;
+                writeln!(lock, "{}", std::process::id())?;
+                return Ok(lock);
+            }
+            Err((busy, Errno::EWOULDBLOCK)) if tries > 0 => file = busy,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid)?;
+                return Err(is_taken(pid.trim()).into());
+            }
+            Err((_, error)) => return Err(anyhow::Error::from(error).context("cannot take the lock of a directory")),
         }
-        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid)?;
-            Err(is_taken(pid.trim()).into())
-        }
-        Err((_, error)) => Err(anyhow::Error::from(error).context(format!("cannot lock {}", path.display()))),
+        pause();
     }
 }
 
@@ -289,4 +308,24 @@ fn configuration(error: &delugefs_proto::config::ConfigError) -> UserError {
     use std::error::Error;
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
     UserError::new(Exit::Usage, format!("{error}{cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_only_looked_at_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let in_use = |pid: &str| UserError::new(Exit::InUse, format!("pid {pid} has it"));
+        std::fs::write(&path, "7\n").unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let look = || Flock::lock(open(), FlockArg::LockSharedNonblock).unwrap();
+        let looked_at = look();
+        assert_eq!(take_lock_in(3, open(), || {}, in_use).unwrap_err().to_string(), "pid 7 has it", "not for ever");
+        drop(looked_at);
+        let mut looked_at = Some(look());
+        take_lock_in(LOCK_TRIES, open(), || drop(looked_at.take()), in_use).unwrap();
+    }
 }
