@@ -167,7 +167,7 @@ impl State {
                 self.disks[at].child.up(now);
                 self.worker_up(at, served);
             }
-            News::WorkerReady(_) | News::FrontendReady { .. } => {} // asked to stop in the meantime
+            News::WorkerReady(_) | News::FrontendReady { .. } | News::Left { .. } => {} // asked to stop in the meantime
             News::Ended(failure) => self.worker_ended(at, failure, now),
         }
     }

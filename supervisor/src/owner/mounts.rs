@@ -29,7 +29,7 @@ impl State {
             let mut child = Child::new(reply.is_none(), remember);
             child.claimed = claims;
             child.added.extend(reply);
-            self.mounts.push(Mount { spec, child, root: None, mounted: None });
+            self.mounts.push(Mount::new(spec, child));
             return; // settle_mounts starts it
         };
         let mount = &mut self.mounts[at];
@@ -100,7 +100,10 @@ impl State {
         child.adopted(run, pid, now);
         let shown = |disk: &&Disk| disk.served.as_ref().is_some_and(|served| served.local_socket == socket);
         let root = self.disks.iter().find(shown).map(|disk| disk.spec.root.clone());
-        self.mounts.push(Mount { spec: MountSpec { dir: dir.clone(), user: None, uid: None }, child, root, mounted });
+        let mut mount = Mount::new(MountSpec { dir: dir.clone(), user: None, uid: None }, child);
+        mount.root = root;
+        mount.has_mounted(mounted);
+        self.mounts.push(mount);
         self.effects.push(Effect::WatchFrontend { run, pid, dir });
     }
 
@@ -110,10 +113,10 @@ impl State {
         match news {
             News::Started { pid } => child.pid = Some(pid),
             News::FrontendReady { mounted } | News::Adopted { mounted, .. } if child.phase != Phase::Starting => {
-                mount.mounted = mounted; // asked to stop in the meantime
+                mount.has_mounted(mounted); // asked to stop in the meantime
             }
             News::FrontendReady { .. } | News::Adopted { .. } => {
-                mount.mounted = match (news, child.run) {
+                let mounted = match (news, child.run) {
                     (News::Adopted { pid, mounted }, Some(run)) => {
                         child.adopted(run, pid, now);
                         mounted
@@ -124,6 +127,11 @@ impl State {
                     }
                     _ => None,
                 };
+                if std::mem::take(&mut mount.doubtful) {
+                    mount.mounted.clear();
+                }
+                mount.has_mounted(mounted);
+                let child = &mut mount.child;
                 let replies = std::mem::take(&mut child.added);
                 let news = !replies.is_empty() && child.remember;
                 self.answer(replies, Ok(String::new()));
@@ -132,6 +140,11 @@ impl State {
                 }
             }
             News::WorkerReady(_) => {} // no frontend says so
+            News::Left { mounted } if mount.mounted.contains(&mounted) => {}
+            News::Left { mounted } => {
+                mount.has_mounted(Some(mounted));
+                mount.doubtful = true; // somebody else may have mounted in between
+            }
             News::Ended(failure) => self.frontend_ended(at, failure, now),
         }
     }
@@ -140,9 +153,8 @@ impl State {
         let mount = &mut self.mounts[at];
         let child = &mut mount.child;
         let was_up = matches!(child.phase, Phase::Up { .. });
-        if matches!(failure.exit, Exit::Ok | Exit::InUse) {
-            mount.mounted = None; // it has unmounted, or what is there belongs to somebody else
-        }
+        // It has unmounted, or found something alive there: somebody else's, or its predecessor in its last moment.
+        mount.doubtful |= matches!(failure.exit, Exit::Ok | Exit::InUse);
         match child.ended(failure.clone(), now) {
             Next::Remove => self.drop_mount(at, Err(failure)),
             Next::Start => child.phase = Phase::Waiting,
@@ -211,8 +223,9 @@ impl State {
         let mount = self.mounts.remove(at);
         self.answer(mount.child.added, to_adders);
         // What a frontend left that ended without unmounting.
-        if let Some(mounted) = mount.mounted {
-            self.effects.push(Effect::Detach { dir: mount.spec.dir, mounted });
+        if !mount.mounted.is_empty() {
+            let (dir, mounted, only_dead) = (mount.spec.dir, mount.mounted, mount.doubtful);
+            self.effects.push(Effect::Detach { dir, mounted, only_dead });
         }
         if mount.child.remember && mount.child.established {
             self.remember();
