@@ -232,7 +232,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Mount { dir, user } => {
             let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());
             paths::make_mountpoint(&dir);
-            client::answer(control.add_mount(pb::AddMountRequest { dir, user, remember: true }).await)?;
+            client::answer(
+                control.add_mount(pb::AddMountRequest { dir, user, remember: true, root: String::new() }).await,
+            )?;
         }
         Command::Umount { dir } => {
             let dir = paths::typed(&dir)?;

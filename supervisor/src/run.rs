@@ -249,7 +249,7 @@ fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool)
     for mount in &config.mounts {
         let uid = uid_of(mount.user.as_deref()).map_err(UserError::from)?;
         let dir = paths::resolve(&mount.dir, &mounted);
-        let spec = MountSpec { dir, user: mount.user.clone(), uid };
+        let spec = MountSpec { dir, user: mount.user.clone(), uid, root: None };
         send(events, Event::AddMount { spec, remember, reply: None });
     }
     if !config.disks.is_empty() && cluster.is_none() {

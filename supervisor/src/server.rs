@@ -152,7 +152,8 @@ impl Control for Server {
     async fn add_mount(&self, request: Request<pb::AddMountRequest>) -> Answer<pb::AddMountReply> {
         let request = request.into_inner();
         let user = Some(request.user).filter(|user| !user.is_empty());
-        let spec = MountSpec { dir: absolute(&request.dir)?, uid: uid_of(user.as_deref())?, user };
+        let root = Some(request.root).filter(|root| !root.is_empty()).map(|root| absolute(&root)).transpose()?;
+        let spec = MountSpec { dir: absolute(&request.dir)?, uid: uid_of(user.as_deref())?, user, root };
         let remember = request.remember;
         self.ask(|reply| Event::AddMount { spec, remember, reply: Some(reply) }).await?;
         Ok(Response::new(pb::AddMountReply {}))

@@ -298,6 +298,8 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
     let dir = arguments.mount.as_deref().map(paths::typed).transpose()?;
     let user = arguments.user.clone().unwrap_or_default();
     Ok(Wish {
+        // Of all disks of this host it shows this one, which is there: another may be away, or go before.
+        mount: dir.map(|dir| pb::AddMountRequest { dir, user, remember: false, root: root.clone() }),
         disk: pb::AddDiskRequest {
             root,
             create: arguments.create,
@@ -314,7 +316,6 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
             }),
             cluster_id: Vec::new(),
         },
-        mount: dir.map(|dir| pb::AddMountRequest { dir, user, remember: false }),
     })
 }
 

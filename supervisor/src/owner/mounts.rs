@@ -100,7 +100,7 @@ impl State {
         child.adopted(run, pid, now);
         let shown = |disk: &&Disk| disk.served.as_ref().is_some_and(|served| served.local_socket == socket);
         let root = self.disks.iter().find(shown).map(|disk| disk.spec.root.clone());
-        let mut mount = Mount::new(MountSpec { dir: dir.clone(), user: None, uid: None }, child);
+        let mut mount = Mount::new(MountSpec { dir: dir.clone(), user: None, uid: None, root: None }, child);
         mount.root = root;
         mount.has_mounted(mounted);
         self.mounts.push(mount);
@@ -238,6 +238,7 @@ impl State {
 fn retry(mount: &mut Mount, spec: MountSpec, remember: bool, reply: Option<Reply>) {
     mount.child.added.extend(reply);
     mount.child.remember |= remember;
+    mount.root = spec.root.clone().or(mount.root.take());
     mount.spec = spec;
     mount.child.phase = Phase::Waiting;
 }

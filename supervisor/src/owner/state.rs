@@ -54,6 +54,8 @@ pub struct MountSpec {
     pub user: Option<String>,
     /// His uid, which the worker has to let in.
     pub uid: Option<u32>,
+    /// Folder of the disk that it is to show; any, without.
+    pub root: Option<PathBuf>,
 }
 
 /// What a worker says of itself.
@@ -115,7 +117,7 @@ pub struct Mount {
 impl Mount {
     /// Not started yet.
     pub fn new(spec: MountSpec, child: Child) -> Self {
-        Self { root: None, spec, child, mounted: Vec::new(), doubtful: false }
+        Self { root: spec.root.clone(), spec, child, mounted: Vec::new(), doubtful: false }
     }
 
     /// Its frontend has mounted this.

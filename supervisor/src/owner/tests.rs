@@ -59,7 +59,7 @@ impl Sim {
     }
 
     fn add_mount(&mut self, dir: &str, uid: Option<u32>) -> Answer {
-        let spec = MountSpec { dir: dir.into(), user: None, uid };
+        let spec = MountSpec { dir: dir.into(), user: None, uid, root: None };
         self.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) })
     }
 
@@ -162,6 +162,22 @@ fn a_frontend_that_dies_is_started_again_when_its_disk_is_up() {
     assert!(sim.effects.is_empty(), "no worker to connect to");
     sim.news(worker, News::WorkerReady(served()));
     assert!(matches!(sim.effect(), Effect::StartFrontend { .. }));
+}
+
+#[test]
+fn a_mount_shows_the_disk_it_was_asked_for() {
+    let (mut sim, _) = Sim::with_disk();
+    let _answer = sim.add_disk("/b");
+    let second = sim.started();
+    let socket = |disk: &str| std::path::PathBuf::from(format!("/r{disk}"));
+    let of = |disk: &str| Served { local_socket: socket(disk), ..served() };
+    sim.news(second, News::WorkerReady(of("/b")));
+    for (root, shown) in [("/b", socket("/b")), ("/gone", served().local_socket)] {
+        let spec = MountSpec { dir: format!("/m{root}").into(), user: None, uid: None, root: Some(root.into()) };
+        let _answer = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
+        let Effect::StartFrontend { socket, .. } = sim.effect() else { panic!() };
+        assert_eq!(socket, shown, "{root}");
+    }
 }
 
 #[test]
@@ -301,7 +317,7 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
         cluster_id: None,
     };
     sim.event(Event::AddMount {
-        spec: MountSpec { dir: "/m".into(), user: None, uid: None },
+        spec: MountSpec { dir: "/m".into(), user: None, uid: None, root: None },
         remember: true,
         reply: None,
     });
@@ -336,7 +352,7 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
 #[test]
 fn who_was_refused_a_mount_does_not_keep_it_from_the_next() {
     let (mut sim, worker) = Sim::with_disk();
-    let spec = MountSpec { dir: "/m".into(), user: None, uid: None };
+    let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root: None };
     sim.event(Event::AddMount { spec, remember: true, reply: None });
     let mut first = sim.add_mount("/m", None);
     let frontend = sim.started();
@@ -518,7 +534,7 @@ fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
 #[test]
 fn only_what_is_to_be_remembered_is_written_down() {
     let (mut sim, _) = Sim::with_disk();
-    let spec = MountSpec { dir: "/m".into(), user: None, uid: None };
+    let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root: None };
     let _answer = sim.asks(|reply| Event::AddMount { spec, remember: true, reply: Some(reply) });
     let run = sim.started();
     sim.news(run, News::FrontendReady { mounted: None });
