@@ -183,6 +183,10 @@ fn who_is_revoked_is_out() {
     wait_for("it to be refused", || lab.logs(), refused);
     assert!(!lab.hosts[1].file("secret").exists());
     assert!(lab.logs().matches("WARN refused [").count() <= 2, "logged again and again\n{}", lab.logs());
+    // And it learns why, from records that it can check.
+    let told = || lab.hosts[1].says(&["status", "-x"]).1.contains("this host was revoked by ");
+    wait_for("it to be told", || lab.logs(), told);
+    assert_eq!(lab.logs().matches("this disk is out: ").count(), 1, "{}", lab.logs());
 }
 
 #[test]
