@@ -12,6 +12,7 @@ use delugefs_proto::ids::{ClusterId, DiskId, HostId, hex};
 use delugefs_proto::members::clean_label;
 use delugefs_proto::peer_pb::JoinReply;
 use delugefs_proto::token::{ADDRESSES_MAX, Token};
+use delugefs_proto::worker_pb::where_is_reply::Place;
 use delugefs_proto::{config, worker_pb};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +21,7 @@ use tonic::{Request, Response, Status};
 
 use crate::addresses::Addresses;
 use crate::cluster::Found;
+use crate::escape::escape_bytes;
 use crate::failure::Failure;
 use crate::log::Logged;
 use crate::membership::Membership;
@@ -111,10 +113,17 @@ impl Control for Server {
     }
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
-        let path = request.into_inner().path;
-        let (inside, socket) = self.place(&path)?;
-        let request = worker_pb::WhereIsRequest { path: inside };
-        let answer = worker::ask(&socket, |mut client| async move { client.where_is(request).await }).await?;
+        let (path, disks) = self.place(&request.into_inner().path)?;
+        let ask = |mut client: worker::Client| {
+            let request = worker_pb::WhereIsRequest { path: path.clone() };
+            async move { client.where_is(request).await }
+        };
+        let mut answer = in_turn(&disks, ask).await.map_err(|error| not_there(error, &path))?;
+        // The worker that was asked knows of its own disk.
+        let is_here = |id: &String| disks.iter().any(|disk| disk.disk_id == *id);
+        if answer.place() == Place::Missing && answer.disk_ids.iter().any(is_here) {
+            answer.set_place(Place::Store);
+        }
         Ok(Response::new(pb::WhereIsReply { answer: Some(answer) }))
     }
 
@@ -267,10 +276,13 @@ impl Control for Server {
 
     async fn copies(&self, request: Request<worker_pb::CopiesRequest>) -> Answer<worker_pb::CopiesReply> {
         let request = request.into_inner();
-        let (path, socket) = self.place(&request.path)?;
-        let request = worker_pb::CopiesRequest { path, ..request };
-        let answer = worker::ask(&socket, |mut client| async move { client.copies(request).await }).await?;
-        Ok(Response::new(answer))
+        let (path, disks) = self.place(&request.path)?;
+        let ask = |mut client: worker::Client| {
+            let request = worker_pb::CopiesRequest { path: path.clone(), ..request.clone() };
+            async move { client.copies(request).await }
+        };
+        // One that is full or fails cannot note it; every disk of the cluster hears of it from any of them.
+        Ok(Response::new(in_turn(&disks, ask).await.map_err(|error| not_there(error, &path))?))
     }
 
     async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::RevokeReply> {
@@ -308,11 +320,14 @@ impl Control for Server {
     }
 
     async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Answer<pb::ConflictsReply> {
-        let disks = self.disks_up();
-        let disk = disks.first().ok_or_else(no_disk)?;
-        let request = worker_pb::ConflictsRequest {};
-        let answer = worker::conflicts(Path::new(&disk.grpc_socket), request).await?;
-        Ok(Response::new(pb::ConflictsReply { paths: answer.paths, more: answer.more }))
+        let mut failure = Status::from(no_disk());
+        for disk in self.answering_first().await {
+            match worker::conflicts(Path::new(&disk.grpc_socket), worker_pb::ConflictsRequest {}).await {
+                Ok(answer) => return Ok(Response::new(pb::ConflictsReply { paths: answer.paths, more: answer.more })),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     async fn stop(&self, _: Request<pb::StopRequest>) -> Answer<pb::StopReply> {
@@ -364,18 +379,26 @@ impl Server {
         disks
     }
 
+    /// This host's disks that are up, in the order to ask: those whose workers answer, first those that take changes.
+    async fn answering_first(&self) -> Vec<pb::Disk> {
+        let mut disks = self.disks_with_status().await;
+        disks.retain(|disk| disk.state() == pb::disk::State::Up);
+        disks.sort_by_key(|disk| disk.status.as_ref().map_or((true, true), |status| (false, status.read_only)));
+        disks
+    }
+
     fn now(&self) -> pb::HostStatus {
         self.snapshots.borrow().as_ref().clone()
     }
 
-    /// A path as a person types it: what it is from the root of the file system, and the socket of a worker to ask.
-    fn place(&self, path: &[u8]) -> Result<(Vec<u8>, PathBuf), Failure> {
+    /// A path as a person types it: what it is from the root of the file system, and the disks to ask, the one first that the mount shows.
+    fn place(&self, path: &[u8]) -> Result<(Vec<u8>, Vec<pb::Disk>), Failure> {
         let host = self.now();
         let below = |mount: &pb::Mount| Some((below(path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
         let (inside, root) = host.mounts.iter().find_map(below).unwrap_or((path.to_vec(), String::new()));
-        let disks = self.disks_up();
-        let disk = disks.iter().find(|disk| disk.root == root).or(disks.first());
-        Ok((inside, disk.ok_or_else(no_disk)?.grpc_socket.clone().into()))
+        let mut disks = self.disks_up();
+        disks.sort_by_key(|disk| disk.root != root);
+        if disks.is_empty() { Err(no_disk()) } else { Ok((inside, disks)) }
     }
 
     fn disks_up(&self) -> Vec<pb::Disk> {
@@ -442,6 +465,38 @@ fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
         Ok(answer) => (Some(answer), String::new()),
         Err(error) => (None, error.message().into()),
     }
+}
+
+/// Ask the first of these disks, and the next when it does not answer, or cannot do it because it is full or fails. When none can, what the
+/// first said.
+async fn in_turn<T, F: Future<Output = Result<Response<T>, Status>>>(
+    disks: &[pb::Disk],
+    question: impl Fn(worker::Client) -> F,
+) -> Result<T, Status> {
+    use tonic::Code;
+    let mut failure = None;
+    for disk in disks {
+        match worker::ask(Path::new(&disk.grpc_socket), &question).await {
+            Err(error)
+                if failure.is_some()
+                    || !matches!(error.code(), Code::NotFound | Code::InvalidArgument | Code::PermissionDenied) =>
+            {
+                failure.get_or_insert(error);
+            }
+            answer => return answer,
+        }
+    }
+    Err(failure.unwrap_or_else(|| no_disk().into()))
+}
+
+/// What a worker that does not know the path says, for people.
+fn not_there(error: Status, path: &[u8]) -> Status {
+    if error.code() != tonic::Code::NotFound {
+        return error;
+    }
+    let text = format!("there is no file or folder {}", escape_bytes(path));
+    let failure = Failure::new(Exit::Failure, text);
+    failure.hint("name a file or folder below a mount of this host (`delugefs status` shows them), or from the root of the filesystem").into()
 }
 
 fn ids(disk: &pb::Disk) -> Result<(ClusterId, DiskId), Failure> {
