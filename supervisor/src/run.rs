@@ -33,7 +33,7 @@ use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
 use crate::policy::Settings;
 use crate::process::Events;
 use crate::replicate::{self, Shown};
-use crate::server::{Server, uid_of};
+use crate::server::{Server, no_cluster_name, uid_of};
 use crate::{discovery, paths, remember, sys, uds};
 
 /// How long open calls get to finish after everything has stopped.
@@ -74,20 +74,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let run_dir = options.run_dir.unwrap_or_else(rundir::default_run_dir);
     let state_dir = options.state_dir.unwrap_or_else(rundir::default_state_dir);
     if let Some(cluster) = &options.found {
-        rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
+        rundir::prepare(&state_dir).map_err(|error| directory(&state_dir, "--state-dir", &error))?;
         if !is_cluster_name(cluster) {
-            let text = format!("{cluster:?} is no name for a cluster");
-            return Err(UserError::new(Exit::Usage, text).hint("use letters, digits, '-', '_' and '.'").into());
+            return Err(UserError::from(no_cluster_name(cluster)).into());
         }
         println!("{}", Membership::open(state_dir)?.cluster_for(cluster)?.to_hex());
         return Ok(());
     }
-    rundir::prepare(&run_dir).map_err(|error| directory(&error))?;
-    rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
+    rundir::prepare(&run_dir).map_err(|error| directory(&run_dir, "--run-dir", &error))?;
+    rundir::prepare(&state_dir).map_err(|error| directory(&state_dir, "--state-dir", &error))?;
     let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
     let (events, inbox) = mpsc::unbounded_channel();
     stop_on_signals(&events)?;
-    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), |pid| {
+    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), "--run-dir", |pid| {
         let text = format!("a supervisor (pid {pid}) has {}", run_dir.display());
         UserError::new(Exit::InUse, text).hint(
             "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it",
@@ -95,7 +94,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
     // Two would overwrite each other's members and what is to be started.
-    let state_lock = take_lock(&rundir::state_lock(&state_dir), |pid| {
+    let state_lock = take_lock(&rundir::state_lock(&state_dir), "--state-dir", |pid| {
         let text =
             format!("a supervisor (pid {pid}) of another run directory keeps its state in {}", state_dir.display());
         UserError::new(Exit::InUse, text).hint("give this one a directory of its own for that too: --state-dir DIR")
@@ -111,8 +110,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut peers = options.peers;
     peers.extend(configured.peers.iter().cloned());
     if let Some(peer) = peers.iter().find(|peer| !is_address(peer)) {
-        let error = UserError::new(Exit::Usage, format!("{peer:?} is no address of a peer"));
-        return Err(error.hint("write HOST:PORT, such as nas.lan:40999 or [fd00::2]:40999").into());
+        return Err(no_peer_address(peer).into());
     }
     let found = Arc::new(Found { peers, nearby: Default::default() });
 
@@ -180,10 +178,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// One supervisor per directory: a lock that ends with the process, and in the file its process id for people.
-fn take_lock(path: &Path, is_taken: impl Fn(&str) -> UserError) -> anyhow::Result<Flock<File>> {
+fn take_lock(path: &Path, flag: &str, is_taken: impl Fn(&str) -> UserError) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o644);
-    let file = options.open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = options.open(path).map_err(|error| directory(path.parent().unwrap_or(path), flag, &error))?;
     let pause = || std::thread::sleep(LOCK_PAUSE); // nothing else runs yet
     take_lock_in(LOCK_TRIES, file, pause, is_taken)
 }
@@ -300,8 +298,20 @@ fn send(events: &Events, event: Event) {
     let _ = events.send(event); // fails only when the owner has ended
 }
 
-fn directory(error: &std::io::Error) -> UserError {
-    UserError::new(Exit::NotPermitted, format!("cannot use the directory: {error}"))
+/// The one that `flag` names cannot be made, is not ours, or cannot be written to.
+fn directory(dir: &Path, flag: &str, error: &std::io::Error) -> UserError {
+    if error.raw_os_error().is_none() {
+        // It names the directory, and says what to do.
+        return UserError::new(Exit::NotPermitted, format!("cannot use the directory: {error}"));
+    }
+    let failed = UserError::new(Exit::NotPermitted, format!("cannot use the directory {}: {error}", dir.display()));
+    failed.hint(format!("{flag} DIR names another one; one that cannot be written to needs `chown` or `chmod`"))
+}
+
+/// What was said as a peer's.
+pub(crate) fn no_peer_address(peer: &str) -> UserError {
+    let error = UserError::new(Exit::Usage, format!("{peer:?} is no address of a peer"));
+    error.hint("write HOST:PORT, such as nas.lan:40999 or [fd00::2]:40999")
 }
 
 fn configuration(error: &delugefs_proto::config::ConfigError) -> UserError {

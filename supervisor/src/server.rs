@@ -11,7 +11,7 @@ use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::{ClusterId, DiskId, HostId, hex};
 use delugefs_proto::members::clean_label;
 use delugefs_proto::peer_pb::JoinReply;
-use delugefs_proto::token::{ADDRESSES_MAX, Token};
+use delugefs_proto::token::{ADDRESSES_MAX, Token, TokenError};
 use delugefs_proto::worker_pb::where_is_reply::Place;
 use delugefs_proto::{config, worker_pb};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -242,7 +242,7 @@ impl Control for Server {
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Answer<pb::JoinReply> {
         let request = request.into_inner();
-        let token: Token = request.token.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
+        let token: Token = request.token.parse().map_err(|error| no_token(&error))?;
         let mut more = self.addresses.of(token.inviter);
         more.extend(self.found.nearby.lock().get(&token.inviter).cloned());
         more.extend(self.found.peers.iter().cloned());
@@ -445,8 +445,7 @@ impl Server {
             if is_cluster_name(&request.cluster) {
                 return Ok(request.cluster.clone());
             }
-            let failure = Failure::new(Exit::Usage, format!("{:?} is no name for a cluster", request.cluster));
-            return Err(failure.hint("use letters, digits, '-', '_' and '.'"));
+            return Err(no_cluster_name(&request.cluster));
         }
         if !current.is_empty() {
             return Ok(current);
@@ -455,7 +454,13 @@ impl Server {
             return Err(Failure::new(Exit::Usage, "the cluster of the new disk is not known")
                 .hint(format!("`delugefs run CLUSTER {} --create` makes the first disk of one", root.display())));
         }
-        DiskToml::read(root).map(|disk| disk.cluster).map_err(|error| Failure::new(Exit::NoDisk, error.to_string()))
+        DiskToml::read(root).map(|disk| disk.cluster).map_err(|error| {
+            let hint = format!(
+                "mount the disk if it is not mounted; `delugefs run CLUSTER {} --create` makes a new one",
+                root.display()
+            );
+            Failure::new(Exit::NoDisk, error.to_string()).hint(hint)
+        })
     }
 }
 
@@ -528,6 +533,18 @@ fn own_addresses(port: u32) -> Vec<String> {
     usable.take(ADDRESSES_MAX).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
 }
 
+/// What was typed for a cluster's.
+pub(crate) fn no_cluster_name(typed: &str) -> Failure {
+    Failure::new(Exit::Usage, format!("{typed:?} is no name for a cluster"))
+        .hint("use letters, digits, '-', '_' and '.'")
+}
+
+/// What was typed for an invitation.
+pub(crate) fn no_token(error: &TokenError) -> Failure {
+    Failure::new(Exit::Usage, error.to_string())
+        .hint("`delugefs invite` on a host of the cluster prints one: a single word, all of which is needed")
+}
+
 fn no_disk() -> Failure {
     Failure::new(Exit::NoDisk, "no disk is up on this host").hint("`delugefs disks` shows their states")
 }
@@ -552,7 +569,8 @@ pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
     let known = nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
     match known.or_else(|| name.parse().ok()) {
         Some(uid) => Ok(Some(uid)),
-        None => Err(Failure::new(Exit::Usage, format!("there is no user {name:?} on this machine"))),
+        None => Err(Failure::new(Exit::Usage, format!("there is no user {name:?} on this machine"))
+            .hint("`getent passwd` lists the users")),
     }
 }
 
