@@ -233,6 +233,11 @@ fn refusal(path: &Path, name: &str, errno: Errno) -> anyhow::Error {
     let shown = shown.display();
     let root = path.display();
     let (exit, message, hint) = match errno {
+        Errno::ENOTDIR if name.is_empty() && path.exists() => (
+            Exit::NoDisk,
+            format!("{root} is a file, not a folder"),
+            "name the folder of a disk; to make a new disk, add --create and name an empty folder".to_owned(),
+        ),
         Errno::ENOENT | Errno::ENOTDIR if name.is_empty() => (
             Exit::NoDisk,
             format!("there is no folder {root}"),

@@ -105,7 +105,13 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
         run_dir: cli.run_dir.clone(),
     };
     let net = Net::start(running.engine.clone(), swarm.clone(), settings).await.map_err(|error| {
-        UserError::new(Exit::InUse, format!("no network: {error:#}")).hint("choose another port with --btport PORT")
+        let hint = match &cli.listen {
+            Some(address) => {
+                format!("is {address} an address of this machine? And is another port free (--btport PORT)?")
+            }
+            None => "choose another port with --btport PORT".into(),
+        };
+        UserError::new(Exit::InUse, format!("no network: {error:#}")).hint(hint)
     })?;
 
     // What comes and goes while this disk is looked through, to be told afterwards.

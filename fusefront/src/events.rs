@@ -1,5 +1,5 @@
 //! The thread that keeps the link to the worker: it reads the pushed events, and when their connection ends it makes a
-//! new link. It owns the state "up or down"; everybody else only looks.
+//! new link; and the one that ends it when the worker hangs. The first owns the state "up or down"; everybody else only looks.
 
 use std::io;
 use std::net::Shutdown;
@@ -20,10 +20,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Longest pause between tries: a worker that comes back should not wait long for us.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// The running thread. [`Events::stop`] ends it.
+/// The running threads. [`Events::stop`] ends them.
 pub struct Events {
     shared: Arc<Shared>,
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -45,11 +45,15 @@ impl Events {
         let (client, link) = shared.link(&fs)?;
         let welcome = link.welcome.clone();
         fs.worker.publish(&link);
-        let thread = {
-            let shared = shared.clone();
-            std::thread::Builder::new().name("events".into()).spawn(move || shared.keep(&fs, client, link.number))?
-        };
-        Ok((Self { shared, thread }, welcome))
+        let named = |name: &str| std::thread::Builder::new().name(name.into());
+        let mut threads = Vec::new();
+        if let Some(pause) = fs.worker.suspicion() {
+            let (shared, fs) = (shared.clone(), fs.clone());
+            threads.push(named("pulse").spawn(move || shared.feel(&fs, pause))?);
+        }
+        let keeping = shared.clone();
+        threads.push(named("events").spawn(move || keeping.keep(&fs, client, link.number))?);
+        Ok((Self { shared, threads }, welcome))
     }
 
     /// End the link for good, and with it the session. What is still open is the worker's to look after.
@@ -63,8 +67,10 @@ impl Events {
             }
         }
         self.shared.stopped.notify_all();
-        if self.thread.join().is_err() {
-            tracing::error!("the events thread panicked; this is a bug in delugefs-fusefront");
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("the events thread panicked; this is a bug in delugefs-fusefront");
+            }
         }
     }
 }
@@ -101,6 +107,29 @@ impl Shared {
             fs.link_was_lost();
             tracing::info!("the diskworker is back");
             (client, number) = (new, link.number);
+        }
+    }
+
+    /// Look now and then whether the worker hangs, while somebody waits for it, and give it up for another one.
+    fn feel(&self, fs: &Fs, pause: Duration) {
+        loop {
+            {
+                let mut state = self.state.lock();
+                if !state.stop {
+                    self.stopped.wait_for(&mut state, pause);
+                }
+                if state.stop {
+                    return;
+                }
+            }
+            let Some(link) = fs.worker.is_waited_for() else { continue };
+            if fs.worker.hangs(|| !self.state.lock().stop) && fs.worker.desert(link) {
+                tracing::warn!("the diskworker hangs");
+                if let Some(socket) = &self.state.lock().socket {
+                    // The thread that keeps the link sees its end. Fails only if it is gone already.
+                    let _gone = socket.shutdown(Shutdown::Both);
+                }
+            }
         }
     }
 

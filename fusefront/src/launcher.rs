@@ -71,15 +71,20 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
 
     let clear = |dir: &Path| os::abort(dir).context("clearing away a dead mount");
     // Our own child looks like one that serves what is there.
-    let others = |dir: &Path| probe(dir, Some(child.id()));
-    let covers = mounts::can_cover(&dir, others, clear)?;
-    if !covers {
+    let served_by = child.id();
+    let others = |dir: &Path| probe(dir, Some(served_by));
+    let covered = mounts::can_cover(&dir, others, clear)?;
+    if covered.is_none() {
         mounts::clear(&dir, others, clear)?;
         mounts::check_empty(&dir)?;
     }
-    os::mount(fuse.as_fd(), &dir, &cluster, covers).map_err(|error| {
-        UserError::new(Exit::NotPermitted, format!("cannot mount on {}: {error}", dir.display()))
-            .hint("check that FUSE is available: `modprobe fuse`, or `kldload fusefs`")
+    os::mount(fuse.as_fd(), &dir, &cluster, covered.as_ref()).map_err(|error| match error.raw_os_error() {
+        Some(code) if covered.is_some() && code == Errno::EBUSY as i32 => {
+            UserError::new(Exit::InUse, format!("something else was mounted on {} just now", dir.display()))
+                .hint(format!("run `umount {}` first, or choose another directory", dir.display()))
+        }
+        _ => UserError::new(Exit::NotPermitted, format!("cannot mount on {}: {error}", dir.display()))
+            .hint("check that FUSE is available: `modprobe fuse`, or `kldload fusefs`"),
     })?;
     tracing::info!(dir = %dir.display(), "mounted");
     let mount = Mount { mounted: mounts::top(&dir)?, dir };
@@ -95,13 +100,16 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
     {
         tracing::warn!(%error, "cannot raise the read-ahead of the mount");
     }
-    println!("ready");
-    std::io::stdout().flush().context("saying ready")?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "ready").and_then(|()| stdout.flush()).context("saying ready")?;
 
     let exit = match wait(signals, &ours, child.id())? {
         Happened::Signal(signal) => {
             tracing::info!(%signal, "unmounting");
-            stop(&mount, &ours, &mut child)
+            unmount(&mount, &ours);
+            // Before the child has finished, which may take longer than we are given.
+            clear_covered(&mount.dir, others, clear);
+            finish(&mount, &mut child)
         }
         Happened::ChildGone => mount.after(child.wait()?),
         Happened::ChildDying => {
@@ -109,11 +117,15 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
             mount.after(child.wait()?)
         }
     }?;
-    // Ended in order: what ours has covered is nobody's any more.
-    if let Err(error) = mounts::clear(&mount.dir, |dir| probe(dir, None), clear) {
-        tracing::warn!("what was mounted on {} before is still there: {error:#}", mount.dir.display());
-    }
+    clear_covered(&mount.dir, others, clear);
     Ok(exit)
+}
+
+/// When ours is unmounted: what it has covered is nobody's any more.
+fn clear_covered(dir: &Path, probe: impl Fn(&Path) -> mounts::Liveness, clear: impl Fn(&Path) -> anyhow::Result<()>) {
+    if let Err(error) = mounts::clear(dir, probe, clear) {
+        tracing::warn!("what was mounted on {} before is still there: {error:#}", dir.display());
+    }
 }
 
 enum Happened {
@@ -254,8 +266,8 @@ impl Mount {
     }
 }
 
-/// Unmount, and let the child finish.
-fn stop(mount: &Mount, socket: &UnixStream, child: &mut Child) -> anyhow::Result<Exit> {
+/// Unmount; what is in use is detached, and the child told to end all the same.
+fn unmount(mount: &Mount, socket: &UnixStream) {
     let deadline = Instant::now() + UNMOUNT_WAIT;
     while mount.is_there() {
         match os::unmount(&mount.dir, false) {
@@ -270,6 +282,10 @@ fn stop(mount: &Mount, socket: &UnixStream, child: &mut Child) -> anyhow::Result
             }
         }
     }
+}
+
+/// Let the child finish.
+fn finish(mount: &Mount, child: &mut Child) -> anyhow::Result<Exit> {
     let deadline = Instant::now() + CHILD_WAIT;
     let (mut dying_since, mut killed) = (None, false);
     let status = loop {

@@ -38,7 +38,7 @@ pub fn prepare(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<
     Ok(dir)
 }
 
-/// Whether a dead mount of ours lies there that the next one may be put over; of very many all but some are cleared away. Not where programs
+/// The dead mount of ours that lies there, if the next one may be put over it; of very many all but some are cleared away. Not where programs
 /// still wait for it: that is to be cleared away.
 ///
 /// As long as a dead mount is there, programs get an error. In the bare directory, for the moment between two mounts, they would write
@@ -47,20 +47,20 @@ pub fn can_cover(
     dir: &Path,
     probe: impl Fn(&Path) -> Liveness,
     clear: impl Fn(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<bool> {
-    let is_dead = || -> anyhow::Result<bool> {
-        let is_ours = top(dir)?.is_some_and(|mounted| mounted.kind == os::MOUNT_KIND);
-        Ok(is_ours && refuse_living(dir, &probe)? == Liveness::Dead)
+) -> anyhow::Result<Option<Mounted>> {
+    let dead = || -> anyhow::Result<Option<Mounted>> {
+        let Some(ours) = top(dir)?.filter(|mounted| mounted.kind == os::MOUNT_KIND) else { return Ok(None) };
+        Ok((refuse_living(dir, &probe)? == Liveness::Dead).then_some(ours))
     };
     let layers = || Ok::<_, io::Error>(os::mount_table()?.iter().filter(|other| other.dir == dir).count());
     if !os::MOUNTS_OVER_DEAD {
-        return Ok(false);
+        return Ok(None);
     }
     // So many stay as they are.
-    while layers()? > LAYERS_MAX && is_dead()? {
+    while layers()? > LAYERS_MAX && dead()?.is_some() {
         clear(dir)?;
     }
-    is_dead()
+    dead()
 }
 
 /// Clear away what is dead. Right before mounting, see [`can_cover`]; and what our own mount has covered, when that is gone.
@@ -165,7 +165,7 @@ mod tests {
     fn prepare_plain(dir: &Path) -> anyhow::Result<PathBuf> {
         let dir = prepare(dir, |_| panic!("there is no mount to ask"))?;
         let ask = |_: &Path| panic!("there is no mount to ask");
-        assert!(!can_cover(&dir, ask, |_| panic!("there is no mount to clear away"))?);
+        assert_eq!(can_cover(&dir, ask, |_| panic!("there is no mount to clear away"))?, None);
         clear(&dir, ask, |_| panic!("there is no mount to clear away"))?;
         check_empty(&dir)?;
         Ok(dir)

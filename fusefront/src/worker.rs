@@ -2,17 +2,24 @@
 //! run of the worker; it lives as long as its events connection, which the events thread owns ([`crate::events`]).
 //! That thread takes links down and publishes new ones; everybody else only waits for one and calls through it.
 //!
+//! A worker that hangs keeps its connections. So while a request waits for long, the worker is asked whether it still greets; if not, and
+//! another worker of this host does, the link is given up with all its connections ([`Worker::desert`]).
+//!
 //! A request whose answer was lost is sent again with `retry` set. What was open in a lost link is gone for the
 //! worker, so answers carry the number of the link they came through.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::random_u64;
-use delugefs_proto::local::client::Client;
+use delugefs_proto::local::client::{Client, Disconnected};
 use delugefs_proto::local_pb::{Reply, Request, Welcome, request};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
@@ -25,6 +32,10 @@ pub const RECONNECT_WAIT: Duration = Duration::from_secs(30);
 /// How long the worker may be away before another one of this host is taken: a restart does not take that long, and what
 /// it alone knows (changes of the last second, files being written) is out of sight until it comes back.
 pub const FAILOVER_AFTER: Duration = Duration::from_secs(12);
+/// Of the time until another one is taken: a request that waits for so long makes us ask whether the worker hangs. Nothing else does.
+const SUSPICION: u32 = 6;
+/// Of the same: so often the worker may leave the greeting unanswered.
+const GREETINGS: u32 = 2;
 /// Pause between two tries to connect.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a worker may take to greet. Links are made by one thread, which must not wait for a worker that hangs: another may
@@ -98,10 +109,32 @@ struct State {
     link: u64,
     session: u64,
     run: u64,
-    idle: Vec<Client>,
+    idle: Vec<Line>,
+    /// Connections with a request under way, by number: how to break them off, and since when.
+    busy: HashMap<u64, (Arc<UnixStream>, Instant)>,
+    /// Of the newest connection.
+    number: u64,
     /// Of the link that was lost.
     lost: Option<Instant>,
+    /// That one's worker hangs: it is not asked first, nor waited for.
+    hangs: bool,
     cluster: String,
+}
+
+impl State {
+    /// A connection that waits for a request, marked as busy.
+    fn next_idle(&mut self) -> Option<Line> {
+        let line = self.idle.pop()?;
+        self.busy.insert(line.number, (line.socket.clone(), Instant::now()));
+        Some(line)
+    }
+}
+
+/// A connection for requests.
+struct Line {
+    client: Client,
+    number: u64,
+    socket: Arc<UnixStream>,
 }
 
 impl std::fmt::Debug for State {
@@ -132,9 +165,13 @@ impl Worker {
         // A new session each time: the worker may only now find out that the old one ended, and would take the new
         // one with it if they had the same number.
         let session = random_u64();
-        let client = match Client::connect_events(&self.path(), session, GREETING_PATIENCE) {
-            Ok(client) => client,
-            Err(error) => self.other(session).ok_or(error)?,
+        let instead = if self.state.lock().hangs { self.other(session) } else { None };
+        let client = match instead {
+            Some(client) => client,
+            None => match Client::connect_events(&self.path(), session, GREETING_PATIENCE) {
+                Ok(client) => client,
+                Err(error) => self.other(session).ok_or(error)?,
+            },
         };
         let number = self.state.lock().link + 1;
         let link = NewLink { number, welcome: client.welcome.clone(), session };
@@ -143,25 +180,75 @@ impl Worker {
 
     /// The events connection of another worker, if it is time for that.
     fn other(&self, session: u64) -> Option<Client> {
-        let (folder, after) = self.fallback.as_ref()?;
-        let cluster = {
+        let (_, after) = self.fallback.as_ref()?;
+        {
             let state = self.state.lock();
-            state.lost.filter(|since| since.elapsed() >= *after)?;
-            state.cluster.clone()
-        };
+            state.lost.filter(|since| state.hangs || since.elapsed() >= *after)?;
+        }
+        let (path, client) = self.others(|path| Client::connect_events(path, session, GREETING_PATIENCE))?;
+        tracing::warn!("the disk is away: disk {} serves from now on", client.welcome.disk_id);
+        *self.path.lock() = path;
+        Some(client)
+    }
+
+    /// The first other worker of the cluster that greets.
+    fn others(&self, connect: impl Fn(&Path) -> io::Result<Client>) -> Option<(PathBuf, Client)> {
+        let (folder, _) = self.fallback.as_ref()?;
+        let (cluster, ours) = (self.state.lock().cluster.clone(), self.path());
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
         paths.sort();
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
-        for path in paths {
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "sock") && *path != ours);
+        paths.into_iter().find_map(|path| {
             // The supervisor's socket does not understand the greeting, and hangs up.
-            let Ok(client) = Client::connect_events(&path, session, GREETING_PATIENCE) else { continue };
-            if client.welcome.cluster == cluster {
-                tracing::warn!("the disk is away: disk {} serves from now on", client.welcome.disk_id);
-                *self.path.lock() = path;
-                return Some(client);
-            }
+            let client = connect(&path).ok()?;
+            (client.welcome.cluster == cluster).then_some((path, client))
+        })
+    }
+
+    /// How often [`Worker::is_waited_for`] is to be asked; `None` where no other worker can be turned to.
+    pub fn suspicion(&self) -> Option<Duration> {
+        Some(self.fallback.as_ref()?.1 / SUSPICION)
+    }
+
+    /// The link, if a request has waited on it for longer than [`Worker::suspicion`].
+    pub fn is_waited_for(&self) -> Option<u64> {
+        let long = self.suspicion()?;
+        let state = self.state.lock();
+        let waits = state.busy.values().any(|(_, since)| since.elapsed() >= long);
+        (state.up && waits).then_some(state.link)
+    }
+
+    /// Whether the worker does not greet in the time that it is given, so often. Disks that are slow keep no worker from that.
+    pub fn hangs(&self, goes_on: impl Fn() -> bool) -> bool {
+        let Some((_, after)) = &self.fallback else { return false };
+        // What is left of it when the first request has waited, and then up to as long for us to see it.
+        let patience = (*after - *after / SUSPICION * 2) / GREETINGS;
+        (0..GREETINGS).all(|_| {
+            let greeted = Client::connect_within(&self.path(), random_u64(), patience);
+            let silent =
+                |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+            goes_on() && greeted.is_err_and(|error| silent(&error))
+        })
+    }
+
+    /// Give up the link to a worker that hangs, if it is still this one and another worker is there: whoever waits asks that one instead.
+    pub fn desert(&self, link: u64) -> bool {
+        if self.others(|path| Client::connect_within(path, random_u64(), GREETING_PATIENCE)).is_none() {
+            return false;
         }
-        None
+        let mut state = self.state.lock();
+        if !state.up || state.link != link {
+            return false;
+        }
+        state.up = false;
+        state.hangs = true;
+        state.lost.get_or_insert_with(Instant::now);
+        state.idle.clear();
+        for (_, (socket, _)) in state.busy.drain() {
+            // Fails only if the connection is gone already.
+            let _gone = socket.shutdown(Shutdown::Both);
+        }
+        true
     }
 
     /// A connection of a link that is not published yet, to adopt handles through. Its calls do not wait for long either.
@@ -177,6 +264,7 @@ impl Worker {
         state.session = link.session;
         state.run = link.welcome.worker_run;
         state.lost = None;
+        state.hangs = false;
         state.cluster.clone_from(&link.welcome.cluster);
         self.changed.notify_all();
     }
@@ -235,18 +323,12 @@ impl Worker {
 
     /// A request about a handle of that link. `None` when the link is gone, and with it the handle.
     pub fn call_through(&self, link: u64, op: request::Op) -> Option<Reply> {
-        let mut client = match self.take(link)? {
-            Some(client) => client,
+        let line = match self.take(link)? {
+            Some(line) => line,
             None => self.fresh(link)?,
         };
-        let answer = client.call(&Request { retry: false, op: Some(op) }, None);
-        match answer {
-            Ok((reply, _)) => {
-                self.put_back(client, link);
-                Some(reply)
-            }
-            Err(_) => None,
-        }
+        let answer = self.call(line, link, &Request { retry: false, op: Some(op) });
+        answer.ok().map(|(reply, _)| reply)
     }
 
     /// The same, which must not be left out: tried again while no connection can be had, for as long as the link is up and
@@ -265,11 +347,10 @@ impl Worker {
     fn send(&self, caller: &Caller, mut request: Request, asked_at: Option<u64>, changes: bool) -> Outcome<Answer> {
         let mut deadline = None;
         loop {
-            let (mut client, link) = self.check_out(caller, &mut deadline)?;
+            let (line, link) = self.check_out(caller, &mut deadline)?;
             request.retry |= asked_at.is_some_and(|asked_at| asked_at != link);
-            match client.call(&request, None) {
+            match self.call(line, link, &request) {
                 Ok((reply, fd)) => {
-                    self.put_back(client, link);
                     // What only asks says nothing about a change that is still to be sent again.
                     if changes {
                         caller.sent.set(false);
@@ -292,7 +373,7 @@ impl Worker {
     }
 
     /// A connection of the current link.
-    fn check_out(&self, caller: &Caller, deadline: &mut Option<Instant>) -> Outcome<(Client, u64)> {
+    fn check_out(&self, caller: &Caller, deadline: &mut Option<Instant>) -> Outcome<(Line, u64)> {
         if caller.patience == Patience::Cached {
             return Err(Stop::Later);
         }
@@ -308,42 +389,64 @@ impl Worker {
                         return Err(self.gone().into());
                     }
                 }
-                if let Some(client) = state.idle.pop() {
-                    return Ok((client, state.link));
+                if let Some(line) = state.next_idle() {
+                    return Ok((line, state.link));
                 }
                 state.link
             };
             match self.fresh(link) {
-                Some(client) => return Ok((client, link)),
+                Some(line) => return Ok((line, link)),
                 None if caller.patience != Patience::Patient => return Err(Stop::Later),
                 None => self.pause(deadline)?,
             }
         }
     }
 
-    fn take(&self, link: u64) -> Option<Option<Client>> {
+    fn take(&self, link: u64) -> Option<Option<Line>> {
         let mut state = self.state.lock();
-        (state.up && state.link == link).then(|| state.idle.pop())
+        (state.up && state.link == link).then(|| state.next_idle())
     }
 
     /// A new connection, unless another run of the worker answers: then the link is lost, which its owner will see.
-    fn fresh(&self, link: u64) -> Option<Client> {
-        let (session, run) = {
-            let state = self.state.lock();
+    fn fresh(&self, link: u64) -> Option<Line> {
+        let (session, run, number) = {
+            let mut state = self.state.lock();
             if !state.up || state.link != link {
                 return None;
             }
-            (state.session, state.run)
+            state.number += 1;
+            (state.session, state.run, state.number)
         };
-        let connected = Client::connect(&self.path(), session, false).and_then(|client| of_run(client, run));
-        connected.inspect_err(|error| tracing::debug!(%error, "cannot connect")).ok()
+        let mut watched = None;
+        let connected = Client::connect_watched(&self.path(), session, |socket| {
+            let socket = Arc::new(socket);
+            let mut state = self.state.lock();
+            match state.up && state.link == link {
+                true => drop(state.busy.insert(number, (socket.clone(), Instant::now()))),
+                // Given up in between.
+                false => drop(socket.shutdown(Shutdown::Both)),
+            }
+            watched = Some(socket);
+        });
+        match connected.and_then(|client| of_run(client, run)) {
+            Ok(client) => Some(Line { client, number, socket: watched? }),
+            Err(error) => {
+                tracing::debug!(%error, "cannot connect");
+                self.state.lock().busy.remove(&number);
+                None
+            }
+        }
     }
 
-    fn put_back(&self, client: Client, link: u64) {
+    /// One request on a connection that is marked as busy. The connection is kept for the next one.
+    fn call(&self, mut line: Line, link: u64, request: &Request) -> Result<(Reply, Option<OwnedFd>), Disconnected> {
+        let answer = line.client.call(request, None);
         let mut state = self.state.lock();
-        if state.up && state.link == link && state.idle.len() < IDLE_MAX {
-            state.idle.push(client);
+        state.busy.remove(&line.number);
+        if answer.is_ok() && state.up && state.link == link && state.idle.len() < IDLE_MAX {
+            state.idle.push(line);
         }
+        answer
     }
 
     /// Wait a moment before the next try, or give up when the time is over.

@@ -58,6 +58,8 @@ pub struct Shared {
 /// What waits until that changes.
 #[derive(Default)]
 struct Silence {
+    /// Requests of any name, and greetings.
+    all: bool,
     /// Requests of this name.
     to: Option<&'static str>,
     /// Answers to requests of this name, which are carried out.
@@ -159,6 +161,11 @@ impl FakeWorker {
         self.shared.silence.lock().to = Some(op);
     }
 
+    /// Hang: carry out and answer nothing, not even a greeting, until [`Self::answer`]. Connections stay.
+    pub fn hang(&self) {
+        self.shared.silence.lock().all = true;
+    }
+
     /// Carry out requests of this name and keep the answers back until [`Self::answer`].
     pub fn withhold(&self, op: &'static str) {
         self.shared.silence.lock().after = Some(op);
@@ -172,7 +179,7 @@ impl FakeWorker {
     /// Answer everything again, also what has been waiting.
     pub fn answer(&self) {
         let mut silence = self.shared.silence.lock();
-        (silence.to, silence.after) = (None, None);
+        *silence = Silence { withheld: silence.withheld, ..Silence::default() };
         drop(silence);
         self.shared.answering.notify_all();
     }
@@ -212,6 +219,7 @@ impl Shared {
         let mut session = 0;
         let mut events = false;
         while let Ok(Some((request, fd))) = receiver.receive::<Request>(socket) {
+            self.answering.wait_while(&mut self.silence.lock(), |silence| silence.all);
             if let Some(request::Op::Hello(hello)) = &request.op {
                 assert_eq!(hello.version, LOCAL_VERSION);
                 (session, events) = (hello.session, hello.events);

@@ -282,6 +282,15 @@ impl Members {
         Some(encode(chain.into_iter()))
     }
 
+    /// The fewest records that show to the owner of this key that it was revoked, or that the host was which admitted it, as a set; `None` when
+    /// it is a member, or was none.
+    pub fn farewell(&self, id: NodeId) -> Option<Vec<u8>> {
+        if self.is_host(HostId(id.0)) || self.is_disk(DiskId(id.0)) {
+            return None;
+        }
+        Some(encode(validity::farewell(self.records.values(), id)?.into_iter()))
+    }
+
     /// Whose membership this is.
     pub fn cluster_id(&self) -> ClusterId {
         self.cluster
@@ -322,6 +331,16 @@ impl Members {
         &self.view.revoked
     }
 
+    /// A host, for people: its name and the beginning of its id.
+    pub fn host_name(&self, id: HostId) -> String {
+        let hex = id.to_hex();
+        let short = crate::disk::short_id(&hex);
+        match self.view.hosts.get(&id) {
+            Some(member) => format!("{} ({short})", member.label),
+            None => format!("host {short}"),
+        }
+    }
+
     /// What the records say, in the order of the encoding.
     pub fn statements(&self) -> impl Iterator<Item = &Statement> {
         self.records.values().map(Record::statement)
@@ -359,5 +378,37 @@ fn split(set: &[u8]) -> Result<Vec<&[u8]>, MembersError> {
         [] if records.is_sorted_by(|a, b| a < b) => Ok(records),
         [] => Err(MembersError::Malformed("set is not in canonical form")),
         _ => Err(short),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_out_can_be_shown_why_and_nobody_else_is() {
+        let key = || Identity::from_pkcs8(&Identity::generate_pkcs8().unwrap()).unwrap();
+        let (founder, second, third) = (key(), key(), key());
+        let [disk, other, stranger] = [1, 2, 3].map(|n| NodeId([n; 32]));
+        let mut set = Members::found(&founder, [1; 16], "test", "tower", 1).unwrap();
+        set.admit(Role::Host, second.id(), "laptop", 2, &founder).unwrap();
+        set.admit(Role::Disk, disk, "laptop", 3, &second).unwrap();
+        set.admit(Role::Disk, other, "tower", 3, &founder).unwrap();
+        let theirs = set.clone();
+        // By a host that they have never heard of.
+        set.admit(Role::Host, third.id(), "box", 4, &founder).unwrap();
+        set.revoke(second.id(), 5, &third).unwrap();
+        assert!([other, stranger, founder.id()].iter().all(|id| set.farewell(*id).is_none()));
+        assert!(theirs.farewell(disk).is_none());
+        for id in [disk, second.id()] {
+            let mut told = theirs.clone();
+            let farewell = set.farewell(id).unwrap();
+            assert!(told.absorb(&farewell).unwrap().changed && farewell.len() < set.encode().len());
+            assert!(!told.is_disk(DiskId(disk.0)) && told.is_disk(DiskId(other.0)));
+            assert!(told.host_name(told.revoked()[&second.id()]).starts_with("box ("));
+            let mut forged = farewell.clone();
+            *forged.last_mut().unwrap() ^= 1;
+            assert!(theirs.clone().absorb(&forged).is_err());
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Stands in for `delugefs-fusefront` in this crate's tests. A file `fake-frontend` in the run directory changes its
 //! manners: `exit-before-ready CODE`; `mount`: really mount (as root, with /dev/fuse), but never answer the kernel, so
-//! that whoever touches the mountpoint is caught; `stubborn`: do not end on SIGTERM.
+//! that whoever touches the mountpoint is caught; `stubborn`: do not end on SIGTERM. `--probe DIR` as the real one.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +20,12 @@ async fn main() -> ExitCode {
 async fn serve() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let value = |flag: &str| args.iter().position(|arg| arg == flag).and_then(|at| args.get(at + 1)).cloned();
+    if let Some(dir) = value("--probe") {
+        let asked = std::fs::symlink_metadata(Path::new(&dir).join("nobody"));
+        let is_dead = asked.is_err_and(|error| error.raw_os_error() == Some(nix::libc::ENOTCONN));
+        anyhow::ensure!(is_dead, "it lives");
+        return Ok(());
+    }
     let need = |flag: &str| value(flag).ok_or_else(|| UserError::new(Exit::Usage, format!("{flag} is missing")));
     let (worker, dir) = (PathBuf::from(need("--worker")?), PathBuf::from(need("--mount")?));
     let run_dir = worker.parent().context("the socket is in the run directory")?;

@@ -2,7 +2,7 @@
 //! registers like the real one, but stores nothing. A file `fake-worker` in the run directory changes its manners, one
 //! word a line: `exit-before-ready CODE`, `read-only`, `damaged`,
 //! `silent` (no gRPC answers), `never-ready`, `port N`, `member` (it is one of a cluster on the host `0909...`), `refuses
-//! FOLDER` (the disk in that folder takes no changes), `no-marks FOLDER` (no marks, and does not say so before).
+//! FOLDER` (the disk in that folder takes no changes), `hangs FOLDER` (it answers nothing of what people ask), `no-marks FOLDER` (no marks, and does not say so before).
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -144,6 +144,12 @@ impl Fake {
     fn refuses(&self) -> bool {
         manner(&self.run_dir, "refuses").is_some_and(|folder| self.root.ends_with(folder))
     }
+
+    async fn may_hang(&self) {
+        if manner(&self.run_dir, "hangs").is_some_and(|folder| self.root.ends_with(folder)) {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -189,11 +195,22 @@ impl worker_server::Worker for Fake {
         Ok(Response::new(pb::MarkDiskReply {}))
     }
 
-    async fn copies(&self, _: Request<pb::CopiesRequest>) -> Result<Response<pb::CopiesReply>, Status> {
-        Err(Status::unimplemented(""))
+    async fn copies(&self, request: Request<pb::CopiesRequest>) -> Result<Response<pb::CopiesReply>, Status> {
+        self.may_hang().await;
+        let request = request.into_inner();
+        if request.path.ends_with(b"nosuch") {
+            return Err(Status::not_found("No such file or directory"));
+        }
+        if request.set > 0 && self.refuses() {
+            return Err(Status::resource_exhausted("the disk is full"));
+        }
+        let from = if request.inherit { Vec::new() } else { request.path };
+        Ok(Response::new(pb::CopiesReply { wanted: request.set.max(2), from }))
     }
     async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Result<Response<pb::ConflictsReply>, Status> {
-        Err(Status::unimplemented(""))
+        self.may_hang().await;
+        let paths = vec![self.root.file_name().unwrap_or_default().as_encoded_bytes().to_vec()];
+        Ok(Response::new(pb::ConflictsReply { paths, more: false }))
     }
 
     async fn please_mirror(&self, _: Request<pb::PleaseMirrorRequest>) -> Answer<pb::PleaseMirrorReply> {
@@ -228,7 +245,8 @@ impl worker_server::Worker for Fake {
         if manner(&self.run_dir, "silent").is_some() {
             std::future::pending::<()>().await;
         }
-        let read_only = manner(&self.run_dir, "read-only").is_some();
+        self.may_hang().await;
+        let read_only = manner(&self.run_dir, "read-only").is_some() || self.refuses();
         let reason = if read_only { "the disk is full".to_string() } else { String::new() };
         let (total_bytes, free_bytes) = (20 << 30, 12 << 30);
         Ok(Response::new(pb::WorkerStatus {
@@ -252,9 +270,11 @@ impl worker_server::Worker for Fake {
     }
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
+        self.may_hang().await;
         let path = request.into_inner().path;
         let place = match path.strip_prefix(b"/").unwrap_or(&path) {
             b"photos/a.jpg" => pb::where_is_reply::Place::Store,
+            b"elsewhere" => pb::where_is_reply::Place::Missing, // and yet on this disk, as one asked about another's would say
             b"note.txt" => pb::where_is_reply::Place::Catalog,
             other => return Err(Status::not_found(format!("no {}", String::from_utf8_lossy(other)))),
         };

@@ -95,9 +95,9 @@ enum Command {
     Copies {
         /// A path below a mountpoint of this host
         path: PathBuf,
-        /// How many disks are to hold each content
-        #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
-        number: Option<u32>,
+        /// How many disks are to hold each content; `inherit`: as many as what it is in says
+        #[arg(value_parser = wanted_copies)]
+        number: Option<Wanted>,
     },
     /// Add a disk to this host or take one away
     #[command(subcommand)]
@@ -154,6 +154,21 @@ struct Form {
     /// For programs (the fields: supervisor/DESIGN.md)
     #[arg(long)]
     json: bool,
+}
+
+/// What `copies` sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Number(u32),
+    Inherit,
+}
+
+fn wanted_copies(text: &str) -> Result<Wanted, String> {
+    match text.parse() {
+        Ok(number @ 1..=100) => Ok(Wanted::Number(number)),
+        _ if text == "inherit" => Ok(Wanted::Inherit),
+        _ => Err("write a number from 1 to 100, or `inherit`".into()),
+    }
 }
 
 /// A time as people write it, in seconds.
@@ -232,7 +247,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Mount { dir, user } => {
             let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());
             paths::make_mountpoint(&dir);
-            client::answer(control.add_mount(pb::AddMountRequest { dir, user, remember: true }).await)?;
+            client::answer(
+                control.add_mount(pb::AddMountRequest { dir, user, remember: true, root: String::new() }).await,
+            )?;
         }
         Command::Umount { dir } => {
             let dir = paths::typed(&dir)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
-use delugefs_proto::ids::{DiskId, HostId};
+use delugefs_proto::ids::{DiskId, HostId, NodeId};
 use delugefs_proto::members::Members;
 use delugefs_proto::worker_pb::{Content, Mark, Peer};
 use tokio::time::timeout;
@@ -59,17 +59,23 @@ pub fn check_idle(leaving: &[DiskId], up: &[pb::Disk]) -> Result<(), Failure> {
 pub fn shut_out(set: &Members, me: HostId, disks: &[pb::Disk]) -> Vec<String> {
     let mut problems = Vec::new();
     if set.is_revoked(me.into()) {
-        problems.push("this host was revoked: what is written here reaches no other host any more".into());
+        let by = by(set, me.into());
+        problems.push(format!("this host was revoked{by}: what is written here reaches no other host any more"));
     }
     for disk in disks {
-        if DiskId::from_hex(&disk.disk_id).is_some_and(|id| set.is_revoked(id.into())) {
-            let (id, root) = (short_id(&disk.disk_id), &disk.root);
+        if let Some(id) = DiskId::from_hex(&disk.disk_id).filter(|id| set.is_revoked((*id).into())) {
+            let (by, id, root) = (by(set, id.into()), short_id(&disk.disk_id), &disk.root);
             let then = format!("copy what only it has to another, then `delugefs disk remove {root}`");
-            problems
-                .push(format!("disk {id} ({root}) was revoked: what is written to it reaches no other disk; {then}"));
+            problems.push(format!(
+                "disk {id} ({root}) was revoked{by}: what is written to it reaches no other disk; {then}"
+            ));
         }
     }
     problems
+}
+
+fn by(set: &Members, id: NodeId) -> String {
+    set.revoked().get(&id).map(|host| format!(" by {}", set.host_name(*host))).unwrap_or_default()
 }
 
 fn refused(lost: u64, leaving: &[DiskId]) -> Failure {

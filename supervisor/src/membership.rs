@@ -252,6 +252,10 @@ impl Membership {
             hosts.chain(disks).filter(|(id, _)| id.to_hex().starts_with(&beginning)).collect();
         let (id, is_host) = match found[..] {
             [one] => one,
+            [] if set.revoked().keys().any(|id| id.to_hex().starts_with(&beginning)) => {
+                let failure = Failure::new(Exit::Failure, format!("{beginning} was revoked already"));
+                return Err(failure.hint("nothing is left to do; `delugefs peers` lists who is in and who is out"));
+            }
             [] => {
                 let failure = Failure::new(Exit::Failure, format!("no member has an id that begins with {beginning}"));
                 return Err(failure.hint("`delugefs peers` shows ids"));
@@ -343,6 +347,8 @@ mod tests {
         assert_eq!(one.leaving(cluster, "09090909").unwrap(), [disk]);
         assert_eq!(one.revoke(cluster, "09090909").unwrap(), (disk.into(), false));
         assert!(!one.set(cluster).unwrap().is_disk(disk));
+        let again = one.revoke(cluster, "09090909").unwrap_err();
+        assert!(again.message.contains("revoked already") && again.hint.is_some(), "{again:?}");
         assert!(third.invite(cluster, disk, vec![], 60).is_err());
         let myself = one.identity().host_id().to_hex();
         assert!(one.revoke(cluster, &myself).unwrap_err().message.contains("itself"));

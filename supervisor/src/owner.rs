@@ -117,8 +117,8 @@ impl Owner {
             }
             Effect::Terminate { run } => end(processes, run, End::Terminate),
             Effect::Kill { run } => end(processes, run, End::Kill),
-            Effect::Detach { dir, mounted } => {
-                if tokio::task::spawn_blocking(move || detach_dead(&dir, &mounted)).await.is_err() {
+            Effect::Detach { dir, mounted, only_dead } => {
+                if tokio::task::spawn_blocking(move || detach_dead(&dir, &mounted, only_dead)).await.is_err() {
                     tracing::error!("detaching a mount panicked");
                 }
             }
@@ -220,6 +220,7 @@ impl Owner {
             News::WorkerReady(served) => tracing::info!("{what} {path}: up as {}", short_id(&served.disk_id)),
             News::FrontendReady { .. } => tracing::info!("{what} {path}: up"),
             News::Adopted { pid, .. } => tracing::info!(pid, "{what} {path}: was alive, adopted"),
+            News::Left { .. } => {}
             News::Ended(failure) if matches!(child.phase, child::Phase::Stopping { .. }) => {
                 tracing::info!("{what} {path}: stopped ({})", failure.message);
             }

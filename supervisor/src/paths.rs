@@ -19,6 +19,11 @@ const LINKS_MAX: usize = 40;
 /// # Errors
 /// When it cannot be resolved or is not UTF-8.
 pub fn typed(path: &Path) -> anyhow::Result<String> {
+    if path.as_os_str().is_empty() {
+        // Joined to the current directory it would be that one, which nobody has named.
+        let error = UserError::new(Exit::Usage, "the name of a folder is empty");
+        return Err(error.hint("name the folder; `.` is the current one").into());
+    }
     text(resolve_here(path, &sys::delugefs_mounts()?)?)
 }
 

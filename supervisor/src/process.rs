@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delugefs_proto::exit::Exit;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -71,7 +71,7 @@ impl Job {
         let failure = match self.living_frontend() {
             Some((pid, mounted)) => {
                 news(News::Adopted { pid, mounted: Some(mounted) });
-                self.watch(pid, ends).await
+                self.watch(pid, &news, ends).await
             }
             None => self.child(&news, ends).await,
         };
@@ -80,9 +80,10 @@ impl Job {
 
     /// Watch a process that is not our child.
     pub async fn adopt(self, pid: u32, events: Events, ends: mpsc::UnboundedReceiver<End>) {
-        let failure = self.watch(pid, ends).await;
         // The owner ends only with the supervisor.
-        let _ = events.send(Event::Child { run: self.run, news: News::Ended(failure) });
+        let news = |news| events.send(Event::Child { run: self.run, news }).is_ok();
+        let failure = self.watch(pid, &news, ends).await;
+        news(News::Ended(failure));
     }
 
     /// A frontend that an earlier supervisor started for the same worker and that still serves the mountpoint.
@@ -139,15 +140,22 @@ impl Job {
             tracing::warn!(%error, program = self.program, "cannot read its log");
         }
         self.clean_up(pid, asked.is_some());
-        if asked == Some(End::Kill)
-            && let Some(mounted) = self.mounted().filter(|mounted| before.as_ref() != Some(mounted))
-        {
-            detach_dead(&self.path, &mounted); // killed before it could say that it had mounted, or unmount
-        }
-        match status {
+        let failure = match status {
             Ok(status) => self.explain(status, &log),
             Err(error) => Failure::new(Exit::Failure, format!("cannot wait for {}: {error}", self.program)),
+        };
+        // It may have mounted without coming to say so, or without our coming to hear it; an earlier supervisor's may have, too.
+        if !matches!(failure.exit, Exit::Ok | Exit::InUse)
+            && let Some(mounted) = self.mounted()
+        {
+            match asked {
+                Some(End::Kill) if before.as_ref() != Some(&mounted) => detach_dead(&self.path, &[mounted], false),
+                _ => {
+                    news(News::Left { mounted });
+                }
+            }
         }
+        failure
     }
 
     fn spawn(&self) -> io::Result<(Child, u32, LogTail)> {
@@ -170,7 +178,7 @@ impl Job {
         }
     }
 
-    async fn watch(&self, pid: u32, mut ends: mpsc::UnboundedReceiver<End>) -> Failure {
+    async fn watch(&self, pid: u32, news: &impl Fn(News) -> bool, mut ends: mpsc::UnboundedReceiver<End>) -> Failure {
         // A worker started by hand logs to where its starter wanted.
         let log = crate::notes::log_beside(&self.note);
         let mut log = log.exists().then(|| LogTail::open(&log, &self.prefix).ok()).flatten().map(|(log, _)| log);
@@ -191,8 +199,16 @@ impl Job {
             }
         }
         self.clean_up(pid, asked);
-        // Its exit code went to whoever is its parent. A frontend that unmounted ended well, whoever wanted it.
-        let well = if self.program == FRONTEND { mounted.is_some() && self.mounted() != mounted } else { asked };
+        // Its exit code went to whoever is its parent. A frontend that unmounted ended well, whoever wanted it; one that was found
+        // while it was about to mount may have covered what a dead one had left.
+        let layers = sys::layers_at(&self.path).unwrap_or_default();
+        let well = match (self.program == FRONTEND, &mounted) {
+            (true, Some(mounted)) => !layers.contains(mounted),
+            (frontend, _) => asked && !frontend,
+        };
+        if !well && let Some(mounted) = self.mounted() {
+            news(News::Left { mounted });
+        }
         let exit = if well { Exit::Ok } else { Exit::Failure };
         let reported = log.and_then(|mut log| log.finish().ok().and_then(|()| log.reported(self.program, exit)));
         reported.unwrap_or_else(|| Failure::new(exit, format!("{} ended", self.program)))
@@ -243,11 +259,17 @@ impl Job {
     }
 }
 
-/// Detach this mount, if it is still the uppermost one at its place: then its frontend died without unmounting.
-pub fn detach_dead(dir: &Path, mounted: &MountId) {
-    let detach = || -> std::io::Result<bool> {
+/// How long a mount gets to say that it is dead.
+const PROBE_WAIT: Duration = Duration::from_secs(3);
+const PROBE_POLL: Duration = Duration::from_millis(10);
+
+/// Detach these mounts, if one of them is still the uppermost one at its place: then its frontend died without unmounting. `only_dead`: it
+/// may be somebody else's, who serves it.
+pub fn detach_dead(dir: &Path, mounted: &[MountId], only_dead: bool) {
+    let detach = || -> io::Result<bool> {
         let layers = sys::layers_at(dir)?;
-        if layers.last() != Some(mounted) {
+        let top = sys::delugefs_at(dir)?;
+        if !top.is_some_and(|top| mounted.contains(&top)) || (only_dead && !is_dead(dir)) {
             return Ok(false);
         }
         for layer in layers.iter().rev() {
@@ -261,6 +283,26 @@ pub fn detach_dead(dir: &Path, mounted: &MountId) {
         Ok(true) => tracing::info!(dir = %dir.display(), "detached the dead mount"),
         Ok(false) => {}
         Err(error) => tracing::error!(dir = %dir.display(), %error, "cannot detach the dead mount"),
+    }
+}
+
+/// Whether a mount says that nobody serves it. Asked by a process of its own, which may get stuck.
+fn is_dead(dir: &Path) -> bool {
+    let mut ask = std::process::Command::new(libexec::find(FRONTEND));
+    ask.arg("--probe").arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut asked) = ask.spawn().inspect_err(|error| tracing::warn!(%error, "cannot ask an old mount")) else {
+        return false;
+    };
+    let end = Instant::now() + PROBE_WAIT;
+    loop {
+        match asked.try_wait() {
+            Ok(None) if Instant::now() < end => std::thread::sleep(PROBE_POLL),
+            Ok(Some(status)) => return status.success(),
+            _ => {
+                let _it_may_be_stuck_for_good = asked.kill();
+                return false;
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use delugefs_proto::disk::{DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::rundir;
 use delugefs_proto::token::is_address;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,11 +33,14 @@ use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
 use crate::policy::Settings;
 use crate::process::Events;
 use crate::replicate::{self, Shown};
-use crate::server::{Server, uid_of};
+use crate::server::{Server, no_cluster_name, uid_of};
 use crate::{discovery, paths, remember, sys, uds};
 
 /// How long open calls get to finish after everything has stopped.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// A lock that somebody has is asked for again: `delugefs stop` takes it for a moment to see whether it is free.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Keeps the disks and mounts of a host running.
 #[derive(Debug, Parser)]
@@ -70,20 +74,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let run_dir = options.run_dir.unwrap_or_else(rundir::default_run_dir);
     let state_dir = options.state_dir.unwrap_or_else(rundir::default_state_dir);
     if let Some(cluster) = &options.found {
-        rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
+        rundir::prepare(&state_dir).map_err(|error| directory(&state_dir, "--state-dir", &error))?;
         if !is_cluster_name(cluster) {
-            let text = format!("{cluster:?} is no name for a cluster");
-            return Err(UserError::new(Exit::Usage, text).hint("use letters, digits, '-', '_' and '.'").into());
+            return Err(UserError::from(no_cluster_name(cluster)).into());
         }
         println!("{}", Membership::open(state_dir)?.cluster_for(cluster)?.to_hex());
         return Ok(());
     }
-    rundir::prepare(&run_dir).map_err(|error| directory(&error))?;
-    rundir::prepare(&state_dir).map_err(|error| directory(&error))?;
+    rundir::prepare(&run_dir).map_err(|error| directory(&run_dir, "--run-dir", &error))?;
+    rundir::prepare(&state_dir).map_err(|error| directory(&state_dir, "--state-dir", &error))?;
     let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
     let (events, inbox) = mpsc::unbounded_channel();
     stop_on_signals(&events)?;
-    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), |pid| {
+    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), "--run-dir", |pid| {
         let text = format!("a supervisor (pid {pid}) has {}", run_dir.display());
         UserError::new(Exit::InUse, text).hint(
             "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it",
@@ -91,7 +94,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
     // Two would overwrite each other's members and what is to be started.
-    let state_lock = take_lock(&rundir::state_lock(&state_dir), |pid| {
+    let state_lock = take_lock(&rundir::state_lock(&state_dir), "--state-dir", |pid| {
         let text =
             format!("a supervisor (pid {pid}) of another run directory keeps its state in {}", state_dir.display());
         UserError::new(Exit::InUse, text).hint("give this one a directory of its own for that too: --state-dir DIR")
@@ -107,8 +110,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut peers = options.peers;
     peers.extend(configured.peers.iter().cloned());
     if let Some(peer) = peers.iter().find(|peer| !is_address(peer)) {
-        let error = UserError::new(Exit::Usage, format!("{peer:?} is no address of a peer"));
-        return Err(error.hint("write HOST:PORT, such as nas.lan:40999 or [fd00::2]:40999").into());
+        return Err(no_peer_address(peer).into());
     }
     let found = Arc::new(Found { peers, nearby: Default::default() });
 
@@ -176,22 +178,37 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// One supervisor per directory: a lock that ends with the process, and in the file its process id for people.
-fn take_lock(path: &Path, is_taken: impl Fn(&str) -> UserError) -> anyhow::Result<Flock<File>> {
+fn take_lock(path: &Path, flag: &str, is_taken: impl Fn(&str) -> UserError) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o644);
-    let file = options.open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0)?;
-            writeln!(lock, "{}", std::process::id())?;
-            Ok(lock)
+    let file = options.open(path).map_err(|error| directory(path.parent().unwrap_or(path), flag, &error))?;
+    let pause = || std::thread::sleep(LOCK_PAUSE); // nothing else runs yet
+    take_lock_in(LOCK_TRIES, file, pause, is_taken)
+}
+
+fn take_lock_in(
+    mut tries: u32,
+    mut file: File,
+    mut pause: impl FnMut(),
+    is_taken: impl Fn(&str) -> UserError,
+) -> anyhow::Result<Flock<File>> {
+    loop {
+        tries -= 1;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0)?;
+                writeln!(lock, "{}", std::process::id())?;
+                return Ok(lock);
+            }
+            Err((busy, Errno::EWOULDBLOCK)) if tries > 0 => file = busy,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid)?;
+                return Err(is_taken(pid.trim()).into());
+            }
+            Err((_, error)) => return Err(anyhow::Error::from(error).context("cannot take the lock of a directory")),
         }
-        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid)?;
-            Err(is_taken(pid.trim()).into())
-        }
-        Err((_, error)) => Err(anyhow::Error::from(error).context(format!("cannot lock {}", path.display()))),
+        pause();
     }
 }
 
@@ -230,7 +247,7 @@ fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool)
     for mount in &config.mounts {
         let uid = uid_of(mount.user.as_deref()).map_err(UserError::from)?;
         let dir = paths::resolve(&mount.dir, &mounted);
-        let spec = MountSpec { dir, user: mount.user.clone(), uid };
+        let spec = MountSpec { dir, user: mount.user.clone(), uid, root: None };
         send(events, Event::AddMount { spec, remember, reply: None });
     }
     if !config.disks.is_empty() && cluster.is_none() {
@@ -281,12 +298,44 @@ fn send(events: &Events, event: Event) {
     let _ = events.send(event); // fails only when the owner has ended
 }
 
-fn directory(error: &std::io::Error) -> UserError {
-    UserError::new(Exit::NotPermitted, format!("cannot use the directory: {error}"))
+/// The one that `flag` names cannot be made, is not ours, or cannot be written to.
+fn directory(dir: &Path, flag: &str, error: &std::io::Error) -> UserError {
+    if error.raw_os_error().is_none() {
+        // It names the directory, and says what to do.
+        return UserError::new(Exit::NotPermitted, format!("cannot use the directory: {error}"));
+    }
+    let failed = UserError::new(Exit::NotPermitted, format!("cannot use the directory {}: {error}", dir.display()));
+    failed.hint(format!("{flag} DIR names another one; one that cannot be written to needs `chown` or `chmod`"))
+}
+
+/// What was said as a peer's.
+pub(crate) fn no_peer_address(peer: &str) -> UserError {
+    let error = UserError::new(Exit::Usage, format!("{peer:?} is no address of a peer"));
+    error.hint("write HOST:PORT, such as nas.lan:40999 or [fd00::2]:40999")
 }
 
 fn configuration(error: &delugefs_proto::config::ConfigError) -> UserError {
     use std::error::Error;
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
     UserError::new(Exit::Usage, format!("{error}{cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_only_looked_at_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let in_use = |pid: &str| UserError::new(Exit::InUse, format!("pid {pid} has it"));
+        std::fs::write(&path, "7\n").unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let look = || Flock::lock(open(), FlockArg::LockSharedNonblock).unwrap();
+        let looked_at = look();
+        assert_eq!(take_lock_in(3, open(), || {}, in_use).unwrap_err().to_string(), "pid 7 has it", "not for ever");
+        drop(looked_at);
+        let mut looked_at = Some(look());
+        take_lock_in(LOCK_TRIES, open(), || drop(looked_at.take()), in_use).unwrap();
+    }
 }

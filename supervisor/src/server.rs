@@ -11,7 +11,8 @@ use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::{ClusterId, DiskId, HostId, hex};
 use delugefs_proto::members::clean_label;
 use delugefs_proto::peer_pb::JoinReply;
-use delugefs_proto::token::{ADDRESSES_MAX, Token};
+use delugefs_proto::token::{ADDRESSES_MAX, Token, TokenError};
+use delugefs_proto::worker_pb::where_is_reply::Place;
 use delugefs_proto::{config, worker_pb};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +21,7 @@ use tonic::{Request, Response, Status};
 
 use crate::addresses::Addresses;
 use crate::cluster::Found;
+use crate::escape::escape_bytes;
 use crate::failure::Failure;
 use crate::log::Logged;
 use crate::membership::Membership;
@@ -111,10 +113,17 @@ impl Control for Server {
     }
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
-        let path = request.into_inner().path;
-        let (inside, socket) = self.place(&path)?;
-        let request = worker_pb::WhereIsRequest { path: inside };
-        let answer = worker::ask(&socket, |mut client| async move { client.where_is(request).await }).await?;
+        let (path, disks) = self.place(&request.into_inner().path)?;
+        let ask = |mut client: worker::Client| {
+            let request = worker_pb::WhereIsRequest { path: path.clone() };
+            async move { client.where_is(request).await }
+        };
+        let mut answer = in_turn(&disks, ask).await.map_err(|error| not_there(error, &path))?;
+        // The worker that was asked knows of its own disk.
+        let is_here = |id: &String| disks.iter().any(|disk| disk.disk_id == *id);
+        if answer.place() == Place::Missing && answer.disk_ids.iter().any(is_here) {
+            answer.set_place(Place::Store);
+        }
         Ok(Response::new(pb::WhereIsReply { answer: Some(answer) }))
     }
 
@@ -152,7 +161,8 @@ impl Control for Server {
     async fn add_mount(&self, request: Request<pb::AddMountRequest>) -> Answer<pb::AddMountReply> {
         let request = request.into_inner();
         let user = Some(request.user).filter(|user| !user.is_empty());
-        let spec = MountSpec { dir: absolute(&request.dir)?, uid: uid_of(user.as_deref())?, user };
+        let root = Some(request.root).filter(|root| !root.is_empty()).map(|root| absolute(&root)).transpose()?;
+        let spec = MountSpec { dir: absolute(&request.dir)?, uid: uid_of(user.as_deref())?, user, root };
         let remember = request.remember;
         self.ask(|reply| Event::AddMount { spec, remember, reply: Some(reply) }).await?;
         Ok(Response::new(pb::AddMountReply {}))
@@ -232,7 +242,7 @@ impl Control for Server {
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Answer<pb::JoinReply> {
         let request = request.into_inner();
-        let token: Token = request.token.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
+        let token: Token = request.token.parse().map_err(|error| no_token(&error))?;
         let mut more = self.addresses.of(token.inviter);
         more.extend(self.found.nearby.lock().get(&token.inviter).cloned());
         more.extend(self.found.peers.iter().cloned());
@@ -266,10 +276,13 @@ impl Control for Server {
 
     async fn copies(&self, request: Request<worker_pb::CopiesRequest>) -> Answer<worker_pb::CopiesReply> {
         let request = request.into_inner();
-        let (path, socket) = self.place(&request.path)?;
-        let request = worker_pb::CopiesRequest { path, ..request };
-        let answer = worker::ask(&socket, |mut client| async move { client.copies(request).await }).await?;
-        Ok(Response::new(answer))
+        let (path, disks) = self.place(&request.path)?;
+        let ask = |mut client: worker::Client| {
+            let request = worker_pb::CopiesRequest { path: path.clone(), ..request.clone() };
+            async move { client.copies(request).await }
+        };
+        // One that is full or fails cannot note it; every disk of the cluster hears of it from any of them.
+        Ok(Response::new(in_turn(&disks, ask).await.map_err(|error| not_there(error, &path))?))
     }
 
     async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::RevokeReply> {
@@ -307,11 +320,14 @@ impl Control for Server {
     }
 
     async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Answer<pb::ConflictsReply> {
-        let disks = self.disks_up();
-        let disk = disks.first().ok_or_else(no_disk)?;
-        let request = worker_pb::ConflictsRequest {};
-        let answer = worker::conflicts(Path::new(&disk.grpc_socket), request).await?;
-        Ok(Response::new(pb::ConflictsReply { paths: answer.paths, more: answer.more }))
+        let mut failure = Status::from(no_disk());
+        for disk in self.answering_first().await {
+            match worker::conflicts(Path::new(&disk.grpc_socket), worker_pb::ConflictsRequest {}).await {
+                Ok(answer) => return Ok(Response::new(pb::ConflictsReply { paths: answer.paths, more: answer.more })),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     async fn stop(&self, _: Request<pb::StopRequest>) -> Answer<pb::StopReply> {
@@ -363,18 +379,26 @@ impl Server {
         disks
     }
 
+    /// This host's disks that are up, in the order to ask: those whose workers answer, first those that take changes.
+    async fn answering_first(&self) -> Vec<pb::Disk> {
+        let mut disks = self.disks_with_status().await;
+        disks.retain(|disk| disk.state() == pb::disk::State::Up);
+        disks.sort_by_key(|disk| disk.status.as_ref().map_or((true, true), |status| (false, status.read_only)));
+        disks
+    }
+
     fn now(&self) -> pb::HostStatus {
         self.snapshots.borrow().as_ref().clone()
     }
 
-    /// A path as a person types it: what it is from the root of the file system, and the socket of a worker to ask.
-    fn place(&self, path: &[u8]) -> Result<(Vec<u8>, PathBuf), Failure> {
+    /// A path as a person types it: what it is from the root of the file system, and the disks to ask, the one first that the mount shows.
+    fn place(&self, path: &[u8]) -> Result<(Vec<u8>, Vec<pb::Disk>), Failure> {
         let host = self.now();
         let below = |mount: &pb::Mount| Some((below(path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
         let (inside, root) = host.mounts.iter().find_map(below).unwrap_or((path.to_vec(), String::new()));
-        let disks = self.disks_up();
-        let disk = disks.iter().find(|disk| disk.root == root).or(disks.first());
-        Ok((inside, disk.ok_or_else(no_disk)?.grpc_socket.clone().into()))
+        let mut disks = self.disks_up();
+        disks.sort_by_key(|disk| disk.root != root);
+        if disks.is_empty() { Err(no_disk()) } else { Ok((inside, disks)) }
     }
 
     fn disks_up(&self) -> Vec<pb::Disk> {
@@ -421,8 +445,7 @@ impl Server {
             if is_cluster_name(&request.cluster) {
                 return Ok(request.cluster.clone());
             }
-            let failure = Failure::new(Exit::Usage, format!("{:?} is no name for a cluster", request.cluster));
-            return Err(failure.hint("use letters, digits, '-', '_' and '.'"));
+            return Err(no_cluster_name(&request.cluster));
         }
         if !current.is_empty() {
             return Ok(current);
@@ -431,7 +454,13 @@ impl Server {
             return Err(Failure::new(Exit::Usage, "the cluster of the new disk is not known")
                 .hint(format!("`delugefs run CLUSTER {} --create` makes the first disk of one", root.display())));
         }
-        DiskToml::read(root).map(|disk| disk.cluster).map_err(|error| Failure::new(Exit::NoDisk, error.to_string()))
+        DiskToml::read(root).map(|disk| disk.cluster).map_err(|error| {
+            let hint = format!(
+                "mount the disk if it is not mounted; `delugefs run CLUSTER {} --create` makes a new one",
+                root.display()
+            );
+            Failure::new(Exit::NoDisk, error.to_string()).hint(hint)
+        })
     }
 }
 
@@ -441,6 +470,38 @@ fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
         Ok(answer) => (Some(answer), String::new()),
         Err(error) => (None, error.message().into()),
     }
+}
+
+/// Ask the first of these disks, and the next when it does not answer, or cannot do it because it is full or fails. When none can, what the
+/// first said.
+async fn in_turn<T, F: Future<Output = Result<Response<T>, Status>>>(
+    disks: &[pb::Disk],
+    question: impl Fn(worker::Client) -> F,
+) -> Result<T, Status> {
+    use tonic::Code;
+    let mut failure = None;
+    for disk in disks {
+        match worker::ask(Path::new(&disk.grpc_socket), &question).await {
+            Err(error)
+                if failure.is_some()
+                    || !matches!(error.code(), Code::NotFound | Code::InvalidArgument | Code::PermissionDenied) =>
+            {
+                failure.get_or_insert(error);
+            }
+            answer => return answer,
+        }
+    }
+    Err(failure.unwrap_or_else(|| no_disk().into()))
+}
+
+/// What a worker that does not know the path says, for people.
+fn not_there(error: Status, path: &[u8]) -> Status {
+    if error.code() != tonic::Code::NotFound {
+        return error;
+    }
+    let text = format!("there is no file or folder {}", escape_bytes(path));
+    let failure = Failure::new(Exit::Failure, text);
+    failure.hint("name a file or folder below a mount of this host (`delugefs status` shows them), or from the root of the filesystem").into()
 }
 
 fn ids(disk: &pb::Disk) -> Result<(ClusterId, DiskId), Failure> {
@@ -472,6 +533,18 @@ fn own_addresses(port: u32) -> Vec<String> {
     usable.take(ADDRESSES_MAX).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
 }
 
+/// What was typed for a cluster's.
+pub(crate) fn no_cluster_name(typed: &str) -> Failure {
+    Failure::new(Exit::Usage, format!("{typed:?} is no name for a cluster"))
+        .hint("use letters, digits, '-', '_' and '.'")
+}
+
+/// What was typed for an invitation.
+pub(crate) fn no_token(error: &TokenError) -> Failure {
+    Failure::new(Exit::Usage, error.to_string())
+        .hint("`delugefs invite` on a host of the cluster prints one: a single word, all of which is needed")
+}
+
 fn no_disk() -> Failure {
     Failure::new(Exit::NoDisk, "no disk is up on this host").hint("`delugefs disks` shows their states")
 }
@@ -496,7 +569,8 @@ pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
     let known = nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
     match known.or_else(|| name.parse().ok()) {
         Some(uid) => Ok(Some(uid)),
-        None => Err(Failure::new(Exit::Usage, format!("there is no user {name:?} on this machine"))),
+        None => Err(Failure::new(Exit::Usage, format!("there is no user {name:?} on this machine"))
+            .hint("`getent passwd` lists the users")),
     }
 }
 

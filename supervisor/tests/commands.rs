@@ -195,7 +195,10 @@ fn whereis() {
       size     99 B (99 bytes)
       disk     12345678 (LAB/a)
     ");
-    insta::assert_snapshot!(said.stderr, @r"delugefs: m/evil\x1b[2J\u{202e}: no evil\x1b[2J\u{202e}");
+    insta::assert_snapshot!(said.stderr, @r"
+    delugefs: m/evil\x1b[2J\u{202e}: there is no file or folder /evil\x1b[2J\u{202e}
+    Hint: name a file or folder below a mount of this host (`delugefs status` shows them), or from the root of the filesystem
+    ");
     let said = says(&lab, &["whereis", "--json", "m/photos/a.jpg", "nothing"]);
     assert_eq!((said.code, said.stderr.as_str()), (1, ""));
     insta::assert_snapshot!(said.stdout, @r#"
@@ -222,10 +225,40 @@ fn whereis() {
         "content": null,
         "info_hash": null,
         "disk_ids": [],
-        "error": "no nothing"
+        "error": "there is no file or folder nothing"
       }
     ]
     "#);
+}
+
+#[test]
+fn whereis_and_copies_ask_a_disk_that_answers() {
+    let (lab, says) = host();
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    insta::assert_snapshot!(says(&lab, &["copies", "m/films", "3"]).stdout, @"3 copies wanted (set for /films)");
+    insta::assert_snapshot!(says(&lab, &["copies", "m/films", "inherit"]).stdout, @"2 copies wanted (the default)");
+    let said = says(&lab, &["copies", "/nosuch", "2"]);
+    assert_eq!((said.code, said.stdout.as_str()), (1, ""));
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs: there is no file or folder /nosuch
+    Hint: name a file or folder below a mount of this host (`delugefs status` shows them), or from the root of the filesystem
+    ");
+    // The worker that is asked has it not, and yet it is on this host.
+    insta::assert_snapshot!(says(&lab, &["whereis", "m/elsewhere"]).stdout, @"
+    m/elsewhere
+      place    whole, on a disk of this host
+      size     99 B (99 bytes)
+      disk     12345678 (LAB/a)
+    ");
+    // The first is full: it cannot note anything.
+    lab.manners("worker", "refuses a");
+    assert_eq!(says(&lab, &["copies", "m/films", "3"]).code, 0);
+    assert_eq!(says(&lab, &["conflicts"]).stdout, "b\n");
+    // It hangs.
+    lab.manners("worker", "hangs a");
+    assert_eq!(says(&lab, &["copies", "m/films", "3"]).code, 0);
+    assert_eq!(says(&lab, &["whereis", "m/note.txt"]).code, 0);
+    assert_eq!(says(&lab, &["conflicts"]).stdout, "b\n");
 }
 
 #[test]

@@ -75,7 +75,67 @@ fn a_failure_carries_exit_code_and_hint_and_leaves_nothing_running() {
     ");
     let (code, text) = run(&["home", "a", "--mount", "m", "--user", "no such user"]);
     assert_eq!(code, 2);
-    insta::assert_snapshot!(text, @r#"delugefs: there is no user "no such user" on this machine"#);
+    insta::assert_snapshot!(text, @r#"
+    delugefs: there is no user "no such user" on this machine
+    Hint: `getent passwd` lists the users
+    "#);
+    lab.assert_clean();
+}
+
+#[test]
+fn what_is_mistyped_is_said_before_anything_is_started() {
+    let lab = Lab::new();
+    let run = |arguments: &[&str]| {
+        let said = lab.says(&[&["run", "--state-dir", "s"], arguments].concat());
+        assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{said:?}");
+        said.stderr
+    };
+    insta::assert_snapshot!(run(&["", "a"]), @r#"
+    delugefs: "" is no name for a cluster
+    Hint: use letters, digits, '-', '_' and '.'
+    "#);
+    insta::assert_snapshot!(run(&["home", "a", "--join", "delugefs1-abc"]), @"
+    delugefs: this join token was mistyped or is cut short: copy all of it, from delugefs1- to the end
+    Hint: `delugefs invite` on a host of the cluster prints one: a single word, all of which is needed
+    ");
+    insta::assert_snapshot!(run(&["home", "a", "--listen", "localhost:80"]), @r#"
+    delugefs: "localhost:80" is no IP address
+    Hint: write one of this machine, such as 192.168.1.5 or fd00::2; --btport PORT sets the port
+    "#);
+    insta::assert_snapshot!(run(&["home", "a", "--peer", "nas"]), @r#"
+    delugefs: "nas" is no address of a peer
+    Hint: write HOST:PORT, such as nas.lan:40999 or [fd00::2]:40999
+    "#);
+    assert!(!lab.path("s").exists());
+}
+
+#[test]
+fn a_remembered_folder_that_is_no_disk_any_more_is_not_made_one_unasked() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create"]);
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    // As if its file system were not mounted.
+    fs::rename(lab.path("b"), lab.path("b.away")).unwrap();
+    fs::create_dir(lab.path("b")).unwrap();
+    let ours = |said: Said| {
+        let lines = said.stderr.lines().filter(|line| line.starts_with("delugefs: ") || line.starts_with("Hint: "));
+        (said.code, lines.collect::<Vec<_>>().join("\n"))
+    };
+    let (code, text) = ours(lab.says(&["run", "home", "b", "--state-dir", "s", "--create"]));
+    assert_eq!(code, 11);
+    insta::assert_snapshot!(text, @"
+    delugefs: LAB/b is remembered as a disk of this host already
+    Hint: leave out --create, and mount what belongs there if it is not mounted; for a new disk choose another folder, or take this one out of `added.toml` in the state directory
+    ");
+    let (code, text) = ours(lab.says(&["run", "home", "b", "--state-dir", "s"]));
+    assert_eq!(code, 10);
+    insta::assert_snapshot!(text, @"
+    delugefs: LAB/b is not a DelugeFS disk folder (it has no disk.toml)
+    Hint: this host remembers a disk there: mount what belongs there if it is not mounted; for a new disk choose another folder, or take this one out of `added.toml` in the state directory
+    ");
+    assert_eq!(fs::read_dir(lab.path("b")).unwrap().count(), 0);
     lab.assert_clean();
 }
 
@@ -311,4 +371,13 @@ fn a_state_directory_is_made_and_a_run_directory_of_others_is_refused() {
     let said = lab.said(command.args(["--run-dir", "open", "run", "home", "a"]).output().unwrap());
     assert_eq!(said.code, 16);
     insta::assert_snapshot!(said.stderr, @"delugefs-supervisor: cannot use the directory: open may be written by others; run `chmod go-w open`");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_delugefs"));
+    lab.hermetic(&mut command);
+    fs::write(lab.path("file"), "").unwrap();
+    let said = lab.said(command.args(["--run-dir", "file/r", "run", "home", "a"]).output().unwrap());
+    assert_eq!(said.code, 16);
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs-supervisor: cannot use the directory file/r: Not a directory (os error 20)
+    Hint: --run-dir DIR names another one; one that cannot be written to needs `chown` or `chmod`
+    ");
 }

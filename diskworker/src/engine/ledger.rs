@@ -190,17 +190,28 @@ impl Engine {
             return Err(FsError::new(Errno::EINVAL, format!("between 1 and {COPIES_MAX} copies can be wanted")));
         }
         let parts = || request.path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
-        if request.set > 0 {
+        if request.set > 0 || request.inherit {
             let (ino, dir) = {
                 let mut core = self.core();
                 let at = core.ns.walk(&request.path)?;
                 let node = core.ns.node(&at)?;
-                (node.ino, node.dir)
+                (node.ino.0, node.dir.0)
             };
-            let value = request.set.to_string().into();
-            let (name, ino, dir) = (COPIES_XATTR.into(), ino.0, dir.0);
-            let setting = local_pb::SetXattr { ino, dir, name, value, create: false, replace: false };
-            self.set_xattr(0, false, &setting)?;
+            let name = COPIES_XATTR.into();
+            let done = match request.set {
+                0 => self.remove_xattr(0, false, &local_pb::RemoveXattr { ino, dir, name }),
+                wanted => {
+                    let value = wanted.to_string().into();
+                    let setting = local_pb::SetXattr { ino, dir, name, value, create: false, replace: false };
+                    self.set_xattr(0, false, &setting)
+                }
+            };
+            let had_none = |error: &FsError| request.set == 0 && error.errno == ENOATTR;
+            if let Err(error) = done
+                && !had_none(&error)
+            {
+                return Err(error);
+            }
         }
         let mut core = self.core();
         for length in (0..=parts().count()).rev() {

@@ -314,7 +314,7 @@ async fn a_copy_goes_only_when_another_is_promised() {
     other.promises.settle();
     // Two are wanted, as far as the other one knows.
     assert!(one.let_go(wanted.content, 1).await.unwrap().is_err());
-    let set = CopiesRequest { path: b"/".to_vec(), set: 1 };
+    let set = CopiesRequest { path: b"/".to_vec(), set: 1, inherit: false };
     nodes[0].engine().copies(&set).unwrap();
     let knows = || nodes[1].engine().ledger().unwrap().find(wanted.content).is_some_and(|entry| entry.wanted == 1);
     until("one to be enough", knows).await;
@@ -327,6 +327,29 @@ async fn a_copy_goes_only_when_another_is_promised() {
     let fetcher = one.clone();
     blocking(move || fetcher.whole(wanted)).await.unwrap();
     assert_eq!(read(&nodes[0], wanted), bytes(70_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_copies_that_was_set_is_taken_back_everywhere() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let wanted = write(&nodes[0], "file", &bytes(70_000));
+    known(&nodes[1], wanted).await;
+    let copies = |node: usize, path: &str, set, inherit| {
+        let request = CopiesRequest { path: path.into(), set, inherit };
+        let reply = nodes[node].engine().copies(&request).unwrap();
+        (reply.wanted, String::from_utf8(reply.from).unwrap())
+    };
+    let in_ledger = |node: usize| nodes[node].engine().ledger().unwrap().find(wanted.content).map(|entry| entry.wanted);
+    assert_eq!(copies(0, "/", 3, false), (3, "/".into()));
+    assert_eq!(copies(0, "/file", 5, false), (5, "/file".into()));
+    until("it to be heard of", || in_ledger(1) == Some(5)).await;
+    // On the other disk; twice is not an error.
+    for _ in 0..2 {
+        assert_eq!(copies(1, "/file", 0, true), (3, "/".into()));
+    }
+    until("what the root says", || in_ledger(0) == Some(3)).await;
+    assert_eq!(copies(0, "/", 0, true), (2, String::new()));
+    until("the default", || in_ledger(1) == Some(2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -187,7 +187,7 @@ impl Net {
     }
 
     /// Show a disk that does not know us why we are a member, wherever it answers.
-    pub(super) async fn introduce_to(&self, disk: DiskId) {
+    pub(super) async fn introduce_to(self: &Arc<Self>, disk: DiskId) {
         let addresses = self.book.lock().of(disk);
         for text in addresses {
             for address in resolve(&text).await {

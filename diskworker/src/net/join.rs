@@ -1,5 +1,8 @@
 //! What somebody may say who is not known as a member: that he was invited (the host's supervisor decides), or that he is
 //! one and here are the records that prove it. And the other end of the second.
+//!
+//! Who was one and is revoked is shown the signed records that say so: he need not believe whom he asks. Without them he would go on
+//! writing what nobody gets.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,7 +57,8 @@ async fn answer(net: &Arc<Net>, request: pb::JoinRequest, key: NodeId, from: Soc
     let proved = request.proof.len() <= PROOF_MAX_BYTES && members.absorb(&request.proof).is_ok();
     if !proved || !members.is_disk(DiskId(key.0)) {
         net.log_stranger(key, from);
-        return refusal("this key does not belong to a member of the cluster");
+        let farewell = members.farewell(key).unwrap_or_default();
+        return pb::JoinReply { members: farewell, ..refusal("this key does not belong to a member of the cluster") };
     }
     let store = net.clone();
     let absorbed = tokio::task::spawn_blocking(move || store.members.absorb(&request.proof)).await;
@@ -74,7 +78,7 @@ async fn redeem(net: &Net, join: pb::JoinRequest, key: NodeId, from: SocketAddr)
 }
 
 /// Show another disk the records that make us a member. Whether it accepted them.
-pub(super) async fn introduce(net: &Net, disk: Option<NodeId>, address: SocketAddr) -> std::io::Result<()> {
+pub(super) async fn introduce(net: &Arc<Net>, disk: Option<NodeId>, address: SocketAddr) -> std::io::Result<()> {
     let me = net.engine.folder.disk_id();
     let proof = net.members.get().and_then(|members| members.proof(me.into()));
     let proof = proof.ok_or_else(|| std::io::Error::other("this disk is no member"))?;
@@ -86,8 +90,30 @@ pub(super) async fn introduce(net: &Net, disk: Option<NodeId>, address: SocketAd
         message::read::<pb::JoinReply>(&mut stream, 2 * SET_MAX_BYTES).await
     };
     let reply = tokio::time::timeout(PATIENCE, talking).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
-    match reply.error.is_empty() {
-        true => Ok(()),
-        false => Err(std::io::Error::other(reply.error)),
+    if reply.error.is_empty() {
+        return Ok(());
+    }
+    if !reply.members.is_empty() {
+        net.hear_of_revocation(reply.members).await;
+    }
+    Err(std::io::Error::other(reply.error))
+}
+
+impl Net {
+    /// Take in what another disk shows as the reason why we are out. Signed by hosts of the cluster, or it is not taken in.
+    async fn hear_of_revocation(self: &Arc<Self>, set: Vec<u8>) {
+        let net = self.clone();
+        let absorbed = tokio::task::spawn_blocking(move || net.members.absorb(&set)).await;
+        if let Ok(Err(error)) = &absorbed {
+            tracing::debug!("what another disk says of a revocation: {error}");
+        }
+        let me = self.engine.folder.disk_id();
+        let Some(members) = self.members.get().filter(|members| !members.is_disk(me)) else { return };
+        let host = NodeId::from_slice(&self.host.lock().0);
+        let by = [Some(me.into()), host].into_iter().flatten().find_map(|id| members.revoked().get(&id));
+        let by = by.map(|host| members.host_name(*host)).unwrap_or_else(|| "a host of the cluster".into());
+        self.log.once("revoked", "", || {
+            tracing::error!("this disk is out: it or its host was revoked by {by}; what is written to it reaches no other disk any more");
+        });
     }
 }

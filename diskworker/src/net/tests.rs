@@ -318,6 +318,9 @@ async fn a_member_nobody_has_heard_of_proves_it() {
         other.net.channels.lock().clear();
     }
     assert!(!one.connected(&other) && !other.sees("secret"));
+    // It is shown why, and believes nobody but the host that revoked it.
+    let is_out = || other.net.members.get().is_some_and(|members| members.is_revoked(other.id().into()));
+    until("it to know", is_out).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

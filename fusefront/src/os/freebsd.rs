@@ -32,7 +32,7 @@ pub fn is_to_end(_: u32) -> bool {
 }
 
 /// Mount on the directory for everybody. The descriptor is /dev/fuse.
-pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, _covers: bool) -> io::Result<()> {
+pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, _covers: Option<&Mounted>) -> io::Result<()> {
     nmount(fuse, dir, source, true)
 }
 

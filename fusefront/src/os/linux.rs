@@ -41,21 +41,25 @@ pub fn is_to_end(tid: u32) -> bool {
     pending & bits(&[libc::SIGKILL]) != 0 || asked != 0
 }
 
-/// Mount on the directory, an absolute path without symbolic links. The descriptor is /dev/fuse. `covers`: over a dead mount, which cannot be
-/// looked into.
+/// Mount on the directory, an absolute path without symbolic links. The descriptor is /dev/fuse. `covers`: over this dead mount, which cannot
+/// be looked into.
 ///
 /// # Errors
-/// When the path leads elsewhere by now, or to something that is not empty: who owns a directory above could put a link in its
+/// When something else was mounted since that was found dead: it would be hidden. When the path leads elsewhere by now, or to something that is not empty: who owns a directory above could put a link in its
 /// place after we have looked, and root would cover any directory with files that others write.
-pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, covers: bool) -> io::Result<()> {
+pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, covers: Option<&Mounted>) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let place = nix::fcntl::open(dir, flags, Mode::empty())?;
     let through = format!("/proc/self/fd/{}", place.as_raw_fd());
     if std::fs::read_link(&through)? != dir {
         return Err(Errno::ELOOP.into());
     }
-    if !covers && std::fs::read_dir(&through)?.next().is_some() {
-        return Err(Errno::ENOTEMPTY.into());
+    match covers {
+        None if std::fs::read_dir(&through)?.next().is_some() => return Err(Errno::ENOTEMPTY.into()),
+        Some(dead) if mount_table()?.iter().rfind(|other| other.dir == dir) != Some(dead) => {
+            return Err(Errno::EBUSY.into());
+        }
+        _ => {}
     }
     let options = format!(
         "fd={},rootmode={:o},user_id={},group_id={},default_permissions,allow_other",
@@ -201,13 +205,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let nothing: OwnedFd = File::open("/dev/null").unwrap().into();
-        let attempt = |path: &str| mount(nothing.as_fd(), &root.join(path), "test", false).unwrap_err().raw_os_error();
+        let attempt = |path: &str| mount(nothing.as_fd(), &root.join(path), "test", None).unwrap_err().raw_os_error();
         std::fs::create_dir_all(root.join("etc/m")).unwrap();
         std::os::unix::fs::symlink("etc", root.join("home")).unwrap();
         std::os::unix::fs::symlink("etc/m", root.join("link")).unwrap();
         assert_eq!(attempt("home/m"), Some(libc::ELOOP));
         assert_eq!(attempt("link"), Some(libc::ENOTDIR)); // O_DIRECTORY of a link that is not followed
         assert_eq!(attempt("etc"), Some(libc::ENOTEMPTY));
+        // Found dead there, and gone or covered since.
+        let dead = Mounted { dir: root.join("etc/m"), kind: MOUNT_KIND.into(), device: "0:1".into() };
+        let covering = mount(nothing.as_fd(), &dead.dir, "test", Some(&dead)).unwrap_err();
+        assert_eq!(covering.raw_os_error(), Some(libc::EBUSY));
     }
 
     #[test]

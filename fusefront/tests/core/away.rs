@@ -234,6 +234,61 @@ fn another_worker_serves_when_the_first_stays_away() {
 }
 
 #[test]
+fn another_worker_serves_when_the_first_hangs() {
+    let (first, second) = (FakeWorker::start(), FakeWorker::start());
+    let folder = tempfile::tempdir().unwrap();
+    for (worker, name) in [(&first, "a.sock"), (&second, "b.sock")] {
+        std::os::unix::fs::symlink(&worker.socket, folder.path().join(name)).unwrap();
+    }
+    let (sender, _invalidations) = crossbeam_channel::unbounded();
+    let worker = Worker::new(&folder.path().join("a.sock")).with_fallback(folder.path(), Duration::from_millis(600));
+    let fs = Arc::new(Fs::new(worker, CAPACITY_ENTRIES, sender));
+    let (events, _) = Events::start(fs.clone()).unwrap();
+    let making = Making::Dir { mode: 0o755 };
+    fs.make(&Caller::own(), 1, &Bytes::from("one"), &making).unwrap();
+    let link = fs.worker.link();
+    // A request that takes long does not make it one that hangs.
+    first.be_silent_to("lookup");
+    assert!(!fs.worker.hangs(|| true));
+    first.answer();
+    first.hang();
+    // More than there are connections: the others wait for a greeting.
+    let make = |n: usize| {
+        let (fs, making) = (fs.clone(), Making::Dir { mode: 0o755 });
+        std::thread::spawn(move || fs.make(&Caller::own(), 1, &Bytes::from(format!("two{n}")), &making).map(drop))
+    };
+    for made in (0..4).map(make).collect::<Vec<_>>() {
+        made.join().unwrap().unwrap();
+    }
+    assert_eq!((first.count("mkdir"), second.count("mkdir")), (1, 4));
+    assert_ne!(fs.worker.link(), link);
+    events.stop();
+    first.answer();
+}
+
+#[test]
+fn where_there_is_no_other_worker_one_that_hangs_is_waited_for() {
+    let (worker, folder) = (FakeWorker::start(), tempfile::tempdir().unwrap());
+    let own = folder.path().join("a.sock");
+    std::os::unix::fs::symlink(&worker.socket, &own).unwrap();
+    let (sender, _invalidations) = crossbeam_channel::unbounded();
+    let way = Worker::new(&own).with_fallback(folder.path(), Duration::from_millis(60));
+    let fs = Arc::new(Fs::new(way, CAPACITY_ENTRIES, sender));
+    let (events, _) = Events::start(fs.clone()).unwrap();
+    let link = fs.worker.link();
+    worker.hang();
+    let making = std::thread::spawn({
+        let fs = fs.clone();
+        move || fs.make(&Caller::own(), 1, &Bytes::from("d"), &Making::Dir { mode: 0o755 }).map(drop)
+    });
+    assert!(fs.worker.hangs(|| true) && link.is_some_and(|link| !fs.worker.desert(link)));
+    worker.answer();
+    making.join().unwrap().unwrap();
+    assert_eq!(fs.worker.link(), link);
+    events.stop();
+}
+
+#[test]
 fn a_worker_that_hangs_does_not_keep_ours_from_coming_back() {
     let mut worker = FakeWorker::start();
     let folder = tempfile::tempdir().unwrap();

@@ -112,6 +112,26 @@ fn a_dead_mount_of_ours_is_covered_and_goes_in_the_end() {
     assert_eq!(table.iter().filter(|line| line.dir == mounted.dir).count(), 0);
 }
 
+/// Whoever ends it may not wait as long as the worker takes to close what is open.
+#[test]
+fn what_it_covers_goes_before_all_is_handed_over() {
+    let mut mounted = Mounted::start();
+    let serving = serving_pid(&mounted);
+    mounted.signal(Signal::SIGKILL);
+    assert_eq!(mounted.wait(), None);
+    wait_until("the serving process has followed", || !is_running(serving));
+    let command = mounted.command();
+    mounted.run(command);
+    mounted.worker.be_silent_to("close");
+    let file = std::fs::File::create(mounted.path("file")).unwrap();
+    mounted.signal(Signal::SIGTERM);
+    wait_until("nothing is mounted", || !mounted.is_mounted());
+    assert!(matches!(mounted.child.as_mut().unwrap().try_wait(), Ok(None)), "it waits for the worker");
+    mounted.worker.answer();
+    assert_eq!(mounted.wait(), Some(0));
+    drop(file);
+}
+
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
@@ -124,7 +144,7 @@ fn a_silent_mount_that_no_living_process_serves_is_cleared_away() {
     mounted.signal(Signal::SIGTERM);
     assert_eq!(mounted.wait(), Some(0));
     let held = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-    delugefs_fusefront::os::mount(std::os::fd::AsFd::as_fd(&held), &mounted.dir, "home", false).unwrap();
+    delugefs_fusefront::os::mount(std::os::fd::AsFd::as_fd(&held), &mounted.dir, "home", None).unwrap();
     let command = mounted.command();
     mounted.run(command);
     std::fs::write(mounted.path("file"), "x").unwrap();

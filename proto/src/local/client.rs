@@ -39,6 +39,14 @@ impl Client {
         Self::greet(socket, session, false)
     }
 
+    /// The same for any number of requests, each of which may take as long as it takes. Before anything is said, `watch` gets a second
+    /// handle on the socket, to shut it down from another thread.
+    pub fn connect_watched(path: &Path, session: u64, watch: impl FnOnce(UnixStream)) -> io::Result<Self> {
+        let socket = connect_now(path)?;
+        watch(socket.try_clone()?);
+        Self::greet(socket, session, false)
+    }
+
     /// The connection for events, greeted within this time. The events themselves come when they come.
     pub fn connect_events(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
         let socket = connect_now(path)?;

@@ -97,6 +97,37 @@ pub(super) fn proof<'a>(
     Some(chain)
 }
 
+/// The fewest records that show that this key is out because it was revoked, or a host was that admitted it, if that is why: the genesis, the
+/// revocations, and for each of their authors a chain of admissions.
+pub(super) fn farewell<'a>(records: impl Iterator<Item = &'a Record> + Clone, id: NodeId) -> Option<Vec<&'a Record>> {
+    let mut targets = BTreeSet::from([id]);
+    for record in records.clone() {
+        match record.statement() {
+            Statement::Admission { subject, by, .. } if *subject == id => drop(targets.insert((*by).into())),
+            _ => {}
+        }
+    }
+    let links = closure(records.clone(), |_, _| true);
+    let mut shown: BTreeMap<&[u8], &Record> = BTreeMap::new();
+    for record in records.clone() {
+        if !matches!(record.statement(), Statement::Revocation { target, .. } if targets.contains(target)) {
+            continue;
+        }
+        let mut next = Some(record);
+        while let Some(record) = next {
+            shown.insert(record.bytes(), record);
+            next = links.get(&record.statement().author()).copied().flatten();
+        }
+    }
+    if shown.is_empty() {
+        return None;
+    }
+    shown.extend(
+        records.filter(|r| matches!(r.statement(), Statement::Genesis { .. })).map(|record| (record.bytes(), record)),
+    );
+    Some(shown.into_values().collect())
+}
+
 /// For each revoked key whom all of its revocations keep.
 type Keeps = BTreeMap<NodeId, BTreeSet<NodeId>>;
 

@@ -9,6 +9,7 @@ use delugefs_proto::ids::hex;
 use delugefs_proto::worker_pb as wpb;
 use serde::Serialize;
 
+use super::Wanted;
 use super::client::{Control, answer};
 use super::show::{Places, print, print_json};
 use super::table::{row, size, table};
@@ -155,9 +156,11 @@ pub(super) async fn conflicts(control: &mut Control, as_json: bool) -> anyhow::R
     Ok(Exit::Ok)
 }
 
-pub(super) async fn copies(control: &mut Control, typed: &Path, number: Option<u32>) -> anyhow::Result<Exit> {
+pub(super) async fn copies(control: &mut Control, typed: &Path, wanted: Option<Wanted>) -> anyhow::Result<Exit> {
     let path = Places::look(control).await?.path(typed)?;
-    let reply = answer(control.copies(wpb::CopiesRequest { path, set: number.unwrap_or(0) }).await)?;
+    let set = if let Some(Wanted::Number(number)) = wanted { number } else { 0 };
+    let inherit = wanted == Some(Wanted::Inherit);
+    let reply = answer(control.copies(wpb::CopiesRequest { path, set, inherit }).await)?;
     let from = match reply.from.is_empty() {
         true => "the default".to_owned(),
         false => format!("set for {}", escape_bytes(&reply.from)),

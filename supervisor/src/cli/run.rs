@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
@@ -11,8 +12,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use delugefs_proto::control_pb::{self as pb, disk, mount};
-use delugefs_proto::disk::DISK_TOML;
+use delugefs_proto::disk::{DISK_TOML, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
+use delugefs_proto::token::{Token, is_address};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -24,7 +26,8 @@ use crate::escape::escape_line;
 use crate::failure::Failure;
 use crate::libexec;
 use crate::paths;
-use crate::server::uid_of;
+use crate::run::no_peer_address;
+use crate::server::{no_cluster_name, no_token, uid_of};
 
 /// Longest orderly stop: frontends (10 s), then workers (20 s), then the supervisor itself.
 const STOP: Duration = Duration::from_secs(35);
@@ -292,12 +295,35 @@ fn trouble(host: &pb::HostStatus, wish: &Wish) -> Option<Failure> {
     }
 }
 
+/// What is wrong with the arguments is said before anything is started.
+fn check(arguments: &Arguments) -> Result<(), UserError> {
+    if !is_cluster_name(&arguments.cluster) {
+        return Err(no_cluster_name(&arguments.cluster).into());
+    }
+    if let Some(Err(error)) = arguments.join.as_ref().map(|token| token.parse::<Token>()) {
+        return Err(no_token(&error).into());
+    }
+    if let Some(address) = arguments.listen.as_ref().filter(|text| text.parse::<IpAddr>().is_err()) {
+        let error = UserError::new(Exit::Usage, format!("{address:?} is no IP address"));
+        return Err(
+            error.hint("write one of this machine, such as 192.168.1.5 or fd00::2; --btport PORT sets the port")
+        );
+    }
+    match arguments.peers.iter().find(|peer| !is_address(peer)) {
+        Some(peer) => Err(no_peer_address(peer)),
+        None => Ok(()),
+    }
+}
+
 fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
+    check(arguments)?;
     let root = paths::typed(&arguments.root)?;
     let uid = uid_of(arguments.user.as_deref()).map_err(UserError::from)?;
     let dir = arguments.mount.as_deref().map(paths::typed).transpose()?;
     let user = arguments.user.clone().unwrap_or_default();
     Ok(Wish {
+        // Of all disks of this host it shows this one, which is there: another may be away, or go before.
+        mount: dir.map(|dir| pb::AddMountRequest { dir, user, remember: false, root: root.clone() }),
         disk: pb::AddDiskRequest {
             root,
             create: arguments.create,
@@ -314,7 +340,6 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
             }),
             cluster_id: Vec::new(),
         },
-        mount: dir.map(|dir| pb::AddMountRequest { dir, user, remember: false }),
     })
 }
 

@@ -1,5 +1,6 @@
 //! The commands that only show something. Everything that comes from the file system is escaped on its way out.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -206,6 +207,7 @@ pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: b
     let places = Places::look(control).await?;
     let host = &places.host;
     let (mut exit, mut forms, mut out) = (Exit::Ok, Vec::new(), String::new());
+    let mut hints = BTreeSet::new();
     for typed in typed {
         let request = pb::WhereIsRequest { path: places.path(typed)? };
         let name = escape_bytes(typed.as_os_str().as_bytes());
@@ -218,9 +220,13 @@ pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: b
                     forms.push(json::WhereIs::failed(name, error.message));
                 } else {
                     eprintln!("delugefs: {name}: {}", escape_line(&error.message));
+                    hints.extend(error.hint);
                 }
             }
         }
+    }
+    for hint in hints {
+        eprintln!("Hint: {}", escape_line(&hint));
     }
     if as_json {
         print_json(&forms)?;
@@ -231,12 +237,14 @@ pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: b
 }
 
 fn place(name: &str, answer: &delugefs_proto::worker_pb::WhereIsReply, disks: &[pb::Disk]) -> String {
+    let is_ours = |id: &String| disks.iter().any(|disk| disk.disk_id == *id);
     let place = match answer.place() {
         Place::Unspecified => "not known",
         Place::NoContent => "nothing to store",
         Place::Catalog => "in the catalog, on every disk",
         Place::Staging => "being written, on this host only",
         Place::Store => "whole, on a disk of this host",
+        Place::Missing if answer.disk_ids.iter().any(is_ours) => "on a disk of this host, which is not up",
         Place::Missing => "not on this host",
     };
     let mut out = format!("{name}\n");

@@ -39,6 +39,16 @@ impl State {
         let claimed = disk.child.claimed;
         disk.child.claimed |= claims;
         match disk.child.phase {
+            phase
+                if spec.create
+                    && (disk.child.remember && disk.child.established)
+                    && !matches!(phase, Phase::Up { .. } | Phase::Stopping { .. }) =>
+            {
+                disk.child.claimed = claimed;
+                let failure =
+                    Failure::new(Exit::NotEmpty, format!("{root} is remembered as a disk of this host already"));
+                self.answer(reply, Err(failure.hint(no_longer_there("leave out --create, and "))));
+            }
             Phase::Up { .. } if spec.create => {
                 disk.child.claimed = claimed;
                 let failure =
@@ -167,7 +177,7 @@ impl State {
                 self.disks[at].child.up(now);
                 self.worker_up(at, served);
             }
-            News::WorkerReady(_) | News::FrontendReady { .. } => {} // asked to stop in the meantime
+            News::WorkerReady(_) | News::FrontendReady { .. } | News::Left { .. } => {} // asked to stop in the meantime
             News::Ended(failure) => self.worker_ended(at, failure, now),
         }
     }
@@ -205,6 +215,12 @@ impl State {
             return;
         }
         disk.contested = false;
+        let failure = match failure.exit {
+            Exit::NoDisk if disk.child.remember && disk.child.established => {
+                failure.hint(no_longer_there("this host remembers a disk there: "))
+            }
+            _ => failure,
+        };
         match disk.child.ended(failure.clone(), now) {
             Next::Remove => self.drop_disk(at, Err(failure)),
             Next::Start if stopping => {} // quiesce says the rest
@@ -255,4 +271,12 @@ impl State {
         }
         self.answer(disk.child.removed, Ok(String::new()));
     }
+}
+
+/// What to do about a folder that was a disk when it was added, and is none, or seems to be none.
+fn no_longer_there(first: &str) -> String {
+    format!(
+        "{first}mount what belongs there if it is not mounted; for a new disk choose another folder, or take this one out of \
+         `added.toml` in the state directory"
+    )
 }

@@ -29,19 +29,17 @@ impl State {
             let mut child = Child::new(reply.is_none(), remember);
             child.claimed = claims;
             child.added.extend(reply);
-            self.mounts.push(Mount { spec, child, root: None, mounted: None });
+            self.mounts.push(Mount::new(spec, child));
             return; // settle_mounts starts it
         };
         let mount = &mut self.mounts[at];
         let claimed = mount.child.claimed;
         mount.child.claimed |= claims;
+        let free = mount.child.added.is_empty();
         match mount.child.phase {
-            Phase::BackingOff { .. } | Phase::Stopped => {
-                mount.child.added.extend(reply);
-                mount.child.remember |= remember;
-                mount.spec = spec;
-                mount.child.phase = Phase::Waiting;
-            }
+            Phase::BackingOff { .. } | Phase::Stopped => retry(mount, spec, remember, reply),
+            // It is not mounted: whoever asks is told when it is, or why it cannot be.
+            Phase::Waiting if free && reply.is_some() => retry(mount, spec, remember, reply),
             Phase::Stopping { .. } => {
                 mount.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("{dir} is being unmounted"));
@@ -102,7 +100,10 @@ impl State {
         child.adopted(run, pid, now);
         let shown = |disk: &&Disk| disk.served.as_ref().is_some_and(|served| served.local_socket == socket);
         let root = self.disks.iter().find(shown).map(|disk| disk.spec.root.clone());
-        self.mounts.push(Mount { spec: MountSpec { dir: dir.clone(), user: None, uid: None }, child, root, mounted });
+        let mut mount = Mount::new(MountSpec { dir: dir.clone(), user: None, uid: None, root: None }, child);
+        mount.root = root;
+        mount.has_mounted(mounted);
+        self.mounts.push(mount);
         self.effects.push(Effect::WatchFrontend { run, pid, dir });
     }
 
@@ -112,10 +113,10 @@ impl State {
         match news {
             News::Started { pid } => child.pid = Some(pid),
             News::FrontendReady { mounted } | News::Adopted { mounted, .. } if child.phase != Phase::Starting => {
-                mount.mounted = mounted; // asked to stop in the meantime
+                mount.has_mounted(mounted); // asked to stop in the meantime
             }
             News::FrontendReady { .. } | News::Adopted { .. } => {
-                mount.mounted = match (news, child.run) {
+                let mounted = match (news, child.run) {
                     (News::Adopted { pid, mounted }, Some(run)) => {
                         child.adopted(run, pid, now);
                         mounted
@@ -126,6 +127,11 @@ impl State {
                     }
                     _ => None,
                 };
+                if std::mem::take(&mut mount.doubtful) {
+                    mount.mounted.clear();
+                }
+                mount.has_mounted(mounted);
+                let child = &mut mount.child;
                 let replies = std::mem::take(&mut child.added);
                 let news = !replies.is_empty() && child.remember;
                 self.answer(replies, Ok(String::new()));
@@ -134,6 +140,11 @@ impl State {
                 }
             }
             News::WorkerReady(_) => {} // no frontend says so
+            News::Left { mounted } if mount.mounted.contains(&mounted) => {}
+            News::Left { mounted } => {
+                mount.has_mounted(Some(mounted));
+                mount.doubtful = true; // somebody else may have mounted in between
+            }
             News::Ended(failure) => self.frontend_ended(at, failure, now),
         }
     }
@@ -142,9 +153,8 @@ impl State {
         let mount = &mut self.mounts[at];
         let child = &mut mount.child;
         let was_up = matches!(child.phase, Phase::Up { .. });
-        if matches!(failure.exit, Exit::Ok | Exit::InUse) {
-            mount.mounted = None; // it has unmounted, or what is there belongs to somebody else
-        }
+        // It has unmounted, or found something alive there: somebody else's, or its predecessor in its last moment.
+        mount.doubtful |= matches!(failure.exit, Exit::Ok | Exit::InUse);
         match child.ended(failure.clone(), now) {
             Next::Remove => self.drop_mount(at, Err(failure)),
             Next::Start => child.phase = Phase::Waiting,
@@ -155,10 +165,17 @@ impl State {
                     child.failure =
                         Some(Failure::new(Exit::Ok, format!("{} was unmounted by hand", mount.spec.dir.display())));
                 }
-                let replies = std::mem::take(&mut child.added);
-                self.answer(replies, Err(failure));
+                self.fail_adders(at, failure);
             }
         }
+    }
+
+    /// Who waits is told of the failure and goes away again: the next may ask for it.
+    fn fail_adders(&mut self, at: usize, failure: Failure) {
+        let child = &mut self.mounts[at].child;
+        child.claimed &= child.added.is_empty() || !child.remember;
+        let replies = std::mem::take(&mut child.added);
+        self.answer(replies, Err(failure));
     }
 
     /// Start what waits and can start; fail the calls that wait for a disk that will not come.
@@ -195,8 +212,7 @@ impl State {
             let failure = Failure::new(Exit::NoDisk, "no disk is running on this host, so there is nothing to mount")
                 .hint("`delugefs disk add ROOT` starts one");
             if self.mounts[at].child.established {
-                let replies = std::mem::take(&mut self.mounts[at].child.added);
-                self.answer(replies, Err(failure));
+                self.fail_adders(at, failure);
             } else {
                 self.drop_mount(at, Err(failure));
             }
@@ -207,12 +223,22 @@ impl State {
         let mount = self.mounts.remove(at);
         self.answer(mount.child.added, to_adders);
         // What a frontend left that ended without unmounting.
-        if let Some(mounted) = mount.mounted {
-            self.effects.push(Effect::Detach { dir: mount.spec.dir, mounted });
+        if !mount.mounted.is_empty() {
+            let (dir, mounted, only_dead) = (mount.spec.dir, mount.mounted, mount.doubtful);
+            self.effects.push(Effect::Detach { dir, mounted, only_dead });
         }
         if mount.child.remember && mount.child.established {
             self.remember();
         }
         self.answer(mount.child.removed, Ok(String::new()));
     }
+}
+
+/// Once more, for one more that asks; settle_mounts starts it.
+fn retry(mount: &mut Mount, spec: MountSpec, remember: bool, reply: Option<Reply>) {
+    mount.child.added.extend(reply);
+    mount.child.remember |= remember;
+    mount.root = spec.root.clone().or(mount.root.take());
+    mount.spec = spec;
+    mount.child.phase = Phase::Waiting;
 }

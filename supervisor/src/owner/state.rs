@@ -54,6 +54,8 @@ pub struct MountSpec {
     pub user: Option<String>,
     /// His uid, which the worker has to let in.
     pub uid: Option<u32>,
+    /// Folder of the disk that it is to show; any, without.
+    pub root: Option<PathBuf>,
 }
 
 /// What a worker says of itself.
@@ -94,6 +96,9 @@ impl Disk {
     }
 }
 
+/// Mounts of one place that are remembered: a frontend clears away some before it puts one more over so many.
+const LAYERS_MAX: usize = 16;
+
 /// A mount and its frontend.
 #[derive(Debug)]
 pub struct Mount {
@@ -103,8 +108,25 @@ pub struct Mount {
     pub child: Child,
     /// Folder of the disk it shows.
     pub root: Option<PathBuf>,
-    /// What its frontend serves, or left there when it died.
-    pub mounted: Option<MountId>,
+    /// What its frontends serve, or left there when they died, the oldest first: each covers the dead one before it.
+    pub mounted: Vec<MountId>,
+    /// Something else may be in their place by now, so only what is dead is taken away.
+    pub doubtful: bool,
+}
+
+impl Mount {
+    /// Not started yet.
+    pub fn new(spec: MountSpec, child: Child) -> Self {
+        Self { root: spec.root.clone(), spec, child, mounted: Vec::new(), doubtful: false }
+    }
+
+    /// Its frontend has mounted this.
+    pub(super) fn has_mounted(&mut self, mounted: Option<MountId>) {
+        self.mounted.retain(|one| Some(one) != mounted.as_ref());
+        self.mounted.extend(mounted);
+        let surplus = self.mounted.len().saturating_sub(LAYERS_MAX);
+        self.mounted.drain(..surplus);
+    }
 }
 
 /// What happened.
@@ -216,6 +238,11 @@ pub enum News {
         /// What it serves.
         mounted: Option<MountId>,
     },
+    /// This is mounted, now that a frontend has ended that did not unmount.
+    Left {
+        /// What is there.
+        mounted: MountId,
+    },
     /// It is gone (or could not be started).
     Ended(Failure),
 }
@@ -271,12 +298,14 @@ pub enum Effect {
         /// Which life.
         run: Run,
     },
-    /// Detach a mount that no frontend serves any more, if it is still there.
+    /// Detach mounts that no frontend serves any more, if one of them is still uppermost.
     Detach {
         /// The mountpoint.
         dir: PathBuf,
-        /// Which mount; another one is not ours to touch.
-        mounted: MountId,
+        /// Which mounts; another one is not ours to touch.
+        mounted: Vec<MountId>,
+        /// Not if somebody serves it.
+        only_dead: bool,
     },
     /// Keep this for the next supervisor.
     Remember(Config),

@@ -59,7 +59,7 @@ impl Sim {
     }
 
     fn add_mount(&mut self, dir: &str, uid: Option<u32>) -> Answer {
-        let spec = MountSpec { dir: dir.into(), user: None, uid };
+        let spec = MountSpec { dir: dir.into(), user: None, uid, root: None };
         self.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) })
     }
 
@@ -94,6 +94,15 @@ impl Sim {
             Effect::StartWorker { run, .. } | Effect::StartFrontend { run, .. } => run,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// What is to be detached, and whether only if it is dead.
+    fn detached(&mut self) -> (Vec<MountId>, bool) {
+        let found = self.effects.iter().find_map(|effect| match effect {
+            Effect::Detach { mounted, only_dead, .. } => Some((mounted.clone(), *only_dead)),
+            _ => None,
+        });
+        found.unwrap_or_else(|| panic!("{:?}", self.effects))
     }
 
     /// A disk that is up.
@@ -153,6 +162,22 @@ fn a_frontend_that_dies_is_started_again_when_its_disk_is_up() {
     assert!(sim.effects.is_empty(), "no worker to connect to");
     sim.news(worker, News::WorkerReady(served()));
     assert!(matches!(sim.effect(), Effect::StartFrontend { .. }));
+}
+
+#[test]
+fn a_mount_shows_the_disk_it_was_asked_for() {
+    let (mut sim, _) = Sim::with_disk();
+    let _answer = sim.add_disk("/b");
+    let second = sim.started();
+    let socket = |disk: &str| std::path::PathBuf::from(format!("/r{disk}"));
+    let of = |disk: &str| Served { local_socket: socket(disk), ..served() };
+    sim.news(second, News::WorkerReady(of("/b")));
+    for (root, shown) in [("/b", socket("/b")), ("/gone", served().local_socket)] {
+        let spec = MountSpec { dir: format!("/m{root}").into(), user: None, uid: None, root: Some(root.into()) };
+        let _answer = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
+        let Effect::StartFrontend { socket, .. } = sim.effect() else { panic!() };
+        assert_eq!(socket, shown, "{root}");
+    }
 }
 
 #[test]
@@ -292,7 +317,7 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
         cluster_id: None,
     };
     sim.event(Event::AddMount {
-        spec: MountSpec { dir: "/m".into(), user: None, uid: None },
+        spec: MountSpec { dir: "/m".into(), user: None, uid: None, root: None },
         remember: true,
         reply: None,
     });
@@ -322,6 +347,39 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
     let again = |remember| move |reply| Event::AddDisk { spec: spec(false), remember, reply: Some(reply) };
     assert_eq!(exit_of(&mut sim.asks(again(true))), Exit::InUse, "it is remembered already");
     assert!(sim.asks(again(false)).try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn who_was_refused_a_mount_does_not_keep_it_from_the_next() {
+    let (mut sim, worker) = Sim::with_disk();
+    let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root: None };
+    sim.event(Event::AddMount { spec, remember: true, reply: None });
+    let mut first = sim.add_mount("/m", None);
+    let frontend = sim.started();
+    sim.ends(frontend, Exit::BadMountpoint);
+    assert_eq!(exit_of(&mut first), Exit::BadMountpoint);
+    // It comes up by itself, and the next has it.
+    sim.later(Duration::from_millis(200));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
+    let mut released = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: true, reply });
+    assert_eq!(released.try_recv().unwrap(), Ok(String::new()));
+
+    // The same when there is no disk for it: it says so each time, not that it is mounted.
+    sim.ends(worker, Exit::NewerFormat);
+    sim.ends(frontend, Exit::Failure);
+    sim.later(Duration::from_millis(200));
+    for _ in 0..2 {
+        assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::NoDisk);
+    }
+    let mut disk = sim.add_disk("/a");
+    let worker = sim.started();
+    sim.news(worker, News::WorkerReady(served()));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    assert!(disk.try_recv().unwrap().is_ok());
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
 }
 
 #[test]
@@ -373,23 +431,59 @@ fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
     assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::NoDisk);
 }
 
+fn mount_id(text: &str) -> MountId {
+    MountId::of_test(text)
+}
+
 #[test]
 fn a_dead_mount_that_is_not_wanted_any_more_is_detached_and_no_other() {
     let left = |last: Exit| {
         let (mut sim, _) = Sim::with_disk();
         let _answer = sim.add_mount("/m", None);
         let frontend = sim.started();
-        sim.news(frontend, News::FrontendReady { mounted: Some(MountId::of_test("40")) });
+        sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("40")) });
         sim.ends(frontend, Exit::Failure);
         sim.later(Duration::from_millis(200));
         let frontend = sim.started();
         sim.ends(frontend, last);
         let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
         assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
-        sim.effects
+        sim.detached()
     };
-    assert!(matches!(&left(Exit::Failure)[..], [Effect::Detach { mounted, .. }] if *mounted == MountId::of_test("40")));
-    assert!(left(Exit::InUse).is_empty(), "what is there now is somebody else's");
+    assert_eq!(left(Exit::Failure), (vec![mount_id("40")], false));
+    // What is there now may be somebody else's, or may be ours whose server was alive for a moment still.
+    assert_eq!(left(Exit::InUse), (vec![mount_id("40")], true));
+}
+
+/// The frontend was killed, is being started again, and the user stops all of it.
+#[test]
+fn a_stop_while_a_frontend_starts_again_leaves_no_dead_mount() {
+    let starting_again = || {
+        let (mut sim, _) = Sim::with_disk();
+        let _answer = sim.add_mount("/m", None);
+        let frontend = sim.started();
+        sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("40")) });
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        let frontend = sim.started();
+        sim.event(Event::Stop { reply: None });
+        assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
+        (sim, frontend)
+    };
+    // Before it has mounted.
+    let (mut sim, frontend) = starting_again();
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(sim.detached(), (vec![mount_id("40")], false));
+    // When it had mounted over the dead one, and died before it was heard.
+    let (mut sim, frontend) = starting_again();
+    sim.news(frontend, News::Left { mounted: mount_id("41") });
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(sim.detached(), (vec![mount_id("40"), mount_id("41")], true));
+    // When it had unmounted its own, and was killed while it cleared away the dead one.
+    let (mut sim, frontend) = starting_again();
+    sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("41")) });
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(sim.detached(), (vec![mount_id("40"), mount_id("41")], false));
 }
 
 #[test]
@@ -440,7 +534,7 @@ fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
 #[test]
 fn only_what_is_to_be_remembered_is_written_down() {
     let (mut sim, _) = Sim::with_disk();
-    let spec = MountSpec { dir: "/m".into(), user: None, uid: None };
+    let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root: None };
     let _answer = sim.asks(|reply| Event::AddMount { spec, remember: true, reply: Some(reply) });
     let run = sim.started();
     sim.news(run, News::FrontendReady { mounted: None });

@@ -183,6 +183,10 @@ fn who_is_revoked_is_out() {
     wait_for("it to be refused", || lab.logs(), refused);
     assert!(!lab.hosts[1].file("secret").exists());
     assert!(lab.logs().matches("WARN refused [").count() <= 2, "logged again and again\n{}", lab.logs());
+    // And it learns why, from records that it can check.
+    let told = || lab.hosts[1].says(&["status", "-x"]).1.contains("this host was revoked by ");
+    wait_for("it to be told", || lab.logs(), told);
+    assert_eq!(lab.logs().matches("this disk is out: ").count(), 1, "{}", lab.logs());
 }
 
 #[test]
@@ -205,6 +209,35 @@ fn a_second_disk_needs_no_invitation() {
     let file = lab.hosts[0].file("file");
     let (code, text) = lab.hosts[0].says(&["copies", file.to_str().unwrap(), "1"]);
     assert!(code == 0 && text.starts_with("1 copies wanted"), "{text}");
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    fs::write(lab.hosts[0].file("file"), bytes(200_000)).unwrap();
+    let second = lab.hosts[0].path("d2");
+    assert_eq!(lab.hosts[0].says(&["disk", "add", second.to_str().unwrap(), "--create"]).0, 0);
+    lab.wait_for_peers(&[0], 1);
+    wait_for("a second copy", || lab.logs(), || lab.hosts[0].copies("file") == 2);
+    lab.wait_for_one_catalog(&[0]);
+    let hangs = lab.hosts[0].worker();
+    halt(hangs);
+    let (sender, told) = std::sync::mpsc::channel();
+    let (file, after) = (lab.hosts[0].file("file"), lab.hosts[0].file("after"));
+    let begin = std::time::Instant::now();
+    // In a thread of its own: it might wait for as long as the disk hangs.
+    std::thread::spawn(move || {
+        let read = fs::read(file);
+        let written = fs::write(after, "x");
+        let _ = sender.send((read, written, begin.elapsed()));
+    });
+    let answer = told.recv_timeout(std::time::Duration::from_secs(60));
+    signal(hangs, Signal::SIGCONT);
+    let (read, written, after_so_long) = answer.unwrap_or_else(|_| panic!("it hangs\n{}", lab.logs()));
+    assert!(read.is_ok_and(|read| read == bytes(200_000)), "{}", lab.logs());
+    written.unwrap();
+    println!("went on after {after_so_long:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 
 /// They may promise and let go, and know that one copy of each is wanted.
 pub(super) async fn one_copy_is_enough(nodes: &[Node], files: &[Wanted]) {
-    nodes[0].engine().copies(&CopiesRequest { path: b"/".to_vec(), set: 1 }).unwrap();
+    nodes[0].engine().copies(&CopiesRequest { path: b"/".to_vec(), set: 1, inherit: false }).unwrap();
     for node in nodes {
         node.fetcher().promises.settle();
         let knows = || {
