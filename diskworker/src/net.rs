@@ -138,7 +138,7 @@ impl Net {
         let key = engine.folder.open_file(disk::NODE_KEY, OFlag::O_RDONLY).context("opening the disk's key")?;
         let identity = Identity::from_pkcs8(&std::io::Read::bytes(key).take(4096).collect::<Result<Vec<u8>, _>>()?)?;
         let members = MembersStore::open(engine.folder.clone())?;
-        let bound = listener::bind(settings.listen.as_deref(), settings.port, settings.last_port).await?;
+        let bound = listener::bind(settings.listen.as_deref(), settings.port, settings.last_port)?;
         let net = Arc::new(Self {
             port: bound.local_addr()?.port(),
             run: random_u64(),
