@@ -64,6 +64,11 @@ impl Book {
         }
     }
 
+    /// Whether there is somewhere to look for a disk.
+    pub fn knows(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(|addresses| !addresses.is_empty())
+    }
+
     /// Where to look for a disk.
     pub fn of(&self, disk: DiskId) -> Vec<String> {
         self.disks.get(&disk).into_iter().flatten().cloned().collect()

@@ -70,21 +70,15 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
             chosen.extend(disks.iter().copied().filter(|disk| *disk != me && is_mate(disk)));
             chosen.sort_unstable();
             chosen.dedup();
-            chosen.into_iter().filter(|disk| table.disks.entry(*disk).or_default().may_try(now)).collect()
+            let book = net.book.lock();
+            let is_due = |disk: &DiskId| book.knows(*disk) && table.disks.entry(*disk).or_default().begin(now);
+            chosen.into_iter().filter(is_due).collect()
         };
         for disk in due {
-            let addresses = net.book.lock().of(disk);
-            if addresses.is_empty() {
-                continue;
-            }
-            if let Some(other) = net.table.lock().disks.get_mut(&disk) {
-                other.trying = true;
-            }
             let net = net.clone();
             tokio::spawn(async move {
-                if let Err(error) = meet(&net, disk).await {
-                    net.table.lock().disks.entry(disk).or_default().failed(&error);
-                }
+                let met = meet(&net, disk).await;
+                net.table.lock().disks.entry(disk).or_default().tried(met);
             });
         }
         net.try_unnamed();

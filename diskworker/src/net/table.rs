@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use delugefs_proto::errno::FsError;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::DiskId;
 use delugefs_proto::peer_pb::{About, Sighting};
 use nix::errno::Errno;
@@ -53,7 +53,8 @@ pub(super) struct Other {
     pub error: Option<String>,
     pub failures: u32,
     pub next_try: Option<Instant>,
-    pub trying: bool,
+    /// A try of ours has not ended, see [`Other::begin`].
+    trying: bool,
     /// When somebody else last had news of it.
     sighted: Option<Instant>,
 }
@@ -62,8 +63,23 @@ pub(super) struct Other {
 const SIGHTED: Duration = Duration::from_secs(4 * ABOUT_EVERY.as_secs() + 5);
 
 impl Other {
-    pub fn failed(&mut self, error: &FsError) {
+    /// Whether it is to be met now. If so a try begins, and lasts until [`Other::tried`]: while it dials and talks, and whatever
+    /// the other end opens meanwhile.
+    pub fn begin(&mut self, now: Instant) -> bool {
+        let may_try = self.link.is_none() && !self.trying && self.next_try.is_none_or(|at| at <= now);
+        self.trying |= may_try;
+        may_try
+    }
+
+    /// The try has ended: it failed, or the link is over, or was one too many.
+    pub fn tried(&mut self, met: FsResult<()>) {
         self.trying = false;
+        if let Err(error) = met {
+            self.failed(&error);
+        }
+    }
+
+    fn failed(&mut self, error: &FsError) {
         self.error = Some(error.to_string());
         if error.errno == Errno::EEXIST {
             self.failures = self.failures.max(10); // a copy of a disk: a person must do something
@@ -71,12 +87,7 @@ impl Other {
         let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
         self.failures += 1;
         self.next_try = Some(Instant::now() + pause);
-    }
-
-    pub fn may_try(&self, now: Instant) -> bool {
-        self.link.is_none() && !self.trying && self.next_try.is_none_or(|at| at <= now)
-    }
-}
+    }}
 
 /// All others.
 #[derive(Debug)]
@@ -112,7 +123,6 @@ impl Table {
         other.error = None;
         other.failures = 0;
         other.next_try = None;
-        other.trying = false;
         Met::Kept
     }
 
@@ -224,6 +234,32 @@ mod tests {
         assert!(small.is_connected(id(2)) && large.is_connected(id(1)));
         assert!(!large.disconnect(id(1), by_large.1.id) && large.is_connected(id(1)));
         assert!(large.disconnect(id(1), by_small.1.id) && !large.is_connected(id(1)));
+    }
+
+    /// Its link was one too many, or the other end had opened one before it got so far.
+    #[test]
+    fn who_was_met_otherwise_is_tried_again_when_that_has_ended() {
+        for is_early in [true, false] {
+            let mut table = Table::new(id(2));
+            let start = Instant::now();
+            let later = start + PAUSE_MAX;
+            let begin = |table: &mut Table, at| table.disks.entry(id(1)).or_default().begin(at);
+            let theirs = link(false);
+            if is_early {
+                assert_eq!(table.connect(id(1), theirs.clone(), About::default()), Met::Kept);
+                assert!(!begin(&mut table, later), "they talk");
+                assert!(table.disconnect(id(1), theirs.id));
+            }
+            assert!(begin(&mut table, later) && !begin(&mut table, later), "one at a time");
+            assert_eq!(table.connect(id(1), theirs.clone(), About::default()), Met::Kept);
+            assert_eq!(table.connect(id(1), link(true), About::default()), Met::Spare);
+            table.disks.get_mut(&id(1)).unwrap().tried(Ok(()));
+            assert!(!begin(&mut table, later), "they talk");
+            assert!(table.disconnect(id(1), theirs.id));
+            assert!(!begin(&mut table, start) && begin(&mut table, later + PAUSE_MAX));
+            table.disks.get_mut(&id(1)).unwrap().tried(Err(Errno::EHOSTUNREACH.into()));
+            assert!(!begin(&mut table, start) && begin(&mut table, later + 2 * PAUSE_MAX));
+        }
     }
 
     #[test]
