@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, renameat};
 use prost::Message;
 
 use super::Net;
-use super::holdings::{Part, Parts};
+use super::holdings::{EPOCH_MAX, Part, Parts};
 
 const FILE: &str = "holdings";
 const UNFINISHED: &str = "holdings.new";
@@ -21,14 +21,19 @@ const MAX_BYTES: u64 = 2 << 30;
 
 impl Net {
     /// Take up what was known, and begin our own count with what this disk holds. Blocks on the disk.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
-    pub fn recall_holdings(&self) -> FsResult<()> {
+    pub fn recall_holdings(&self) {
+        match self.engine.folder.open_file(FILE, OFlag::O_RDONLY) {
+            Ok(file) => self.recall_from(file.take(MAX_BYTES)),
+            Err(_) => self.recall_from(std::io::empty()),
+        }
+    }
+
+    fn recall_from(&self, mut file: impl Read) {
         let me = self.engine.folder.disk_id();
         let mut bytes = Vec::new();
-        if let Ok(file) = self.engine.folder.open_file(FILE, OFlag::O_RDONLY) {
-            file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        // A bad sector in what is heard again keeps no disk from starting. What comes before it is of use: our epoch.
+        if let Err(error) = file.read_to_end(&mut bytes) {
+            tracing::warn!("ROOT/holdings cannot be read: {error}; what other disks hold is asked for again");
         }
         let mut rest = &bytes[..];
         let mut last_epoch = 0;
@@ -44,7 +49,7 @@ impl Net {
             let is_counted = message.part > 0 || begun.as_ref() != Some(&series);
             begun = message.more.then_some(series);
             if message.disk_id == me.0 {
-                last_epoch = message.epoch;
+                last_epoch = message.epoch.min(EPOCH_MAX);
             } else if !is_counted {
                 parts = Parts::default();
             } else if let Ok(Part::Whole(message)) = parts.add(message) {
@@ -67,7 +72,6 @@ impl Net {
         if let Err(error) = self.remember_holdings() {
             tracing::warn!("what other disks hold is not written down: {error}");
         }
-        Ok(())
     }
 
     /// Write down what is known. Blocks on the disk.
@@ -90,5 +94,45 @@ impl Net {
         file.sync_all()?;
         renameat(folder.root_fd(), UNFINISHED, folder.root_fd(), FILE)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use delugefs_proto::ids::{ContentId, DiskId};
+
+    use super::*;
+    use crate::net::tests::cluster;
+
+    struct BadSector;
+
+    impl Read for BadSector {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(Errno::EIO.into())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_cannot_be_read_is_forgotten_and_what_can_is_not() {
+        let (_, _, nodes) = cluster(1, &[]).await;
+        let (net, me, other) = (nodes[0].net(), nodes[0].id(), DiskId([7; 32]));
+        let epoch = net.holdings.lock().epoch(me) + 1_000_000_000;
+        let own = pb::Holdings { disk_id: me.0.into(), epoch, ..Default::default() };
+        let [first, second] = [1, 2].map(|n| ContentId([n; 32]));
+        let message = |base, generation, content: ContentId| {
+            let added = content.0[..16].into();
+            pb::Holdings { disk_id: other.0.into(), epoch: 1, base, generation, added, ..Default::default() }
+        };
+        let mut bytes = Vec::new();
+        for message in [own, message(0, 1, first), message(1, 2, second)] {
+            message.encode_length_delimited(&mut bytes).unwrap();
+        }
+        net.recall_from(bytes[..bytes.len() - 1].chain(BadSector));
+        assert!(net.holdings.lock().epoch(me) > epoch);
+        assert_eq!((&*net.known_holders(first), &*net.known_holders(second)), (&[other][..], &[][..]));
+        // Nor does a wrong bit keep it from that.
+        let own = pb::Holdings { disk_id: me.0.into(), epoch: u64::MAX, ..Default::default() };
+        net.recall_from(&own.encode_length_delimited_to_vec()[..]);
+        net.recall_from(BadSector);
     }
 }

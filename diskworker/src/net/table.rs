@@ -87,7 +87,8 @@ impl Other {
         let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
         self.failures += 1;
         self.next_try = Some(Instant::now() + pause);
-    }}
+    }
+}
 
 /// All others.
 #[derive(Debug)]

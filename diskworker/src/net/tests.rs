@@ -64,7 +64,7 @@ impl Node {
         let settings = NetSettings { listen, port, run_dir: dir.path().into(), ..NetSettings::default() };
         let swarm = Arc::new(Swarm::start(running.engine.store.clone()).unwrap());
         let net = Net::start(running.engine.clone(), swarm.clone(), settings).await.unwrap();
-        net.recall_holdings().unwrap();
+        net.recall_holdings();
         let holder = Arc::downgrade(&net);
         running.engine.store.watch(Box::new(move |content, held| {
             if let Some(net) = holder.upgrade() {
