@@ -107,7 +107,6 @@ pub struct Net {
     channels: Mutex<HashMap<DiskId, dial::Open>>,
     dialing: Mutex<HashMap<DiskId, Arc<tokio::sync::Mutex<()>>>>,
     connections: Mutex<Vec<(DiskId, CancellationToken)>>,
-    unnamed_tried: Mutex<HashMap<String, Instant>>,
     /// Disks that were shown why we are a member, in this life of the process.
     introduced: Mutex<HashSet<DiskId>>,
     links: AtomicU64,
@@ -157,7 +156,6 @@ impl Net {
             channels: Mutex::default(),
             dialing: Mutex::default(),
             connections: Mutex::default(),
-            unnamed_tried: Mutex::default(),
             introduced: Mutex::default(),
             links: AtomicU64::new(1),
             given_bytes: AtomicU64::new(0),
