@@ -270,11 +270,22 @@ impl Net {
         }
     }
 
-    /// Whether a disk that is there holds a content.
-    pub fn has_source(&self, content: ContentId) -> bool {
+    /// Other disks that are there and hold a content, each with whether it is in doubt.
+    pub fn sources(&self, content: ContentId) -> Vec<(DiskId, bool)> {
         let (holders, me) = (self.known_holders(content), self.engine.folder.disk_id());
-        let table = self.table.lock();
-        holders.iter().any(|disk| *disk != me && table.is_there(*disk))
+        let (table, now) = (self.table.lock(), Instant::now());
+        let there = holders.iter().copied().filter(|disk| *disk != me && table.is_there(*disk));
+        there.map(|disk| (disk, table.is_in_doubt(disk, now))).collect()
+    }
+
+    /// Whether a disk failed when it was last asked for a content, a short time ago.
+    pub fn is_in_doubt(&self, disk: DiskId) -> bool {
+        self.table.lock().is_in_doubt(disk, Instant::now())
+    }
+
+    /// A disk was asked for a content. Whether it gave what it was asked for.
+    pub fn asked(&self, disk: DiskId, gave: bool) {
+        self.table.lock().asked(disk, gave, Instant::now());
     }
 
     fn tell(&self, from: Option<u64>, news: pb::Holdings) {

@@ -57,7 +57,12 @@ pub(super) struct Other {
     trying: bool,
     /// When somebody else last had news of it.
     sighted: Option<Instant>,
+    /// When it last failed to give a content, unless it has given one since.
+    failed_to_give: Option<Instant>,
 }
+
+/// So long a disk that failed to give a content is asked for others only where nobody else has them.
+const DOUBT: Duration = Duration::from_secs(60);
 
 /// So long after the last news of a disk it is taken to be there. Every disk has news of itself more often.
 const SIGHTED: Duration = Duration::from_secs(4 * ABOUT_EVERY.as_secs() + 5);
@@ -124,6 +129,7 @@ impl Table {
         other.error = None;
         other.failures = 0;
         other.next_try = None;
+        other.failed_to_give = None;
         Met::Kept
     }
 
@@ -147,6 +153,19 @@ impl Table {
     pub fn is_there(&self, disk: DiskId) -> bool {
         let was_sighted = |other: &Other| other.sighted.is_some_and(|at| at.elapsed() < SIGHTED);
         self.disks.get(&disk).is_some_and(|other| other.link.is_some() || was_sighted(other))
+    }
+
+    /// A disk was asked for a content; whether it gave it.
+    pub fn asked(&mut self, disk: DiskId, gave: bool, now: Instant) {
+        if let Some(other) = self.disks.get_mut(&disk) {
+            other.failed_to_give = (!gave).then_some(now);
+        }
+    }
+
+    /// Whether a disk failed when it was last asked for a content, a short time ago.
+    pub fn is_in_doubt(&self, disk: DiskId, now: Instant) -> bool {
+        let failed = self.disks.get(&disk).and_then(|other| other.failed_to_give);
+        failed.is_some_and(|at| now.saturating_duration_since(at) < DOUBT)
     }
 
     /// Somebody says what a disk said of itself. Whether it had been away.
@@ -296,6 +315,23 @@ mod tests {
         table.connect(id(2), link.clone(), said(8, 5));
         assert!(!table.sight(id(2), &said(9, 0)) && table.disks[&id(2)].about.as_ref().unwrap().epoch == 8);
         assert!(table.disconnect(id(2), link.id) && !table.is_there(id(2)));
+    }
+
+    #[test]
+    fn who_gave_nothing_is_in_doubt_for_a_while() {
+        let (mut table, now) = (Table::new(id(1)), Instant::now());
+        table.connect(id(2), link(true), About::default());
+        let asked = |table: &mut Table, gave| table.asked(id(2), gave, now);
+        assert!(!table.is_in_doubt(id(2), now));
+        asked(&mut table, false);
+        assert!(
+            table.is_in_doubt(id(2), now) && !table.is_in_doubt(id(2), now + DOUBT) && !table.is_in_doubt(id(3), now)
+        );
+        asked(&mut table, true);
+        assert!(!table.is_in_doubt(id(2), now));
+        asked(&mut table, false);
+        table.connect(id(2), link(true), About::default());
+        assert!(!table.is_in_doubt(id(2), now), "it may have been started anew");
     }
 
     #[test]
