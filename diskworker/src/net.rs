@@ -59,8 +59,6 @@ use table::Table;
 
 /// Changes of holdings on their way to links.
 const TOLD: usize = 4096;
-/// How often what others hold is written down at most.
-const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// How often what we say of ourselves is renewed: free space changes all the time.
 const ABOUT_EVERY: Duration = Duration::from_secs(10);
 /// How often others are told what came and went at most.
@@ -388,7 +386,8 @@ async fn tell_holdings(net: Arc<Net>) {
 }
 
 async fn renew_about(net: Arc<Net>) {
-    let mut remembered = (Instant::now(), net.holdings_version());
+    let (mut remembered, mut rest_until) =
+        (net.holdings_version(), Instant::now() + remember::pause_after(0, Duration::ZERO));
     loop {
         tokio::select! {
             () = tokio::time::sleep(ABOUT_EVERY) => drop(net.about_changed.send(())),
@@ -400,13 +399,15 @@ async fn renew_about(net: Arc<Net>) {
             () = net.stop.cancelled() => return,
         }
         let version = net.holdings_version();
-        if remembered.1 != version && remembered.0.elapsed() >= REMEMBER_EVERY {
-            remembered = (Instant::now(), version);
-            let net = net.clone();
+        if remembered != version && rest_until <= Instant::now() {
+            remembered = version;
+            let (net, begin) = (net.clone(), Instant::now());
             let written = tokio::task::spawn_blocking(move || net.remember_holdings()).await;
-            if let Ok(Err(error)) = written {
+            if let Ok(Err(error)) = &written {
                 tracing::debug!("what other disks hold is not written down: {error}");
             }
+            let bytes = written.ok().and_then(Result::ok).unwrap_or_default();
+            rest_until = Instant::now() + remember::pause_after(bytes, begin.elapsed());
         }
     }
 }

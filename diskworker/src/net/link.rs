@@ -198,7 +198,7 @@ async fn read(
                 if of == Some(me) {
                     let own = {
                         let mut ours = net.holdings.lock();
-                        if ours.outdo(me, &holdings) { ours.own(me) } else { Vec::new() }
+                        if ours.outdo(me, &holdings) { ours.all_of(me) } else { Vec::new() }
                     };
                     own.into_iter().for_each(|part| net.tell(None, part));
                 }

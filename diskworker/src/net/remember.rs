@@ -3,11 +3,10 @@
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::peer_pb as pb;
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, renameat};
 use prost::Message;
 
@@ -18,6 +17,10 @@ const FILE: &str = "holdings";
 const UNFINISHED: &str = "holdings.new";
 /// Largest file that is read, in bytes: 100 disks with a million contents each.
 const MAX_BYTES: u64 = 2 << 30;
+/// How often it is written at most,
+const REMEMBER_EVERY: Duration = Duration::from_secs(60);
+/// and how many bytes in a second on average.
+const BYTES_PER_S: u64 = 64 << 10;
 
 impl Net {
     /// Take up what was known, and begin our own count with what this disk holds. Blocks on the disk.
@@ -66,7 +69,7 @@ impl Net {
         }
         self.holdings.lock().begin(me, now.max(last_epoch + 1), held.into_iter());
         // Links may be up already, and have said that nothing is known of this disk.
-        let known = self.holdings.lock().own(me);
+        let known = self.holdings.lock().all_of(me);
         known.into_iter().for_each(|message| self.tell(None, message));
         // On a full disk it is not written: then the clock alone makes the next epoch greater.
         if let Err(error) = self.remember_holdings() {
@@ -74,35 +77,55 @@ impl Net {
         }
     }
 
-    /// Write down what is known. Blocks on the disk.
+    /// Write down what is known. Blocks on the disk. How many bytes that are.
     ///
     /// # Errors
     /// What the disk says; the file is then the old one.
-    pub fn remember_holdings(&self) -> FsResult<()> {
+    pub fn remember_holdings(&self) -> FsResult<u64> {
         let me = self.engine.folder.disk_id();
-        let mut bytes = Vec::new();
-        {
-            let holdings = self.holdings.lock();
-            let own = pb::Holdings { disk_id: me.0.to_vec(), epoch: holdings.epoch(me), ..pb::Holdings::default() };
-            for message in std::iter::once(own).chain(holdings.dump(me)) {
-                message.encode_length_delimited(&mut bytes).map_err(|_| Errno::EIO)?;
-            }
-        }
         let folder = &self.engine.folder;
         let mut file = folder.open_file(UNFINISHED, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC)?;
-        file.write_all(&bytes)?;
+        let mut written = 0;
+        let mut write = |message: &pb::Holdings| {
+            let bytes = message.encode_length_delimited_to_vec();
+            written += bytes.len() as u64;
+            file.write_all(&bytes)
+        };
+        let epoch = self.holdings.lock().epoch(me);
+        write(&pb::Holdings { disk_id: me.0.to_vec(), epoch, ..pb::Holdings::default() })?;
+        let others = self.holding_disks().into_iter().filter(|disk| *disk != me);
+        for disk in others {
+            // One at a time, and written without the lock: everybody who fetches, or hears of something, needs it.
+            let known = self.holdings.lock().all_of(disk);
+            known.iter().try_for_each(&mut write)?;
+        }
         file.sync_all()?;
         renameat(folder.root_fd(), UNFINISHED, folder.root_fd(), FILE)?;
-        Ok(())
+        Ok(written)
     }
+}
+
+/// How long to wait after so many bytes were written: a disk is not kept busy with what it could ask for again.
+pub(super) fn pause_after(bytes: u64, took: Duration) -> Duration {
+    let by_size = Duration::from_secs(bytes / BYTES_PER_S);
+    REMEMBER_EVERY.max(by_size).max(took.saturating_mul(200))
 }
 
 #[cfg(test)]
 mod tests {
     use delugefs_proto::ids::{ContentId, DiskId};
+    use nix::errno::Errno;
 
     use super::*;
     use crate::net::tests::cluster;
+
+    #[test]
+    fn the_more_there_is_the_less_often_it_is_written() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause_after(0, ms(1)), REMEMBER_EVERY);
+        assert_eq!(pause_after(16 << 20, ms(100)), Duration::from_secs(256));
+        assert_eq!(pause_after(16 << 20, ms(3000)), Duration::from_secs(600));
+    }
 
     struct BadSector;
 
