@@ -334,6 +334,17 @@ pub(super) fn split(whole: pb::Holdings) -> Vec<pb::Holdings> {
     parts
 }
 
+/// That this much can be known of a disk: a change without content. Who does not know as much finds that what is before it is missing.
+pub(super) fn announcement(of: &pb::Holdings) -> pb::Holdings {
+    let (disk_id, epoch, generation) = (of.disk_id.clone(), of.epoch, of.generation);
+    pb::Holdings { disk_id, epoch, base: generation, generation, ..pb::Holdings::default() }
+}
+
+/// Whether it is one.
+pub(super) fn is_announcement(message: &pb::Holdings) -> bool {
+    message.base > 0 && message.base == message.generation && message.added.is_empty() && message.removed.is_empty()
+}
+
 fn message(id: DiskId, epoch: u64, base: u64, generation: u64, added: &[Short], removed: &[Short]) -> pb::Holdings {
     let (added, removed) = (added.concat(), removed.concat());
     pb::Holdings { disk_id: id.0.to_vec(), epoch, base, generation, added, removed, more: false, part: 0 }
@@ -419,17 +430,6 @@ mod tests {
         assert_eq!((far.count(ME), far.epoch(ME), &*far.holders(content(1))), (1, 8, &[ME][..]));
     }
 
-    /// Another message may come in between, and who is connected while they are on their way hears the last ones only. What is
-    /// left must not be taken for all that the disk holds.
-    #[test]
-    fn what_lacks_a_part_is_not_taken_for_the_whole() {
-        let mut mine = Holdings::default();
-        mine.begin(ME, 7, (0..10_000).map(content));
-        let series: Vec<_> = mine.lacks(&Holdings::default().have());
-        assert!(series.len() > 2);
-        let other = message(DiskId([2; 32]), 1, 0, 1, &[short(content(5))], &[]);
-        let mut parts = Parts::default();
-        let mut all: Vec<_> = series.iter().cloned().map(|part| parts.add(part).unwrap()).collect();
     #[test]
     fn many_parts_are_put_together_in_order() {
         let mut mine = Holdings::default();
@@ -443,6 +443,17 @@ mod tests {
         assert!(whole.added == all && (whole.part, whole.more) == (0, false));
     }
 
+    /// Another message may come in between, and who is connected while they are on their way hears the last ones only. What is
+    /// left must not be taken for all that the disk holds.
+    #[test]
+    fn what_lacks_a_part_is_not_taken_for_the_whole() {
+        let mut mine = Holdings::default();
+        mine.begin(ME, 7, (0..10_000).map(content));
+        let series: Vec<_> = mine.lacks(&Holdings::default().have());
+        assert!(series.len() > 2);
+        let other = message(DiskId([2; 32]), 1, 0, 1, &[short(content(5))], &[]);
+        let mut parts = Parts::default();
+        let mut all: Vec<_> = series.iter().cloned().map(|part| parts.add(part).unwrap()).collect();
         assert!(matches!(all.pop(), Some(Part::Whole(_))) && all.iter().all(|part| *part == Part::More));
         for lost in 0..series.len() - 1 {
             let mut heard = Vec::new();
