@@ -13,6 +13,7 @@
 
 mod earlier;
 mod evict;
+mod places;
 mod promise;
 mod room;
 mod serve;
@@ -41,6 +42,7 @@ use crate::net::Net;
 use crate::swarm::Swarm;
 
 pub use evict::Goes;
+use places::Place;
 pub(crate) use serve::hand_over;
 pub use serve::read_content;
 use transfer::{Rest, Transfer};
@@ -48,8 +50,7 @@ use using::{Beginning, Using};
 
 /// Without any progress for so long a reader or writer gets an error.
 const STALLED: Duration = Duration::from_secs(20);
-/// Small contents mirrored at once, and large ones.
-const SMALL_MAX: usize = 8;
+/// Large contents mirrored at once; for small ones see [`places`].
 const LARGE_MAX: usize = 4;
 /// Contents whose rest is fetched behind their readers, at once. Of all others only what is read comes.
 const RESTS_MAX: usize = 4;
@@ -86,7 +87,7 @@ pub struct Fetcher {
     beginning: Mutex<Vec<ContentId>>,
     /// Contents that BitTorrent fetches now, and what stops it. Taken after `transfers`.
     swarming: Mutex<HashMap<ContentId, CancellationToken>>,
-    small: Arc<Semaphore>,
+    small: places::Places,
     large: Arc<Semaphore>,
     /// Contents that are begun with the version before, see [`earlier`].
     fills: Arc<Semaphore>,
@@ -113,7 +114,7 @@ impl Fetcher {
             mirroring: Mutex::default(),
             beginning: Mutex::default(),
             swarming: Mutex::default(),
-            small: Arc::new(Semaphore::new(SMALL_MAX)),
+            small: places::Places::default(),
             large: Arc::new(Semaphore::new(LARGE_MAX)),
             fills: Arc::new(Semaphore::new(1)),
             rests: Arc::new(Semaphore::new(RESTS_MAX)),
@@ -137,13 +138,14 @@ impl Fetcher {
         let this = self.clone();
         self.runtime.spawn(async move {
             let work = async {
-                let places = if wanted.size > TORRENT_MIN_BYTES { &this.large } else { &this.small };
                 let mut pause = Duration::from_secs(1);
                 for attempt in 1..=TRIES {
                     // Given back while it pauses: what cannot be reached keeps nobody else waiting.
-                    let Ok(place) = places.clone().acquire_owned().await else { return };
+                    let Some(place) = this.place(wanted).await else {
+                        return tracing::debug!("content {}: the disk that holds it gives nothing", wanted.content);
+                    };
                     // Nor do those that a disk which went away was to give. The policy asks again.
-                    if !this.net.has_source(wanted.content) {
+                    if this.net.sources(wanted.content).is_empty() {
                         return tracing::debug!("content {}: no disk that holds it is there", wanted.content);
                     }
                     let done = this.mirror_once(wanted, attempt).await;
@@ -172,6 +174,13 @@ impl Fetcher {
                 }
             }
         });
+    }
+
+    async fn place(&self, wanted: Wanted) -> Option<Place> {
+        match wanted.size > TORRENT_MIN_BYTES {
+            true => self.large.clone().acquire_owned().await.ok().map(Place::of),
+            false => self.small.take(|| self.net.sources(wanted.content)).await,
+        }
     }
 
     async fn mirror_once(self: &Arc<Self>, wanted: Wanted, attempt: u32) -> FsResult<()> {

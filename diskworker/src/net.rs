@@ -59,8 +59,6 @@ use table::Table;
 
 /// Changes of holdings on their way to links.
 const TOLD: usize = 4096;
-/// How often what others hold is written down at most.
-const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// How often what we say of ourselves is renewed: free space changes all the time.
 const ABOUT_EVERY: Duration = Duration::from_secs(10);
 /// How often others are told what came and went at most.
@@ -107,7 +105,6 @@ pub struct Net {
     channels: Mutex<HashMap<DiskId, dial::Open>>,
     dialing: Mutex<HashMap<DiskId, Arc<tokio::sync::Mutex<()>>>>,
     connections: Mutex<Vec<(DiskId, CancellationToken)>>,
-    unnamed_tried: Mutex<HashMap<String, Instant>>,
     /// Disks that were shown why we are a member, in this life of the process.
     introduced: Mutex<HashSet<DiskId>>,
     links: AtomicU64,
@@ -138,7 +135,7 @@ impl Net {
         let key = engine.folder.open_file(disk::NODE_KEY, OFlag::O_RDONLY).context("opening the disk's key")?;
         let identity = Identity::from_pkcs8(&std::io::Read::bytes(key).take(4096).collect::<Result<Vec<u8>, _>>()?)?;
         let members = MembersStore::open(engine.folder.clone())?;
-        let bound = listener::bind(settings.listen.as_deref(), settings.port, settings.last_port).await?;
+        let bound = listener::bind(settings.listen.as_deref(), settings.port, settings.last_port)?;
         let net = Arc::new(Self {
             port: bound.local_addr()?.port(),
             run: random_u64(),
@@ -157,7 +154,6 @@ impl Net {
             channels: Mutex::default(),
             dialing: Mutex::default(),
             connections: Mutex::default(),
-            unnamed_tried: Mutex::default(),
             introduced: Mutex::default(),
             links: AtomicU64::new(1),
             given_bytes: AtomicU64::new(0),
@@ -281,11 +277,22 @@ impl Net {
         }
     }
 
-    /// Whether a disk that is there holds a content.
-    pub fn has_source(&self, content: ContentId) -> bool {
+    /// Other disks that are there and hold a content, each with whether it is in doubt.
+    pub fn sources(&self, content: ContentId) -> Vec<(DiskId, bool)> {
         let (holders, me) = (self.known_holders(content), self.engine.folder.disk_id());
-        let table = self.table.lock();
-        holders.iter().any(|disk| *disk != me && table.is_there(*disk))
+        let (table, now) = (self.table.lock(), Instant::now());
+        let there = holders.iter().copied().filter(|disk| *disk != me && table.is_there(*disk));
+        there.map(|disk| (disk, table.is_in_doubt(disk, now))).collect()
+    }
+
+    /// Whether a disk failed when it was last asked for a content, a short time ago.
+    pub fn is_in_doubt(&self, disk: DiskId) -> bool {
+        self.table.lock().is_in_doubt(disk, Instant::now())
+    }
+
+    /// A disk was asked for a content. Whether it gave what it was asked for.
+    pub fn asked(&self, disk: DiskId, gave: bool) {
+        self.table.lock().asked(disk, gave, Instant::now());
     }
 
     fn tell(&self, from: Option<u64>, news: pb::Holdings) {
@@ -388,7 +395,8 @@ async fn tell_holdings(net: Arc<Net>) {
 }
 
 async fn renew_about(net: Arc<Net>) {
-    let mut remembered = (Instant::now(), net.holdings_version());
+    let (mut remembered, mut rest_until) =
+        (net.holdings_version(), Instant::now() + remember::pause_after(0, Duration::ZERO));
     loop {
         tokio::select! {
             () = tokio::time::sleep(ABOUT_EVERY) => drop(net.about_changed.send(())),
@@ -400,13 +408,15 @@ async fn renew_about(net: Arc<Net>) {
             () = net.stop.cancelled() => return,
         }
         let version = net.holdings_version();
-        if remembered.1 != version && remembered.0.elapsed() >= REMEMBER_EVERY {
-            remembered = (Instant::now(), version);
-            let net = net.clone();
+        if remembered != version && rest_until <= Instant::now() {
+            remembered = version;
+            let (net, begin) = (net.clone(), Instant::now());
             let written = tokio::task::spawn_blocking(move || net.remember_holdings()).await;
-            if let Ok(Err(error)) = written {
+            if let Ok(Err(error)) = &written {
                 tracing::debug!("what other disks hold is not written down: {error}");
             }
+            let bytes = written.ok().and_then(Result::ok).unwrap_or_default();
+            rest_until = Instant::now() + remember::pause_after(bytes, begin.elapsed());
         }
     }
 }

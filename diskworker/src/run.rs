@@ -127,13 +127,12 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     let recalled = tokio::task::spawn_blocking({
         let net = net.clone();
         move || {
-            let recalled = net.recall_holdings();
+            net.recall_holdings();
             let mut meanwhile = meanwhile.lock();
             meanwhile.take().into_iter().flatten().for_each(|(content, held)| net.holding_changed(content, held));
-            recalled
         }
     });
-    recalled.await??;
+    recalled.await?;
     let runtime = tokio::runtime::Handle::current();
     let fetcher = Fetcher::new(running.engine.clone(), swarm.clone(), net.clone(), runtime);
     net.serve_contents(&fetcher);

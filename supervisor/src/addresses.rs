@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use delugefs_proto::ids::DiskId;
+use delugefs_proto::token::is_address;
 use delugefs_proto::worker_pb::{Hint, Peer};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -16,12 +18,18 @@ const FILE: &str = "addresses.json";
 const PER_DISK_MAX: usize = 8;
 /// Disks kept.
 const DISKS_MAX: usize = 1000;
+/// How often other addresses in place of known ones are written at most, and a mere change of their order. The disks of a host reach
+/// others at different addresses, and each says every second which one is the best.
+const REPLACED_EVERY: Duration = Duration::from_secs(60);
+const REORDERED_EVERY: Duration = Duration::from_secs(600);
 
 /// See the module.
 #[derive(Debug)]
 pub struct Addresses {
     state_dir: PathBuf,
     known: Mutex<Known>,
+    /// What was written last, and when.
+    written: Mutex<(Known, Option<Instant>)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +42,20 @@ struct Known {
     ports: BTreeMap<String, u16>,
 }
 
+impl Known {
+    /// How long this may wait to be written after another was.
+    fn may_wait(&self, before: &Self) -> Duration {
+        let both = || self.addresses.iter().map(|(disk, list)| (list, before.addresses.get(disk)));
+        if self.ports != before.ports || !both().all(|(list, old)| old.is_some_and(|old| old.len() >= list.len())) {
+            return Duration::ZERO;
+        }
+        let has_old = |(list, old): (&Vec<String>, Option<&Vec<String>>)| {
+            old.is_some_and(|old| list.iter().all(|address| old.contains(address)))
+        };
+        if both().all(has_old) { REORDERED_EVERY } else { REPLACED_EVERY }
+    }
+}
+
 impl Addresses {
     /// Read what there is; a damaged file is begun anew.
     pub fn open(state_dir: PathBuf) -> Self {
@@ -41,19 +63,29 @@ impl Addresses {
             tracing::warn!("{error:#}");
             None
         });
-        let known = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        Self { state_dir, known: Mutex::new(known) }
+        let known: Known = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let written = Mutex::new((known.clone(), None));
+        Self { state_dir, known: Mutex::new(known), written }
     }
 
-    /// An address of a disk was learned.
+    /// Addresses of a disk were learned, the best first. New ones come in place of those that are not among them.
     pub fn learn(&self, disk: DiskId, addresses: &[String]) {
         self.change(|known| {
             let list = known.addresses.entry(disk.to_hex()).or_default();
-            for address in addresses.iter().rev() {
-                list.retain(|one| one != address);
-                list.insert(0, address.clone());
+            for address in addresses.iter().take(PER_DISK_MAX).filter(|address| is_address(address)) {
+                if list.contains(address) {
+                    continue;
+                }
+                if list.len() >= PER_DISK_MAX
+                    && let Some(at) = list.iter().rposition(|one| !addresses.contains(one))
+                {
+                    list.remove(at);
+                }
+                list.push(address.clone());
             }
-            list.truncate(PER_DISK_MAX);
+            if let Some(at) = addresses.first().and_then(|best| list.iter().position(|one| one == best)) {
+                list[..=at].rotate_right(1);
+            }
             while known.addresses.len() > DISKS_MAX {
                 known.addresses.pop_first();
             }
@@ -99,13 +131,15 @@ impl Addresses {
 
     fn change(&self, change: impl FnOnce(&mut Known)) {
         let mut known = self.known.lock();
-        let before = known.clone();
         change(&mut known);
-        if *known == before {
+        let mut written = self.written.lock();
+        let waits = || written.1.is_some_and(|at| at.elapsed() < known.may_wait(&written.0));
+        if *known == written.0 || waits() {
             return;
         }
-        let written = serde_json::to_vec_pretty(&*known).map_err(anyhow::Error::from);
-        if let Err(error) = written.and_then(|bytes| statefile::write(&self.state_dir, FILE, &bytes)) {
+        *written = (known.clone(), Some(Instant::now()));
+        let bytes = serde_json::to_vec_pretty(&*known).map_err(anyhow::Error::from);
+        if let Err(error) = bytes.and_then(|bytes| statefile::write(&self.state_dir, FILE, &bytes)) {
             tracing::warn!("addresses are not remembered: {error:#}");
         }
     }
@@ -116,6 +150,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn disks_that_do_not_agree_on_the_best_address_write_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = Addresses::open(dir.path().into());
+        let disk = DiskId([1; 32]);
+        let [one, other] = ["10.0.0.1:7", "192.168.0.1:7"].map(str::to_owned);
+        let said = [[one.clone(), other.clone()], [other.clone(), one.clone()]];
+        addresses.learn(disk, &said[0]);
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        for best in said.iter().chain(&said) {
+            addresses.learn(disk, best);
+            assert_eq!(addresses.of(disk), best);
+        }
+        assert!(!dir.path().join(FILE).exists());
+        addresses.written.lock().1 = None;
+        addresses.learn(disk, &said[1]);
+        assert_eq!(Addresses::open(dir.path().into()).of(disk), said[1]);
+        // A new one is the best, or not; what is nonsense is none.
+        let more = "10.0.0.2:7".to_owned();
+        addresses.learn(disk, &[one.clone(), "nonsense".into(), more.clone()]);
+        assert_eq!(Addresses::open(dir.path().into()).of(disk), [one.clone(), other, more.clone()]);
+        let many: Vec<String> = (3..11).map(|n| format!("10.0.0.{n}:7")).collect();
+        addresses.learn(disk, &[&[one.clone()], &many[..]].concat());
+        assert_eq!(addresses.of(disk)[0], one);
+        assert!(addresses.of(disk).contains(&many[6]) && !addresses.of(disk).contains(&more));
+    }
+
+    #[test]
     fn the_latest_come_first_and_survive_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let addresses = Addresses::open(dir.path().into());
@@ -123,6 +184,8 @@ mod tests {
         for n in 0..20 {
             addresses.learn(disk, &[format!("10.0.0.{n}:7")]);
         }
+        // In place of others, and so not at once; but with the next that is more.
+        assert_eq!(Addresses::open(dir.path().into()).of(disk)[0], "10.0.0.7:7");
         addresses.set_port(&disk.to_hex(), 4711);
         let again = Addresses::open(dir.path().into());
         let hints = again.hints();

@@ -1,7 +1,7 @@
 //! Keeps this host's workers and the cluster together: joins their membership with the host's, admits the host's disks, and
 //! tells every worker where others may be. Once a second, over the workers' own sockets; nothing here talks to the network.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -163,13 +163,18 @@ async fn meet(
         answer.map_err(|status| status.message().to_owned())?;
         told.members = members;
     }
-    if told.hints != hints {
+    if as_set(&told.hints) != as_set(hints) {
         let request = HintsRequest { hints: hints.to_vec() };
         let answer = worker::ask(socket, |mut client| async move { client.hints(request).await }).await;
         answer.map_err(|status| status.message().to_owned())?;
         told.hints = hints.to_vec();
     }
     Ok(())
+}
+
+/// The order of hints is no news: each disk of a host has its own.
+fn as_set(hints: &[Hint]) -> BTreeSet<(&[u8], &str)> {
+    hints.iter().map(|hint| (&hint.disk_id[..], &hint.address[..])).collect()
 }
 
 /// The name of another host where these workers see a disk in use.

@@ -2,15 +2,18 @@
 //! `_delugefs._tcp`, TXT `v` (version of this announcement), `c` (which cluster, unreadable for others) and `id` (the
 //! disk). Only hints: who answers at an address proves with its key who it is. [`crate::browse`] asks.
 //!
-//! What one has to know of libmdns 0.10 (measured): it announces on the interface of the default route only and cannot
-//! be made without one; what is registered before its task ran is not announced, and the goodbye is not sent when it is
-//! dropped at once. Hence [`SETTLE`], and a new try every [`RETRY`] while it cannot be made.
+//! What one has to know of libmdns 0.10: it hears questions on the interfaces that have an address when it is made, and never
+//! on others; without any it cannot be made, unless there is a default route. Unasked it sends on the interface of the default route
+//! only. What is registered before its task ran is not announced, and the goodbye is not sent when it is dropped at once. Hence it
+//! is made anew when the machine's addresses are others than then (looked at every [`LOOK`]), with [`SETTLE`] in between, and
+//! tried again every [`RETRY`] while it cannot be made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::{DiskToml, short_id};
@@ -24,6 +27,8 @@ pub const SERVICE: &str = "_delugefs._tcp";
 const VERSION: u32 = 1;
 /// For libmdns's task to run before it is given work, and to finish it before it is dropped.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Between two looks at the machine's addresses.
+const LOOK: Duration = Duration::from_secs(3);
 /// Before a responder that could not be made is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -61,39 +66,63 @@ pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>) {
     let mut announcer = Announcer::default();
     loop {
         let wanted = snapshots.borrow_and_update().disks.iter().filter_map(Announcement::of).collect();
-        let retry = match announcer.announce(wanted).await {
-            Ok(()) => None,
-            Err(error) => {
-                tracing::warn!("cannot announce on the local network: {error}");
-                Some(RETRY)
+        let retry_at = announcer.announce(wanted).await.err().map(|error| {
+            tracing::warn!("cannot announce on the local network: {error}");
+            Instant::now() + RETRY
+        });
+        let is_due = || retry_at.is_some_and(|at| at <= Instant::now());
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return announcer.leave().await;
+                    }
+                    break;
+                }
+                () = tokio::time::sleep(LOOK) => {
+                    if announcer.has_moved() || is_due() {
+                        break;
+                    }
+                }
             }
-        };
-        let changed = tokio::select! {
-            changed = snapshots.changed() => changed.is_ok(),
-            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => true,
-        };
-        if !changed {
-            break;
         }
     }
-    announcer.leave().await;
+}
+
+/// IPv4 addresses of the machine by interface, but for its own.
+fn addresses() -> BTreeSet<(String, Ipv4Addr)> {
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let found = all.filter_map(|one| Some((one.interface_name, one.address?.as_sockaddr_in()?.ip())));
+    found.filter(|(_, ip)| !ip.is_loopback()).collect()
 }
 
 #[derive(Default)]
 struct Announcer {
     responder: Option<Responder>,
     announced: BTreeMap<Announcement, Service>,
+    /// Those of the machine when it last tried to make a responder.
+    addresses: Option<BTreeSet<(String, Ipv4Addr)>>,
 }
 
 impl Announcer {
+    /// Whether the machine has other addresses than the responder knows.
+    fn has_moved(&self) -> bool {
+        self.addresses.as_ref().is_some_and(|known| *known != addresses())
+    }
+
     /// Exactly these from now on.
     async fn announce(&mut self, wanted: Vec<Announcement>) -> io::Result<()> {
+        if self.has_moved() {
+            tracing::debug!("other addresses: announces anew");
+            self.leave().await;
+        }
         self.announced.retain(|one, _| wanted.contains(one)); // dropping says goodbye
         for one in wanted.into_iter().filter(|one| !self.announced.contains_key(one)).collect::<Vec<_>>() {
             if self.responder.is_none() {
                 // A name of our own: the host's may be announced by another responder, with other addresses.
                 let name = format!("delugefs-{}", short_id(&one.disk_id));
                 let runtime = tokio::runtime::Handle::current();
+                self.addresses = Some(addresses());
                 self.responder = Some(Responder::spawn_with_ip_list_and_hostname(&runtime, Vec::new(), name)?);
                 tokio::time::sleep(SETTLE).await;
             }
@@ -108,11 +137,12 @@ impl Announcer {
         Ok(())
     }
 
-    async fn leave(mut self) {
+    async fn leave(&mut self) {
         if !self.announced.is_empty() {
             self.announced.clear();
             tokio::time::sleep(SETTLE).await;
         }
+        self.addresses = None;
         if self.responder.take().is_some() {
             tokio::time::sleep(SETTLE).await;
         }

@@ -324,11 +324,15 @@ impl Transfer {
             }
             tokio::select! {
                 Some(done) = requests.join_next() => match done {
-                    Ok((_, Ok(()))) => nobody = None,
+                    Ok((disk, Ok(()))) => {
+                        net.asked(disk, true);
+                        nobody = None;
+                    }
                     // Our own disk's: no other holder can help.
                     Ok((_, Err(error))) if is_ours(error.errno) => return Err(error),
                     Ok((disk, Err(error))) => {
                         tracing::debug!("content {} from disk {}: {error}", self.wanted.content, &disk.to_hex()[..8]);
+                        net.asked(disk, false);
                         let rest = if error.errno == Errno::EBADMSG { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
                         holders.error = Some(error.to_string());
@@ -591,10 +595,10 @@ impl Holders {
         let now = Instant::now();
         let mut holders = net.holders(wanted.content);
         holders.retain(|disk| self.rest.get(disk).is_none_or(|until| *until <= now));
-        // From afar only what nobody near has; and from who has failed once only what nobody else has: a near disk that stalls
-        // would be asked again and again.
-        let ranked: Vec<_> =
-            holders.into_iter().map(|disk| ((self.rest.contains_key(&disk), net.distance(disk)), disk)).collect();
+        // From afar only what nobody near has; and from who has failed, here or with another content, only what nobody else has: a
+        // near disk that stalls would be asked again and again.
+        let has_failed = |disk| self.rest.contains_key(&disk) || net.is_in_doubt(disk);
+        let ranked: Vec<_> = holders.into_iter().map(|disk| ((has_failed(disk), net.distance(disk)), disk)).collect();
         let best = ranked.iter().map(|(rank, _)| *rank).min()?;
         let best: Vec<DiskId> = ranked.into_iter().filter(|(rank, _)| *rank == best).map(|(_, disk)| disk).collect();
         best.get(self.turn % best.len().max(1)).copied()

@@ -1,21 +1,37 @@
 //! Where disks may be reached. Addresses are hints: whoever answers there proves a key, and only that counts.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use delugefs_proto::ids::DiskId;
 use delugefs_proto::token::is_address;
 
 /// Addresses kept of one disk.
 const PER_DISK_MAX: usize = 8;
-/// Disks and unnamed hints kept.
+/// Disks kept.
 const DISKS_MAX: usize = 4096;
+/// Addresses kept of which it is not known who is there: a person has given them.
+const UNNAMED_MAX: usize = 256;
+/// Between two tries of such a one, at first and at last.
+const UNNAMED_PAUSE_MIN: Duration = Duration::from_secs(3);
+const UNNAMED_PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// Addresses by disk, the most promising first.
 #[derive(Debug, Default)]
 pub(super) struct Book {
     disks: HashMap<DiskId, VecDeque<String>>,
-    /// Of whom it is not known who is there.
-    unnamed: VecDeque<String>,
+    unnamed: Vec<Unnamed>,
+}
+
+/// An address of which it is not known who is there.
+#[derive(Debug)]
+struct Unnamed {
+    address: String,
+    /// Who answered last; a name may stand for several.
+    who: Vec<DiskId>,
+    /// `None` while it is being tried.
+    next_try: Option<Instant>,
+    pause: Duration,
 }
 
 impl Book {
@@ -24,13 +40,11 @@ impl Book {
         if !is_address(address) {
             return false;
         }
-        let known = match disk {
-            Some(disk) if self.disks.len() < DISKS_MAX || self.disks.contains_key(&disk) => {
-                self.disks.entry(disk).or_default()
-            }
-            Some(_) => return false,
-            None => &mut self.unnamed,
-        };
+        let Some(disk) = disk else { return self.hint_unnamed(address) };
+        if self.disks.len() >= DISKS_MAX && !self.disks.contains_key(&disk) {
+            return false;
+        }
+        let known = self.disks.entry(disk).or_default();
         if known.iter().any(|one| one == address) {
             return false;
         }
@@ -38,6 +52,15 @@ impl Book {
             known.pop_back();
         }
         known.push_back(address.to_owned());
+        true
+    }
+
+    fn hint_unnamed(&mut self, address: &str) -> bool {
+        if self.unnamed.len() >= UNNAMED_MAX || self.unnamed.iter().any(|one| one.address == address) {
+            return false;
+        }
+        let (who, pause) = (Vec::new(), UNNAMED_PAUSE_MIN);
+        self.unnamed.push(Unnamed { address: address.to_owned(), who, next_try: Some(Instant::now()), pause });
         true
     }
 
@@ -64,14 +87,37 @@ impl Book {
         }
     }
 
+    /// Whether there is somewhere to look for a disk.
+    pub fn knows(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(|addresses| !addresses.is_empty())
+    }
+
     /// Where to look for a disk.
     pub fn of(&self, disk: DiskId) -> Vec<String> {
         self.disks.get(&disk).into_iter().flatten().cloned().collect()
     }
 
-    /// Where somebody may be.
-    pub fn unnamed(&self) -> Vec<String> {
-        self.unnamed.iter().cloned().collect()
+    /// Where somebody may be who is not known to be there; to be tried now, until [`Book::answered`].
+    pub fn due(&mut self, now: Instant, is_there: impl Fn(DiskId) -> bool) -> Vec<String> {
+        let mut due = Vec::new();
+        for one in &mut self.unnamed {
+            if !one.who.is_empty() && one.who.iter().all(|disk| is_there(*disk)) {
+                one.pause = UNNAMED_PAUSE_MIN;
+            } else if one.next_try.is_some_and(|at| at <= now) {
+                one.next_try = None;
+                due.push(one.address.clone());
+            }
+        }
+        due
+    }
+
+    /// Who was there, if anybody.
+    pub fn answered(&mut self, address: &str, who: Vec<DiskId>, now: Instant) {
+        if let Some(one) = self.unnamed.iter_mut().find(|one| one.address == address) {
+            one.next_try = Some(now + one.pause);
+            one.pause = (one.pause * 2).min(UNNAMED_PAUSE_MAX);
+            one.who = who;
+        }
     }
 
     /// All that is known of disks.
@@ -100,8 +146,31 @@ mod tests {
         assert_eq!((book.of(one), book.of(other)), (vec!["10.0.0.1:7".to_owned()], vec!["10.0.0.2:7".to_owned()]));
         for n in 0..100 {
             book.hint(Some(one), &format!("10.1.0.{n}:7"));
-            book.hint(None, &format!("10.1.0.{n}:7"));
         }
-        assert_eq!((book.of(one).len(), book.unnamed().len()), (PER_DISK_MAX, PER_DISK_MAX));
+        assert_eq!(book.of(one).len(), PER_DISK_MAX);
+    }
+
+    #[test]
+    fn all_addresses_without_a_name_are_tried_and_those_who_are_there_are_left_alone() {
+        let mut book = Book::default();
+        let addresses: Vec<String> = (0..300).map(|n| format!("10.1.{}.{}:7", n / 256, n % 256)).collect();
+        for address in addresses.iter().chain(&addresses) {
+            book.hint(None, address);
+        }
+        let mut now = Instant::now();
+        assert_eq!(book.due(now, |_| false), addresses[..UNNAMED_MAX]);
+        assert!(book.due(now + UNNAMED_PAUSE_MAX, |_| false).is_empty(), "they are being tried");
+        // Nobody, one who is not met, one who is, and two of whom one is.
+        let [stranger, one, other] = [1, 2, 3].map(|n| DiskId([n; 32]));
+        let is_there = |disk| disk == one;
+        let who = [vec![], vec![stranger], vec![one], vec![one, other]];
+        for pause in [1, 2, 4, 5, 5].map(|n| n * UNNAMED_PAUSE_MIN) {
+            addresses.iter().zip(&who).for_each(|(address, who)| book.answered(address, who.clone(), now));
+            assert!(book.due(now + pause / 2, is_there).is_empty(), "too early");
+            now += pause;
+            assert_eq!(book.due(now, is_there), [0, 1, 3].map(|n: usize| addresses[n].clone()));
+        }
+        // Who was there and is not any more, at once.
+        assert_eq!(book.due(now, |_| false), [addresses[2].clone()]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_TORRENT, ClientStream, peer_id};
+use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN, ALPN_TORRENT, ClientStream, peer_id};
 use delugefs_proto::ids::{DiskId, NodeId};
 use delugefs_proto::message;
 use delugefs_proto::peer_pb::{self as pb, peer_client::PeerClient};
@@ -70,21 +70,15 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
             chosen.extend(disks.iter().copied().filter(|disk| *disk != me && is_mate(disk)));
             chosen.sort_unstable();
             chosen.dedup();
-            chosen.into_iter().filter(|disk| table.disks.entry(*disk).or_default().may_try(now)).collect()
+            let book = net.book.lock();
+            let is_due = |disk: &DiskId| book.knows(*disk) && table.disks.entry(*disk).or_default().begin(now);
+            chosen.into_iter().filter(is_due).collect()
         };
         for disk in due {
-            let addresses = net.book.lock().of(disk);
-            if addresses.is_empty() {
-                continue;
-            }
-            if let Some(other) = net.table.lock().disks.get_mut(&disk) {
-                other.trying = true;
-            }
             let net = net.clone();
             tokio::spawn(async move {
-                if let Err(error) = meet(&net, disk).await {
-                    net.table.lock().disks.entry(disk).or_default().failed(&error);
-                }
+                let met = meet(&net, disk).await;
+                net.table.lock().disks.entry(disk).or_default().tried(met);
             });
         }
         net.try_unnamed();
@@ -199,32 +193,29 @@ impl Net {
         }
     }
 
-    /// Find out who answers at addresses given without a name, now and then.
+    /// Find out who answers at addresses given without a name, until they are there.
     fn try_unnamed(self: &Arc<Self>) {
-        let unnamed = self.book.lock().unnamed();
-        let mut tried = self.unnamed_tried.lock();
-        for text in unnamed {
-            let now = Instant::now();
-            if tried.get(&text).is_some_and(|at| now.duration_since(*at) < Duration::from_secs(3)) {
-                continue;
-            }
-            tried.insert(text.clone(), now);
+        let me = self.engine.folder.disk_id();
+        let due = {
+            let table = self.table.lock();
+            self.book.lock().due(Instant::now(), |disk| disk == me || table.is_there(disk))
+        };
+        for text in due {
             let net = self.clone();
             tokio::spawn(async move {
+                let mut who = Vec::new();
                 for address in resolve(&text).await {
                     // A join conversation: it says who is there, and who we are.
-                    let Ok(stream) =
-                        net.identity.dial(None, address, delugefs_proto::identity::tls::ALPN_JOIN, DIAL).await
-                    else {
-                        continue;
-                    };
+                    let Ok(stream) = net.identity.dial(None, address, ALPN_JOIN, DIAL).await else { continue };
                     let Some(NodeId(key)) = peer_id(stream.get_ref().1) else { continue };
                     drop(stream);
                     let disk = DiskId(key);
-                    if disk != net.engine.folder.disk_id() && net.book.lock().hint(Some(disk), &text) {
+                    who.push(disk);
+                    if disk != me && net.book.lock().hint(Some(disk), &text) {
                         net.wake.notify_one();
                     }
                 }
+                net.book.lock().answered(&text, who, Instant::now());
             });
         }
     }

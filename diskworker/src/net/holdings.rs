@@ -177,15 +177,8 @@ impl Holdings {
     }
 
     /// Everything about one disk, as messages.
-    pub fn own(&self, me: DiskId) -> Vec<pb::Holdings> {
-        let all = self.lacks(&pb::HoldingsHave::default());
-        all.into_iter().filter(|message| message.disk_id == me.0).collect()
-    }
-
-    /// Everything known of the other disks, to be kept over a restart.
-    pub fn dump(&self, me: DiskId) -> Vec<pb::Holdings> {
-        let others = self.lacks(&pb::HoldingsHave::default());
-        others.into_iter().filter(|message| message.disk_id != me.0).collect()
+    pub fn all_of(&self, id: DiskId) -> Vec<pb::Holdings> {
+        self.disks.get(&id).map(|disk| disk.lacks(id, (0, 0))).unwrap_or_default()
     }
 
     /// Counts changes.
@@ -295,9 +288,10 @@ impl Parts {
         } else {
             let id = |part: &pb::Holdings| (part.disk_id.clone(), part.epoch, part.generation, part.base);
             match before.filter(|before| id(before) == id(&part) && before.part + 1 == part.part) {
-                Some(before) => {
-                    part.added.splice(0..0, before.added);
-                    part.removed.splice(0..0, before.removed);
+                Some(mut before) => {
+                    before.added.append(&mut part.added);
+                    before.removed.append(&mut part.removed);
+                    part = pb::Holdings { added: before.added, removed: before.removed, ..part };
                 }
                 None if std::mem::replace(&mut self.broken, true) => return Ok(Part::More),
                 None => return Ok(Part::Missing),
@@ -338,6 +332,17 @@ pub(super) fn split(whole: pb::Holdings) -> Vec<pb::Holdings> {
         last.more = false;
     }
     parts
+}
+
+/// That this much can be known of a disk: a change without content. Who does not know as much finds that what is before it is missing.
+pub(super) fn announcement(of: &pb::Holdings) -> pb::Holdings {
+    let (disk_id, epoch, generation) = (of.disk_id.clone(), of.epoch, of.generation);
+    pb::Holdings { disk_id, epoch, base: generation, generation, ..pb::Holdings::default() }
+}
+
+/// Whether it is one.
+pub(super) fn is_announcement(message: &pb::Holdings) -> bool {
+    message.base > 0 && message.base == message.generation && message.added.is_empty() && message.removed.is_empty()
 }
 
 fn message(id: DiskId, epoch: u64, base: u64, generation: u64, added: &[Short], removed: &[Short]) -> pb::Holdings {
@@ -413,7 +418,7 @@ mod tests {
             let is_held = mine.disks[&ME].held.contains(&short(content(n)));
             assert_eq!(*far.holders(content(n)), *if is_held { &[ME][..] } else { &[] });
         }
-        assert!(far.lacks(&mine.have()).is_empty() && far.dump(ME).is_empty());
+        assert!(far.lacks(&mine.have()).is_empty());
         // A new count replaces the old one, and what comes late of the old one is ignored.
         assert!(mine.changed(ME, content(77_777), true) && !mine.changed(ME, content(77_777), true));
         let late = mine.news(ME).remove(0);
@@ -423,6 +428,19 @@ mod tests {
         hear(&mut far, lacks);
         assert_eq!(far.hear(&late), Heard::Nothing);
         assert_eq!((far.count(ME), far.epoch(ME), &*far.holders(content(1))), (1, 8, &[ME][..]));
+    }
+
+    #[test]
+    fn many_parts_are_put_together_in_order() {
+        let mut mine = Holdings::default();
+        mine.begin(ME, 7, (0..100_000).map(content));
+        let series = mine.all_of(ME);
+        let all: Vec<u8> = series.iter().flat_map(|part| part.added.iter().copied()).collect();
+        assert!(series.len() > 20 && all.len() == 1_600_000);
+        let mut parts = Parts::default();
+        let last = series.into_iter().map(|part| parts.add(part).unwrap()).last();
+        let Some(Part::Whole(whole)) = last else { panic!() };
+        assert!(whole.added == all && (whole.part, whole.more) == (0, false));
     }
 
     /// Another message may come in between, and who is connected while they are on their way hears the last ones only. What is

@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::Net;
-use super::holdings::{EPOCH_MAX, Heard, Part, Parts, split};
+use super::holdings::{EPOCH_MAX, Heard, Part, Parts, announcement, is_announcement, split};
 use super::io::PeerInfo;
 use super::table::{ALL_MAX, Link, Met};
 
@@ -198,7 +198,7 @@ async fn read(
                 if of == Some(me) {
                     let own = {
                         let mut ours = net.holdings.lock();
-                        if ours.outdo(me, &holdings) { ours.own(me) } else { Vec::new() }
+                        if ours.outdo(me, &holdings) { ours.all_of(me) } else { Vec::new() }
                     };
                     own.into_iter().for_each(|part| net.tell(None, part));
                 }
@@ -211,7 +211,12 @@ async fn read(
                     Part::Whole(holdings) => (net.holdings.lock().hear(&holdings), holdings),
                 };
                 match heard {
+                    // All that a disk holds is asked for by who lacks it.
+                    Heard::News if holdings.base == 0 => net.tell(Some(link), announcement(&holdings)),
                     Heard::News => split(holdings).into_iter().for_each(|part| net.tell(Some(link), part)),
+                    // It says so itself: where everybody meets everybody, all would send it to all.
+                    Heard::Gap
+                        if is_announcement(&holdings) && of.is_some_and(|of| net.table.lock().is_connected(of)) => {}
                     Heard::Gap => {
                         *asked.ask_again.lock() = true;
                         asked.notify.notify_one();

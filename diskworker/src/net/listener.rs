@@ -9,7 +9,8 @@ use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN, ALPN_TORRENT, peer_id}
 use delugefs_proto::ids::{DiskId, NodeId};
 use delugefs_proto::message;
 use delugefs_proto::peer_pb as pb;
-use tokio::net::{TcpListener, TcpStream};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -22,28 +23,42 @@ use super::{Net, join};
 /// For a handshake and the first message.
 const GREETING: Duration = Duration::from_secs(10);
 
+/// Callers that wait in the kernel, as many as tokio would let.
+const BACKLOG: u32 = 1024;
+
 /// What the gRPC server is given.
 pub(super) type Incoming = mpsc::Receiver<std::io::Result<PeerIo<TlsStream<TcpStream>>>>;
 type Accepted = mpsc::Sender<std::io::Result<PeerIo<TlsStream<TcpStream>>>>;
 
 /// Bind the port: the given one; else the last one if it is free, else any.
-pub(super) async fn bind(listen: Option<&str>, port: u16, last_port: u16) -> anyhow::Result<TcpListener> {
+pub(super) fn bind(listen: Option<&str>, port: u16, last_port: u16) -> anyhow::Result<TcpListener> {
     let host: std::net::IpAddr = match listen {
         Some(host) => host.parse().map_err(|_| anyhow::anyhow!("--listen {host}: not an IP address"))?,
         None => std::net::Ipv6Addr::UNSPECIFIED.into(),
     };
     let wanted = if port != 0 { port } else { last_port };
-    let at = |host, port| async move { TcpListener::bind(SocketAddr::new(host, port)).await };
-    let mut bound = at(host, wanted).await;
+    let at = |host, port| listen_at(SocketAddr::new(host, port));
+    let mut bound = at(host, wanted);
     if listen.is_none() && bound.as_ref().is_err_and(|error| error.kind() != std::io::ErrorKind::AddrInUse) {
         // A machine without IPv6.
-        bound = at(std::net::Ipv4Addr::UNSPECIFIED.into(), wanted).await;
+        bound = at(std::net::Ipv4Addr::UNSPECIFIED.into(), wanted);
     }
     match bound {
         Ok(listener) => Ok(listener),
-        Err(_) if port == 0 && wanted != 0 => Ok(at(host, 0).await?),
+        Err(_) if port == 0 && wanted != 0 => Ok(at(host, 0)?),
         Err(error) => Err(anyhow::anyhow!("cannot listen on port {wanted}: {error}")),
     }
+}
+
+/// On all addresses means those of IPv4 too. FreeBSD takes it for those of IPv6 alone, and so does Linux with `bindv6only`.
+fn listen_at(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Accept until told to stop.
@@ -140,5 +155,47 @@ impl Net {
         let revoked = self.members.get().is_some_and(|members| members.is_revoked(key));
         let what = if revoked { "revoked key" } else { "no member" };
         self.log.once(what, &id, || tracing::warn!("refused {from}: {what} ({})", &id[..8]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::process::Command;
+
+    use super::*;
+
+    /// Starts the test below again, on a machine whose default is that of FreeBSD.
+    #[test]
+    fn all_addresses_are_those_of_ipv4_too() {
+        let script = "ip link set lo up && echo 1 > /proc/sys/net/ipv6/bindv6only";
+        let inside = |script: &str| {
+            let mut command = Command::new("unshare");
+            command.args(["-Urn", "sh", "-c", script, "sh"]).arg(std::env::current_exe().unwrap());
+            command
+        };
+        if !inside(script).output().is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: it needs `unshare -Urn`, IPv6 and a /proc that can be written");
+            return;
+        }
+        let mut command = inside(&format!("{script} && exec \"$@\""));
+        let output = command.args(["--ignored", "--exact", "net::listener::tests::inside"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    #[tokio::test]
+    #[ignore = "only in a namespace of its own, see above"]
+    async fn inside() {
+        let listener = bind(None, 0, 0).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        // Where it was last; and another place when that is taken.
+        drop(listener);
+        let again = bind(None, 0, port).unwrap();
+        assert_eq!(again.local_addr().unwrap().port(), port);
+        assert_ne!(bind(None, 0, port).unwrap().local_addr().unwrap().port(), port);
+        assert!(bind(None, port, 0).is_err());
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use delugefs_proto::errno::FsError;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::DiskId;
 use delugefs_proto::peer_pb::{About, Sighting};
 use nix::errno::Errno;
@@ -53,17 +53,38 @@ pub(super) struct Other {
     pub error: Option<String>,
     pub failures: u32,
     pub next_try: Option<Instant>,
-    pub trying: bool,
+    /// A try of ours has not ended, see [`Other::begin`].
+    trying: bool,
     /// When somebody else last had news of it.
     sighted: Option<Instant>,
+    /// When it last failed to give a content, unless it has given one since.
+    failed_to_give: Option<Instant>,
 }
+
+/// So long a disk that failed to give a content is asked for others only where nobody else has them.
+const DOUBT: Duration = Duration::from_secs(60);
 
 /// So long after the last news of a disk it is taken to be there. Every disk has news of itself more often.
 const SIGHTED: Duration = Duration::from_secs(4 * ABOUT_EVERY.as_secs() + 5);
 
 impl Other {
-    pub fn failed(&mut self, error: &FsError) {
+    /// Whether it is to be met now. If so a try begins, and lasts until [`Other::tried`]: while it dials and talks, and whatever
+    /// the other end opens meanwhile.
+    pub fn begin(&mut self, now: Instant) -> bool {
+        let may_try = self.link.is_none() && !self.trying && self.next_try.is_none_or(|at| at <= now);
+        self.trying |= may_try;
+        may_try
+    }
+
+    /// The try has ended: it failed, or the link is over, or was one too many.
+    pub fn tried(&mut self, met: FsResult<()>) {
         self.trying = false;
+        if let Err(error) = met {
+            self.failed(&error);
+        }
+    }
+
+    fn failed(&mut self, error: &FsError) {
         self.error = Some(error.to_string());
         if error.errno == Errno::EEXIST {
             self.failures = self.failures.max(10); // a copy of a disk: a person must do something
@@ -71,10 +92,6 @@ impl Other {
         let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
         self.failures += 1;
         self.next_try = Some(Instant::now() + pause);
-    }
-
-    pub fn may_try(&self, now: Instant) -> bool {
-        self.link.is_none() && !self.trying && self.next_try.is_none_or(|at| at <= now)
     }
 }
 
@@ -112,7 +129,7 @@ impl Table {
         other.error = None;
         other.failures = 0;
         other.next_try = None;
-        other.trying = false;
+        other.failed_to_give = None;
         Met::Kept
     }
 
@@ -136,6 +153,19 @@ impl Table {
     pub fn is_there(&self, disk: DiskId) -> bool {
         let was_sighted = |other: &Other| other.sighted.is_some_and(|at| at.elapsed() < SIGHTED);
         self.disks.get(&disk).is_some_and(|other| other.link.is_some() || was_sighted(other))
+    }
+
+    /// A disk was asked for a content; whether it gave it.
+    pub fn asked(&mut self, disk: DiskId, gave: bool, now: Instant) {
+        if let Some(other) = self.disks.get_mut(&disk) {
+            other.failed_to_give = (!gave).then_some(now);
+        }
+    }
+
+    /// Whether a disk failed when it was last asked for a content, a short time ago.
+    pub fn is_in_doubt(&self, disk: DiskId, now: Instant) -> bool {
+        let failed = self.disks.get(&disk).and_then(|other| other.failed_to_give);
+        failed.is_some_and(|at| now.saturating_duration_since(at) < DOUBT)
     }
 
     /// Somebody says what a disk said of itself. Whether it had been away.
@@ -226,6 +256,32 @@ mod tests {
         assert!(large.disconnect(id(1), by_small.1.id) && !large.is_connected(id(1)));
     }
 
+    /// Its link was one too many, or the other end had opened one before it got so far.
+    #[test]
+    fn who_was_met_otherwise_is_tried_again_when_that_has_ended() {
+        for is_early in [true, false] {
+            let mut table = Table::new(id(2));
+            let start = Instant::now();
+            let later = start + PAUSE_MAX;
+            let begin = |table: &mut Table, at| table.disks.entry(id(1)).or_default().begin(at);
+            let theirs = link(false);
+            if is_early {
+                assert_eq!(table.connect(id(1), theirs.clone(), About::default()), Met::Kept);
+                assert!(!begin(&mut table, later), "they talk");
+                assert!(table.disconnect(id(1), theirs.id));
+            }
+            assert!(begin(&mut table, later) && !begin(&mut table, later), "one at a time");
+            assert_eq!(table.connect(id(1), theirs.clone(), About::default()), Met::Kept);
+            assert_eq!(table.connect(id(1), link(true), About::default()), Met::Spare);
+            table.disks.get_mut(&id(1)).unwrap().tried(Ok(()));
+            assert!(!begin(&mut table, later), "they talk");
+            assert!(table.disconnect(id(1), theirs.id));
+            assert!(!begin(&mut table, start) && begin(&mut table, later + PAUSE_MAX));
+            table.disks.get_mut(&id(1)).unwrap().tried(Err(Errno::EHOSTUNREACH.into()));
+            assert!(!begin(&mut table, start) && begin(&mut table, later + 2 * PAUSE_MAX));
+        }
+    }
+
     #[test]
     fn of_two_copies_of_a_disk_the_first_stays_until_it_is_gone() {
         let mut table = Table::new(id(1));
@@ -259,6 +315,23 @@ mod tests {
         table.connect(id(2), link.clone(), said(8, 5));
         assert!(!table.sight(id(2), &said(9, 0)) && table.disks[&id(2)].about.as_ref().unwrap().epoch == 8);
         assert!(table.disconnect(id(2), link.id) && !table.is_there(id(2)));
+    }
+
+    #[test]
+    fn who_gave_nothing_is_in_doubt_for_a_while() {
+        let (mut table, now) = (Table::new(id(1)), Instant::now());
+        table.connect(id(2), link(true), About::default());
+        let asked = |table: &mut Table, gave| table.asked(id(2), gave, now);
+        assert!(!table.is_in_doubt(id(2), now));
+        asked(&mut table, false);
+        assert!(
+            table.is_in_doubt(id(2), now) && !table.is_in_doubt(id(2), now + DOUBT) && !table.is_in_doubt(id(3), now)
+        );
+        asked(&mut table, true);
+        assert!(!table.is_in_doubt(id(2), now));
+        asked(&mut table, false);
+        table.connect(id(2), link(true), About::default());
+        assert!(!table.is_in_doubt(id(2), now), "it may have been started anew");
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Node {
         let settings = NetSettings { listen, port, run_dir: dir.path().into(), ..NetSettings::default() };
         let swarm = Arc::new(Swarm::start(running.engine.store.clone()).unwrap());
         let net = Net::start(running.engine.clone(), swarm.clone(), settings).await.unwrap();
-        net.recall_holdings().unwrap();
+        net.recall_holdings();
         let holder = Arc::downgrade(&net);
         running.engine.store.watch(Box::new(move |content, held| {
             if let Some(net) = holder.upgrade() {
@@ -189,6 +189,34 @@ async fn what_one_disk_changes_the_others_see() {
     until("the holder to be known", || nodes[0].net.holders(content) == [nodes[2].id()]).await;
     nodes[2].net.holding_changed(content, false);
     until("the holder to be gone", || nodes[0].net.holders(content).is_empty()).await;
+}
+
+/// Not sent to all by all: that would be as many times all as there are links.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_a_disk_holds_is_announced_and_sent_to_who_asks() {
+    let (host, mut members, nodes) = cluster(3, &[(0, 1), (1, 2)]).await;
+    until("all to meet", || nodes.iter().all(|a| nodes.iter().all(|b| a.id() == b.id() || a.connected(b)))).await;
+    let away = DiskId(key().id().0);
+    members.admit(Role::Disk, away.into(), "tower", 1, &host).unwrap();
+    nodes.iter().for_each(|node| node.admit(&members));
+    let mut told = nodes[1].net.told.subscribe();
+    // The second disk hears of it from the first, the third from the second.
+    let content = ContentId([7; 32]);
+    let claim = |epoch, generation| {
+        let (disk_id, added) = (away.0.into(), content.0[..16].into());
+        pb::Holdings { disk_id, epoch, generation, added, ..Default::default() }
+    };
+    let link = nodes[0].net.table.lock().disks[&nodes[2].id()].link.as_ref().unwrap().id;
+    nodes[0].net.holdings.lock().hear(&claim(5, 3));
+    nodes[0].net.tell(Some(link), claim(5, 3));
+    until("the holder to be known", || nodes.iter().all(|node| *node.net.known_holders(content) == [away])).await;
+    loop {
+        let (_, message) = told.recv().await.unwrap();
+        if message.disk_id == away.0 {
+            assert_eq!((message.epoch, message.generation, message.added.len()), (5, 3, 0));
+            break;
+        }
+    }
 }
 
 /// Its clock was far ahead once and the note of that is lost, or somebody has made it up.

@@ -30,3 +30,22 @@ async fn a_reader_gets_past_liars_to_a_disk_that_has_the_content() {
     }
     assert!(liars.iter().map(Liar::asked).sum::<usize>() > 0);
 }
+
+/// It accepts requests, and answers none of them to the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_one_disk_does_not_give_keeps_nothing_waiting_that_others_give() {
+    let (nodes, liars) = among_liars(|_| vec![Manner::Stall]).await;
+    until("the liar to be met", || liars[0].is_met_by(&nodes[1])).await;
+    let good = write(&nodes[0], "file", &bytes(100_000));
+    known(&nodes[1], good).await;
+    let ids: Vec<ContentId> = (0..50).map(|n| ContentId([n; 32])).collect();
+    liars[0].claims_all(&nodes[1], &ids, 1);
+    let fetcher = nodes[1].fetcher();
+    for content in ids.iter().copied() {
+        fetcher.mirror(Wanted { content, size: 100_000, pieces: None });
+    }
+    until("it to be asked", || liars[0].asked() > 0).await;
+    fetcher.mirror(good);
+    until("what the other has", || nodes[1].engine().store.has(good.content).unwrap().is_some()).await;
+    assert!(ids.iter().any(|content| fetcher.is_mirroring(*content)), "they take longer");
+}

@@ -77,9 +77,15 @@ impl Liar {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// A disk hears from this one that it holds a content.
+    /// A disk hears from this one that it holds a content,
     pub(crate) fn claims(&self, node: &Node, content: ContentId, epoch: u64) {
-        let (disk_id, added) = (self.id().0.into(), content.0[..16].into());
+        self.claims_all(node, &[content], epoch);
+    }
+
+    /// or several.
+    pub(crate) fn claims_all(&self, node: &Node, contents: &[ContentId], epoch: u64) {
+        let (disk_id, added) =
+            (self.id().0.into(), contents.iter().flat_map(|content| &content.0[..16]).copied().collect());
         let claim = pb::Holdings { disk_id, epoch, generation: 1, added, ..Default::default() };
         node.net.holdings.lock().hear(&claim);
     }
