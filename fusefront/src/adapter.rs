@@ -25,6 +25,7 @@ use self::invalidate::{Device, carry_out_all};
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
+use crate::os::Called;
 use crate::pool::Pool;
 use crate::trouble;
 
@@ -47,6 +48,26 @@ struct Shared {
     closing: Arc<Closing>,
     /// The kernel can be told to drop all names, also those it knows to be absent.
     knows_epochs: AtomicBool,
+}
+
+/// Where an operation is done, and who may leave it alone before it is.
+#[derive(Clone, Copy)]
+struct Way {
+    /// On the pool in any case.
+    slow: bool,
+    /// What it takes to let its caller go.
+    lets_go: Called,
+}
+
+impl Way {
+    /// For what may change something: a caller that lives on has to hear what came of it.
+    const CHANGING: Self = Self { slow: false, lets_go: Called::ToEnd };
+    /// For what changes nothing, and can be told to have been interrupted.
+    const READING: Self = Self { slow: false, lets_go: Called::ToStop };
+
+    fn slow_if(self, slow: bool) -> Self {
+        Self { slow, ..self }
+    }
 }
 
 /// Permission for a reading thread to wait.
@@ -118,15 +139,15 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
-        self.serve_changing(request, false, reply, operation, send, |_| Vec::new());
+        self.serve_changing(request, Way::CHANGING, reply, operation, send, |_| Vec::new());
     }
 
-    /// The same for what changes something; `slow`: on the pool in any case. Whoever is killed meanwhile is let go and the
-    /// change goes on, so that the kernel does not learn what comes of it: what it may then know wrongly is `doubtful`.
+    /// The same for what changes something. Whoever is killed meanwhile is let go and a change that has begun goes on, so that the
+    /// kernel does not learn what comes of it: what it may then know wrongly is `doubtful`.
     fn serve_changing<T, R>(
         &self,
         request: &Request,
-        slow: bool,
+        way: Way,
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
@@ -138,13 +159,13 @@ impl Adapter {
         if self.pool.is_closed() {
             return send(&self.shared.fs, reply, Err(Errno::ENOTCONN));
         }
-        let permit = if slow { None } else { self.shared.permit() };
+        let permit = if way.slow { None } else { self.shared.permit() };
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let caller = Caller::new(request.uid(), request.gid(), patience);
-        match if slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
+        match if way.slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(&self.pool, (request.pid(), caller), reply, operation, send, doubtful);
+                self.later(&self.pool, ((request.pid(), way.lets_go), caller), reply, operation, send, doubtful);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
@@ -154,7 +175,7 @@ impl Adapter {
     fn serve_opening<T, R>(
         &self,
         request: &Request,
-        slow: bool,
+        way: Way,
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
@@ -167,22 +188,23 @@ impl Adapter {
         if self.pool.is_closed() {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
-        let permit = if slow { None } else { self.shared.permit() };
+        let permit = if way.slow { None } else { self.shared.permit() };
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let mut caller = Caller::new(request.uid(), request.gid(), patience);
-        let pending = self.shared.replies.add(request.pid(), reply, send);
+        let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
+        caller.let_go = Some(pending.let_go());
         let end = move |fs: &Fs, result: Outcome<T>| {
             if let Some(unused) = pending.finish(fs, result.map_err(errno)) {
                 unwanted(fs, unused);
             }
         };
-        let result = if slow { Err(Stop::Later) } else { guarded(|| operation(&fs, &caller)) };
+        let result = if way.slow { Err(Stop::Later) } else { guarded(|| operation(&fs, &caller)) };
         match result {
             Err(Stop::Later) => {
                 drop(permit);
                 caller.patience = Patience::Patient;
                 self.pool.run(move || {
-                    let result = guarded(|| operation(&fs, &caller));
+                    let result = unless_let_go(&caller, || operation(&fs, &caller));
                     end(&fs, result);
                 });
             }
@@ -194,7 +216,7 @@ impl Adapter {
     fn later<T, R>(
         &self,
         pool: &Pool,
-        (tid, mut caller): (u32, Caller),
+        (who, mut caller): ((u32, Called), Caller),
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
@@ -208,11 +230,12 @@ impl Adapter {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
         caller.patience = Patience::Patient;
-        let pending = self.shared.replies.add(tid, reply, send);
+        let pending = self.shared.replies.add(who, reply, send);
+        caller.let_go = Some(pending.let_go());
         pool.run(move || {
             // Before it is done: afterwards nobody knows any more which inodes had the names.
             let doubtful = doubtful(&fs);
-            let result = guarded(|| operation(&fs, &caller));
+            let result = unless_let_go(&caller, || operation(&fs, &caller));
             // Also of one that failed: a part of it may have been done.
             if pending.finish(&fs, result.map_err(errno)).is_some() {
                 doubtful.into_iter().for_each(|what| fs.invalidate(what));
@@ -224,6 +247,11 @@ impl Adapter {
 /// The disk may be slow, too: what waits for it needs the same permission as what waits for the worker.
 fn may_block(caller: &Caller) -> Outcome<()> {
     if caller.patience == Patience::Cached { Err(Stop::Later) } else { Ok(()) }
+}
+
+/// Nothing is begun for a caller that is gone.
+fn unless_let_go<T>(caller: &Caller, operation: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    if caller.is_let_go() { Err(nix::errno::Errno::EINTR.into()) } else { guarded(operation) }
 }
 
 /// A panic in an operation must not take the thread with it: the caller gets EIO.

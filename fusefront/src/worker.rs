@@ -266,6 +266,10 @@ impl Worker {
         let mut deadline = None;
         loop {
             let (mut client, link) = self.check_out(caller, &mut deadline)?;
+            if caller.is_let_go() {
+                self.put_back(client, link);
+                return Err(Errno::EINTR.into());
+            }
             request.retry |= asked_at.is_some_and(|asked_at| asked_at != link);
             match client.call(&request, None) {
                 Ok((reply, fd)) => {
