@@ -172,12 +172,12 @@ impl Fs {
         let ino = file.inode.ino;
         let mut q = Fsync { ino, data_only, dir: self.dir_of(ino), ..Fsync::default() };
         let mut synced = Ok(());
-        if let Some(writer) = &*file.inode.writer.read() {
+        if let Some(writer) = file.inode.in_use() {
             synced = writer.sync(data_only).map_err(|error| failed("sync", &file, error));
             q.writes = true;
             q.sync_failed = writer.is_doubtful();
             let current = self.worker.link();
-            q.handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
+            q.handle = writer.ticket().filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
         }
         let answer = match self.known.orphan_attr(ino) {
             Some(_) if q.sync_failed => Err(Errno::EIO.into()),
@@ -210,8 +210,7 @@ impl Fs {
         if offset.saturating_add(length) > FILE_MAX_BYTES {
             return Err(Errno::EFBIG.into());
         }
-        let writer = file.inode.writer.read();
-        let Some(writer) = writer.as_ref().filter(|_| file.writes) else { return Err(Errno::EBADF.into()) };
+        let Some(writer) = file.inode.in_use().filter(|_| file.writes) else { return Err(Errno::EBADF.into()) };
         Ok(os::fallocate(writer.to_change(), offset, length, mode)?)
     }
 
@@ -259,10 +258,8 @@ impl Fs {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, &from)?;
-            // Both may be one inode: a second lock for reading must not wait behind somebody who waits for the first.
-            let writer = to.inode.writer.read_recursive();
-            let Some(writer) = writer.as_ref().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
-            if let Some(source) = &*from.inode.writer.read_recursive() {
+            let Some(writer) = to.inode.in_use().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
+            if let Some(source) = from.inode.in_use() {
                 return Ok(os::copy_range(source.file(), from_offset, writer.to_change(), to_offset, length)?);
             }
             let source = from.source.read();
@@ -270,7 +267,11 @@ impl Fs {
                 continue;
             }
             return match &source.content {
-                Content::File(file) => Ok(os::copy_range(file, from_offset, writer.to_change(), to_offset, length)?),
+                Content::File(content) => {
+                    let content = content.clone();
+                    drop(source); // what follows may take long
+                    Ok(os::copy_range(&content, from_offset, writer.to_change(), to_offset, length)?)
+                }
                 Content::Inline(bytes) => {
                     let start = usize::try_from(from_offset).unwrap_or(usize::MAX).min(bytes.len());
                     let n = length.min(bytes.len() - start);

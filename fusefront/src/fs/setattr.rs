@@ -69,8 +69,7 @@ impl Fs {
     /// Set the size on the descriptor, if the inode is being written here.
     fn resize_staged(&self, ino: u64, size: u64) -> Outcome<bool> {
         let Some(inode) = self.open.get(ino) else { return Ok(false) };
-        let writer = inode.writer.read();
-        let Some(writer) = &*writer else { return Ok(false) };
+        let Some(writer) = inode.in_use() else { return Ok(false) };
         writer.to_change().set_len(size)?;
         Ok(true)
     }
