@@ -2,7 +2,8 @@
 //!
 //! Which thread works: a request is answered where it was read if that is quick. At least one reading thread stays
 //! free of waiting (for the worker or the disk), so that what is in memory is always answered: when the others are all
-//! taken, and for anything known to be slow, the operation moves to the pool.
+//! taken, and for anything known to be slow, the operation moves to the pool. What turns out to need a content that other disks
+//! have to send moves on to a pool of its own: however much of that there is, it keeps nothing else waiting.
 
 mod closing;
 mod convert;
@@ -33,8 +34,8 @@ use crate::trouble;
 pub struct Adapter {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
-    /// For reads that wait for another disk: however many there are, the others are served.
-    remote: Pool,
+    /// For what waits for another disk: however much there is, everything else is served.
+    remote: Arc<Pool>,
 }
 
 struct Shared {
@@ -114,7 +115,7 @@ pub fn connect(
     let mut config = Config::default();
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
-    let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
+    let session = Session::from_fd(Adapter { shared, pool, remote: Arc::default() }, fuse, SessionACL::All, config)?;
     let kernel = Device::new(session.notifier(), device);
     let invalidate = move || carry_out_all(&fs, &kernel, &invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
@@ -165,7 +166,7 @@ impl Adapter {
         match if way.slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(&self.pool, ((request.pid(), way.lets_go), caller), reply, operation, send, doubtful);
+                self.later(false, (way, request.pid(), caller), reply, operation, send, doubtful);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
@@ -202,21 +203,18 @@ impl Adapter {
         match result {
             Err(Stop::Later) => {
                 drop(permit);
-                caller.patience = Patience::Patient;
-                self.pool.run(move || {
-                    let result = unless_let_go(&caller, || operation(&fs, &caller));
-                    end(&fs, result);
-                });
+                self.run(false, caller, operation, end);
             }
             result => end(&fs, result),
         }
     }
 
-    /// Do an operation on a pool.
+    /// Do an operation that changes nothing here, or whose change may go on alone, on a pool; `far`: it is known to wait for
+    /// another disk.
     fn later<T, R>(
         &self,
-        pool: &Pool,
-        (who, mut caller): ((u32, Called), Caller),
+        far: bool,
+        (way, tid, mut caller): (Way, u32, Caller),
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
@@ -229,17 +227,36 @@ impl Adapter {
         if self.pool.is_closed() {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
-        caller.patience = Patience::Patient;
-        let pending = self.shared.replies.add(who, reply, send);
+        let pending = self.shared.replies.add((tid, way.lets_go), reply, send);
         caller.let_go = Some(pending.let_go());
-        pool.run(move || {
-            // Before it is done: afterwards nobody knows any more which inodes had the names.
-            let doubtful = doubtful(&fs);
-            let result = unless_let_go(&caller, || operation(&fs, &caller));
+        // Before it is done: afterwards nobody knows any more which inodes had the names.
+        let doubtful = doubtful(&fs);
+        self.run(far, caller, operation, move |fs, result| {
             // Also of one that failed: a part of it may have been done.
-            if pending.finish(&fs, result.map_err(errno)).is_some() {
+            if pending.finish(fs, result.map_err(errno)).is_some() {
                 doubtful.into_iter().for_each(|what| fs.invalidate(what));
             }
+        });
+    }
+
+    /// Do an operation on a pool, and give its result to `end`.
+    fn run<T: 'static>(
+        &self,
+        far: bool,
+        mut caller: Caller,
+        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
+        end: impl FnOnce(&Fs, Outcome<T>) + Send + 'static,
+    ) {
+        let (fs, remote) = (self.shared.fs.clone(), self.remote.clone());
+        let pool = if far { &self.remote } else { &self.pool };
+        caller.patience = Patience::Patient;
+        caller.fetches = far;
+        pool.run(move || match unless_let_go(&caller, || operation(&fs, &caller)) {
+            Err(Stop::Later) if !caller.fetches => {
+                caller.fetches = true;
+                remote.run(move || end(&fs, unless_let_go(&caller, || operation(&fs, &caller))));
+            }
+            result => end(&fs, result),
         });
     }
 }

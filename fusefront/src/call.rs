@@ -31,6 +31,8 @@ pub struct Caller {
     pub gid: u32,
     /// How long this attempt may take.
     pub patience: Patience,
+    /// Whether it may wait for what other disks have to send.
+    pub fetches: bool,
     /// Set when nobody waits for this operation any more.
     pub(crate) let_go: Option<Arc<AtomicBool>>,
     /// A changing request went out and its answer was lost: the next one must say `retry`.
@@ -46,8 +48,8 @@ impl Caller {
     /// A new operation of this user.
     pub fn new(uid: u32, gid: u32, patience: Patience) -> Self {
         let cell = || Cell::new(0);
-        let (sent, let_go) = (Cell::new(false), None);
-        Self { uid, gid, patience, let_go, sent, proposal: cell(), subject: cell(), subject_link: cell() }
+        let (fetches, sent, let_go) = (patience == Patience::Patient, Cell::new(false), None);
+        Self { uid, gid, patience, fetches, let_go, sent, proposal: cell(), subject: cell(), subject_link: cell() }
     }
 
     /// The frontend itself, ready to wait.

@@ -214,12 +214,13 @@ impl Worker {
 
     /// A request that changes nothing: it may be sent any number of times.
     pub fn ask(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
-        self.send(caller, Request { retry: false, op: Some(op) }, None, false)
+        self.send(caller, Request { op: Some(op), ..Request::default() }, None, false)
     }
 
     /// A request that changes something: sent again with `retry` when the answer to an earlier sending was lost.
     pub fn change(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
-        let answer = self.send(caller, Request { retry: caller.sent.get(), op: Some(op) }, None, true)?;
+        let answer =
+            self.send(caller, Request { retry: caller.sent.get(), op: Some(op), ..Request::default() }, None, true)?;
         Ok(answer.check()?)
     }
 
@@ -227,7 +228,7 @@ impl Worker {
     /// node's by now, which others have made while nobody here could know. So it goes as one that is sent again: what it is
     /// about is looked for, and what is not there any more was removed or moved before.
     pub fn change_subject(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
-        let request = Request { retry: caller.sent.get(), op: Some(op) };
+        let request = Request { retry: caller.sent.get(), op: Some(op), ..Request::default() };
         let answer = self.send(caller, request, Some(caller.subject_link.get()), true)?;
         caller.subject.set(0);
         Ok(answer.check()?)
@@ -239,7 +240,7 @@ impl Worker {
             Some(client) => client,
             None => self.fresh(link)?,
         };
-        let answer = client.call(&Request { retry: false, op: Some(op) }, None);
+        let answer = client.call(&Request { op: Some(op), ..Request::default() }, None);
         match answer {
             Ok((reply, _)) => {
                 self.put_back(client, link);
@@ -263,6 +264,7 @@ impl Worker {
     }
 
     fn send(&self, caller: &Caller, mut request: Request, asked_at: Option<u64>, changes: bool) -> Outcome<Answer> {
+        request.here = !caller.fetches;
         let mut deadline = None;
         loop {
             let (mut client, link) = self.check_out(caller, &mut deadline)?;
@@ -277,6 +279,9 @@ impl Worker {
                     // What only asks says nothing about a change that is still to be sent again.
                     if changes {
                         caller.sent.set(false);
+                    }
+                    if request.here && reply.errno == Errno::EAGAIN as u32 {
+                        return Err(Stop::Later);
                     }
                     return Ok(Answer { reply, fd, link, retried: request.retry });
                 }

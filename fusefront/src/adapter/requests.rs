@@ -315,8 +315,7 @@ impl Filesystem for Adapter {
         };
         if self.shared.fs.is_partial(handle.0) {
             let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            let who = (request.pid(), Way::READING.lets_go);
-            return self.later(&self.remote, (who, caller), reply, read, send, |_| Vec::new());
+            return self.later(true, (Way::READING, request.pid(), caller), reply, read, send, |_| Vec::new());
         }
         self.serve_changing(request, Way::READING, reply, read, send, |_| Vec::new());
     }

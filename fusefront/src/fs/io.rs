@@ -11,7 +11,7 @@ use delugefs_proto::local_pb::{Fsync, Need, reply, request};
 use nix::errno::Errno;
 
 use super::Fs;
-use crate::call::{Caller, Outcome, Patience, Stop};
+use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{Content, FileHandle, Partial, Ticket};
 use crate::os;
 
@@ -73,7 +73,7 @@ impl Fs {
             return Ok(Some(0));
         }
         if !partial.here.lock().covers(offset..end) {
-            if caller.patience != Patience::Patient {
+            if !caller.fetches {
                 return Err(Stop::Later);
             }
             let Some(Ticket { link, handle }) = ticket else { return Err(Errno::EIO.into()) };
