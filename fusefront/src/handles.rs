@@ -170,6 +170,7 @@ pub struct Staging {
     file: File,
     changed: AtomicBool,
     sync_failed: AtomicBool,
+    reached: AtomicU64,
     /// To be closed with the worker, after the file.
     ticket: Mutex<Option<Ticket>>,
     uses: Arc<Uses>,
@@ -198,6 +199,7 @@ impl Writer {
             file,
             changed: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
+            reached: AtomicU64::new(0),
             ticket: Mutex::new(ticket),
             uses: Arc::default(),
         });
@@ -260,6 +262,25 @@ impl Staging {
     pub fn to_change(&self) -> &File {
         self.changed.store(true, Ordering::Release);
         &self.file
+    }
+
+    /// The kernel takes the file to be at least so long, in bytes: it has written so far through us.
+    pub fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Acquire)
+    }
+
+    /// It is being answered that what was written ends here.
+    pub fn has_reached(&self, end: u64) {
+        if self.reached() < end {
+            self.reached.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+
+    /// It is shorter now, or the kernel is being told so.
+    pub fn is_cut(&self, size: u64) {
+        if size < self.reached() {
+            self.reached.fetch_min(size, Ordering::AcqRel);
+        }
     }
 
     /// Whether anybody here may have changed the content.

@@ -119,18 +119,28 @@ impl Fs {
 
     /// Write; fewer bytes than given only if an error stopped it behind the first of them.
     pub fn write(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<usize> {
-        self.write_by(file, offset, data, |file, done| file.write_at(&data[done..], offset + done as u64))
+        let done =
+            self.write_by(file, offset, data, |file, done| file.write_at(&data[done..], offset + done as u64))?;
+        reached(file, offset + done as u64);
+        Ok(done)
     }
 
     /// Write behind what others have appended by now, of whom the kernel knows nothing. The number of bytes written, and
-    /// whether they may be elsewhere than at this offset, where the kernel takes the end to be.
+    /// whether they may be elsewhere than at this offset, where the kernel takes the end to be. Where it knows that there is more,
+    /// the program has said that this is not to be appended (RWF_NOAPPEND).
     pub fn append(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<(usize, bool)> {
+        if file.inode.writer.read().as_ref().is_some_and(|writer| offset < writer.reached()) {
+            return Ok((self.write(file, offset, data)?, false));
+        }
         let mut is_elsewhere = false;
         let done = self.write_by(file, offset, data, |file, done| {
             let n = os::append(file, &data[done..])?;
             is_elsewhere |= file.metadata().map_or(true, |now| now.len() != offset + (done + n) as u64);
             Ok(n)
         })?;
+        if !is_elsewhere {
+            reached(file, offset + done as u64);
+        }
         Ok((done, is_elsewhere))
     }
 
@@ -284,6 +294,13 @@ impl Fs {
             };
         }
         Err(Errno::EIO.into())
+    }
+}
+
+/// The kernel is being answered that what was written ends here.
+fn reached(file: &FileHandle, end: u64) {
+    if let Some(writer) = &*file.inode.writer.read() {
+        writer.has_reached(end);
     }
 }
 

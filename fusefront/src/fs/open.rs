@@ -142,6 +142,9 @@ impl Fs {
         let joined = match &*inode.writer.read() {
             Some(writer) => {
                 let emptied = if truncate { writer.to_change().set_len(0) } else { Ok(()) };
+                if truncate {
+                    writer.is_cut(0);
+                }
                 if emptied.is_ok() && write {
                     writer.users.fetch_add(1, Ordering::AcqRel);
                 }

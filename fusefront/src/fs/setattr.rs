@@ -71,6 +71,7 @@ impl Fs {
         let Some(inode) = self.open.get(ino) else { return Ok(false) };
         let Some(writer) = inode.in_use() else { return Ok(false) };
         writer.to_change().set_len(size)?;
+        writer.is_cut(size);
         Ok(true)
     }
 
@@ -125,7 +126,9 @@ impl Fs {
         let slot = inode.as_ref().map(|inode| inode.writer.read());
         let writer = slot.as_ref().and_then(|slot| slot.as_ref());
         if let Some(size) = change.size {
-            writer.ok_or(Errno::EINVAL)?.to_change().set_len(size)?;
+            let writer = writer.ok_or(Errno::EINVAL)?;
+            writer.to_change().set_len(size)?;
+            writer.is_cut(size);
         }
         let now = now_ns();
         let at = |time: Time| match time {

@@ -158,6 +158,20 @@ fn what_is_appended_goes_to_the_end_wherever_the_kernel_takes_that_to_be() {
         // The kernel has the bytes in the wrong place, and the wrong size: it drops both.
         let told = mount.kernel.notice();
         assert_eq!((told.errno, told.u64(0), told.u64(8)), (notice::INVAL_INODE, file.ino, 0));
+        // Behind what the kernel has written itself it knows the end to be: the program has said RWF_NOAPPEND.
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(1, b"w")).u32(0), 1);
+        assert_eq!(mount.read(file.ino, handle, 0), b"owe\ntwo\nthree\n");
+        // But not once the file was cut, or the kernel was told that it is shorter.
+        assert_eq!(mount.truncate(file.ino, 2).size, 2);
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(2, b"l")).u32(0), 1);
+        let staged = mount.worker.shared.tree.lock().staging(file.ino);
+        let other = std::fs::File::options().write(true).open(staged).unwrap();
+        other.set_len(1).unwrap();
+        assert_eq!(mount.getattr(file.ino).unwrap().size, 1);
+        std::os::unix::fs::FileExt::write_all_at(&other, b"n", 1).unwrap();
+        drop(other);
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(1, b"e")).u32(0), 1);
+        assert_eq!(mount.read(file.ino, handle, 0), b"one");
         mount.release(file.ino, handle);
     }
 }
