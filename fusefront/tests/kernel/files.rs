@@ -109,6 +109,11 @@ fn extended_attributes_with_freebsds_short_header() {
         assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(0)).u32(0), 14);
         assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(14)).body, b"user.a\0user.b\0");
         mount.kernel.call(op::REMOVEXATTR, file.ino, &Body::new().name("user.a"));
+        // Whoever asks here may not know of these, and there are no others.
+        mount.kernel.call(op::SETXATTR, file.ino, &set("trusted.t", b"hidden"));
+        for name in ["foo.bar", "system.posix_acl_access", "security.selinux"] {
+            assert_eq!(mount.kernel.fail(op::SETXATTR, file.ino, &set(name, b"x")), Errno::EOPNOTSUPP, "{name}");
+        }
         assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(64)).body, b"user.b\0");
     }
 }
