@@ -368,3 +368,44 @@ fn a_version_that_came_while_a_file_was_open_unwritten_is_news_to_all() {
         }
     }
 }
+
+#[test]
+fn the_times_of_a_new_file_do_not_move_by_themselves() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    for unwritten in [true, false] {
+        let name = if unwritten { &b"a"[..] } else { b"b" };
+        let q = pb::Create { dir: Ino::ROOT.0, name: name.into(), mode: 0o644, uid: 1, gid: 2, ino: 0 };
+        let (answer, opening) = engine.create(SESSION, false, &q).unwrap();
+        let Opening::File { handle, file } = opening else { panic!("a writer gets a descriptor") };
+        let made = answer.node.unwrap();
+        let times = |attr: &pb::Attr| (attr.mtime, attr.ctime, attr.atime);
+        let now = || engine.get_attr(&pb::GetAttr { ino: made.ino, dir: made.dir }).unwrap().node.unwrap();
+        let stat = file.metadata().unwrap();
+        assert_eq!(
+            made.mtime,
+            std::os::unix::fs::MetadataExt::mtime(&stat) * 1_000_000_000
+                + std::os::unix::fs::MetadataExt::mtime_nsec(&stat)
+        );
+        assert!(made.ctime >= made.mtime);
+        assert_eq!(times(&now()), times(&made), "while it is open");
+        drop(file);
+        engine.close(SESSION, handle, unwritten).unwrap();
+        disk.wait_until_sealed();
+        // Who does not say that nothing was written may have written something: then the record is a new one.
+        assert_eq!((now().size, now().mtime), (0, made.mtime));
+        if unwritten {
+            assert_eq!(times(&now()), times(&made), "when it is closed");
+        }
+    }
+    // What was written is another matter.
+    let q = pb::Create { dir: Ino::ROOT.0, name: (&b"c"[..]).into(), mode: 0o644, uid: 1, gid: 2, ino: 0 };
+    let (answer, opening) = engine.create(SESSION, false, &q).unwrap();
+    let Opening::File { handle, file } = opening else { panic!("a writer gets a descriptor") };
+    file.write_all_at(b"text", 0).unwrap();
+    drop(file);
+    engine.close(SESSION, handle, false).unwrap();
+    disk.wait_until_sealed();
+    assert_eq!(engine.read(&[b"c"]).unwrap(), b"text");
+    assert!(engine.resolve(&[b"c"]).unwrap().mtime >= answer.node.unwrap().mtime);
+}

@@ -2,7 +2,8 @@
 //!
 //! Which thread works: a request is answered where it was read if that is quick. At least one reading thread stays
 //! free of waiting (for the worker or the disk), so that what is in memory is always answered: when the others are all
-//! taken, and for anything known to be slow, the operation moves to the pool.
+//! taken, and for anything known to be slow, the operation moves to the pool. What turns out to need a content that other disks
+//! have to send moves on to a pool of its own: however much of that there is, it keeps nothing else waiting.
 
 mod closing;
 mod convert;
@@ -25,6 +26,7 @@ use self::invalidate::{Device, carry_out_all};
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
+use crate::os::Called;
 use crate::pool::Pool;
 use crate::trouble;
 
@@ -32,8 +34,8 @@ use crate::trouble;
 pub struct Adapter {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
-    /// For reads that wait for another disk: however many there are, the others are served.
-    remote: Pool,
+    /// For what waits for another disk: however much there is, everything else is served.
+    remote: Arc<Pool>,
 }
 
 struct Shared {
@@ -47,6 +49,26 @@ struct Shared {
     closing: Arc<Closing>,
     /// The kernel can be told to drop all names, also those it knows to be absent.
     knows_epochs: AtomicBool,
+}
+
+/// Where an operation is done, and who may leave it alone before it is.
+#[derive(Clone, Copy)]
+struct Way {
+    /// On the pool in any case.
+    slow: bool,
+    /// What it takes to let its caller go.
+    lets_go: Called,
+}
+
+impl Way {
+    /// For what may change something: a caller that lives on has to hear what came of it.
+    const CHANGING: Self = Self { slow: false, lets_go: Called::ToEnd };
+    /// For what changes nothing, and can be told to have been interrupted.
+    const READING: Self = Self { slow: false, lets_go: Called::ToStop };
+
+    fn slow_if(self, slow: bool) -> Self {
+        Self { slow, ..self }
+    }
 }
 
 /// Permission for a reading thread to wait.
@@ -93,7 +115,7 @@ pub fn connect(
     let mut config = Config::default();
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
-    let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
+    let session = Session::from_fd(Adapter { shared, pool, remote: Arc::default() }, fuse, SessionACL::All, config)?;
     let kernel = Device::new(session.notifier(), device);
     let invalidate = move || carry_out_all(&fs, &kernel, &invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
@@ -118,15 +140,15 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
-        self.serve_changing(request, false, reply, operation, send, |_| Vec::new());
+        self.serve_changing(request, Way::CHANGING, reply, operation, send, |_| Vec::new());
     }
 
-    /// The same for what changes something; `slow`: on the pool in any case. Whoever is killed meanwhile is let go and the
-    /// change goes on, so that the kernel does not learn what comes of it: what it may then know wrongly is `doubtful`.
+    /// The same for what changes something. Whoever is killed meanwhile is let go and a change that has begun goes on, so that the
+    /// kernel does not learn what comes of it: what it may then know wrongly is `doubtful`.
     fn serve_changing<T, R>(
         &self,
         request: &Request,
-        slow: bool,
+        way: Way,
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
@@ -138,13 +160,13 @@ impl Adapter {
         if self.pool.is_closed() {
             return send(&self.shared.fs, reply, Err(Errno::ENOTCONN));
         }
-        let permit = if slow { None } else { self.shared.permit() };
+        let permit = if way.slow { None } else { self.shared.permit() };
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let caller = Caller::new(request.uid(), request.gid(), patience);
-        match if slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
+        match if way.slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(&self.pool, (request.pid(), caller), reply, operation, send, doubtful);
+                self.later(false, (way, request.pid(), caller), reply, operation, send, doubtful);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
@@ -154,7 +176,7 @@ impl Adapter {
     fn serve_opening<T, R>(
         &self,
         request: &Request,
-        slow: bool,
+        way: Way,
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
@@ -167,34 +189,32 @@ impl Adapter {
         if self.pool.is_closed() {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
-        let permit = if slow { None } else { self.shared.permit() };
+        let permit = if way.slow { None } else { self.shared.permit() };
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let mut caller = Caller::new(request.uid(), request.gid(), patience);
-        let pending = self.shared.replies.add(request.pid(), reply, send);
+        let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
+        caller.let_go = Some(pending.let_go());
         let end = move |fs: &Fs, result: Outcome<T>| {
             if let Some(unused) = pending.finish(fs, result.map_err(errno)) {
                 unwanted(fs, unused);
             }
         };
-        let result = if slow { Err(Stop::Later) } else { guarded(|| operation(&fs, &caller)) };
+        let result = if way.slow { Err(Stop::Later) } else { guarded(|| operation(&fs, &caller)) };
         match result {
             Err(Stop::Later) => {
                 drop(permit);
-                caller.patience = Patience::Patient;
-                self.pool.run(move || {
-                    let result = guarded(|| operation(&fs, &caller));
-                    end(&fs, result);
-                });
+                self.run(false, caller, operation, end);
             }
             result => end(&fs, result),
         }
     }
 
-    /// Do an operation on a pool.
+    /// Do an operation that changes nothing here, or whose change may go on alone, on a pool; `far`: it is known to wait for
+    /// another disk.
     fn later<T, R>(
         &self,
-        pool: &Pool,
-        (tid, mut caller): (u32, Caller),
+        far: bool,
+        (way, tid, mut caller): (Way, u32, Caller),
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
@@ -207,16 +227,36 @@ impl Adapter {
         if self.pool.is_closed() {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
-        caller.patience = Patience::Patient;
-        let pending = self.shared.replies.add(tid, reply, send);
-        pool.run(move || {
-            // Before it is done: afterwards nobody knows any more which inodes had the names.
-            let doubtful = doubtful(&fs);
-            let result = guarded(|| operation(&fs, &caller));
+        let pending = self.shared.replies.add((tid, way.lets_go), reply, send);
+        caller.let_go = Some(pending.let_go());
+        // Before it is done: afterwards nobody knows any more which inodes had the names.
+        let doubtful = doubtful(&fs);
+        self.run(far, caller, operation, move |fs, result| {
             // Also of one that failed: a part of it may have been done.
-            if pending.finish(&fs, result.map_err(errno)).is_some() {
+            if pending.finish(fs, result.map_err(errno)).is_some() {
                 doubtful.into_iter().for_each(|what| fs.invalidate(what));
             }
+        });
+    }
+
+    /// Do an operation on a pool, and give its result to `end`.
+    fn run<T: 'static>(
+        &self,
+        far: bool,
+        mut caller: Caller,
+        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
+        end: impl FnOnce(&Fs, Outcome<T>) + Send + 'static,
+    ) {
+        let (fs, remote) = (self.shared.fs.clone(), self.remote.clone());
+        let pool = if far { &self.remote } else { &self.pool };
+        caller.patience = Patience::Patient;
+        caller.fetches = far;
+        pool.run(move || match unless_let_go(&caller, || operation(&fs, &caller)) {
+            Err(Stop::Later) if !caller.fetches => {
+                caller.fetches = true;
+                remote.run(move || end(&fs, unless_let_go(&caller, || operation(&fs, &caller))));
+            }
+            result => end(&fs, result),
         });
     }
 }
@@ -224,6 +264,11 @@ impl Adapter {
 /// The disk may be slow, too: what waits for it needs the same permission as what waits for the worker.
 fn may_block(caller: &Caller) -> Outcome<()> {
     if caller.patience == Patience::Cached { Err(Stop::Later) } else { Ok(()) }
+}
+
+/// Nothing is begun for a caller that is gone.
+fn unless_let_go<T>(caller: &Caller, operation: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    if caller.is_let_go() { Err(nix::errno::Errno::EINTR.into()) } else { guarded(operation) }
 }
 
 /// A panic in an operation must not take the thread with it: the caller gets EIO.

@@ -4,6 +4,8 @@
 
 use std::cell::Cell;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use delugefs_proto::errno::FsError;
 use delugefs_proto::ids::{Ino, random_u64};
@@ -29,6 +31,10 @@ pub struct Caller {
     pub gid: u32,
     /// How long this attempt may take.
     pub patience: Patience,
+    /// Whether it may wait for what other disks have to send.
+    pub fetches: bool,
+    /// Set when nobody waits for this operation any more.
+    pub(crate) let_go: Option<Arc<AtomicBool>>,
     /// A changing request went out and its answer was lost: the next one must say `retry`.
     pub(crate) sent: Cell<bool>,
     proposal: Cell<u64>,
@@ -42,12 +48,19 @@ impl Caller {
     /// A new operation of this user.
     pub fn new(uid: u32, gid: u32, patience: Patience) -> Self {
         let cell = || Cell::new(0);
-        Self { uid, gid, patience, sent: Cell::new(false), proposal: cell(), subject: cell(), subject_link: cell() }
+        let (fetches, sent, let_go) = (patience == Patience::Patient, Cell::new(false), None);
+        Self { uid, gid, patience, fetches, let_go, sent, proposal: cell(), subject: cell(), subject_link: cell() }
     }
 
     /// The frontend itself, ready to wait.
     pub fn own() -> Self {
         Self::new(0, 0, Patience::Patient)
+    }
+
+    /// Whether the operation is to end here: nobody waits for it, and nothing of it has been done yet. Carried out later it would
+    /// undo what others do meanwhile.
+    pub(crate) fn is_let_go(&self) -> bool {
+        !self.sent.get() && self.let_go.as_ref().is_some_and(|let_go| let_go.load(Ordering::Acquire))
     }
 
     /// The inode number this operation proposes for what it makes: the same in every attempt.

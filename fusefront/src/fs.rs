@@ -250,6 +250,7 @@ impl Fs {
                 inode.told.store(true, Ordering::Release);
                 if let Some(writer) = &*inode.writer.read() {
                     attr = with_stat(attr, writer);
+                    writer.is_cut(attr.size);
                 }
             }
             let now = self.moment();

@@ -6,12 +6,13 @@
 //! content: the kernel keeps one set of pages per inode, so handles of two versions must not fill it side by side.
 
 use std::fs::File;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use delugefs_proto::local_pb::Attr;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
 use crate::fs::Paged;
@@ -92,7 +93,7 @@ pub enum Content {
     /// A small content, whole.
     Inline(Bytes),
     /// A descriptor.
-    File(File),
+    File(Arc<File>),
     /// Of a file that is still being fetched.
     Partial(Arc<Partial>),
 }
@@ -142,8 +143,8 @@ impl Ticket {
 pub struct OpenInode {
     /// Its number.
     pub ino: u64,
-    /// The staging file, while there are writers. Held for reading during I/O: to close the descriptor is to wait for
-    /// the I/O under way.
+    /// The staging file, while there are writers. Held for reading during I/O that does not take long: to close the descriptor
+    /// is to wait for that, and for its [`Use`]s.
     pub writer: RwLock<Option<Writer>>,
     /// Counts the versions of the content: a source of an older one must be opened anew.
     generation: AtomicU64,
@@ -156,24 +157,102 @@ pub struct OpenInode {
     pub kept: Mutex<Option<File>>,
 }
 
-/// The one descriptor through which an inode is written.
+/// The one descriptor through which an inode is written. Who works on it for long takes a [`Use`] of it, and not the lock it is
+/// kept in: others would wait behind whoever waits for that, the thread that gives it back to a restarted worker first of all.
 pub struct Writer {
-    file: File,
-    changed: AtomicBool,
-    sync_failed: AtomicBool,
-    /// To be closed with the worker, after the file.
-    pub ticket: Option<Ticket>,
+    staging: Arc<Staging>,
     /// Handles that can write.
     pub users: AtomicU32,
 }
 
+/// What is known of a staging file that is written here.
+pub struct Staging {
+    file: File,
+    changed: AtomicBool,
+    sync_failed: AtomicBool,
+    reached: AtomicU64,
+    /// To be closed with the worker, after the file.
+    ticket: Mutex<Option<Ticket>>,
+    uses: Arc<Uses>,
+}
+
+/// Counts the [`Use`]s of a staging file.
+#[derive(Default)]
+pub struct Uses {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+/// A staging file in use: it is not closed before this is dropped.
+pub struct Use {
+    // In this order: who waits for the last one closes the file, and nobody else may have it then.
+    staging: Arc<Staging>,
+    _counted: Counted,
+}
+
+struct Counted(Arc<Uses>);
+
 impl Writer {
     /// Of the first handle that can write.
     pub fn new(file: File, ticket: Option<Ticket>) -> Self {
-        let (changed, sync_failed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { file, changed, sync_failed, ticket, users: AtomicU32::new(1) }
+        let staging = Arc::new(Staging {
+            file,
+            changed: AtomicBool::new(false),
+            sync_failed: AtomicBool::new(false),
+            reached: AtomicU64::new(0),
+            ticket: Mutex::new(ticket),
+            uses: Arc::default(),
+        });
+        Self { staging, users: AtomicU32::new(1) }
     }
 
+    /// Keep it open for something that may take long.
+    pub fn in_use(&self) -> Use {
+        *self.staging.uses.count.lock() += 1;
+        Use { staging: self.staging.clone(), _counted: Counted(self.staging.uses.clone()) }
+    }
+
+    /// What to wait for before it can be closed, if it is in use.
+    pub fn uses(&self) -> Option<Arc<Uses>> {
+        (*self.staging.uses.count.lock() > 0).then(|| self.staging.uses.clone())
+    }
+}
+
+impl Deref for Writer {
+    type Target = Staging;
+
+    fn deref(&self) -> &Staging {
+        &self.staging
+    }
+}
+
+impl Deref for Use {
+    type Target = Staging;
+
+    fn deref(&self) -> &Staging {
+        &self.staging
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut count = self.0.count.lock();
+        *count -= 1;
+        if *count == 0 {
+            self.0.none.notify_all();
+        }
+    }
+}
+
+impl Uses {
+    /// Wait until there are none.
+    pub fn wait_for_the_last(&self) {
+        let mut count = self.count.lock();
+        self.none.wait_while(&mut count, |count| *count > 0);
+    }
+}
+
+impl Staging {
     /// The staging file, to look at.
     pub fn file(&self) -> &File {
         &self.file
@@ -183,6 +262,25 @@ impl Writer {
     pub fn to_change(&self) -> &File {
         self.changed.store(true, Ordering::Release);
         &self.file
+    }
+
+    /// The kernel takes the file to be at least so long, in bytes: it has written so far through us.
+    pub fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Acquire)
+    }
+
+    /// It is being answered that what was written ends here.
+    pub fn has_reached(&self, end: u64) {
+        if self.reached() < end {
+            self.reached.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+
+    /// It is shorter now, or the kernel is being told so.
+    pub fn is_cut(&self, size: u64) {
+        if size < self.reached() {
+            self.reached.fetch_min(size, Ordering::AcqRel);
+        }
     }
 
     /// Whether anybody here may have changed the content.
@@ -203,9 +301,24 @@ impl Writer {
     pub fn is_doubtful(&self) -> bool {
         self.sync_failed.load(Ordering::Acquire)
     }
+
+    /// The worker's number for it.
+    pub fn ticket(&self) -> Option<Ticket> {
+        *self.ticket.lock()
+    }
+
+    /// A worker has been given it back.
+    pub fn set_ticket(&self, ticket: Option<Ticket>) {
+        *self.ticket.lock() = ticket;
+    }
 }
 
 impl OpenInode {
+    /// The staging file, for something that may take long; `None` while there are no writers.
+    pub fn in_use(&self) -> Option<Use> {
+        self.writer.read().as_ref().map(Writer::in_use)
+    }
+
     /// The current version of the content.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)

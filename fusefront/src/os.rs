@@ -15,6 +15,17 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+/// What signals ask of a thread that waits in a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Called {
+    /// To go on.
+    No,
+    /// A person wants it to stop (SIGINT), and it has a handler for that.
+    ToStop,
+    /// It will end when it leaves the kernel.
+    ToEnd,
+}
+
 /// One line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {

@@ -302,12 +302,13 @@ impl Worker {
 
     /// A request that changes nothing: it may be sent any number of times.
     pub fn ask(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
-        self.send(caller, Request { retry: false, op: Some(op) }, None, false)
+        self.send(caller, Request { op: Some(op), ..Request::default() }, None, false)
     }
 
     /// A request that changes something: sent again with `retry` when the answer to an earlier sending was lost.
     pub fn change(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
-        let answer = self.send(caller, Request { retry: caller.sent.get(), op: Some(op) }, None, true)?;
+        let answer =
+            self.send(caller, Request { retry: caller.sent.get(), op: Some(op), ..Request::default() }, None, true)?;
         Ok(answer.check()?)
     }
 
@@ -315,7 +316,7 @@ impl Worker {
     /// node's by now, which others have made while nobody here could know. So it goes as one that is sent again: what it is
     /// about is looked for, and what is not there any more was removed or moved before.
     pub fn change_subject(&self, caller: &Caller, op: request::Op) -> Outcome<Answer> {
-        let request = Request { retry: caller.sent.get(), op: Some(op) };
+        let request = Request { retry: caller.sent.get(), op: Some(op), ..Request::default() };
         let answer = self.send(caller, request, Some(caller.subject_link.get()), true)?;
         caller.subject.set(0);
         Ok(answer.check()?)
@@ -327,7 +328,7 @@ impl Worker {
             Some(line) => line,
             None => self.fresh(link)?,
         };
-        let answer = self.call(line, link, &Request { retry: false, op: Some(op) });
+        let answer = self.call(line, link, &Request { op: Some(op), ..Request::default() });
         answer.ok().map(|(reply, _)| reply)
     }
 
@@ -345,15 +346,23 @@ impl Worker {
     }
 
     fn send(&self, caller: &Caller, mut request: Request, asked_at: Option<u64>, changes: bool) -> Outcome<Answer> {
+        request.here = !caller.fetches;
         let mut deadline = None;
         loop {
             let (line, link) = self.check_out(caller, &mut deadline)?;
+            if caller.is_let_go() {
+                self.put_back(line, link);
+                return Err(Errno::EINTR.into());
+            }
             request.retry |= asked_at.is_some_and(|asked_at| asked_at != link);
             match self.call(line, link, &request) {
                 Ok((reply, fd)) => {
                     // What only asks says nothing about a change that is still to be sent again.
                     if changes {
                         caller.sent.set(false);
+                    }
+                    if request.here && reply.errno == Errno::EAGAIN as u32 {
+                        return Err(Stop::Later);
                     }
                     return Ok(Answer { reply, fd, link, retried: request.retry });
                 }
@@ -441,12 +450,20 @@ impl Worker {
     /// One request on a connection that is marked as busy. The connection is kept for the next one.
     fn call(&self, mut line: Line, link: u64, request: &Request) -> Result<(Reply, Option<OwnedFd>), Disconnected> {
         let answer = line.client.call(request, None);
-        let mut state = self.state.lock();
-        state.busy.remove(&line.number);
-        if answer.is_ok() && state.up && state.link == link && state.idle.len() < IDLE_MAX {
-            state.idle.push(line);
+        match &answer {
+            Ok(_) => self.put_back(line, link),
+            Err(_) => drop(self.state.lock().busy.remove(&line.number)),
         }
         answer
+    }
+
+    /// A connection that can be used again.
+    fn put_back(&self, line: Line, link: u64) {
+        let mut state = self.state.lock();
+        state.busy.remove(&line.number);
+        if state.up && state.link == link && state.idle.len() < IDLE_MAX {
+            state.idle.push(line);
+        }
     }
 
     /// Wait a moment before the next try, or give up when the time is over.

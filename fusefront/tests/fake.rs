@@ -244,6 +244,17 @@ impl Shared {
             if tells_of_failed_sync(&op) {
                 self.told.lock().push(name);
             }
+            // Whatever is not answered now is what is not here.
+            if request.here
+                && matches!(&op, request::Op::Open(q) if !q.truncate)
+                && self.silence.lock().to == Some(name)
+            {
+                let reply = Reply { errno: Errno::EAGAIN as u32, ..Reply::default() };
+                if frame::send(socket, &reply, None).is_err() {
+                    break;
+                }
+                continue;
+            }
             *self.requests.lock().entry(name).or_default() += 1;
             self.answering.wait_while(&mut self.silence.lock(), |silence| silence.to == Some(name));
             let (mut reply, fd) = match self.carry_out(session, request.retry, op, fd) {

@@ -15,6 +15,7 @@ mod ending;
 mod export;
 mod posix;
 mod sharing;
+mod signals;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);

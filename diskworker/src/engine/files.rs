@@ -50,11 +50,16 @@ impl Engine {
         let handle = self.new_handle();
         // Before the lock: making a file is the slowest part, and its number is nobody else's.
         let file = self.store.stage_new(ino)?;
+        // What is shown while it is open are the staged file's times, and afterwards the record's: nobody shall see them move.
+        let stat = nix::sys::stat::fstat(&file).ok();
+        let made_ns = stat.as_ref().map(crate::os::mtime_ns);
+        let baseline_ctime_ns = stat.as_ref().map(crate::os::ctime_ns);
         let result = self.change(Some(session), |core| {
             let making = Making { dir, name: &name, perm: perm(q.mode, q.uid, q.gid) };
-            let node = core.ns.make_file(&making, ino, Data::Empty)?;
+            let node = core.ns.make_file(&making, ino, Data::Empty, made_ns)?;
             let base = core.ns.locate(ino, dir).and_then(|at| core.ns.content_dots(&at))?;
-            core.staged.insert(ino, Staged { dir, base: Some(base), ..Staged::default() });
+            let base = Some(base);
+            core.staged.insert(ino, Staged { dir, base, baseline_ctime_ns, unwritten: true, ..Staged::default() });
             core.staged.open(handle, session, ino);
             Ok(Answer { node: Some(node.attr()), dir: core.dir_attr(dir), seq: core.ns.seq(), ..Answer::default() })
         });

@@ -151,7 +151,7 @@ impl Engine {
         self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(q.mode, q.uid, q.gid) };
             core.check_unstaged(ino)?;
-            core.ns.make_file(&making, ino, data.clone())
+            core.ns.make_file(&making, ino, data.clone(), None)
         })
     }
 
@@ -161,7 +161,7 @@ impl Engine {
         self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(0o777, q.uid, q.gid) };
             core.check_unstaged(ino)?;
-            core.ns.make_file(&making, ino, Data::Symlink(q.target.to_vec().into()))
+            core.ns.make_file(&making, ino, Data::Symlink(q.target.to_vec().into()), None)
         })
     }
 

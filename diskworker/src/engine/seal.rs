@@ -109,7 +109,7 @@ struct Seen {
     ino: Ino,
     entry: u64,
     opened: u64,
-    /// It is a copy nobody wrote to.
+    /// It is a copy, or a new file, that nobody wrote to.
     unwritten: bool,
     /// See [`super::staged::Staged::promised`].
     promised: bool,

@@ -36,8 +36,9 @@ impl Namespace {
         self.apply(txn)
     }
 
-    /// A new file that is no directory. EEXIST when the name is taken, or the number by a node that is in use.
-    pub fn make_file(&mut self, making: &Making<'_>, ino: Ino, data: Data) -> FsResult<Node> {
+    /// A new file that is no directory, with this time (`None`: now). EEXIST when the name is taken, or the number by a node that
+    /// is in use.
+    pub fn make_file(&mut self, making: &Making<'_>, ino: Ino, data: Data, made_ns: Option<i64>) -> FsResult<Node> {
         if let Data::Symlink(target) = &data {
             match target.len() {
                 0 => return Err(Errno::ENOENT.into()),
@@ -50,10 +51,11 @@ impl Namespace {
         if self.is_in_use(ino, making.dir)? {
             return Err(FsError::new(Errno::EEXIST, format!("the inode number {ino} is another node's")));
         }
+        let made_ns = made_ns.unwrap_or(txn.now_ns());
         let elements = vec![
             txn.element(Body::Content { ino, data }),
             txn.element(Body::Attrs { ino, perm, xattrs: Xattrs::new() }),
-            txn.element(Body::Times { ino, mtime_ns: txn.now_ns(), atime_ns: txn.now_ns() }),
+            txn.element(Body::Times { ino, mtime_ns: made_ns, atime_ns: made_ns }),
         ];
         txn.set(Key::Entry(making.dir, making.name.clone()), elements);
         self.apply(txn)?;

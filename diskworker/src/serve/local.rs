@@ -233,7 +233,7 @@ fn dispatch(
     fd: Option<OwnedFd>,
 ) -> FsResult<Done> {
     use request::Op;
-    let retry = request.retry;
+    let (retry, here) = (request.retry, request.here);
     let op = request.op.ok_or_else(|| FsError::new(Errno::ENOSYS, "this diskworker does not know the operation"))?;
     let answer = match op {
         Op::Hello(_) => return Err(Errno::EPROTO.into()),
@@ -244,7 +244,7 @@ fn dispatch(
             return Ok(with_body(answer, reply::Body::Listing(listing)));
         }
         Op::Create(q) => return Ok(opened(engine.create(session, retry, &q)?)),
-        Op::Open(q) => return open(engine, fetcher, neighbours, session, &q),
+        Op::Open(q) => return open(engine, fetcher, neighbours, (session, here), &q),
         Op::OpenContent(q) => {
             let content = ContentId::from_slice(&q.content).ok_or(Errno::EINVAL)?;
             let file = engine.store.open_content(content, q.size)?;
@@ -270,7 +270,7 @@ fn dispatch(
                 _ => Ok(None),
             };
             let fetch = |wanted| fetcher.whole(wanted).map(|()| Got::Whole);
-            with_content(|| engine.set_attr(session, &q), absent, fetch)?
+            with_content(here, || engine.set_attr(session, &q), absent, fetch)?
         }
         Op::Close(q) if fetcher.close(session, q.handle) => Answer { seq: engine.seq(), ..Answer::default() },
         Op::Close(q) => {
@@ -321,8 +321,9 @@ enum Got<T> {
     Other,
 }
 
-/// Do what may need a content that is not here: `get` it then, and try again.
+/// Do what may need a content that is not here: `get` it then, and try again. With `here` EAGAIN instead.
 fn with_content<T>(
+    here: bool,
     act: impl Fn() -> FsResult<T>,
     absent: impl Fn() -> FsResult<Option<Wanted>>,
     mut get: impl FnMut(Wanted) -> FsResult<Got<T>>,
@@ -340,6 +341,9 @@ fn with_content<T>(
             }
             continue;
         };
+        if here {
+            return Err(Errno::EAGAIN.into());
+        }
         came = false;
         match get(wanted)? {
             Got::Whole => fetched += 1,
@@ -355,7 +359,7 @@ fn open(
     engine: &Engine,
     fetcher: &Arc<Fetcher>,
     neighbours: &Neighbours,
-    session: SessionId,
+    (session, here): (SessionId, bool),
     q: &pb::Open,
 ) -> FsResult<Done> {
     let absent = || engine.absent(Ino(q.ino), Ino(q.dir));
@@ -387,7 +391,7 @@ fn open(
         }
         fetcher.whole(wanted).map(|()| Got::Whole)
     };
-    with_content(|| engine.open(session, q).map(opened), absent, get)
+    with_content(here, || engine.open(session, q).map(opened), absent, get)
 }
 
 fn reply(answer: Answer) -> Reply {
@@ -440,7 +444,7 @@ mod tests {
                 fetches.set(fetches.get() + 1);
                 Ok(Got::Whole)
             };
-            let done = with_content(act, || Ok(Some(wanted)), get).map_err(|error| error.errno);
+            let done = with_content(false, act, || Ok(Some(wanted)), get).map_err(|error| error.errno);
             assert_eq!(done, if gone_again < FETCHES { Ok("cut") } else { Err(Errno::EIO) });
             assert_eq!(fetches.get(), FETCHES.min(gone_again + 1));
         }
@@ -450,11 +454,14 @@ mod tests {
             0 => Err(eio()),
             _ => Ok("cut"),
         };
-        assert_eq!(with_content(act, || Ok(None), |_| panic!("it has come")), Ok("cut"));
+        assert_eq!(with_content(false, act, || Ok(None), |_| panic!("it has come")), Ok("cut"));
         // It is here: then something else is wrong. Nor does another errno say that it is missing.
         let get = |_| -> FsResult<Got<()>> { panic!("it is not missing") };
-        assert_eq!(with_content(|| Err(eio()), || Ok(None), get), Err(eio()));
+        assert_eq!(with_content(false, || Err(eio()), || Ok(None), get), Err(eio()));
         let full = || Err(Errno::ENOSPC.into());
-        assert_eq!(with_content(full, || Ok(Some(wanted)), get), Err(Errno::ENOSPC.into()));
+        assert_eq!(with_content(false, full, || Ok(Some(wanted)), get), Err(Errno::ENOSPC.into()));
+        // Who does not wait is told, and only what has to be waited for.
+        assert_eq!(with_content(true, || Err(eio()), || Ok(Some(wanted)), get), Err(Errno::EAGAIN.into()));
+        assert_eq!(with_content(true, || Err(eio()), || Ok(None), get), Err(eio()));
     }
 }

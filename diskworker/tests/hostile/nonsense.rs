@@ -162,7 +162,7 @@ impl Frontend {
         let op = self.request(step);
         let truncates_nothing = matches!(&op, Op::Open(q) if q.truncate && !q.write);
         assert!(!truncates_nothing);
-        let request = pb::Request { retry: step.flags[3], op: Some(op) };
+        let request = pb::Request { retry: step.flags[3], op: Some(op), ..Default::default() };
         let fd = step.flags[0].then(|| self.files.get(step.wide[1] as usize % self.files.len().max(1))).flatten();
         let fd = fd.map(File::as_fd);
         let client = &mut self.clients[step.session as usize];

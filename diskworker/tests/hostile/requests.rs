@@ -47,7 +47,8 @@ fn nothing_of_it_is_done() {
         assert!(wanted.contains(&got), "{got:?} ({}) and not one of {wanted:?} for {q:?}", reply.message);
         assert!(fd.is_none() && reply.body.is_none() && reply.node.is_none(), "{reply:?} for {q:?}");
         // Said again as one whose answer was lost: no excuse either.
-        let (reply, _) = client.call(&pb::Request { retry: true, op: Some(q.clone()) }, None).unwrap();
+        let (reply, _) =
+            client.call(&pb::Request { retry: true, op: Some(q.clone()), ..Default::default() }, None).unwrap();
         let forgiven = matches!(q, Op::Unlink(_) | Op::Rmdir(_) | Op::RemoveXattr(_));
         assert!(reply.errno != 0 || forgiven, "done on retry: {q:?}");
     };

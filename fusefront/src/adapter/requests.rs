@@ -21,7 +21,7 @@ use super::convert::{
     absent_ttl, attr_or_error, bytes, entry, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error,
     time, ttl, xattr_or_error,
 };
-use super::{Adapter, errno, guarded, may_block};
+use super::{Adapter, Way, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
 use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Page, RenameHow};
 
@@ -62,7 +62,7 @@ impl Adapter {
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let send = entry_or_error(parent.0, name.clone());
         let make = move |fs: &Fs, caller: &Caller| fs.make(caller, parent.0, &name, &making);
-        self.serve_changing(request, false, reply, noting(make), send, doubtful);
+        self.serve_changing(request, Way::CHANGING, reply, noting(make), send, doubtful);
     }
 }
 
@@ -152,7 +152,7 @@ impl Filesystem for Adapter {
         let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
         let setattr = move |fs: &Fs, caller: &Caller| fs.setattr(caller, ino.0, &change);
         let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
-        self.serve_changing(request, false, reply, noting(setattr), attr_or_error, doubtful);
+        self.serve_changing(request, Way::CHANGING, reply, noting(setattr), attr_or_error, doubtful);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -192,21 +192,21 @@ impl Filesystem for Adapter {
         };
         let send = entry_or_error(parent.0, name.clone());
         let link = move |fs: &Fs, caller: &Caller| fs.link(caller, ino.0, parent.0, &name);
-        self.serve_changing(request, false, reply, noting(link), send, doubtful);
+        self.serve_changing(request, Way::CHANGING, reply, noting(link), send, doubtful);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let unlink = move |fs: &Fs, caller: &Caller| fs.unlink(caller, parent.0, &name);
-        self.serve_changing(request, false, reply, unlink, ok_or_error, doubtful);
+        self.serve_changing(request, Way::CHANGING, reply, unlink, ok_or_error, doubtful);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let rmdir = move |fs: &Fs, caller: &Caller| fs.rmdir(caller, parent.0, &name);
-        self.serve_changing(request, false, reply, rmdir, ok_or_error, doubtful);
+        self.serve_changing(request, Way::CHANGING, reply, rmdir, ok_or_error, doubtful);
     }
 
     fn rename(
@@ -230,7 +230,7 @@ impl Filesystem for Adapter {
         let doubtful = doubtful_names(vec![(parent.0, name.clone()), (new_parent.0, new_name.clone())]);
         let rename =
             move |fs: &Fs, caller: &Caller| fs.rename(caller, (parent.0, &name), (new_parent.0, &new_name), how);
-        self.serve_changing(request, slow, reply, rename, ok_or_error, doubtful);
+        self.serve_changing(request, Way::CHANGING.slow_if(slow), reply, rename, ok_or_error, doubtful);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -248,7 +248,8 @@ impl Filesystem for Adapter {
             Ok(unused) => fs.release_unheard(unused.handle),
             Err(_) => fs.invalidate(Invalidation::Pages(ino.0)),
         };
-        self.serve_opening(request, slow, reply, open, send, unwanted);
+        let way = if truncate { Way::CHANGING } else { Way::READING.slow_if(slow) };
+        self.serve_opening(request, way, reply, open, send, unwanted);
     }
 
     fn create(
@@ -282,7 +283,7 @@ impl Filesystem for Adapter {
             }
             doubtful(fs).into_iter().for_each(|what| fs.invalidate(what));
         };
-        self.serve_opening(request, false, reply, noting(create), send, unwanted);
+        self.serve_opening(request, Way::CHANGING, reply, noting(create), send, unwanted);
     }
 
     fn read(
@@ -314,9 +315,9 @@ impl Filesystem for Adapter {
         };
         if self.shared.fs.is_partial(handle.0) {
             let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            return self.later(&self.remote, (request.pid(), caller), reply, read, send, |_| Vec::new());
+            return self.later(true, (Way::READING, request.pid(), caller), reply, read, send, |_| Vec::new());
         }
-        self.serve(request, reply, read, send);
+        self.serve_changing(request, Way::READING, reply, read, send, |_| Vec::new());
     }
 
     fn write(
@@ -501,7 +502,7 @@ impl Filesystem for Adapter {
         let (name, value) = (bytes(name), Bytes::copy_from_slice(value));
         let set = move |fs: &Fs, caller: &Caller| fs.setxattr(caller, ino.0, &name, &value, how);
         let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
-        self.serve_changing(request, false, reply, set, ok_or_error, doubtful);
+        self.serve_changing(request, Way::CHANGING, reply, set, ok_or_error, doubtful);
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -524,7 +525,7 @@ impl Filesystem for Adapter {
         let name = bytes(name);
         let remove = move |fs: &Fs, caller: &Caller| fs.removexattr(caller, ino.0, &name);
         let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
-        self.serve_changing(request, false, reply, remove, ok_or_error, doubtful);
+        self.serve_changing(request, Way::CHANGING, reply, remove, ok_or_error, doubtful);
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
@@ -544,7 +545,7 @@ impl Filesystem for Adapter {
     ) {
         let fallocate = move |fs: &Fs, _: &Caller| fs.fallocate(handle.0, offset, length, mode);
         let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
-        self.serve_changing(request, true, reply, fallocate, ok_or_error, doubtful);
+        self.serve_changing(request, Way::CHANGING.slow_if(true), reply, fallocate, ok_or_error, doubtful);
     }
 
     fn lseek(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -577,7 +578,7 @@ impl Filesystem for Adapter {
             Err(errno) => reply.error(errno),
         };
         let doubtful = move |_: &Fs| vec![Invalidation::Pages(to_ino.0)];
-        self.serve_changing(request, true, reply, copy, send, doubtful);
+        self.serve_changing(request, Way::CHANGING.slow_if(true), reply, copy, send, doubtful);
     }
 
     fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {

@@ -1,9 +1,13 @@
 //! Answers to programs that are to end. fuser tells nobody of FUSE_INTERRUPT, and without an answer a killed program stays
 //! in the kernel until its operation comes to an end: for a file that another host holds and does not give, many seconds.
 //! So an operation that may take long leaves its reply here; who has waited for a moment and has a deadly signal by then
-//! is answered EINTR, and the operation ends for itself.
+//! is answered EINTR. What has not been sent to the worker by then is not done any more; what has been ends for itself.
+//!
+//! A program that catches the signal lives on, and would be told that nothing was done while it is being done. So it is
+//! answered only where nothing is changed.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,7 +15,7 @@ use fuser::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use crate::fs::Fs;
-use crate::os;
+use crate::os::{self, Called};
 
 /// Between two looks, and as long as nobody is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -35,6 +39,8 @@ struct State {
 struct Entry {
     /// Thread of the program, as the kernel numbers it.
     tid: u32,
+    /// What it takes to be let go.
+    by: Called,
     since: Instant,
     reply: Weak<dyn Abandon>,
 }
@@ -42,6 +48,7 @@ struct Entry {
 /// A reply that nobody has sent yet, and how to send it.
 pub(super) struct Pending<T, R, S> {
     reply: Mutex<Option<(R, S)>>,
+    let_go: Arc<AtomicBool>,
     result: PhantomData<fn(T)>,
 }
 
@@ -50,6 +57,11 @@ trait Abandon: Send + Sync {
 }
 
 impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
+    /// Set when it was answered that the operation was interrupted.
+    pub fn let_go(&self) -> Arc<AtomicBool> {
+        self.let_go.clone()
+    }
+
     /// Send the reply; the result is given back when somebody else has answered.
     pub fn finish(&self, fs: &Fs, result: Result<T, Errno>) -> Option<Result<T, Errno>> {
         let taken = self.reply.lock().take();
@@ -65,24 +77,26 @@ impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
 
 impl<T, R: Send, S: FnOnce(&Fs, R, Result<T, Errno>) + Send> Abandon for Pending<T, R, S> {
     fn abandon(&self, fs: &Fs) {
+        self.let_go.store(true, Ordering::Release);
         // Nobody is left to use it: whatever becomes of the operation is given back by `finish`.
         let _answered = self.finish(fs, Err(Errno::EINTR));
     }
 }
 
 impl Waiting {
-    /// Leave a reply here until it is sent.
-    pub fn add<T, R, S>(&self, tid: u32, reply: R, send: S) -> Arc<Pending<T, R, S>>
+    /// Leave a reply here until it is sent, or the thread is called in this way.
+    pub fn add<T, R, S>(&self, (tid, by): (u32, Called), reply: R, send: S) -> Arc<Pending<T, R, S>>
     where
         T: 'static,
         R: Send + 'static,
         S: FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
     {
-        let pending = Arc::new(Pending { reply: Mutex::new(Some((reply, send))), result: PhantomData });
+        let reply = Mutex::new(Some((reply, send)));
+        let pending = Arc::new(Pending { reply, let_go: Arc::default(), result: PhantomData });
         let here: Weak<Pending<T, R, S>> = Arc::downgrade(&pending);
         let mut state = self.state.lock();
         state.list.retain(|entry| entry.reply.strong_count() > 0);
-        state.list.push(Entry { tid, since: Instant::now(), reply: here });
+        state.list.push(Entry { tid, by, since: Instant::now(), reply: here });
         if std::mem::take(&mut state.asleep) {
             self.changed.notify_one();
         }
@@ -100,7 +114,7 @@ impl Waiting {
                 continue;
             }
             self.changed.wait_for(&mut state, LOOK);
-            let late = |entry: &&Entry| entry.since.elapsed() >= LOOK && os::is_to_end(entry.tid);
+            let late = |entry: &&Entry| entry.since.elapsed() >= LOOK && os::called(entry.tid) >= entry.by;
             let replies: Vec<_> = state.list.iter().filter(late).filter_map(|entry| entry.reply.upgrade()).collect();
             parking_lot::MutexGuard::unlocked(&mut state, || replies.iter().for_each(|reply| reply.abandon(fs)));
         }

@@ -11,7 +11,7 @@ use delugefs_proto::local_pb::{Fsync, Need, reply, request};
 use nix::errno::Errno;
 
 use super::Fs;
-use crate::call::{Caller, Outcome, Patience, Stop};
+use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{Content, FileHandle, Partial, Ticket};
 use crate::os;
 
@@ -73,7 +73,7 @@ impl Fs {
             return Ok(Some(0));
         }
         if !partial.here.lock().covers(offset..end) {
-            if caller.patience != Patience::Patient {
+            if !caller.fetches {
                 return Err(Stop::Later);
             }
             let Some(Ticket { link, handle }) = ticket else { return Err(Errno::EIO.into()) };
@@ -119,18 +119,28 @@ impl Fs {
 
     /// Write; fewer bytes than given only if an error stopped it behind the first of them.
     pub fn write(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<usize> {
-        self.write_by(file, offset, data, |file, done| file.write_at(&data[done..], offset + done as u64))
+        let done =
+            self.write_by(file, offset, data, |file, done| file.write_at(&data[done..], offset + done as u64))?;
+        reached(file, offset + done as u64);
+        Ok(done)
     }
 
     /// Write behind what others have appended by now, of whom the kernel knows nothing. The number of bytes written, and
-    /// whether they may be elsewhere than at this offset, where the kernel takes the end to be.
+    /// whether they may be elsewhere than at this offset, where the kernel takes the end to be. Where it knows that there is more,
+    /// the program has said that this is not to be appended (RWF_NOAPPEND).
     pub fn append(&self, file: &FileHandle, offset: u64, data: &[u8]) -> Outcome<(usize, bool)> {
+        if file.inode.writer.read().as_ref().is_some_and(|writer| offset < writer.reached()) {
+            return Ok((self.write(file, offset, data)?, false));
+        }
         let mut is_elsewhere = false;
         let done = self.write_by(file, offset, data, |file, done| {
             let n = os::append(file, &data[done..])?;
             is_elsewhere |= file.metadata().map_or(true, |now| now.len() != offset + (done + n) as u64);
             Ok(n)
         })?;
+        if !is_elsewhere {
+            reached(file, offset + done as u64);
+        }
         Ok((done, is_elsewhere))
     }
 
@@ -172,12 +182,12 @@ impl Fs {
         let ino = file.inode.ino;
         let mut q = Fsync { ino, data_only, dir: self.dir_of(ino), ..Fsync::default() };
         let mut synced = Ok(());
-        if let Some(writer) = &*file.inode.writer.read() {
+        if let Some(writer) = file.inode.in_use() {
             synced = writer.sync(data_only).map_err(|error| failed("sync", &file, error));
             q.writes = true;
             q.sync_failed = writer.is_doubtful();
             let current = self.worker.link();
-            q.handle = writer.ticket.filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
+            q.handle = writer.ticket().filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
         }
         let answer = match self.known.orphan_attr(ino) {
             Some(_) if q.sync_failed => Err(Errno::EIO.into()),
@@ -210,8 +220,7 @@ impl Fs {
         if offset.saturating_add(length) > FILE_MAX_BYTES {
             return Err(Errno::EFBIG.into());
         }
-        let writer = file.inode.writer.read();
-        let Some(writer) = writer.as_ref().filter(|_| file.writes) else { return Err(Errno::EBADF.into()) };
+        let Some(writer) = file.inode.in_use().filter(|_| file.writes) else { return Err(Errno::EBADF.into()) };
         Ok(os::fallocate(writer.to_change(), offset, length, mode)?)
     }
 
@@ -259,10 +268,8 @@ impl Fs {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, &from)?;
-            // Both may be one inode: a second lock for reading must not wait behind somebody who waits for the first.
-            let writer = to.inode.writer.read_recursive();
-            let Some(writer) = writer.as_ref().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
-            if let Some(source) = &*from.inode.writer.read_recursive() {
+            let Some(writer) = to.inode.in_use().filter(|_| to.writes) else { return Err(Errno::EBADF.into()) };
+            if let Some(source) = from.inode.in_use() {
                 return Ok(os::copy_range(source.file(), from_offset, writer.to_change(), to_offset, length)?);
             }
             let source = from.source.read();
@@ -270,7 +277,11 @@ impl Fs {
                 continue;
             }
             return match &source.content {
-                Content::File(file) => Ok(os::copy_range(file, from_offset, writer.to_change(), to_offset, length)?),
+                Content::File(content) => {
+                    let content = content.clone();
+                    drop(source); // what follows may take long
+                    Ok(os::copy_range(&content, from_offset, writer.to_change(), to_offset, length)?)
+                }
                 Content::Inline(bytes) => {
                     let start = usize::try_from(from_offset).unwrap_or(usize::MAX).min(bytes.len());
                     let n = length.min(bytes.len() - start);
@@ -283,6 +294,13 @@ impl Fs {
             };
         }
         Err(Errno::EIO.into())
+    }
+}
+
+/// The kernel is being answered that what was written ends here.
+fn reached(file: &FileHandle, end: u64) {
+    if let Some(writer) = &*file.inode.writer.read() {
+        writer.has_reached(end);
     }
 }
 

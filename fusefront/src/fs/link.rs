@@ -60,9 +60,9 @@ impl Fs {
             );
         }
         drop(fd);
-        let mut writer = inode.writer.write();
-        match &mut *writer {
-            Some(writer) => writer.ticket = ticket,
+        let writer = inode.writer.read();
+        match &*writer {
+            Some(writer) => writer.set_ticket(ticket),
             // Closed meanwhile.
             None => {
                 drop(writer);

@@ -66,7 +66,10 @@ impl Fs {
 
     /// Open a regular file. `truncate` empties it, and needs `write`.
     pub fn open(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Opened> {
-        if let Some(opened) = self.open_shared(caller, ino, write, truncate)? {
+        if truncate {
+            self.clear_privileges(caller, ino)?;
+        }
+        if let Some(opened) = self.open_shared(ino, write, truncate)? {
             return Ok(opened);
         }
         if self.known.orphan_attr(ino).is_some() {
@@ -98,9 +101,6 @@ impl Fs {
             let inode = self.acquire(&attr, dropping.as_ref());
             self.join_writers(&inode, file, ticket);
             let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping });
-            if truncate {
-                self.clear_privileges(caller, ino);
-            }
             return Ok(Opened { handle, keep_pages });
         }
         let inode = self.acquire(&attr, dropping.as_ref());
@@ -137,11 +137,14 @@ impl Fs {
     }
 
     /// Open an inode that is being written here: no request is needed. `None` if it is not.
-    fn open_shared(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Option<Opened>> {
+    fn open_shared(&self, ino: u64, write: bool, truncate: bool) -> Outcome<Option<Opened>> {
         let Some(inode) = self.open.acquire_open(ino) else { return Ok(None) };
         let joined = match &*inode.writer.read() {
             Some(writer) => {
                 let emptied = if truncate { writer.to_change().set_len(0) } else { Ok(()) };
+                if truncate {
+                    writer.is_cut(0);
+                }
                 if emptied.is_ok() && write {
                     writer.users.fetch_add(1, Ordering::AcqRel);
                 }
@@ -153,9 +156,6 @@ impl Fs {
             self.open.release(ino);
             joined?;
             return Ok(None);
-        }
-        if truncate {
-            self.clear_privileges(caller, ino);
         }
         let dropping = self.known.joined(ino);
         let keep_pages = dropping.is_none();
@@ -187,13 +187,14 @@ impl Fs {
     }
 
     /// What the kernel does not do when the file system empties a file on open. The mode is given as a whole, so it must be
-    /// made from what it is now: what was known when the file was opened before may have been changed since.
-    fn clear_privileges(&self, caller: &Caller, ino: u64) {
+    /// made from what it is now: what was known when the file was opened before may have been changed since. Done before the file
+    /// is emptied, so that the whole can begin again on a thread that may wait.
+    fn clear_privileges(&self, caller: &Caller, ino: u64) -> Outcome<()> {
         if caller.uid == 0 {
-            return;
+            return Ok(());
         }
-        let patient = Caller::own();
-        let cleared = self.getattr(&patient, ino).and_then(|attr| {
+        let own = Caller::new(0, 0, caller.patience);
+        let cleared = self.getattr(&own, ino).and_then(|attr| {
             let mut mode = attr.mode & !S_ISUID;
             if mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP {
                 mode &= !S_ISGID;
@@ -201,12 +202,17 @@ impl Fs {
             if mode == attr.mode {
                 return Ok(());
             }
-            self.setattr(&patient, ino, &Change { mode: Some(mode), ..Change::default() })?;
+            self.setattr(&own, ino, &Change { mode: Some(mode), ..Change::default() })?;
             self.invalidate(Invalidation::Attr(ino));
             Ok(())
         });
-        if let Err(error) = cleared {
-            tracing::warn!(?error, "cannot clear the set-user-id bits of a truncated file");
+        match cleared {
+            Err(Stop::Later) => cleared,
+            Err(error) => {
+                tracing::warn!(?error, "cannot clear the set-user-id bits of a truncated file");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -344,8 +350,21 @@ impl Fs {
     /// Take the descriptor, unless somebody has begun to use it meanwhile. With the number of the hand-over, and the
     /// attributes that the descriptor left behind in the cache.
     fn take_writer(&self, inode: &OpenInode) -> Option<(Writer, u64, Option<Attr>)> {
-        let mut writer = inode.writer.write();
-        let taken = writer.take_if(|writer| writer.users.load(Ordering::Acquire) == 0)?;
+        let (taken, slot) = loop {
+            let mut slot = inode.writer.write();
+            let uses = match &*slot {
+                Some(writer) if writer.users.load(Ordering::Acquire) == 0 => writer.uses(),
+                _ => return None,
+            };
+            match uses {
+                // Whoever was let go while it went on. Nobody begins anew once the slot is empty.
+                Some(uses) => {
+                    drop(slot);
+                    uses.wait_for_the_last();
+                }
+                None => break (slot.take()?, slot),
+            }
+        };
         let written = written(&taken);
         let (handing, before) = written.map_or((0, None), |written| self.cache.begin_hand_over(inode.ino, written));
         self.known.amend_orphan(inode.ino, |attr| *attr = written.map_or(*attr, |written| written.over(*attr)));
@@ -356,12 +375,13 @@ impl Fs {
         inode.content_changed();
         // While the slot is still locked: who finds it empty sees the count.
         self.handovers.fetch_add(1, Ordering::AcqRel);
+        drop(slot);
         Some((taken, handing, before))
     }
 
     /// Close the descriptor, tell the worker that the file is complete, and take in what it says of it.
     fn hand_over(&self, inode: &OpenInode, writer: Writer, handing: u64, before: Option<Attr>) {
-        let (ticket, unwritten, sync_failed) = (writer.ticket, !writer.is_changed(), writer.is_doubtful());
+        let (ticket, unwritten, sync_failed) = (writer.ticket(), !writer.is_changed(), writer.is_doubtful());
         drop(writer);
         let closed = self.close_handle(ticket, unwritten, sync_failed);
         let (link, reply) = closed.unwrap_or_default();
@@ -456,7 +476,10 @@ impl Fs {
                 // Removed, and never opened for reading by itself: what its last writer left.
                 Err(Stop::Failed(error)) if is_gone(error.errno) && matches!(source.content, Content::None) => {
                     let Some(kept) = kept() else { return Err(error.into()) };
-                    std::mem::replace(&mut *source, Source { content: Content::File(kept), generation, ticket: None })
+                    std::mem::replace(
+                        &mut *source,
+                        Source { content: Content::File(Arc::new(kept)), generation, ticket: None },
+                    )
                 }
                 // Removed by somebody else: what was opened can still be read.
                 Err(Stop::Failed(error)) if is_gone(error.errno) && !matches!(source.content, Content::None) => {
@@ -488,7 +511,7 @@ impl Fs {
             (Some(reply::Body::Opened(opened)), Some(fd)) if opened.partial => {
                 Content::Partial(Arc::new(Partial::new(File::from(fd), opened.size, &self.partials)))
             }
-            (_, Some(fd)) => Content::File(File::from(fd)),
+            (_, Some(fd)) => Content::File(Arc::new(File::from(fd))),
             (Some(reply::Body::Opened(opened)), None) if opened.has_inline => Content::Inline(opened.inline.clone()),
             _ => return Err(self.without_descriptor(ticket)),
         };

@@ -69,9 +69,9 @@ impl Fs {
     /// Set the size on the descriptor, if the inode is being written here.
     fn resize_staged(&self, ino: u64, size: u64) -> Outcome<bool> {
         let Some(inode) = self.open.get(ino) else { return Ok(false) };
-        let writer = inode.writer.read();
-        let Some(writer) = &*writer else { return Ok(false) };
+        let Some(writer) = inode.in_use() else { return Ok(false) };
         writer.to_change().set_len(size)?;
+        writer.is_cut(size);
         Ok(true)
     }
 
@@ -126,7 +126,9 @@ impl Fs {
         let slot = inode.as_ref().map(|inode| inode.writer.read());
         let writer = slot.as_ref().and_then(|slot| slot.as_ref());
         if let Some(size) = change.size {
-            writer.ok_or(Errno::EINVAL)?.to_change().set_len(size)?;
+            let writer = writer.ok_or(Errno::EINVAL)?;
+            writer.to_change().set_len(size)?;
+            writer.is_cut(size);
         }
         let now = now_ns();
         let at = |time: Time| match time {

@@ -23,7 +23,7 @@ impl Fs {
         data(self.worker.ask(caller, op)?.check()?.reply.body)
     }
 
-    /// The names of all attributes, each ended by a NUL.
+    /// The names of all attributes the caller may see, each ended by a NUL.
     pub fn listxattr(&self, caller: &Caller, ino: u64) -> Outcome<Bytes> {
         if self.cache.has_no_xattrs(ino) || self.known.orphan_attr(ino).is_some() {
             return Ok(Bytes::new());
@@ -38,7 +38,7 @@ impl Fs {
             Ok((link, names)) if names.is_empty() => self.cache.finish_no_xattrs(&watch, *link),
             _ => self.cache.drop_fetch(&watch),
         }
-        Ok(names?.1)
+        Ok(visible(names?.1, caller.uid))
     }
 
     /// Set an attribute; `create`: there must be none of this name, `replace`: there must be one.
@@ -93,8 +93,22 @@ fn check(name: &[u8]) -> Result<(), Errno> {
     if name.len() > XATTR_NAME_MAX_BYTES {
         return Err(Errno::ERANGE);
     }
-    // ACLs would be enforced by nobody.
-    if name.starts_with(b"system.") { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    match [&b"user."[..], b"trusted.", b"security."].iter().find_map(|space| name.strip_prefix(*space)) {
+        Some(b"") => Err(Errno::EINVAL),
+        Some(_) => Ok(()),
+        // ACLs would be enforced by nobody, and what else there may be is nothing we know of.
+        None => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// Those that the user may see. Of the others the kernel keeps the values, and leaves the names to us.
+fn visible(names: Bytes, uid: u32) -> Bytes {
+    const HIDDEN: &[u8] = b"trusted.";
+    let each = || names.split_inclusive(|byte| *byte == 0);
+    match uid != 0 && each().any(|name| name.starts_with(HIDDEN)) {
+        true => each().filter(|name| !name.starts_with(HIDDEN)).flatten().copied().collect(),
+        false => names,
+    }
 }
 
 fn data(body: Option<reply::Body>) -> Outcome<Bytes> {

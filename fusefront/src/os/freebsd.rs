@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, Nmount};
 
-use super::Mounted;
+use super::{Called, Mounted};
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENOATTR;
@@ -27,8 +27,8 @@ pub const MOUNT_KIND: &str = "fusefs.delugefs";
 const TIMEOUT_S: u32 = 120;
 
 /// Not asked here: this kernel ends the wait of a program that gets SIGKILL without an answer.
-pub fn is_to_end(_: u32) -> bool {
-    false
+pub fn called(_: u32) -> Called {
+    Called::No
 }
 
 /// Mount on the directory for everybody. The descriptor is /dev/fuse.

@@ -12,7 +12,7 @@ use nix::fcntl::{FallocateFlags, OFlag};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::stat::Mode;
 
-use super::Mounted;
+use super::{Called, Mounted};
 use crate::fusermount;
 
 /// What getxattr says when there is no such attribute.
@@ -27,10 +27,16 @@ pub const MOUNTS_OVER_DEAD: bool = true;
 /// Longest that a mount shows as its source.
 const SOURCE_MAX_BYTES: usize = 255;
 
-/// Whether a thread, anybody's, has a signal to end by that it cannot keep from it. `false` when nobody can tell.
-pub fn is_to_end(tid: u32) -> bool {
+/// What the signals of a thread, anybody's, ask of it. [`Called::No`] when nobody can tell.
+///
+/// Of the signals with a handler SIGINT alone counts. The others are not for the call that is under way, as a timer's: who has set
+/// SA_RESTART does not expect to see anything of them, and a call in a file system cannot be begun again behind his back.
+pub fn called(tid: u32) -> Called {
+    std::fs::read_to_string(format!("/proc/{tid}/status")).map_or(Called::No, |status| called_by(&status))
+}
+
+fn called_by(status: &str) -> Called {
     const SIGNALS: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGALRM, libc::SIGTERM];
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else { return false };
     let set = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
@@ -38,7 +44,14 @@ pub fn is_to_end(tid: u32) -> bool {
     let bits = |signals: &[i32]| signals.iter().fold(0_u64, |set, signal| set | 1 << (signal - 1));
     let pending = set("SigPnd") | set("ShdPnd");
     let asked = pending & bits(&SIGNALS) & !set("SigBlk") & !set("SigIgn");
-    pending & bits(&[libc::SIGKILL]) != 0 || asked != 0
+    let caught = set("SigCgt");
+    if pending & bits(&[libc::SIGKILL]) != 0 || asked & !caught != 0 {
+        Called::ToEnd
+    } else if asked & bits(&[libc::SIGINT]) != 0 {
+        Called::ToStop
+    } else {
+        Called::No
+    }
 }
 
 /// Mount on the directory, an absolute path without symbolic links. The descriptor is /dev/fuse. `covers`: over this dead mount, which cannot
@@ -216,6 +229,30 @@ mod tests {
         let dead = Mounted { dir: root.join("etc/m"), kind: MOUNT_KIND.into(), device: "0:1".into() };
         let covering = mount(nothing.as_fd(), &dead.dir, "test", Some(&dead)).unwrap_err();
         assert_eq!(covering.raw_os_error(), Some(libc::EBUSY));
+    }
+
+    #[test]
+    fn signals_with_a_handler_do_not_end_a_program() {
+        let status = |private: u64, shared: u64, blocked: u64, ignored: u64, caught: u64| {
+            called_by(&format!(
+                "Name:\tx\nSigQ:\t1/2\nSigPnd:\t{private:016x}\nShdPnd:\t{shared:016x}\n\
+                SigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n"
+            ))
+        };
+        let bit = |signal: i32| 1_u64 << (signal - 1);
+        let (int, alarm, term, kill) = (bit(libc::SIGINT), bit(libc::SIGALRM), bit(libc::SIGTERM), bit(libc::SIGKILL));
+        assert_eq!(status(0, 0, 0, 0, 0), Called::No);
+        assert_eq!(status(0, int, 0, 0, alarm), Called::ToEnd);
+        assert_eq!(status(alarm, 0, 0, 0, 0), Called::ToEnd);
+        assert_eq!(status(0, alarm | term, 0, 0, alarm | term), Called::No);
+        assert_eq!(status(0, alarm | int, 0, 0, alarm | int), Called::ToStop);
+        assert_eq!(status(0, alarm | int, int, 0, alarm | int), Called::No);
+        assert_eq!(status(0, int, 0, int, 0), Called::No);
+        assert_eq!(status(int, term, 0, 0, int), Called::ToEnd);
+        assert_eq!(status(kill, int, int | term, int, int), Called::ToEnd);
+        assert_eq!(status(0, bit(libc::SIGCHLD), 0, 0, 0), Called::No);
+        assert_eq!(called(std::process::id()), Called::No);
+        assert_eq!(called_by("rubbish"), Called::No);
     }
 
     #[test]

@@ -326,3 +326,34 @@ fn a_worker_that_hangs_while_it_is_given_the_open_files_is_asked_again() {
     // What the first try had opened goes with its connection.
     bench.wait_for("it is sealed", || !bench.worker.shared.tree.lock().nodes[&attr.ino].staged);
 }
+
+#[test]
+fn what_takes_long_holds_up_neither_a_reconnect_nor_readers() {
+    let mut bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.fs.write(&file, 0, b"text").unwrap();
+    let reader = bench.fs.open(&Caller::own(), attr.ino, false, false).unwrap();
+    // As an fsync or a copy has it, whose program was killed meanwhile.
+    let long = file.inode.in_use().unwrap();
+    drop(file);
+    let fs = bench.fs.clone();
+    let closing = std::thread::spawn(move || {
+        fs.release(opened.handle);
+        fs.release(reader.handle);
+    });
+    bench.worker.crash();
+    bench.worker.resume();
+    bench.mkdir(1, "d");
+    assert_eq!(bench.worker.count("adopt"), 1);
+    // Nobody waits for the slot, so that nobody waits behind him.
+    assert_eq!(bench.fs.getattr(&Caller::own(), attr.ino).unwrap().size, 4);
+    assert_eq!(bench.read_handle(reader.handle), b"text");
+    assert!(!closing.is_finished() && bench.worker.shared.tree.lock().nodes[&attr.ino].staged);
+    long.to_change().set_len(2).unwrap();
+    drop(long);
+    closing.join().unwrap();
+    assert_eq!(bench.worker.shared.tree.lock().content(attr.ino), b"te");
+    assert_eq!(bench.fs.getattr(&Caller::own(), attr.ino).unwrap().size, 2);
+}

@@ -109,6 +109,11 @@ fn extended_attributes_with_freebsds_short_header() {
         assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(0)).u32(0), 14);
         assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(14)).body, b"user.a\0user.b\0");
         mount.kernel.call(op::REMOVEXATTR, file.ino, &Body::new().name("user.a"));
+        // Whoever asks here may not know of these, and there are no others.
+        mount.kernel.call(op::SETXATTR, file.ino, &set("trusted.t", b"hidden"));
+        for name in ["foo.bar", "system.posix_acl_access", "security.selinux"] {
+            assert_eq!(mount.kernel.fail(op::SETXATTR, file.ino, &set(name, b"x")), Errno::EOPNOTSUPP, "{name}");
+        }
         assert_eq!(mount.kernel.call(op::LISTXATTR, file.ino, &list(64)).body, b"user.b\0");
     }
 }
@@ -158,6 +163,20 @@ fn what_is_appended_goes_to_the_end_wherever_the_kernel_takes_that_to_be() {
         // The kernel has the bytes in the wrong place, and the wrong size: it drops both.
         let told = mount.kernel.notice();
         assert_eq!((told.errno, told.u64(0), told.u64(8)), (notice::INVAL_INODE, file.ino, 0));
+        // Behind what the kernel has written itself it knows the end to be: the program has said RWF_NOAPPEND.
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(1, b"w")).u32(0), 1);
+        assert_eq!(mount.read(file.ino, handle, 0), b"owe\ntwo\nthree\n");
+        // But not once the file was cut, or the kernel was told that it is shorter.
+        assert_eq!(mount.truncate(file.ino, 2).size, 2);
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(2, b"l")).u32(0), 1);
+        let staged = mount.worker.shared.tree.lock().staging(file.ino);
+        let other = std::fs::File::options().write(true).open(staged).unwrap();
+        other.set_len(1).unwrap();
+        assert_eq!(mount.getattr(file.ino).unwrap().size, 1);
+        std::os::unix::fs::FileExt::write_all_at(&other, b"n", 1).unwrap();
+        drop(other);
+        assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(1, b"e")).u32(0), 1);
+        assert_eq!(mount.read(file.ino, handle, 0), b"one");
         mount.release(file.ino, handle);
     }
 }

@@ -103,26 +103,46 @@ fn destroy_ends_the_session_and_loses_nothing_open() {
     }
 }
 
-/// A process that has a deadly signal and does not end of it yet. Killed when dropped.
+/// A process that has a signal and does nothing of it yet. Killed when dropped.
 #[cfg(target_os = "linux")]
-struct Dying(std::process::Child);
+struct Signalled(std::process::Child);
 
 #[cfg(target_os = "linux")]
-impl Dying {
-    fn new() -> Self {
+impl Signalled {
+    /// It will end.
+    fn deadly() -> Self {
         use nix::sys::signal::{Signal, kill};
+        let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGSTOP).unwrap();
+        Self(child).with(Signal::SIGTERM)
+    }
+
+    /// It has a handler.
+    fn caught(signal: nix::sys::signal::Signal) -> Self {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new("sh");
+        command.arg("-c").arg("trap : ALRM INT; kill -STOP $$; exec sleep 1000");
+        // A shell cannot catch what it has to ignore, as in the background.
+        // SAFETY: between fork and exec, one system call that installs no handler.
+        #[allow(unsafe_code)]
+        let command = unsafe {
+            use nix::sys::signal::{SigHandler, Signal, signal};
+            command.pre_exec(|| Ok(signal(Signal::SIGINT, SigHandler::SigDfl).map(drop)?))
+        };
+        Self(command.spawn().unwrap()).with(signal)
+    }
+
+    fn with(self, signal: nix::sys::signal::Signal) -> Self {
         use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-        let child = Self(std::process::Command::new("sleep").arg("1000").spawn().unwrap());
-        let pid = nix::unistd::Pid::from_raw(child.0.id() as i32);
-        kill(pid, Signal::SIGSTOP).unwrap();
+        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
         assert!(matches!(waitpid(pid, Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(..))));
-        kill(pid, Signal::SIGTERM).unwrap();
-        child
+        nix::sys::signal::kill(pid, signal).unwrap();
+        self
     }
 }
 
 #[cfg(target_os = "linux")]
-impl Drop for Dying {
+impl Drop for Signalled {
     fn drop(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -135,7 +155,7 @@ fn what_a_killed_program_began_is_told_to_the_kernel_when_it_is_done() {
     let mut mount = Mount::new(KERNELS[2]);
     mount.file(ROOT, "old", b"text");
     mount.settle();
-    let dying = Dying::new();
+    let dying = Signalled::deadly();
     let own = std::mem::replace(&mut mount.kernel.pid, dying.0.id());
     let mkdir = Body::new().u32(0o040_755).u32(0o022).name("made");
     let rename = Body::new().u64(ROOT).name("old").name("new");
@@ -174,4 +194,75 @@ fn what_a_killed_program_began_is_told_to_the_kernel_when_it_is_done() {
         }
     }
     mount.kernel.pid = own;
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_program_that_catches_a_signal_hears_what_became_of_its_change() {
+    use nix::sys::signal::Signal;
+    let mut mount = Mount::new(KERNELS[2]);
+    let old = mount.file(ROOT, "old", b"text");
+    mount.file(ROOT, "other", b"text");
+    mount.settle();
+    let (dying, timer, asked) =
+        (Signalled::deadly(), Signalled::caught(Signal::SIGALRM), Signalled::caught(Signal::SIGINT));
+    let own = mount.kernel.pid;
+    let rename = |from: &str, to: &str| Body::new().u64(ROOT).name(from).name(to);
+    for (process, from, to, other, another) in
+        [(&timer, "old", "new", "other", "another"), (&asked, "new", "newer", "another", "other")]
+    {
+        mount.worker.be_silent_to("rename");
+        mount.kernel.pid = process.0.id();
+        let renaming = mount.kernel.send(op::RENAME, ROOT, &rename(from, to));
+        // Who came later is looked at later.
+        mount.kernel.pid = dying.0.id();
+        assert_eq!(mount.kernel.fail(op::RENAME, ROOT, &rename(other, another)), Errno::EINTR);
+        assert!(!mount.kernel.has_reply_to(renaming), "{to}");
+        mount.worker.answer();
+        assert_eq!(mount.kernel.reply_to(renaming).errno, 0, "{to}");
+        mount.settle();
+    }
+    // What changes nothing can be told to have been interrupted, by who sits in front of it.
+    mount.worker.be_silent_to("open");
+    let open = Body::new().u32(libc::O_RDONLY as u32).u32(0);
+    mount.kernel.pid = timer.0.id();
+    let opening = mount.kernel.send(op::OPEN, old.ino, &open);
+    mount.kernel.pid = asked.0.id();
+    assert_eq!(mount.kernel.fail(op::OPEN, old.ino, &open), Errno::EINTR);
+    assert!(!mount.kernel.has_reply_to(opening));
+    mount.worker.answer();
+    let opened = mount.kernel.reply_to(opening);
+    assert_eq!(opened.errno, 0);
+    mount.kernel.pid = own;
+    mount.release(old.ino, opened.u64(0));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_not_begun_when_its_program_was_killed_is_not_done_later() {
+    let mut mount = Mount::new(KERNELS[2]);
+    for name in ["state.tmp", "state"] {
+        mount.file(ROOT, name, b"text");
+    }
+    mount.settle();
+    let dying = Signalled::deadly();
+    let own = std::mem::replace(&mut mount.kernel.pid, dying.0.id());
+    mount.worker.crash();
+    let link = mount.fs.worker.newest_link();
+    // What goes out before the loss is noticed may have been carried out, and goes out again.
+    while mount.fs.worker.link().is_some() {
+        std::thread::yield_now();
+    }
+    let rename = Body::new().u64(ROOT).name("state.tmp").name("state");
+    assert_eq!(mount.kernel.fail(op::RENAME, ROOT, &rename), Errno::EINTR);
+    const FATTR_SIZE: u32 = 1 << 3;
+    let truncate = Body::new().u32(FATTR_SIZE).u32(0).u64(0).u64(2).bytes(&[0; 64]);
+    let ino = mount.worker.shared.tree.lock().lookup(1, b"state.tmp").unwrap().ino;
+    assert_eq!(mount.kernel.fail(op::SETATTR, ino, &truncate), Errno::EINTR);
+    mount.worker.resume();
+    assert!(mount.fs.worker.wait_for_link(std::time::Duration::from_secs(20)).is_some_and(|now| now != link));
+    mount.settle();
+    mount.kernel.pid = own;
+    assert_eq!((mount.worker.count("rename"), mount.worker.count("setattr")), (0, 0));
+    assert_eq!(mount.lookup(ROOT, "state.tmp").unwrap().size, 4);
 }

@@ -116,3 +116,30 @@ fn what_is_appended_is_behind_what_another_mount_has_appended() {
     drop((here, there));
     assert_eq!(mounted.worker.shared.tree.lock().content(ino), expected.as_bytes());
 }
+
+#[test]
+fn opens_that_wait_for_other_disks_keep_nothing_else_waiting() {
+    const STALLED: usize = 80;
+    let mounted = Mounted::start();
+    let (far, near) = (mounted.path("far"), mounted.path("near"));
+    for path in [&far, &near] {
+        std::fs::write(path, vec![7; 20_000]).unwrap();
+    }
+    wait_until("both are sealed", || mounted.worker.open_handles() == 0);
+    let before = mounted.worker.count("open");
+    let reader = std::fs::File::open(&near).unwrap();
+    mounted.worker.be_silent_to("open");
+    std::thread::scope(|scope| {
+        let opening: Vec<_> = (0..STALLED).map(|_| scope.spawn(|| std::fs::File::open(&far).map(drop))).collect();
+        wait_until("as many wait as can", || mounted.worker.count("open") >= before + 1 + 64);
+        std::fs::create_dir(mounted.path("dir")).unwrap();
+        std::fs::write(mounted.path("file"), "text").unwrap();
+        std::fs::rename(mounted.path("file"), mounted.path("dir/file")).unwrap();
+        assert_eq!(std::os::unix::fs::FileExt::read_at(&reader, &mut [0; 8], 19_990).unwrap(), 8);
+        assert!(opening.iter().all(|thread| !thread.is_finished()));
+        mounted.worker.answer();
+        opening.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    });
+    drop(reader);
+    wait_until("all are closed", || mounted.worker.open_handles() == 0);
+}

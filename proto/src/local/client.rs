@@ -116,7 +116,7 @@ fn set_patience(socket: &UnixStream, patience: Option<Duration>) -> io::Result<(
 
 /// A first try of an operation.
 pub fn op(op: request::Op) -> Request {
-    Request { retry: false, op: Some(op) }
+    Request { op: Some(op), ..Request::default() }
 }
 
 /// Turn the errno of a reply into an error.

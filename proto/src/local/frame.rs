@@ -220,6 +220,6 @@ mod tests {
         let (a, _b) = UnixStream::pair().unwrap();
         let name = vec![b'x'; FRAME_MAX_BYTES].into();
         let lookup = request::Op::Lookup(crate::local_pb::Lookup { dir: 1, name });
-        assert!(send(&a, &Request { retry: false, op: Some(lookup) }, None).is_err());
+        assert!(send(&a, &Request { op: Some(lookup), ..Request::default() }, None).is_err());
     }
 }

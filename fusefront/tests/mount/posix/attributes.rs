@@ -107,6 +107,9 @@ fn extended_attributes() {
         set("user.a", b"three", libc::XATTR_REPLACE);
         set("user.empty", b"", 0);
         set("trusted.t", &[7; 3000], 0);
+        for name in ["foo.bar", "foo", "user.", "trusted", "systems.x"] {
+            set(name, b"in no namespace", 0);
+        }
         set(&format!("user.{}", "n".repeat(250)), b"long", 0);
         let get = |name: &str, size: usize| {
             let mut buf = vec![0_u8; size];
@@ -115,7 +118,9 @@ fn extended_attributes() {
             let result = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), size) };
             errno(Errno::result(result).map(|n| (n, buf.iter().map(|byte| u64::from(*byte)).sum::<u64>())))
         };
-        for (name, size) in [("user.a", 0), ("user.a", 2), ("user.a", 64), ("user.none", 64), ("trusted.t", 4096)] {
+        for (name, size) in
+            [("user.a", 0), ("user.a", 2), ("user.a", 64), ("user.none", 64), ("trusted.t", 4096), ("foo.bar", 64)]
+        {
             told.push(get(name, size));
         }
         told.push(get("user.empty", 8));

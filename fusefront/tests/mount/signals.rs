@@ -1,0 +1,56 @@
+#![allow(unsafe_code)] // signals to threads have no safe wrapper
+//! Programs that get signals while they wait. What signals there are is looked up on Linux alone.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::process::Command;
+use std::sync::mpsc;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
+
+use super::{Mounted, wait_until};
+
+extern "C" fn handler(_: libc::c_int) {}
+
+/// As git and others have it for what they say of their progress.
+fn catch_alarms() {
+    let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
+}
+
+#[test]
+fn a_timer_does_not_interrupt_a_rename() {
+    let mounted = Mounted::start();
+    catch_alarms();
+    for dir in ["a", "b"] {
+        fs::create_dir(mounted.path(dir)).unwrap();
+        // So much that it is done where it may take long.
+        fs::write(mounted.path(dir).join("state.tmp"), vec![7; 1 << 20]).unwrap();
+    }
+    fs::write(mounted.path("a/state"), "good").unwrap();
+    wait_until("all are sealed", || mounted.worker.open_handles() == 0);
+    mounted.worker.be_silent_to("rename");
+    let (sender, thread) = mpsc::channel();
+    let (from, to) = (mounted.path("a/state.tmp"), mounted.path("a/state"));
+    let renaming = std::thread::spawn(move || {
+        // SAFETY: it has no conditions.
+        sender.send(unsafe { libc::pthread_self() }).unwrap();
+        fs::rename(from, to)
+    });
+    wait_until("it has begun", || mounted.worker.count("rename") == 1);
+    // SAFETY: the thread waits in its rename.
+    assert_eq!(unsafe { libc::pthread_kill(thread.recv().unwrap(), libc::SIGALRM) }, 0);
+    // One that began later and ends of its signal: by then both were looked at.
+    let mut killed = Command::new("mv").args([mounted.path("b/state.tmp"), mounted.path("b/state")]).spawn().unwrap();
+    wait_until("another has begun", || mounted.worker.count("rename") == 2);
+    kill(Pid::from_raw(killed.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(killed.wait().unwrap().code(), None);
+    let is_waiting = !renaming.is_finished();
+    mounted.worker.answer();
+    renaming.join().unwrap().unwrap();
+    assert!(is_waiting, "it came back before it was done");
+    assert_eq!(fs::read(mounted.path("a/state")).unwrap().len(), 1 << 20);
+    assert!(!mounted.path("a/state.tmp").exists());
+}
