@@ -19,6 +19,12 @@ pub struct Disk {
     dir: tempfile::TempDir,
 }
 
+/// The state of a disk at a moment.
+pub struct Given {
+    pack: Vec<u8>,
+    commit: git2::Oid,
+}
+
 impl Disk {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -75,13 +81,22 @@ impl Disk {
 
     /// Give our state to another disk and take its state.
     pub fn exchange(&self, other: &Disk) {
-        for (from, to) in [(self, other), (other, self)] {
-            let mut pack = Vec::new();
-            from.engine().commit().unwrap();
-            let offer = Offer { state: from.engine().committed(), base: None };
-            from.engine().export(&offer, &mut pack).unwrap();
-            to.engine().join(&mut &pack[..], offer.state.commit, None).unwrap();
-        }
+        other.take(&self.give());
+        self.take(&other.give());
+    }
+
+    /// Our state as it is now.
+    pub fn give(&self) -> Given {
+        let mut pack = Vec::new();
+        self.engine().commit().unwrap();
+        let offer = Offer { state: self.engine().committed(), base: None };
+        self.engine().export(&offer, &mut pack).unwrap();
+        Given { pack, commit: offer.state.commit }
+    }
+
+    /// Join what another disk gave.
+    pub fn take(&self, given: &Given) {
+        self.engine().join(&mut &given.pack[..], given.commit, None).unwrap();
     }
 }
 

@@ -6,6 +6,7 @@ mod again;
 mod complete;
 #[cfg(target_os = "linux")]
 mod conflict;
+mod directories;
 mod disk;
 #[cfg(target_os = "linux")]
 mod full;

@@ -24,6 +24,9 @@ pub struct Brought {
     pub versions: Vec<(Ino, Vec<Dot>)>,
 }
 
+/// Places of a directory, by the directories they are in.
+type Places = BTreeSet<(Ino, Name)>;
+
 impl Namespace {
     /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
     /// leave behind is repaired at once: a directory in two places, in none, or below itself.
@@ -80,20 +83,20 @@ impl Namespace {
     /// every file in a directory a number of its own. All replicas make the same decision from the same
     /// state; where two make it at once, the equal results merge into one.
     fn repair(&mut self, changed: &BTreeMap<Key, Vec<Element>>) -> FsResult<()> {
-        let mut suspects: BTreeSet<Ino> = BTreeSet::new();
+        let mut suspects: BTreeMap<Ino, Places> = BTreeMap::new();
         for (key, elements) in changed {
-            if let Key::Entry(dir, _) = key {
-                suspects.insert(*dir);
+            let Key::Entry(dir, name) = key else { continue };
+            suspects.entry(*dir).or_default();
+            for element in elements {
+                if let Body::Dir { ino } = element.body {
+                    suspects.entry(ino).or_default().insert((*dir, name.clone()));
+                }
             }
-            suspects.extend(elements.iter().filter_map(|e| match e.body {
-                Body::Dir { ino } => Some(ino),
-                _ => None,
-            }));
         }
         suspects.remove(&Ino::ROOT);
         let mut reached = HashSet::from([Ino::ROOT]);
-        for ino in suspects {
-            self.repair_dir(ino, &mut reached)?;
+        for (ino, places) in suspects {
+            self.repair_dir(ino, &places, &mut reached)?;
         }
         for (key, elements) in changed {
             match key {
@@ -141,49 +144,51 @@ impl Namespace {
         Ok(())
     }
 
-    /// Directories in `reached` lead to the root, and go on doing so: only others are put elsewhere.
-    fn repair_dir(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<()> {
-        let dir = self.dir(ino)?;
-        let header = dir.header().to_vec();
-        let shows = dir.sets().any(|(_, elements)| !view::view(elements).is_empty());
+    /// It hangs at some of `places` at least. Directories in `reached` lead to the root, and go on doing so: only others are put elsewhere.
+    fn repair_dir(&mut self, ino: Ino, places: &Places, reached: &mut HashSet<Ino>) -> FsResult<()> {
+        let header = self.dir(ino)?.header().to_vec();
         let home = node::home(&header).map(|(parent, name)| (parent, name.clone()));
-        let hangs = |this: &mut Self, at: &(Ino, Name)| -> FsResult<bool> {
-            Ok(this.dir(at.0)?.get(&at.1).iter().any(|e| e.body == Body::Dir { ino }))
+        let is_lost = match &home {
+            Some(_) => !self.is_reachable(ino, reached)?,
+            // Removed on one side while something was put into it on the other, or gone.
+            None => self.has_entries(ino)?,
         };
         let mut txn = self.txn();
-        match &home {
-            // Removed on one side while something was put into it on the other.
-            None if shows => self.move_to_lost_and_found(&mut txn, ino, &header)?,
-            None => {
-                return Ok(());
-            }
-            Some(at) => {
-                let reachable = self.is_reachable(ino, reached)?;
-                if !reachable {
-                    self.move_to_lost_and_found(&mut txn, ino, &header)?;
-                } else if !hangs(self, at)? {
-                    let key = Key::Entry(at.0, at.1.clone());
-                    let mut set = self.dir(at.0)?.get(&at.1).to_vec();
-                    set.push(txn.element(Body::Dir { ino }));
-                    txn.set(key, set);
-                }
+        if is_lost {
+            self.move_to_lost_and_found(&mut txn, ino, &header)?;
+        } else if let Some(at) = &home {
+            let key = Key::Entry(at.0, at.1.clone());
+            let mut set = self.set_in(&txn, &key)?;
+            if !set.iter().any(|e| e.body == Body::Dir { ino }) {
+                set.push(txn.element(Body::Dir { ino }));
+                txn.set(key, set);
+                // Both are as new, or who removes it before he hears of this leaves a name without a directory.
+                let mut header = header.clone();
+                rename::renew_head(&txn, &mut header);
+                txn.set(Key::header(ino), header);
             }
         }
         // Entries at places it is not at any more (two renames at once): the header says which one counts.
-        let now_at = match txn.get(&Key::header(ino)).or(Some(&header)).and_then(|h| node::home(h)) {
-            Some((parent, name)) => (parent, name.clone()),
-            None => return self.apply(txn),
-        };
-        for element in &header {
-            if let Body::Head { parent, name, .. } = &element.body
-                && (*parent, name) != (now_at.0, &now_at.1)
-            {
-                let key = Key::Entry(*parent, name.clone());
-                let mut set = self.set_in(&txn, &key)?;
-                let before = set.len();
-                set.retain(|e| e.body != Body::Dir { ino });
-                if set.len() < before {
-                    txn.set(key, set);
+        let now_at = txn.get(&Key::header(ino)).or(Some(&header)).and_then(|h| node::home(h));
+        let now_at = now_at.map(|(parent, name)| (parent, name.clone()));
+        let mut others = places.clone();
+        others.extend(header.iter().filter_map(|element| match &element.body {
+            Body::Head { parent, name, .. } => Some((*parent, name.clone())),
+            _ => None,
+        }));
+        for (parent, name) in others.into_iter().filter(|place| Some(place) != now_at.as_ref()) {
+            // Of one that is gone the name is all that is left. That it goes leaves an element in the directory it is in.
+            if now_at.is_none() && self.live_dir(parent).is_err() {
+                continue;
+            }
+            let key = Key::Entry(parent, name);
+            let mut set = self.set_in(&txn, &key)?;
+            let before = set.len();
+            set.retain(|e| e.body != Body::Dir { ino });
+            if set.len() < before {
+                txn.set(key, set);
+                if now_at.is_none() {
+                    self.touch_dir(&mut txn, parent)?;
                 }
             }
         }

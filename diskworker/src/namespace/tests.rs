@@ -1,15 +1,15 @@
-//! A cache that is smaller than what is used.
+//! A cache that is smaller than what is used, and what no user can do.
 
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Data, Name, Perm};
+use delugefs_proto::record::{Body, Data, Key, Name, Perm};
 use nix::errno::Errno;
 
 use super::{CACHED_ENTRIES_MAX, Making, Namespace};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, ImportLimits};
 use crate::journal::Journal;
 
 const PERM: Perm = Perm { mode: 0o755, uid: 1, gid: 1 };
@@ -92,4 +92,37 @@ fn directories_that_do_not_fit_into_the_cache_together_keep_what_was_changed_in_
     drop(changes);
     ns.committed();
     check(&mut ns);
+}
+
+/// As catalogs from before have it.
+#[test]
+fn the_name_of_a_directory_that_is_not_there_is_in_nobodys_way_and_goes_when_it_is_met() {
+    let roots = [(), ()].map(|()| tempfile::tempdir().unwrap());
+    let [mut one, mut two] = [0, 1].map(|n| new(roots[n].path()));
+    let outer = mkdir(&mut one, Ino::ROOT, "outer");
+    let (at, other) = (name("inner"), name("other"));
+    mkdir(&mut one, outer, "real");
+    let mut txn = one.txn();
+    for (name, ino) in [(&at, Ino(1000)), (&other, Ino(1001))] {
+        txn.set(Key::Entry(outer, name.clone()), vec![txn.element(Body::Dir { ino })]);
+    }
+    one.apply(txn).unwrap();
+    assert_eq!(names(&mut one, outer), ["real"]);
+    // A page with nothing on it would be taken for the last one.
+    assert_eq!(one.list(outer, &Name::header(), 1).unwrap().entries[0].0, name("real"));
+    commit(&mut one);
+    commit(&mut two);
+    let mut pack = Vec::new();
+    let state = one.catalog.state();
+    one.catalog.export(&state, None, &mut pack).unwrap();
+    let taken = two.catalog.import(&mut &pack[..], state.commit, &ImportLimits::default(), None).unwrap();
+    two.join(&taken).unwrap();
+    assert!(two.dir(outer).unwrap().get(&at).is_empty());
+    for ns in [&mut one, &mut two] {
+        mkdir(ns, outer, "inner");
+        for name in [&at, &name("real")] {
+            ns.rmdir(outer, name).unwrap();
+        }
+        ns.rmdir(Ino::ROOT, &name("outer")).unwrap();
+    }
 }
