@@ -10,6 +10,7 @@ mod directories;
 mod disk;
 #[cfg(target_os = "linux")]
 mod full;
+mod hidden;
 #[cfg(target_os = "linux")]
 mod hostile;
 mod model;

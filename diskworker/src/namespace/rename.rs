@@ -142,9 +142,9 @@ impl Namespace {
                 hidden.push(txn.element(Body::Link { ino }));
                 elements = hidden;
             }
-            Some(body) => {
+            Some(_) => {
                 renew(txn, &mut elements);
-                if let Some(ino) = body.ino() {
+                if let Some(ino) = view::view(&elements).first().map(|shown| shown.ino) {
                     txn.set_times(&mut elements, ino, None, None);
                 }
             }
