@@ -16,6 +16,7 @@ trait Dirs {
     fn rmdir(&self, dir: u64, name: &str);
     fn mv(&self, from: (u64, &str), to: (u64, &str));
     fn number(&self, path: &[&str]) -> u64;
+    fn file(&self, path: &[&str], text: &str);
     fn chmod(&self, ino: u64, mode: u32);
     /// All paths, with the texts of files.
     fn all(&self) -> BTreeSet<String>;
@@ -41,6 +42,11 @@ impl Dirs for Disk {
     fn number(&self, path: &[&str]) -> u64 {
         let path: Vec<&[u8]> = path.iter().map(|name| name.as_bytes()).collect();
         self.engine().resolve(&path).unwrap().ino
+    }
+
+    fn file(&self, path: &[&str], text: &str) {
+        let path: Vec<&[u8]> = path.iter().map(|name| name.as_bytes()).collect();
+        Posix::create(&**self.engine(), &path, 0o644, text.as_bytes()).unwrap();
     }
 
     fn chmod(&self, ino: u64, mode: u32) {
@@ -101,6 +107,11 @@ fn end(one: &Disk, two: &Disk, what: &str) -> BTreeSet<String> {
     shown
 }
 
+/// Some path shown ends in this.
+fn has(shown: &BTreeSet<String>, end: &str) -> bool {
+    shown.iter().any(|path| path.ends_with(end))
+}
+
 #[test]
 fn a_directory_that_was_changed_here_and_removed_there_twice_leaves_no_name_without_it() {
     for is_moved in [false, true] {
@@ -127,4 +138,142 @@ fn a_directory_that_was_changed_here_and_removed_there_twice_leaves_no_name_with
         two.rmdir(ROOT, "p");
         assert!(end(&one, &two, "all removed").is_empty());
     }
+}
+
+/// With a `lost+found` that has nothing in it, or one directory with a file.
+fn with_lost_and_found(is_empty: bool) -> (Disk, Disk) {
+    let (one, two) = two(|one| {
+        one.mkdir(ROOT, "dir");
+    });
+    one.rmdir(ROOT, "dir");
+    two.file(&["dir", "file"], "inside");
+    end(&one, &two, "to have a lost+found");
+    let found = one.engine().list(Ino::LOST_FOUND.0).unwrap();
+    if is_empty {
+        empty_lost_and_found(&one);
+        end(&one, &two, "to have an empty one");
+    } else {
+        assert_eq!(found.len(), 1);
+    }
+    (one, two)
+}
+
+fn empty_lost_and_found(disk: &Disk) {
+    for (name, attr) in disk.engine().list(Ino::LOST_FOUND.0).unwrap() {
+        let q = pb::Unlink { dir: attr.ino, name: "file".into(), ..Default::default() };
+        disk.engine().unlink(SESSION, false, &q).unwrap();
+        disk.rmdir(Ino::LOST_FOUND.0, std::str::from_utf8(&name).unwrap());
+    }
+}
+
+#[test]
+fn lost_and_found_is_removed_while_something_is_put_there() {
+    // By a mend, which the one that removed it has not heard of.
+    let (one, two) = with_lost_and_found(true);
+    one.mkdir(ROOT, "other");
+    end(&one, &two, "another directory");
+    one.rmdir(ROOT, "other");
+    let before = one.give();
+    one.rmdir(ROOT, "lost+found");
+    two.file(&["other", "file"], "put in");
+    two.take(&before);
+    assert!(has(&two.all(), "/file = put in"));
+    let shown = end(&one, &two, "removed while it was mended");
+    assert!(has(&shown, "/file = put in") && shown.contains("lost+found/"), "{shown:?}");
+    // By a person.
+    let (one, two) = with_lost_and_found(false);
+    empty_lost_and_found(&one);
+    one.rmdir(ROOT, "lost+found");
+    two.file(&["lost+found", "file"], "put there");
+    let shown = end(&one, &two, "removed while a file was put there");
+    assert!(shown.contains("lost+found/file = put there"), "{shown:?}");
+}
+
+#[test]
+fn lost_and_found_is_moved_and_ends_up_in_no_circle() {
+    // Into a directory that is moved into it.
+    let (one, two) = with_lost_and_found(false);
+    let a = one.mkdir(ROOT, "a");
+    end(&one, &two, "a");
+    one.mv((ROOT, "lost+found"), (a, "x"));
+    two.mv((ROOT, "a"), (Ino::LOST_FOUND.0, "a"));
+    let shown = end(&one, &two, "moved into each other");
+    assert!(has(&shown, "/file = inside") && has(&shown, "a/"), "{shown:?}");
+    // Into one of two that are moved into each other.
+    let (one, two) = with_lost_and_found(false);
+    let (a, b) = (one.mkdir(ROOT, "a"), one.mkdir(ROOT, "b"));
+    for (dir, name) in [("a", a), ("b", b)] {
+        assert_eq!(one.number(&[dir]), name);
+        one.file(&[dir, "f"], dir);
+    }
+    one.mv((ROOT, "lost+found"), (a.min(b), "x"));
+    end(&one, &two, "moved");
+    one.mv((ROOT, "a"), (b, "a"));
+    two.mv((ROOT, "b"), (a, "b"));
+    let shown = end(&one, &two, "above it two are moved into each other");
+    for text in ["/file = inside", "/f = a", "/f = b"] {
+        assert!(has(&shown, text), "{text}: {shown:?}");
+    }
+    // Into one that is removed.
+    let (one, two) = with_lost_and_found(false);
+    let a = one.mkdir(ROOT, "a");
+    end(&one, &two, "a");
+    one.rmdir(ROOT, "a");
+    two.mv((ROOT, "lost+found"), (a, "x"));
+    let shown = end(&one, &two, "moved into what is removed");
+    assert!(has(&shown, "/file = inside"), "{shown:?}");
+}
+
+#[test]
+fn what_has_the_name_of_lost_and_found_stays() {
+    let (one, two) = two(|one| {
+        one.mkdir(ROOT, "dir");
+        one.file(&["lost+found"], "a user's");
+    });
+    one.rmdir(ROOT, "dir");
+    two.file(&["dir", "file"], "inside");
+    let shown = end(&one, &two, "a file of that name");
+    assert!(has(&shown, "/file = inside") && has(&shown, " = a user's"), "{shown:?}");
+}
+
+/// The one that is taken out of a circle need not be one that was moved.
+#[test]
+fn a_long_circle_is_opened() {
+    let (one, two) = two(|one| {
+        let (_, b) = (one.mkdir(ROOT, "a"), one.mkdir(ROOT, "b"));
+        for n in 0..40 {
+            one.mkdir(b, &n.to_string());
+        }
+    });
+    let (a, b) = (one.number(&["a"]), one.number(&["b"]));
+    let (between, attr) = one.engine().list(b).unwrap().into_iter().min_by_key(|(_, attr)| attr.ino).unwrap();
+    assert!(attr.ino < a.min(b), "choose other names");
+    one.mv((ROOT, "a"), (attr.ino, "a"));
+    two.mv((ROOT, "b"), (a, "b"));
+    one.file(&["b", std::str::from_utf8(&between).unwrap(), "a", "f"], "inside");
+    meet(&one, &two);
+    for disk in [&one, &two] {
+        assert!(has(&disk.all(), "/b/"), "{:?}", disk.all());
+    }
+    let shown = end(&one, &two, "a circle of three");
+    assert!(has(&shown, "/a/f = inside"), "{shown:?}");
+}
+
+/// A directory that somebody changed hangs in one that is removed.
+#[test]
+fn a_directory_that_was_changed_in_one_that_is_removed_is_shown_at_once() {
+    let (one, two) = two(|one| {
+        let p = one.mkdir(ROOT, "p");
+        one.mkdir(p, "d");
+    });
+    let p = one.number(&["p"]);
+    one.rmdir(p, "d");
+    one.rmdir(ROOT, "p");
+    let d = two.number(&["p", "d"]);
+    two.chmod(d, 0o700);
+    meet(&one, &two);
+    for disk in [&one, &two] {
+        assert!(has(&disk.all(), "/d/"), "{:?}", disk.all());
+    }
+    end(&one, &two, "changed in a removed one");
 }

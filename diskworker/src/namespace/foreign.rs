@@ -27,6 +27,16 @@ pub struct Brought {
 /// Places of a directory, by the directories they are in.
 type Places = BTreeSet<(Ino, Name)>;
 
+/// Where the homes of a directory lead.
+enum Way {
+    /// To the root.
+    Root,
+    /// To one that has no home.
+    Lost(Ino),
+    /// Round in a circle. The smallest number on that is moved out; the others then hang below it.
+    Cycle(Ino),
+}
+
 impl Namespace {
     /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
     /// leave behind is repaired at once: a directory in two places, in none, or below itself.
@@ -148,10 +158,20 @@ impl Namespace {
     fn repair_dir(&mut self, ino: Ino, places: &Places, reached: &mut HashSet<Ino>) -> FsResult<()> {
         let header = self.dir(ino)?.header().to_vec();
         let home = node::home(&header).map(|(parent, name)| (parent, name.clone()));
-        let is_lost = match &home {
-            Some(_) => !self.is_reachable(ino, reached)?,
-            // Removed on one side while something was put into it on the other, or gone.
-            None => self.has_entries(ino)?,
+        let way = match &home {
+            Some(_) => self.way_up(ino, reached)?,
+            None => {
+                if ino != Ino::LOST_FOUND && self.dir(ino)?.name_of(Ino::LOST_FOUND).is_some() {
+                    self.repair_dir(Ino::LOST_FOUND, &Places::new(), reached)?; // not into itself
+                }
+                Way::Lost(ino)
+            }
+        };
+        let is_lost = match way {
+            Way::Root => false,
+            Way::Cycle(top) => ino == top,
+            // One without a home was removed on one side while something was put into it on the other, or is gone.
+            Way::Lost(top) => (ino == top && self.has_entries(ino)?) || (ino == Ino::LOST_FOUND && home.is_some()),
         };
         let mut txn = self.txn();
         if is_lost {
@@ -195,16 +215,19 @@ impl Namespace {
         if !txn.change.sets.is_empty() && !txn.leaves_its_dot() {
             self.touch_dir(&mut txn, ino)?;
         }
-        self.apply(txn)
+        self.apply(txn)?;
+        match way {
+            Way::Cycle(top) | Way::Lost(top) if top != ino && !is_lost => self.repair_dir(top, &Places::new(), reached),
+            _ => Ok(()),
+        }
     }
 
-    /// Whether following the homes leads to the root. Each is looked at once in a repair: they may be deep.
-    fn is_reachable(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<bool> {
+    /// Where following the homes of one that has a home leads. Each is looked at once in a repair: they may be deep.
+    fn way_up(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<Way> {
         let mut at = ino;
         let mut seen = HashSet::new();
         while !reached.contains(&at) {
             if !seen.insert(at) {
-                // On a cycle, the smallest number of it is moved out; the others then hang below that one.
                 let mut smallest = at;
                 let mut next = at;
                 loop {
@@ -214,33 +237,77 @@ impl Namespace {
                         break;
                     }
                 }
-                return Ok(ino != smallest);
+                return Ok(Way::Cycle(smallest));
             }
-            let header = self.dir(at)?.header();
-            match node::home(header) {
+            match node::home(self.dir(at)?.header()) {
                 Some((parent, _)) => at = parent,
-                // Its parent is an orphan itself and is repaired on its own.
-                None => {
-                    // The rest hangs below it.
-                    seen.remove(&at);
-                    reached.extend(seen);
-                    return Ok(at != ino);
-                }
+                None => return Ok(Way::Lost(at)),
             }
         }
         reached.extend(seen);
+        Ok(Way::Root)
+    }
+
+    /// Whether the homes of `lost+found` lead to the root, and not by way of this directory.
+    fn is_lost_and_found_safe(&mut self, from: Ino) -> FsResult<bool> {
+        let (mut at, mut seen) = (Ino::LOST_FOUND, HashSet::new());
+        while at != Ino::ROOT {
+            if at == from || !seen.insert(at) {
+                return Ok(false);
+            }
+            match node::home(self.dir(at)?.header()) {
+                Some((parent, _)) => at = parent,
+                None => return Ok(false),
+            }
+        }
         Ok(true)
     }
 
-    fn move_to_lost_and_found(&mut self, txn: &mut Txn, ino: Ino, header: &[Element]) -> FsResult<()> {
-        let place = Name::new(b"lost+found").unwrap_or_default();
-        if self.dir(Ino::LOST_FOUND)?.header().is_empty() {
+    /// `lost+found` is there, and stays there if somebody else removes it meanwhile. People may have put it elsewhere: it stays
+    /// there unless it cannot be reached, or only by way of what is put into it.
+    fn put_lost_and_found(&mut self, txn: &mut Txn, from: Ino) -> FsResult<()> {
+        let is_name = |element: &Element| element.body == Body::Dir { ino: Ino::LOST_FOUND };
+        let mut header = self.dir(Ino::LOST_FOUND)?.header().to_vec();
+        let home = node::home(&header).map(|(parent, name)| (parent, name.clone()));
+        let stays = home.is_some() && self.is_lost_and_found_safe(from)?;
+        let place = (Ino::ROOT, Name::new(b"lost+found").unwrap_or_default());
+        txn.after(&header);
+        if home.is_none() {
             // What is in it belongs to somebody, and is for him alone.
             let perm = Perm { mode: 0o755, uid: 0, gid: 0 };
-            let name = place.clone();
-            txn.set(Key::Entry(Ino::ROOT, place), vec![txn.element(Body::Dir { ino: Ino::LOST_FOUND })]);
-            let head = txn.element(Body::Head { parent: Ino::ROOT, name, perm, xattrs: Xattrs::new() });
-            txn.set(Key::header(Ino::LOST_FOUND), vec![head]);
+            header.push(txn.element(Body::Head {
+                parent: place.0,
+                name: place.1.clone(),
+                perm,
+                xattrs: Xattrs::new(),
+            }));
+        } else if stays {
+            rename::renew_head(txn, &mut header);
+        } else {
+            rename::set_home(txn, &mut header, place.0, &place.1);
+        }
+        txn.set(Key::header(Ino::LOST_FOUND), header);
+        if let (Some((parent, name)), false) = (&home, stays) {
+            let key = Key::Entry(*parent, name.clone());
+            let mut set = self.set_in(txn, &key)?;
+            set.retain(|element| !is_name(element));
+            txn.set(key, set);
+        }
+        let (parent, name) = home.filter(|_| stays).unwrap_or(place);
+        let key = Key::Entry(parent, name);
+        // Beside whatever else has that name.
+        let mut set = self.set_in(txn, &key)?;
+        let hlc = set.iter().filter(|element| is_name(element)).map(|element| element.hlc).max();
+        set.retain(|element| !is_name(element));
+        set.push(txn.element_of(Body::Dir { ino: Ino::LOST_FOUND }, hlc.unwrap_or(txn.hlc)));
+        txn.set(key, set);
+        Ok(())
+    }
+
+    fn move_to_lost_and_found(&mut self, txn: &mut Txn, ino: Ino, header: &[Element]) -> FsResult<()> {
+        self.put_lost_and_found(txn, ino)?;
+        if ino == Ino::LOST_FOUND {
+            return Ok(());
         }
         let old_name = node::home(header).map(|(_, name)| name.as_bytes().to_vec()).unwrap_or_default();
         let mut bytes = old_name;
@@ -260,6 +327,7 @@ impl Namespace {
             Some(head) => node::attrs(Some(head)).0,
             None => self.owner_inside(ino)?,
         };
+        txn.after(&header);
         rename::set_home(txn, &mut header, Ino::LOST_FOUND, &name);
         for element in &mut header {
             if let Body::Head { perm: now, .. } = &mut element.body {
@@ -267,7 +335,11 @@ impl Namespace {
             }
         }
         txn.set(Key::header(ino), header);
-        txn.set(Key::Entry(Ino::LOST_FOUND, name), vec![txn.element(Body::Dir { ino })]);
+        let key = Key::Entry(Ino::LOST_FOUND, name);
+        let mut set = self.set_in(txn, &key)?;
+        set.retain(|e| e.body != Body::Dir { ino });
+        set.push(txn.element(Body::Dir { ino }));
+        txn.set(key, set);
         Ok(())
     }
 
