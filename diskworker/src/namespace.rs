@@ -33,7 +33,7 @@ use std::sync::Arc;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ActorId, Ino};
 use delugefs_proto::local_pb;
-use delugefs_proto::record::{Dot, Element, Key, Name, VersionVector};
+use delugefs_proto::record::{Body, Dot, Element, Key, Name, VersionVector};
 use nix::errno::Errno;
 
 pub use self::edit::{Edit, NewContent};
@@ -324,7 +324,16 @@ impl Namespace {
                     None => names.extend(now.into_iter().map(|(name, _)| name).chain([name.clone()])),
                 }
             }
-            Key::Inode(ino) => self.touched.node(Ino(0), *ino),
+            Key::Inode(ino) => {
+                self.touched.node(Ino(0), *ino);
+                // Files of the same content that went with it: they may be open.
+                let others = new.iter().filter(|e| matches!(e.body, Body::Content { .. })).filter_map(|e| e.body.ino());
+                for other in others.filter(|other| other != ino) {
+                    let refs =
+                        new.iter().filter_map(|e| if let Body::Ref { dir, .. } = e.body { Some(dir) } else { None });
+                    refs.for_each(|dir| self.touched.node(dir, other));
+                }
+            }
         }
     }
 

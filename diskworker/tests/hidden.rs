@@ -25,6 +25,12 @@ fn close(disk: &Disk, handle: u64, file: File) {
     disk.wait_until_sealed();
 }
 
+fn link(disk: &Disk, to: &str) {
+    let ino = disk.engine().resolve(&[b"f"]).unwrap().ino;
+    let q = pb::Link { ino, ino_dir: ROOT, dir: ROOT, name: to.to_owned().into() };
+    disk.engine().link(SESSION, false, &q).unwrap();
+}
+
 /// They take each other's state until both have the same.
 fn end(one: &Disk, two: &Disk) {
     for _ in 0..3 {
@@ -81,6 +87,61 @@ fn a_change_of_attributes_is_one_of_the_file_that_is_shown() {
             assert_eq!(value(disk, b"f"), Some(b"2".to_vec()));
             let written = shown.iter().find(|(.., text)| text == "written");
             assert_eq!(written.map(|(_, uid, mode, _)| (*uid, *mode)), is_open.then_some((2, 0o606)), "{shown:?}");
+        }
+    }
+}
+
+/// `ln` of the file that is shown, while another disk writes the empty one behind it.
+#[test]
+fn what_is_written_behind_a_file_that_gets_another_name_stays() {
+    for is_later in [false, true] {
+        let (one, two) = (Disk::new(), Disk::new());
+        let early = (!is_later).then(|| create(&two, 2, 0o606));
+        Posix::create(&**one.engine(), &[b"f"], 0o600, b"text").unwrap();
+        let (_, handle, file) = early.unwrap_or_else(|| create(&two, 2, 0o606));
+        one.take(&two.give());
+        link(&one, "g");
+        assert_eq!(shown(&one).len(), 2);
+        two.take(&one.give());
+        file.write_all_at(b"written", 0).unwrap();
+        close(&two, handle, file);
+        end(&one, &two);
+        for disk in [&one, &two] {
+            let shown = shown(disk);
+            let owners = |wanted: &str| -> Vec<u32> {
+                shown.iter().filter(|(.., text)| text == wanted).map(|(_, uid, ..)| *uid).collect()
+            };
+            assert_eq!((owners("text"), owners("written")), (vec![1, 1], vec![2]), "{shown:?}");
+        }
+    }
+}
+
+/// The same where both have the same content, and the one behind is written anew.
+#[test]
+fn what_is_written_to_a_file_of_the_same_content_as_one_that_gets_another_name_stays() {
+    for is_cached in [true, false] {
+        let (one, mut two) = (Disk::new(), Disk::new());
+        let (ino, handle, file) = create(&two, 2, 0o606);
+        file.write_all_at(b"text", 0).unwrap();
+        close(&two, handle, file);
+        Posix::create(&**one.engine(), &[b"f"], 0o600, b"text").unwrap();
+        if !is_cached {
+            two.restart();
+        }
+        let q = pb::Open { ino, dir: ROOT, write: true, truncate: true };
+        let Opening::File { handle, file } = two.engine().open(SESSION, &q).unwrap().1 else { panic!() };
+        one.take(&two.give());
+        assert_eq!(shown(&one).len(), 1);
+        link(&one, "g");
+        assert_eq!(shown(&one).len(), 2, "the same content is no conflict");
+        two.take(&one.give());
+        file.write_all_at(b"written", 0).unwrap();
+        close(&two, handle, file);
+        end(&one, &two);
+        for disk in [&one, &two] {
+            let mut texts: Vec<(u32, String)> = shown(disk).into_iter().map(|(_, uid, _, text)| (uid, text)).collect();
+            texts.sort();
+            assert_eq!(texts, [(1, "text".into()), (1, "text".into()), (2, "written".to_owned())]);
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Element, Key, Name};
+use delugefs_proto::record::{Body, Dot, Element, Key, Name};
 
 use super::dir::Dir;
 use super::links::copied;
@@ -34,6 +34,34 @@ impl Namespace {
         txn.set(Key::Entry(dir, name), set);
         self.apply(txn)?;
         Ok(Some(Located::File { dir, name: full, tag: None, ino }))
+    }
+
+    /// The same for one that had the content of another, and went with that when it got a second name. Its writers started from `base`:
+    /// what they replace stays as the content of the other.
+    pub fn part(&mut self, ino: Ino, dir: Ino, base: &[Dot]) -> FsResult<()> {
+        if !dir.is_storable() || self.dir(dir)?.name_of(ino).is_some() {
+            return Ok(());
+        }
+        let mut links = Vec::new();
+        for (name, set) in self.dir(dir)?.sets() {
+            links.extend(set.iter().filter_map(|e| match e.body {
+                Body::Link { ino } => Some((name.clone(), ino)),
+                _ => None,
+            }));
+        }
+        for (name, other) in links {
+            let mut set = self.inode(other)?.to_vec();
+            let before = set.clone();
+            let Some((parts, tag)) = view::hidden(&before, ino) else { continue };
+            let mut txn = self.txn();
+            txn.renewed.extend(base.iter().map(|dot| (ino, *dot)));
+            let elements = copied(&txn, &parts, ino);
+            self.add(&mut txn, Key::Entry(dir, view::conflict_name(&name, tag)), elements)?;
+            set.retain(|e| e.body.ino() != Some(ino));
+            txn.set(Key::Inode(other), set);
+            return self.apply(txn);
+        }
+        Ok(())
     }
 
     /// Of several files with one number in a directory the latest keeps it: one was renamed on one host while it was written on
