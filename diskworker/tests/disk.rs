@@ -62,14 +62,15 @@ impl Disk {
             let mut cp = std::process::Command::new("cp");
             cp.arg("-a").arg(self.dir.path().join("d")).arg(image.path()).output().unwrap()
         };
-        // Its threads go on: a file may vanish while it is copied.
-        let mut copied = copy();
+        // Its threads go on: a file may vanish while it is copied, or the state that is named after its objects were copied.
+        let state = || self.engine().committed().commit;
+        let (mut before, mut copied) = (state(), copy());
         for _ in 0..20 {
-            if copied.status.success() {
+            if copied.status.success() && state() == before {
                 break;
             }
             std::fs::remove_dir_all(image.path().join("d")).unwrap();
-            copied = copy();
+            (before, copied) = (state(), copy());
         }
         assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
         self.running.take().unwrap().stop().unwrap();
