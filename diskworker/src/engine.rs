@@ -18,6 +18,7 @@ mod events;
 mod exchange;
 mod files;
 mod ledger;
+mod loose;
 mod marks;
 mod meta;
 mod recover;

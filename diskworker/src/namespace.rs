@@ -27,7 +27,7 @@ mod tests;
 mod txn;
 mod xattr;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use delugefs_proto::errno::{FsError, FsResult};
@@ -78,8 +78,8 @@ pub struct Namespace {
     touched: Touched,
     /// Contents that got a new dot and are the same: file, old dot, new dot. Until the engine takes it.
     renewed: Vec<(Ino, Dot, Dot)>,
-    /// Keys that a join has changed, and after which something failed.
-    unmended: Vec<Key>,
+    /// Keys that are to be mended and could not be.
+    unmended: BTreeSet<Key>,
 }
 
 /// What changes touched, for the mounts.
@@ -148,7 +148,7 @@ impl Namespace {
             removed_dirs: HashSet::new(),
             touched: Touched::default(),
             renewed: Vec::new(),
-            unmended: Vec::new(),
+            unmended: BTreeSet::new(),
         }
     }
 

@@ -277,3 +277,32 @@ fn a_directory_that_was_changed_in_one_that_is_removed_is_shown_at_once() {
     }
     end(&one, &two, "changed in a removed one");
 }
+
+/// The joined state is on the disk, and of the mends nothing.
+#[test]
+fn what_a_join_left_is_mended_by_the_first_walk_after_a_power_loss() {
+    let (one, mut two) = two(|one| {
+        let p = one.mkdir(ROOT, "p");
+        one.mkdir(p, "d");
+        one.mkdir(ROOT, "q");
+        one.mkdir(ROOT, "moved");
+    });
+    let [p, q, moved] = ["p", "q", "moved"].map(|name| one.number(&[name]));
+    let places = |disk: &Disk| disk.engine().list(ROOT).unwrap().iter().filter(|(_, attr)| attr.ino == moved).count();
+    // One that lost its place, one that has two, and a circle.
+    one.rmdir(p, "d");
+    two.file(&["p", "d", "file"], "inside");
+    one.mv((ROOT, "moved"), (ROOT, "here"));
+    two.mv((ROOT, "moved"), (ROOT, "there"));
+    one.mv((ROOT, "p"), (q, "p"));
+    two.mv((ROOT, "q"), (p, "q"));
+    two.crash_with_join(&one.give());
+    if places(&two) == 1 {
+        eprintln!("the mends were committed before the crash");
+    }
+    two.engine().ledger().unwrap();
+    let shown = two.all();
+    assert!(has(&shown, "/file = inside") && has(&shown, "/q/") | has(&shown, "/p/"), "{shown:?}");
+    assert_eq!(places(&two), 1);
+    end(&one, &two, "mended after a power loss");
+}

@@ -80,6 +80,18 @@ impl Disk {
         seen
     }
 
+    /// The machine goes down when a joined state is on the disk, and of what the join made of it nothing.
+    pub fn crash_with_join(&mut self, given: &Given) {
+        self.take(given);
+        self.crash_with(|root| {
+            for file in std::fs::read_dir(root.join("journal")).unwrap().map(|file| file.unwrap().path()) {
+                if file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"log-")) {
+                    std::fs::remove_file(file).unwrap();
+                }
+            }
+        });
+    }
+
     /// Give our state to another disk and take its state.
     pub fn exchange(&self, other: &Disk) {
         other.take(&self.give());

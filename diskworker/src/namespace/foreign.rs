@@ -62,19 +62,14 @@ impl Namespace {
             }
         }
         // What could not be mended last time, as on a full disk, is looked at again with this.
+        let again = std::mem::take(&mut self.unmended);
+        let again = self.sets_now(again);
         let mut changed = joined.changed;
-        for key in std::mem::take(&mut self.unmended) {
-            let now = match &key {
-                Key::Entry(dir, name) => self.dir(*dir).map(|dir| dir.get(name).to_vec()),
-                Key::Inode(ino) => self.inode(*ino).map(<[Element]>::to_vec),
-            };
-            if let Ok(elements) = now {
-                changed.entry(key).or_insert(elements);
-            }
+        for (key, elements) in again {
+            changed.entry(key).or_insert(elements);
         }
         if let Err(error) = self.repair(&changed) {
             tracing::error!("what changed at once on several hosts is not all shown: {error}");
-            self.unmended = changed.keys().cloned().collect();
         }
         let stored = changed.values().flatten().filter_map(|element| match &element.body {
             Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
@@ -89,9 +84,31 @@ impl Namespace {
         Ok(Brought { stored, versions, successions: joined.successions })
     }
 
+    /// Mend what these keys hold, as after a join.
+    pub fn mend(&mut self, keys: BTreeSet<Key>) -> FsResult<()> {
+        let sets = self.sets_now(keys);
+        self.repair(&sets)
+    }
+
+    fn sets_now(&mut self, keys: BTreeSet<Key>) -> BTreeMap<Key, Vec<Element>> {
+        let mut sets = BTreeMap::new();
+        for key in keys {
+            let now = match &key {
+                Key::Entry(dir, name) => self.dir(*dir).map(|dir| dir.get(name).to_vec()),
+                Key::Inode(ino) => self.inode(*ino).map(<[Element]>::to_vec),
+            };
+            match now {
+                Ok(elements) => drop(sets.insert(key, elements)),
+                Err(_) => drop(self.unmended.insert(key)),
+            }
+        }
+        sets
+    }
+
     /// Give every directory that the join touched exactly one place, every version of a file with several names a name, and
     /// every file in a directory a number of its own. All replicas make the same decision from the same
-    /// state; where two make it at once, the equal results merge into one.
+    /// state; where two make it at once, the equal results merge into one. What fails is for the next time, and does not keep the rest from
+    /// being mended; the first error is given back.
     fn repair(&mut self, changed: &BTreeMap<Key, Vec<Element>>) -> FsResult<()> {
         let mut suspects: BTreeMap<Ino, Places> = BTreeMap::new();
         for (key, elements) in changed {
@@ -104,51 +121,68 @@ impl Namespace {
             }
         }
         suspects.remove(&Ino::ROOT);
+        let mut first = Ok(());
         let mut reached = HashSet::from([Ino::ROOT]);
         for (ino, places) in suspects {
-            self.repair_dir(ino, &places, &mut reached)?;
-        }
-        for (key, elements) in changed {
-            match key {
-                Key::Inode(ino) if view::contents(elements).len() > 1 => {
-                    let mut txn = self.txn();
-                    self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;
-                    self.apply(txn)?;
-                }
-                Key::Entry(dir, name) if !name.is_header() => {
-                    let base = self.dir(*dir)?.base_of(name).cloned();
-                    for name in base.into_iter().chain([name.clone()]) {
-                        if self.is_covered(*dir, &name)? {
-                            let mut txn = self.txn();
-                            self.settle_set(&mut txn, *dir, &name)?;
-                            self.apply(txn)?;
-                        }
-                    }
-                }
-                _ => {}
+            if let Err(error) = self.repair_dir(ino, &places, &mut reached) {
+                self.unmended.insert(Key::header(ino));
+                self.unmended.extend(places.into_iter().map(|(dir, name)| Key::Entry(dir, name)));
+                first = first.and(Err(error));
             }
         }
         let dirs: BTreeSet<Ino> =
             changed.keys().filter_map(|key| if let Key::Entry(dir, _) = key { Some(*dir) } else { None }).collect();
+        for (key, elements) in changed {
+            if let Err(error) = self.uncover(key, elements) {
+                self.unmended.insert(key.clone());
+                first = first.and(Err(error));
+            }
+        }
         for dir in dirs {
-            self.renumber(dir)?;
+            if let Err(error) = self.renumber(dir) {
+                self.unmended.insert(Key::header(dir));
+                first = first.and(Err(error));
+            }
         }
         for (key, elements) in changed {
-            match key {
-                Key::Inode(ino) => {
-                    for element in elements {
-                        if let Body::Ref { dir, name } = &element.body {
-                            self.drop_empty_link(*ino, *dir, name)?;
-                        }
+            if let Err(error) = self.drop_empty_links(key, elements) {
+                self.unmended.insert(key.clone());
+                first = first.and(Err(error));
+            }
+        }
+        first
+    }
+
+    /// Versions under a key that nothing shows get names.
+    fn uncover(&mut self, key: &Key, elements: &[Element]) -> FsResult<()> {
+        match key {
+            Key::Inode(ino) if view::contents(elements).len() > 1 => {
+                let mut txn = self.txn();
+                self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;
+                self.apply(txn)?;
+            }
+            Key::Entry(dir, name) if !name.is_header() => {
+                let base = self.dir(*dir)?.base_of(name).cloned();
+                for name in base.into_iter().chain([name.clone()]) {
+                    if self.is_covered(*dir, &name)? {
+                        let mut txn = self.txn();
+                        self.settle_set(&mut txn, *dir, &name)?;
+                        self.apply(txn)?;
                     }
                 }
-                Key::Entry(dir, name) => {
-                    for element in elements {
-                        if let Body::Link { ino } = &element.body {
-                            self.drop_empty_link(*ino, *dir, name)?;
-                        }
-                    }
-                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Names under a key, or of what is under it, go where there is no version of the file.
+    fn drop_empty_links(&mut self, key: &Key, elements: &[Element]) -> FsResult<()> {
+        for element in elements {
+            match (key, &element.body) {
+                (Key::Inode(ino), Body::Ref { dir, name }) => self.drop_empty_link(*ino, *dir, name)?,
+                (Key::Entry(dir, name), Body::Link { ino }) => self.drop_empty_link(*ino, *dir, name)?,
+                _ => {}
             }
         }
         Ok(())
