@@ -18,6 +18,7 @@ mod events;
 mod exchange;
 mod files;
 mod ledger;
+mod loose;
 mod marks;
 mod meta;
 mod recover;
@@ -207,7 +208,8 @@ impl Core {
     /// under it that hides it.
     fn show_written(&mut self) {
         for (dir, ino) in self.ns.touched(|ino| self.staged.get(ino).is_some()) {
-            if let Err(error) = self.ns.unhide(ino, dir) {
+            let base = self.staged.get(ino).and_then(|staged| staged.base.clone()).unwrap_or_default();
+            if let Err(error) = self.ns.unhide(ino, dir).and_then(|_| self.ns.part(ino, dir, &base)) {
                 tracing::error!("file {ino}, which is being written, has no name: {error}");
             }
         }

@@ -1,8 +1,8 @@
 //! The namespace: POSIX operations on the catalog, in memory and in the journal.
 //!
 //! State is `committed catalog` + `committing` + `pending`, each over the one before. Decoded directories are cached
-//! with all of it applied; a directory that has uncommitted changes stays in the cache. An operation reads the sets it
-//! needs, builds a [`Txn`] of what the touched keys become, and [`Namespace::apply`] appends that to the journal first
+//! with all of it applied, when they are loaded too; one that has uncommitted changes stays in the cache, so that what is
+//! not there can be searched in the catalog alone. An operation reads the sets it needs, builds a [`Txn`] of what the touched keys become, and [`Namespace::apply`] appends that to the journal first
 //! and to memory second: what is acknowledged is in the journal.
 //!
 //! One owner: the engine holds it behind a mutex. It knows nothing of file contents beyond their records, of sockets
@@ -22,16 +22,18 @@ mod mend;
 mod node;
 mod remove;
 mod rename;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod xattr;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ActorId, Ino};
 use delugefs_proto::local_pb;
-use delugefs_proto::record::{Dot, Element, Key, Name, VersionVector};
+use delugefs_proto::record::{Body, Dot, Element, Key, Name, VersionVector};
 use nix::errno::Errno;
 
 pub use self::edit::{Edit, NewContent};
@@ -47,7 +49,7 @@ use crate::catalog::{Catalog, CatalogError, Changes};
 use crate::journal::Journal;
 
 /// Entries in cached clean directories before the least recently used ones are dropped: about 120 MB.
-const CACHED_ENTRIES_MAX: usize = 300_000;
+const CACHED_ENTRIES_MAX: usize = if cfg!(test) { 300 } else { 300_000 };
 /// Cached clean inode sets before they are dropped.
 const CACHED_INODES_MAX: usize = 20_000;
 
@@ -58,6 +60,8 @@ pub struct Namespace {
     dirs: HashMap<Ino, Dir>,
     cached_entries: usize,
     tick: u64,
+    /// What was used at this tick or later stays in the cache, however large it is.
+    kept_since: u64,
     inodes: HashMap<Ino, Vec<Element>>,
     /// Changed since the last commit began.
     pending: Changes,
@@ -74,8 +78,8 @@ pub struct Namespace {
     touched: Touched,
     /// Contents that got a new dot and are the same: file, old dot, new dot. Until the engine takes it.
     renewed: Vec<(Ino, Dot, Dot)>,
-    /// Keys that a join has changed, and after which something failed.
-    unmended: Vec<Key>,
+    /// Keys that are to be mended and could not be.
+    unmended: BTreeSet<Key>,
 }
 
 /// What changes touched, for the mounts.
@@ -133,6 +137,7 @@ impl Namespace {
             dirs: HashMap::new(),
             cached_entries: 0,
             tick: 0,
+            kept_since: u64::MAX,
             inodes: HashMap::new(),
             pending: Changes::default(),
             committing: Arc::default(),
@@ -143,7 +148,7 @@ impl Namespace {
             removed_dirs: HashSet::new(),
             touched: Touched::default(),
             renewed: Vec::new(),
-            unmended: Vec::new(),
+            unmended: BTreeSet::new(),
         }
     }
 
@@ -216,13 +221,8 @@ impl Namespace {
         if txn.change.sets.is_empty() {
             return Ok(());
         }
-        // Load what is going to be changed first: afterwards nothing may fail.
-        for key in txn.change.sets.keys() {
-            match key {
-                Key::Entry(dir, _) => drop(self.dir(*dir)?),
-                Key::Inode(ino) => drop(self.inode(*ino)?),
-            }
-        }
+        // First: afterwards nothing may fail.
+        self.load(&txn.change)?;
         self.journal.append(&txn.change).map_err(|error| {
             let error = FsError::from(error);
             FsError::new(error.errno, format!("cannot write the journal: {}", error.errno.desc()))
@@ -256,12 +256,7 @@ impl Namespace {
             return Ok(());
         }
         // As far as they do not exist yet, the change makes them.
-        for key in change.sets.keys() {
-            match key {
-                Key::Entry(dir, _) => drop(self.dir(*dir).map(Dir::len)?),
-                Key::Inode(ino) => drop(self.inode(*ino).map(<[Element]>::len)?),
-            }
-        }
+        self.load(&change)?;
         self.absorb(change);
         self.touched = Touched::default();
         Ok(())
@@ -278,6 +273,18 @@ impl Namespace {
             Key::Entry(dir, name) => self.dir(*dir)?.get(name).to_vec(),
             Key::Inode(ino) => self.inode(*ino)?.to_vec(),
         })
+    }
+
+    /// Load all that a change is about to change.
+    fn load(&mut self, change: &Changes) -> FsResult<()> {
+        self.kept_since = self.tick + 1;
+        let mut keys = change.sets.keys();
+        let loaded = keys.try_for_each(|key| match key {
+            Key::Entry(dir, _) => self.dir(*dir).map(drop),
+            Key::Inode(ino) => self.inode(*ino).map(drop),
+        });
+        self.kept_since = u64::MAX;
+        loaded
     }
 
     /// Take a change that is in the journal into memory.
@@ -325,7 +332,16 @@ impl Namespace {
                     None => names.extend(now.into_iter().map(|(name, _)| name).chain([name.clone()])),
                 }
             }
-            Key::Inode(ino) => self.touched.node(Ino(0), *ino),
+            Key::Inode(ino) => {
+                self.touched.node(Ino(0), *ino);
+                // Files of the same content that went with it: they may be open.
+                let others = new.iter().filter(|e| matches!(e.body, Body::Content { .. })).filter_map(|e| e.body.ino());
+                for other in others.filter(|other| other != ino) {
+                    let refs =
+                        new.iter().filter_map(|e| if let Body::Ref { dir, .. } = e.body { Some(dir) } else { None });
+                    refs.for_each(|dir| self.touched.node(dir, other));
+                }
+            }
         }
     }
 
@@ -335,7 +351,7 @@ impl Namespace {
             let mut by_age: Vec<_> = self.dirs.iter().map(|(ino, dir)| (dir.used, *ino)).collect();
             by_age.sort_unstable();
             for (used, ino) in by_age {
-                if self.cached_entries <= CACHED_ENTRIES_MAX * 3 / 4 || used == self.tick {
+                if self.cached_entries <= CACHED_ENTRIES_MAX * 3 / 4 || used >= self.tick.min(self.kept_since) {
                     break;
                 }
                 if !self.is_dirty_dir(ino)
@@ -368,6 +384,15 @@ impl Namespace {
         if !self.dirs.contains_key(&ino) {
             let leaf = self.catalog.directory(ino).map_err(catalog_error)?;
             let mut dir = Dir::new(leaf);
+            // It should have stayed in the cache with these.
+            let range = Key::header(ino)..Key::header(Ino(ino.0 + 1));
+            for changes in [&*self.committing, &self.pending] {
+                for (key, elements) in changes.sets.range(range.clone()) {
+                    if let Key::Entry(_, name) = key {
+                        dir.put(name.clone(), elements.clone());
+                    }
+                }
+            }
             // Else it would be the oldest, and the first to go when the cache is full.
             dir.used = self.tick;
             self.cached_entries += dir.cost();

@@ -19,6 +19,12 @@ pub struct Disk {
     dir: tempfile::TempDir,
 }
 
+/// The state of a disk at a moment.
+pub struct Given {
+    pack: Vec<u8>,
+    commit: git2::Oid,
+}
+
 impl Disk {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -56,14 +62,15 @@ impl Disk {
             let mut cp = std::process::Command::new("cp");
             cp.arg("-a").arg(self.dir.path().join("d")).arg(image.path()).output().unwrap()
         };
-        // Its threads go on: a file may vanish while it is copied.
-        let mut copied = copy();
+        // Its threads go on: a file may vanish while it is copied, or the state that is named after its objects were copied.
+        let state = || self.engine().committed().commit;
+        let (mut before, mut copied) = (state(), copy());
         for _ in 0..20 {
-            if copied.status.success() {
+            if copied.status.success() && state() == before {
                 break;
             }
             std::fs::remove_dir_all(image.path().join("d")).unwrap();
-            copied = copy();
+            (before, copied) = (state(), copy());
         }
         assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
         self.running.take().unwrap().stop().unwrap();
@@ -73,15 +80,36 @@ impl Disk {
         seen
     }
 
+    /// The machine goes down when a joined state is on the disk, and of what the join made of it nothing.
+    pub fn crash_with_join(&mut self, given: &Given) {
+        self.take(given);
+        self.crash_with(|root| {
+            for file in std::fs::read_dir(root.join("journal")).unwrap().map(|file| file.unwrap().path()) {
+                if file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"log-")) {
+                    std::fs::remove_file(file).unwrap();
+                }
+            }
+        });
+    }
+
     /// Give our state to another disk and take its state.
     pub fn exchange(&self, other: &Disk) {
-        for (from, to) in [(self, other), (other, self)] {
-            let mut pack = Vec::new();
-            from.engine().commit().unwrap();
-            let offer = Offer { state: from.engine().committed(), base: None };
-            from.engine().export(&offer, &mut pack).unwrap();
-            to.engine().join(&mut &pack[..], offer.state.commit, None).unwrap();
-        }
+        other.take(&self.give());
+        self.take(&other.give());
+    }
+
+    /// Our state as it is now.
+    pub fn give(&self) -> Given {
+        let mut pack = Vec::new();
+        self.engine().commit().unwrap();
+        let offer = Offer { state: self.engine().committed(), base: None };
+        self.engine().export(&offer, &mut pack).unwrap();
+        Given { pack, commit: offer.state.commit }
+    }
+
+    /// Join what another disk gave.
+    pub fn take(&self, given: &Given) {
+        self.engine().join(&mut &given.pack[..], given.commit, None).unwrap();
     }
 }
 

@@ -6,9 +6,11 @@ mod again;
 mod complete;
 #[cfg(target_os = "linux")]
 mod conflict;
+mod directories;
 mod disk;
 #[cfg(target_os = "linux")]
 mod full;
+mod hidden;
 #[cfg(target_os = "linux")]
 mod hostile;
 mod model;

@@ -1,5 +1,6 @@
 //! Three disks whose users do anything at any time, also with files open, and whose states meet now and then: no text that was
-//! closed is lost unless somebody who saw it replaced or removed it. In the end all disks show the same.
+//! closed is lost unless somebody who saw it replaced or removed it, and each keeps the owner of its file. In the end all disks show the
+//! same, and all of it can be removed.
 //!
 //! A failing run prints its seed; `REPLICAS_SEED=n` replays it alone, `REPLICAS_SEEDS=n` tries more of them.
 
@@ -18,8 +19,10 @@ use crate::disk::{Disk, Posix, SESSION};
 const DISKS: usize = 3;
 const STEPS: usize = 70;
 const SEEDS: u64 = 25;
-/// Whose all files are.
+/// Whose the files are that the first disk makes; those of the others are the next ones'.
 const OWNER: u32 = 77;
+/// What a file or directory gets that carries its owner.
+const MARK: &str = "user.owner";
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A directory, and a name in it.
@@ -30,6 +33,7 @@ type Place = (u64, String);
 struct Seen {
     at: Place,
     ino: u64,
+    uid: u32,
     /// `None`: it is a directory.
     text: Option<String>,
 }
@@ -43,6 +47,7 @@ struct Open {
     /// What it showed when it was opened; where it was made, if it was.
     before: Option<String>,
     made: Option<Place>,
+    uid: u32,
     text: String,
 }
 
@@ -55,6 +60,8 @@ struct World {
     opens: Vec<Open>,
     /// Texts that must be there, and the inodes they were written to.
     alive: BTreeMap<String, u64>,
+    /// Whose each text is. Nobody gives a file to another.
+    owners: BTreeMap<String, u32>,
     /// Inodes of which a name was removed or replaced somewhere: what is open of them may go.
     removed: BTreeSet<u64>,
     texts: usize,
@@ -65,9 +72,9 @@ struct World {
 impl World {
     fn new(seed: u64, has_dirs: bool, length: usize) -> Self {
         let disks = (0..DISKS).map(|_| Disk::new()).collect();
-        let (alive, removed) = Default::default();
+        let (alive, owners, removed) = Default::default();
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        Self { disks, has_dirs, length, opens: Vec::new(), alive, removed, texts: 0, random, told: Vec::new() }
+        Self { disks, has_dirs, length, opens: Vec::new(), alive, owners, removed, texts: 0, random, told: Vec::new() }
     }
 
     fn below(&mut self, bound: usize) -> usize {
@@ -97,7 +104,7 @@ impl World {
                 }
                 let bytes: Vec<&[u8]> = path.iter().map(String::as_bytes).collect();
                 let text = (!is_dir).then(|| String::from_utf8(engine.read(&bytes).unwrap()).unwrap());
-                shown.insert(path.join("/"), Seen { at: (dir, name), ino: attr.ino, text });
+                shown.insert(path.join("/"), Seen { at: (dir, name), ino: attr.ino, uid: attr.uid, text });
             }
         }
         shown
@@ -113,7 +120,10 @@ impl World {
 
     /// A directory that is there and not the root, if any.
     fn pick_dir(&mut self, disk: usize) -> Option<Seen> {
-        let dirs: Vec<Seen> = self.shown(disk).into_values().filter(|seen| seen.text.is_none()).collect();
+        let mut dirs: Vec<Seen> = self.shown(disk).into_values().filter(|seen| seen.text.is_none()).collect();
+        if self.below(4) == 0 && dirs.iter().any(|seen| seen.ino == Ino::LOST_FOUND.0) {
+            dirs.retain(|seen| seen.ino == Ino::LOST_FOUND.0);
+        }
         let at = self.below(dirs.len().max(1));
         dirs.into_iter().nth(at)
     }
@@ -121,7 +131,8 @@ impl World {
     /// Where something may be put.
     fn place(&mut self, disk: usize) -> Place {
         let dir = if self.has_dirs && self.below(2) == 0 { self.pick_dir(disk) } else { None };
-        (dir.map_or(Ino::ROOT.0, |dir| dir.ino), NAMES[self.below(NAMES.len())].to_owned())
+        let name = if self.has_dirs && self.below(16) == 0 { "lost+found" } else { NAMES[self.below(NAMES.len())] };
+        (dir.map_or(Ino::ROOT.0, |dir| dir.ino), name.to_owned())
     }
 
     /// What is at a place, if anything.
@@ -139,25 +150,28 @@ impl World {
         let place = self.place(disk);
         let is_new = self.at(disk, &place).is_none();
         let engine = self.disks[disk].engine().clone();
-        let (ino, before, opened) = if is_new {
+        let (ino, uid, before, opened) = if is_new {
             let (dir, name) = place.clone();
-            let q = pb::Create { dir, name: name.into(), mode: 0o644, uid: OWNER, gid: OWNER, ino: 0 };
+            let uid = OWNER + disk as u32;
+            let q = pb::Create { dir, name: name.into(), mode: 0o644, uid, gid: uid, ino: 0 };
             let (answer, opening) = engine.create(SESSION, false, &q).unwrap();
-            (answer.node.unwrap().ino, None, opening)
+            let ino = answer.node.unwrap().ino;
+            self.set_xattr(disk, (ino, dir), MARK, uid);
+            (ino, uid, None, opening)
         } else {
             let Some((seen, before)) = self.pick(disk) else { return };
             if self.is_open(disk, seen.ino) {
                 return;
             }
             let q = pb::Open { ino: seen.ino, dir: seen.at.0, write: true, truncate: true };
-            (seen.ino, Some(before), engine.open(SESSION, &q).unwrap().1)
+            (seen.ino, seen.uid, Some(before), engine.open(SESSION, &q).unwrap().1)
         };
         let Opening::File { handle, file } = opened else { panic!("a writer gets a descriptor") };
         file.write_all_at(text.as_bytes(), 0).unwrap();
         self.told
             .push(format!("{disk}: open {ino:x} ({before:?}, new: {is_new} {place:x?}) for {:?}", text.trim_end()));
         let made = is_new.then_some(place);
-        self.opens.push(Open { disk, ino, handle, file, before, made, text });
+        self.opens.push(Open { disk, ino, handle, file, before, made, uid, text });
     }
 
     fn close(&mut self, at: usize) {
@@ -165,11 +179,18 @@ impl World {
         drop(open.file);
         self.disks[open.disk].engine().close(SESSION, open.handle, false).unwrap();
         self.told.push(format!("{}: close {:?}", open.disk, open.text));
-        self.written(open.ino, open.before, open.text);
+        self.written(open.ino, open.uid, open.before, open.text);
+    }
+
+    fn set_xattr(&self, disk: usize, (ino, dir): (u64, u64), name: &str, value: u32) {
+        let (name, value) = (name.to_owned().into(), value.to_string().into());
+        let q = pb::SetXattr { ino, dir, name, value, ..Default::default() };
+        self.disks[disk].engine().set_xattr(SESSION, false, &q).unwrap();
     }
 
     /// A text is there now, if its file is, and the one it replaced need not be.
-    fn written(&mut self, ino: u64, before: Option<String>, text: String) {
+    fn written(&mut self, ino: u64, uid: u32, before: Option<String>, text: String) {
+        self.owners.insert(text.clone(), uid);
         if let Some(before) = before {
             self.alive.remove(&before);
         }
@@ -215,7 +236,8 @@ impl World {
 
     fn mkdir(&mut self, disk: usize) {
         let place = self.place(disk);
-        let q = pb::Mkdir { dir: place.0, name: place.1.clone().into(), mode: 0o755, uid: OWNER, gid: OWNER };
+        let uid = OWNER + disk as u32;
+        let q = pb::Mkdir { dir: place.0, name: place.1.clone().into(), mode: 0o755, uid, gid: uid };
         if self.is_made(self.disks[disk].engine().mkdir(SESSION, false, &q)) {
             self.told.push(format!("{disk}: mkdir {place:x?} {:x?}", self.at(disk, &place).map(|seen| seen.ino)));
         }
@@ -255,13 +277,39 @@ impl World {
         }
     }
 
+    /// Change the mode, the group or the extended attributes of a file or directory.
     fn chmod(&mut self, disk: usize) {
-        let Some((seen, _)) = self.pick(disk) else { return };
-        let mode = 0o600 + self.below(0o100) as u32;
-        let q = pb::SetAttr { ino: seen.ino, dir: seen.at.0, mode: Some(mode), ..Default::default() };
+        let is_of_dir = self.has_dirs && self.below(2) == 0;
+        let picked = if is_of_dir { self.pick_dir(disk) } else { self.pick(disk).map(|(seen, _)| seen) };
+        let Some(seen) = picked else { return };
+        let number = self.below(0o100) as u32;
+        let q = pb::SetAttr { ino: seen.ino, dir: seen.at.0, ..Default::default() };
+        let q = match self.below(3) {
+            0 => pb::SetAttr { mode: Some(0o600 + number), ..q },
+            1 => pb::SetAttr { gid: Some(number), ..q },
+            _ => {
+                self.set_xattr(disk, (seen.ino, seen.at.0), "user.number", number);
+                self.told.push(format!("{disk}: setfattr {:x?} {:x}", seen.at, seen.ino));
+                return;
+            }
+        };
         let done = self.disks[disk].engine().set_attr(SESSION, &q);
         assert!(done.is_ok(), "{disk}: chmod {seen:x?}: {:?}\n{:#?}", done.err(), self.shown(disk));
         self.told.push(format!("{disk}: chmod {:x?} {:x}", seen.at, seen.ino));
+    }
+
+    /// There is a `lost+found` from the beginning.
+    fn lose(&mut self) {
+        let (dir, uid) = (Ino::ROOT.0, OWNER);
+        let q = pb::Mkdir { dir, name: "old".into(), mode: 0o755, uid, gid: uid };
+        let old = self.disks[0].engine().mkdir(SESSION, false, &q).unwrap().node.unwrap().ino;
+        self.take(0, 1);
+        let q = pb::Rmdir { dir, name: "old".into(), ..Default::default() };
+        self.disks[0].engine().rmdir(SESSION, false, &q).unwrap();
+        let q = pb::Mkdir { dir: old, name: "a".into(), mode: 0o755, uid, gid: uid };
+        self.disks[1].engine().mkdir(SESSION, false, &q).unwrap();
+        [(0, 1), (1, 0), (0, 2)].into_iter().for_each(|(from, to)| self.take(from, to));
+        assert!(self.shown(2).contains_key("lost+found"));
     }
 
     /// One takes the other's state.
@@ -298,14 +346,14 @@ impl World {
         let (ended, others) = std::mem::take(&mut self.opens).into_iter().partition(|open: &Open| open.disk == disk);
         self.opens = others;
         for open in ended {
-            self.written(open.ino, open.before, open.text);
+            self.written(open.ino, open.uid, open.before, open.text);
         }
         self.disks[disk].wait_until_sealed();
     }
 
     fn step(&mut self) {
         let disk = self.below(DISKS);
-        match self.below(20) {
+        match self.below(22) {
             0..=1 if self.has_dirs => self.mkdir(disk),
             0..=4 => self.open(disk),
             5..=8 if !self.opens.is_empty() => {
@@ -314,7 +362,8 @@ impl World {
             }
             9..=10 => self.unlink(disk),
             11..=12 => self.rename(disk),
-            13 => self.link(disk),
+            13 | 20 => self.link(disk),
+            21 => self.chmod(disk),
             14 if self.has_dirs && self.below(3) > 0 => self.rmdir(disk),
             14 => self.chmod(disk),
             15..=18 => {
@@ -345,20 +394,48 @@ impl World {
         }
         let commits: BTreeSet<_> = self.disks.iter().map(|disk| disk.engine().committed().commit).collect();
         assert_eq!(commits.len(), 1, "they do not come to an end");
-        let shown: Vec<_> = (0..DISKS).map(|disk| self.shown(disk)).collect();
+        let mut shown: Vec<_> = (0..DISKS).map(|disk| self.shown(disk)).collect();
         assert!(shown.windows(2).all(|pair| pair[0] == pair[1]), "they show different things: {shown:#x?}");
         let engine = self.disks[0].engine();
         let mut numbers = BTreeSet::new();
         for (path, seen) in &shown[0] {
             let q = pb::Lookup { dir: seen.at.0, name: seen.at.1.clone().into() };
-            let pb::Attr { uid, nlink, .. } = engine.lookup(&q).unwrap().node.unwrap();
+            let pb::Attr { nlink, .. } = engine.lookup(&q).unwrap().node.unwrap();
             assert!(nlink > 1 || numbers.insert(seen.ino), "{path} has the number of another: {:#x?}", shown[0]);
-            assert!(uid == OWNER || seen.ino == Ino::LOST_FOUND.0, "the attributes of {path} are lost");
+            match &seen.text {
+                Some(text) => {
+                    // Of an empty one that was linked before it was written.
+                    let owner = if text.is_empty() { Some(&seen.uid) } else { self.owners.get(text) };
+                    assert_eq!(owner, Some(&seen.uid), "{path} is another's: {text:?}");
+                    let q = pb::GetXattr { ino: seen.ino, dir: seen.at.0, name: MARK.into() };
+                    let mark = engine.get_xattr(&q).unwrap_or_else(|error| panic!("{path}: {error}"));
+                    assert_eq!(mark, seen.uid.to_string().as_bytes(), "{path} has another's attributes: {text:?}");
+                }
+                None => {
+                    let is_somebodys = (OWNER..OWNER + DISKS as u32).contains(&seen.uid);
+                    assert!(is_somebodys || seen.ino == Ino::LOST_FOUND.0, "the attributes of {path} are lost");
+                }
+            }
         }
         assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
         let texts: BTreeSet<String> = shown[0].values().filter_map(|seen| seen.text.clone()).collect();
         let lost: Vec<&String> = self.alive.keys().filter(|text| !texts.contains(*text)).collect();
         assert!(lost.is_empty(), "lost: {lost:?}\nshown: {:#?}", shown[0]);
+        // What is below comes first.
+        let mut all: Vec<(usize, Seen)> =
+            shown.swap_remove(0).into_iter().map(|(path, seen)| (path.matches('/').count(), seen)).collect();
+        all.sort_by_key(|(depth, _)| std::cmp::Reverse(*depth));
+        let engine = self.disks[0].engine();
+        for (_, Seen { at: (dir, name), text, .. }) in all {
+            let (unlink, rmdir) = (pb::Unlink { dir, ..Default::default() }, pb::Rmdir { dir, ..Default::default() });
+            let done = match text {
+                Some(_) => engine.unlink(SESSION, false, &pb::Unlink { name: name.clone().into(), ..unlink }),
+                None => engine.rmdir(SESSION, false, &pb::Rmdir { name: name.clone().into(), ..rmdir }),
+            };
+            done.unwrap_or_else(|error| panic!("{name} in {dir:x} cannot be removed: {error}"));
+        }
+        (1..DISKS).for_each(|disk| self.take(0, disk));
+        assert!((0..DISKS).all(|disk| self.shown(disk).is_empty()), "removed, and there");
     }
 }
 
@@ -368,6 +445,9 @@ fn run(has_dirs: bool, length: usize) {
     for seed in seeds.unwrap_or(0..number("REPLICAS_SEEDS").unwrap_or(SEEDS)) {
         let mut world = World::new(seed, has_dirs, length);
         let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            if has_dirs && seed % 2 == 1 {
+                world.lose();
+            }
             for _ in 0..STEPS {
                 world.step();
             }

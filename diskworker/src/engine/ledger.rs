@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use super::Engine;
 use super::doubles::Numbers;
+use super::loose::Loose;
 use crate::namespace::catalog_error;
 use crate::os::ENOATTR;
 use crate::view;
@@ -81,7 +82,12 @@ fn parse(value: &[u8]) -> Option<u32> {
 impl Engine {
     /// All contents of the committed state.
     pub fn ledger(&self) -> FsResult<Arc<Ledger>> {
-        let (ledger, numbers) = self.look_through()?;
+        let (ledger, numbers, loose) = self.look_through()?;
+        if let Some(loose) = loose
+            && let Err(error) = self.mend_loose(loose)
+        {
+            tracing::error!("what changed at once on several hosts is not all shown: {error}");
+        }
         if let Err(error) = self.mend_doubles(numbers) {
             tracing::debug!("two files keep one number: {error}");
         }
@@ -89,17 +95,21 @@ impl Engine {
     }
 
     /// The same, and what was met in a walk, if one was needed.
-    fn look_through(&self) -> FsResult<(Arc<Ledger>, Numbers)> {
+    fn look_through(&self) -> FsResult<(Arc<Ledger>, Numbers, Option<Loose>)> {
         let (mut kept, mut numbers) = (self.ledger.lock(), Numbers::default());
+        let mut loose = kept.is_none().then(Loose::default);
         let commit = self.core_catalog().state().commit;
         if let Some(ledger) = kept.as_ref().filter(|ledger| ledger.commit == commit) {
-            return Ok((ledger.clone(), numbers));
+            return Ok((ledger.clone(), numbers, None));
         }
         let mut directories: HashMap<Ino, Directory> = HashMap::new();
         // Of each file: its content, what it says itself, and a directory it is in.
         let mut files: Vec<(Entry, Option<u32>, Ino)> = Vec::new();
         let mut visit = |key: &Key, elements: &[Element]| {
             numbers.note(key, elements);
+            if let Some(loose) = &mut loose {
+                loose.note(key, elements);
+            }
             match key {
                 Key::Entry(dir, name) if name.is_header() => {
                     if let Some(Element { body: Body::Head { parent, xattrs, .. }, .. }) =
@@ -133,7 +143,7 @@ impl Engine {
         entries.sort_unstable_by_key(|entry| entry.content);
         let ledger = Arc::new(Ledger { commit, entries });
         *kept = Some(ledger.clone());
-        Ok((ledger, numbers))
+        Ok((ledger, numbers, loose))
     }
 
     /// Files and directories that are shown beside the one of their name, as paths from the root; whether there are more.

@@ -117,7 +117,7 @@ impl Namespace {
         elements.retain(|e| !matches!(e.body, Body::Content { .. }) || !is_replaced(e));
         elements.push(txn.element(Body::Content { ino, data }));
         for element in &mut elements {
-            if matches!(element.body, Body::Attrs { .. }) {
+            if matches!(element.body, Body::Attrs { ino: of, .. } if of == ino) {
                 element.dot = txn.dot; // and its old time: see the rules in delugefs_proto::record
             }
         }
@@ -146,14 +146,17 @@ impl Namespace {
     }
 }
 
-/// Replace the attributes of a node by changed ones.
+/// Replace the attributes of a node by changed ones. Those of what hides behind it are not its own.
 pub(super) fn change_attrs(
     txn: &Txn,
     elements: &mut Vec<Element>,
     ino: Ino,
     change: impl FnOnce(&mut Perm, &mut Xattrs),
 ) {
-    let is_attrs = |body: &Body| matches!(body, Body::Attrs { .. } | Body::Head { .. });
+    let is_attrs = |body: &Body| match body {
+        Body::Attrs { ino: of, .. } => *of == ino,
+        body => matches!(body, Body::Head { .. }),
+    };
     let latest = view::latest(elements, is_attrs).cloned();
     let (mut perm, xattrs) = node::attrs(latest.as_ref());
     let mut xattrs = xattrs.cloned().unwrap_or_default();

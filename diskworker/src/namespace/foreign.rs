@@ -24,6 +24,19 @@ pub struct Brought {
     pub versions: Vec<(Ino, Vec<Dot>)>,
 }
 
+/// Places of a directory, by the directories they are in.
+type Places = BTreeSet<(Ino, Name)>;
+
+/// Where the homes of a directory lead.
+enum Way {
+    /// To the root.
+    Root,
+    /// To one that has no home.
+    Lost(Ino),
+    /// Round in a circle. The smallest number on that is moved out; the others then hang below it.
+    Cycle(Ino),
+}
+
 impl Namespace {
     /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
     /// leave behind is repaired at once: a directory in two places, in none, or below itself.
@@ -49,19 +62,14 @@ impl Namespace {
             }
         }
         // What could not be mended last time, as on a full disk, is looked at again with this.
+        let again = std::mem::take(&mut self.unmended);
+        let again = self.sets_now(again);
         let mut changed = joined.changed;
-        for key in std::mem::take(&mut self.unmended) {
-            let now = match &key {
-                Key::Entry(dir, name) => self.dir(*dir).map(|dir| dir.get(name).to_vec()),
-                Key::Inode(ino) => self.inode(*ino).map(<[Element]>::to_vec),
-            };
-            if let Ok(elements) = now {
-                changed.entry(key).or_insert(elements);
-            }
+        for (key, elements) in again {
+            changed.entry(key).or_insert(elements);
         }
         if let Err(error) = self.repair(&changed) {
             tracing::error!("what changed at once on several hosts is not all shown: {error}");
-            self.unmended = changed.keys().cloned().collect();
         }
         let stored = changed.values().flatten().filter_map(|element| match &element.body {
             Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
@@ -76,130 +84,184 @@ impl Namespace {
         Ok(Brought { stored, versions, successions: joined.successions })
     }
 
+    /// Mend what these keys hold, as after a join.
+    pub fn mend(&mut self, keys: BTreeSet<Key>) -> FsResult<()> {
+        let sets = self.sets_now(keys);
+        self.repair(&sets)
+    }
+
+    fn sets_now(&mut self, keys: BTreeSet<Key>) -> BTreeMap<Key, Vec<Element>> {
+        let mut sets = BTreeMap::new();
+        for key in keys {
+            let now = match &key {
+                Key::Entry(dir, name) => self.dir(*dir).map(|dir| dir.get(name).to_vec()),
+                Key::Inode(ino) => self.inode(*ino).map(<[Element]>::to_vec),
+            };
+            match now {
+                Ok(elements) => drop(sets.insert(key, elements)),
+                Err(_) => drop(self.unmended.insert(key)),
+            }
+        }
+        sets
+    }
+
     /// Give every directory that the join touched exactly one place, every version of a file with several names a name, and
     /// every file in a directory a number of its own. All replicas make the same decision from the same
-    /// state; where two make it at once, the equal results merge into one.
+    /// state; where two make it at once, the equal results merge into one. What fails is for the next time, and does not keep the rest from
+    /// being mended; the first error is given back.
     fn repair(&mut self, changed: &BTreeMap<Key, Vec<Element>>) -> FsResult<()> {
-        let mut suspects: BTreeSet<Ino> = BTreeSet::new();
+        let mut suspects: BTreeMap<Ino, Places> = BTreeMap::new();
         for (key, elements) in changed {
-            if let Key::Entry(dir, _) = key {
-                suspects.insert(*dir);
+            let Key::Entry(dir, name) = key else { continue };
+            suspects.entry(*dir).or_default();
+            for element in elements {
+                if let Body::Dir { ino } = element.body {
+                    suspects.entry(ino).or_default().insert((*dir, name.clone()));
+                }
             }
-            suspects.extend(elements.iter().filter_map(|e| match e.body {
-                Body::Dir { ino } => Some(ino),
-                _ => None,
-            }));
         }
         suspects.remove(&Ino::ROOT);
+        let mut first = Ok(());
         let mut reached = HashSet::from([Ino::ROOT]);
-        for ino in suspects {
-            self.repair_dir(ino, &mut reached)?;
-        }
-        for (key, elements) in changed {
-            match key {
-                Key::Inode(ino) if view::contents(elements).len() > 1 => {
-                    let mut txn = self.txn();
-                    self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;
-                    self.apply(txn)?;
-                }
-                Key::Entry(dir, name) if !name.is_header() => {
-                    let base = self.dir(*dir)?.base_of(name).cloned();
-                    for name in base.into_iter().chain([name.clone()]) {
-                        if self.is_covered(*dir, &name)? {
-                            let mut txn = self.txn();
-                            self.settle_set(&mut txn, *dir, &name)?;
-                            self.apply(txn)?;
-                        }
-                    }
-                }
-                _ => {}
+        for (ino, places) in suspects {
+            if let Err(error) = self.repair_dir(ino, &places, &mut reached) {
+                self.unmended.insert(Key::header(ino));
+                self.unmended.extend(places.into_iter().map(|(dir, name)| Key::Entry(dir, name)));
+                first = first.and(Err(error));
             }
         }
         let dirs: BTreeSet<Ino> =
             changed.keys().filter_map(|key| if let Key::Entry(dir, _) = key { Some(*dir) } else { None }).collect();
+        for (key, elements) in changed {
+            if let Err(error) = self.uncover(key, elements) {
+                self.unmended.insert(key.clone());
+                first = first.and(Err(error));
+            }
+        }
         for dir in dirs {
-            self.renumber(dir)?;
+            if let Err(error) = self.renumber(dir) {
+                self.unmended.insert(Key::header(dir));
+                first = first.and(Err(error));
+            }
         }
         for (key, elements) in changed {
-            match key {
-                Key::Inode(ino) => {
-                    for element in elements {
-                        if let Body::Ref { dir, name } = &element.body {
-                            self.drop_empty_link(*ino, *dir, name)?;
-                        }
+            if let Err(error) = self.drop_empty_links(key, elements) {
+                self.unmended.insert(key.clone());
+                first = first.and(Err(error));
+            }
+        }
+        first
+    }
+
+    /// Versions under a key that nothing shows get names.
+    fn uncover(&mut self, key: &Key, elements: &[Element]) -> FsResult<()> {
+        match key {
+            Key::Inode(ino) if view::contents(elements).len() > 1 => {
+                let mut txn = self.txn();
+                self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;
+                self.apply(txn)?;
+            }
+            Key::Entry(dir, name) if !name.is_header() => {
+                let base = self.dir(*dir)?.base_of(name).cloned();
+                for name in base.into_iter().chain([name.clone()]) {
+                    if self.is_covered(*dir, &name)? {
+                        let mut txn = self.txn();
+                        self.settle_set(&mut txn, *dir, &name)?;
+                        self.apply(txn)?;
                     }
                 }
-                Key::Entry(dir, name) => {
-                    for element in elements {
-                        if let Body::Link { ino } = &element.body {
-                            self.drop_empty_link(*ino, *dir, name)?;
-                        }
-                    }
-                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Names under a key, or of what is under it, go where there is no version of the file.
+    fn drop_empty_links(&mut self, key: &Key, elements: &[Element]) -> FsResult<()> {
+        for element in elements {
+            match (key, &element.body) {
+                (Key::Inode(ino), Body::Ref { dir, name }) => self.drop_empty_link(*ino, *dir, name)?,
+                (Key::Entry(dir, name), Body::Link { ino }) => self.drop_empty_link(*ino, *dir, name)?,
+                _ => {}
             }
         }
         Ok(())
     }
 
-    /// Directories in `reached` lead to the root, and go on doing so: only others are put elsewhere.
-    fn repair_dir(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<()> {
-        let dir = self.dir(ino)?;
-        let header = dir.header().to_vec();
-        let shows = dir.sets().any(|(_, elements)| !view::view(elements).is_empty());
+    /// It hangs at some of `places` at least. Directories in `reached` lead to the root, and go on doing so: only others are put elsewhere.
+    fn repair_dir(&mut self, ino: Ino, places: &Places, reached: &mut HashSet<Ino>) -> FsResult<()> {
+        let header = self.dir(ino)?.header().to_vec();
         let home = node::home(&header).map(|(parent, name)| (parent, name.clone()));
-        let hangs = |this: &mut Self, at: &(Ino, Name)| -> FsResult<bool> {
-            Ok(this.dir(at.0)?.get(&at.1).iter().any(|e| e.body == Body::Dir { ino }))
+        let way = match &home {
+            Some(_) => self.way_up(ino, reached)?,
+            None => {
+                if ino != Ino::LOST_FOUND && self.dir(ino)?.name_of(Ino::LOST_FOUND).is_some() {
+                    self.repair_dir(Ino::LOST_FOUND, &Places::new(), reached)?; // not into itself
+                }
+                Way::Lost(ino)
+            }
+        };
+        let is_lost = match way {
+            Way::Root => false,
+            Way::Cycle(top) => ino == top,
+            // One without a home was removed on one side while something was put into it on the other, or is gone.
+            Way::Lost(top) => (ino == top && self.has_entries(ino)?) || (ino == Ino::LOST_FOUND && home.is_some()),
         };
         let mut txn = self.txn();
-        match &home {
-            // Removed on one side while something was put into it on the other.
-            None if shows => self.move_to_lost_and_found(&mut txn, ino, &header)?,
-            None => {
-                return Ok(());
-            }
-            Some(at) => {
-                let reachable = self.is_reachable(ino, reached)?;
-                if !reachable {
-                    self.move_to_lost_and_found(&mut txn, ino, &header)?;
-                } else if !hangs(self, at)? {
-                    let key = Key::Entry(at.0, at.1.clone());
-                    let mut set = self.dir(at.0)?.get(&at.1).to_vec();
-                    set.push(txn.element(Body::Dir { ino }));
-                    txn.set(key, set);
-                }
+        if is_lost {
+            self.move_to_lost_and_found(&mut txn, ino, &header)?;
+        } else if let Some(at) = &home {
+            let key = Key::Entry(at.0, at.1.clone());
+            let mut set = self.set_in(&txn, &key)?;
+            if !set.iter().any(|e| e.body == Body::Dir { ino }) {
+                set.push(txn.element(Body::Dir { ino }));
+                txn.set(key, set);
+                // Both are as new, or who removes it before he hears of this leaves a name without a directory.
+                let mut header = header.clone();
+                rename::renew_head(&txn, &mut header);
+                txn.set(Key::header(ino), header);
             }
         }
         // Entries at places it is not at any more (two renames at once): the header says which one counts.
-        let now_at = match txn.get(&Key::header(ino)).or(Some(&header)).and_then(|h| node::home(h)) {
-            Some((parent, name)) => (parent, name.clone()),
-            None => return self.apply(txn),
-        };
-        for element in &header {
-            if let Body::Head { parent, name, .. } = &element.body
-                && (*parent, name) != (now_at.0, &now_at.1)
-            {
-                let key = Key::Entry(*parent, name.clone());
-                let mut set = self.set_in(&txn, &key)?;
-                let before = set.len();
-                set.retain(|e| e.body != Body::Dir { ino });
-                if set.len() < before {
-                    txn.set(key, set);
+        let now_at = txn.get(&Key::header(ino)).or(Some(&header)).and_then(|h| node::home(h));
+        let now_at = now_at.map(|(parent, name)| (parent, name.clone()));
+        let mut others = places.clone();
+        others.extend(header.iter().filter_map(|element| match &element.body {
+            Body::Head { parent, name, .. } => Some((*parent, name.clone())),
+            _ => None,
+        }));
+        for (parent, name) in others.into_iter().filter(|place| Some(place) != now_at.as_ref()) {
+            // Of one that is gone the name is all that is left. That it goes leaves an element in the directory it is in.
+            if now_at.is_none() && self.live_dir(parent).is_err() {
+                continue;
+            }
+            let key = Key::Entry(parent, name);
+            let mut set = self.set_in(&txn, &key)?;
+            let before = set.len();
+            set.retain(|e| e.body != Body::Dir { ino });
+            if set.len() < before {
+                txn.set(key, set);
+                if now_at.is_none() {
+                    self.touch_dir(&mut txn, parent)?;
                 }
             }
         }
         if !txn.change.sets.is_empty() && !txn.leaves_its_dot() {
             self.touch_dir(&mut txn, ino)?;
         }
-        self.apply(txn)
+        self.apply(txn)?;
+        match way {
+            Way::Cycle(top) | Way::Lost(top) if top != ino && !is_lost => self.repair_dir(top, &Places::new(), reached),
+            _ => Ok(()),
+        }
     }
 
-    /// Whether following the homes leads to the root. Each is looked at once in a repair: they may be deep.
-    fn is_reachable(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<bool> {
+    /// Where following the homes of one that has a home leads. Each is looked at once in a repair: they may be deep.
+    fn way_up(&mut self, ino: Ino, reached: &mut HashSet<Ino>) -> FsResult<Way> {
         let mut at = ino;
         let mut seen = HashSet::new();
         while !reached.contains(&at) {
             if !seen.insert(at) {
-                // On a cycle, the smallest number of it is moved out; the others then hang below that one.
                 let mut smallest = at;
                 let mut next = at;
                 loop {
@@ -209,33 +271,77 @@ impl Namespace {
                         break;
                     }
                 }
-                return Ok(ino != smallest);
+                return Ok(Way::Cycle(smallest));
             }
-            let header = self.dir(at)?.header();
-            match node::home(header) {
+            match node::home(self.dir(at)?.header()) {
                 Some((parent, _)) => at = parent,
-                // Its parent is an orphan itself and is repaired on its own.
-                None => {
-                    // The rest hangs below it.
-                    seen.remove(&at);
-                    reached.extend(seen);
-                    return Ok(at != ino);
-                }
+                None => return Ok(Way::Lost(at)),
             }
         }
         reached.extend(seen);
+        Ok(Way::Root)
+    }
+
+    /// Whether the homes of `lost+found` lead to the root, and not by way of this directory.
+    fn is_lost_and_found_safe(&mut self, from: Ino) -> FsResult<bool> {
+        let (mut at, mut seen) = (Ino::LOST_FOUND, HashSet::new());
+        while at != Ino::ROOT {
+            if at == from || !seen.insert(at) {
+                return Ok(false);
+            }
+            match node::home(self.dir(at)?.header()) {
+                Some((parent, _)) => at = parent,
+                None => return Ok(false),
+            }
+        }
         Ok(true)
     }
 
-    fn move_to_lost_and_found(&mut self, txn: &mut Txn, ino: Ino, header: &[Element]) -> FsResult<()> {
-        let place = Name::new(b"lost+found").unwrap_or_default();
-        if self.dir(Ino::LOST_FOUND)?.header().is_empty() {
+    /// `lost+found` is there, and stays there if somebody else removes it meanwhile. People may have put it elsewhere: it stays
+    /// there unless it cannot be reached, or only by way of what is put into it.
+    fn put_lost_and_found(&mut self, txn: &mut Txn, from: Ino) -> FsResult<()> {
+        let is_name = |element: &Element| element.body == Body::Dir { ino: Ino::LOST_FOUND };
+        let mut header = self.dir(Ino::LOST_FOUND)?.header().to_vec();
+        let home = node::home(&header).map(|(parent, name)| (parent, name.clone()));
+        let stays = home.is_some() && self.is_lost_and_found_safe(from)?;
+        let place = (Ino::ROOT, Name::new(b"lost+found").unwrap_or_default());
+        txn.after(&header);
+        if home.is_none() {
             // What is in it belongs to somebody, and is for him alone.
             let perm = Perm { mode: 0o755, uid: 0, gid: 0 };
-            let name = place.clone();
-            txn.set(Key::Entry(Ino::ROOT, place), vec![txn.element(Body::Dir { ino: Ino::LOST_FOUND })]);
-            let head = txn.element(Body::Head { parent: Ino::ROOT, name, perm, xattrs: Xattrs::new() });
-            txn.set(Key::header(Ino::LOST_FOUND), vec![head]);
+            header.push(txn.element(Body::Head {
+                parent: place.0,
+                name: place.1.clone(),
+                perm,
+                xattrs: Xattrs::new(),
+            }));
+        } else if stays {
+            rename::renew_head(txn, &mut header);
+        } else {
+            rename::set_home(txn, &mut header, place.0, &place.1);
+        }
+        txn.set(Key::header(Ino::LOST_FOUND), header);
+        if let (Some((parent, name)), false) = (&home, stays) {
+            let key = Key::Entry(*parent, name.clone());
+            let mut set = self.set_in(txn, &key)?;
+            set.retain(|element| !is_name(element));
+            txn.set(key, set);
+        }
+        let (parent, name) = home.filter(|_| stays).unwrap_or(place);
+        let key = Key::Entry(parent, name);
+        // Beside whatever else has that name.
+        let mut set = self.set_in(txn, &key)?;
+        let hlc = set.iter().filter(|element| is_name(element)).map(|element| element.hlc).max();
+        set.retain(|element| !is_name(element));
+        set.push(txn.element_of(Body::Dir { ino: Ino::LOST_FOUND }, hlc.unwrap_or(txn.hlc)));
+        txn.set(key, set);
+        Ok(())
+    }
+
+    fn move_to_lost_and_found(&mut self, txn: &mut Txn, ino: Ino, header: &[Element]) -> FsResult<()> {
+        self.put_lost_and_found(txn, ino)?;
+        if ino == Ino::LOST_FOUND {
+            return Ok(());
         }
         let old_name = node::home(header).map(|(_, name)| name.as_bytes().to_vec()).unwrap_or_default();
         let mut bytes = old_name;
@@ -255,6 +361,7 @@ impl Namespace {
             Some(head) => node::attrs(Some(head)).0,
             None => self.owner_inside(ino)?,
         };
+        txn.after(&header);
         rename::set_home(txn, &mut header, Ino::LOST_FOUND, &name);
         for element in &mut header {
             if let Body::Head { perm: now, .. } = &mut element.body {
@@ -262,7 +369,11 @@ impl Namespace {
             }
         }
         txn.set(Key::header(ino), header);
-        txn.set(Key::Entry(Ino::LOST_FOUND, name), vec![txn.element(Body::Dir { ino })]);
+        let key = Key::Entry(Ino::LOST_FOUND, name);
+        let mut set = self.set_in(txn, &key)?;
+        set.retain(|e| e.body != Body::Dir { ino });
+        set.push(txn.element(Body::Dir { ino }));
+        txn.set(key, set);
         Ok(())
     }
 

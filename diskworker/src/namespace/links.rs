@@ -3,7 +3,7 @@
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::LINKS_MAX;
-use delugefs_proto::record::{Body, Element, Key, Name};
+use delugefs_proto::record::{Body, Data, Element, Key, Name};
 use nix::errno::Errno;
 
 use super::{Located, Namespace, Node, Txn};
@@ -23,8 +23,18 @@ impl Namespace {
             Located::Inode { ino, .. } => (ino, self.inode(ino)?.to_vec()),
             Located::File { dir: old_dir, name: old_name, ino, .. } => {
                 let key = Key::Entry(old_dir, old_name.clone());
-                let mut elements = self.set_in(&txn, &key)?;
-                txn.set(key, vec![txn.element(Body::Link { ino })]);
+                let elements = self.set_in(&txn, &key)?;
+                // An empty file that hides behind it stays there: somebody may be writing it.
+                let is_written = |e: &Element| match &e.body {
+                    Body::Content { ino: of, data: Data::Empty } => *of != ino,
+                    _ => false,
+                };
+                let written: Vec<Ino> =
+                    elements.iter().filter(|e| is_written(e)).filter_map(|e| e.body.ino()).collect();
+                let is_hidden = |e: &Element| e.body.ino().is_some_and(|ino| written.contains(&ino));
+                let (mut hidden, mut elements): (Vec<_>, Vec<_>) = elements.into_iter().partition(is_hidden);
+                hidden.push(txn.element(Body::Link { ino }));
+                txn.set(key, hidden);
                 elements.push(txn.element(reference(old_dir, &old_name)));
                 (ino, elements)
             }

@@ -24,31 +24,70 @@ enum Found {
 impl Namespace {
     /// Entries behind `after` (the empty name: all), at most `limit`.
     pub fn list(&mut self, dir: Ino, after: &Name, limit: usize) -> FsResult<Page> {
-        let found = self.live_dir(dir)?;
-        let mut names: Vec<(Name, Found)> = Vec::new();
-        let mut more = false;
-        for (shown_name, base, tag) in found.names_after(after) {
-            if names.len() == limit {
-                more = true;
-                break;
+        let (mut entries, mut after) = (Vec::new(), after.clone());
+        loop {
+            let found = self.live_dir(dir)?;
+            let mut names: Vec<(Name, Found)> = Vec::new();
+            let mut more = false;
+            for (shown_name, base, tag) in found.names_after(&after) {
+                if names.len() == limit {
+                    more = true;
+                    break;
+                }
+                let Some(shown) = view::view(found.get(base)).into_iter().find(|s| s.tag == tag) else { continue };
+                let entry = match shown.what {
+                    What::Dir => Found::Later(Located::Dir(shown.ino)),
+                    What::Link => Found::Later(Located::Inode { ino: shown.ino, dir }),
+                    What::File(parts) => Found::Ready(node::of_file(&parts, shown.ino, dir, 1)),
+                };
+                names.push((shown_name.clone(), entry));
             }
-            let Some(shown) = view::view(found.get(base)).into_iter().find(|s| s.tag == tag) else { continue };
-            let entry = match shown.what {
-                What::Dir => Found::Later(Located::Dir(shown.ino)),
-                What::Link => Found::Later(Located::Inode { ino: shown.ino, dir }),
-                What::File(parts) => Found::Ready(node::of_file(&parts, shown.ino, dir, 1)),
-            };
-            names.push((shown_name.clone(), entry));
+            if let Some((last, _)) = names.last() {
+                after = last.clone();
+            }
+            for (name, entry) in names {
+                match entry {
+                    Found::Ready(node) => entries.push((name, node)),
+                    Found::Later(at) if self.is_there(&at)? => entries.push((name, self.node(&at)?)),
+                    // The others are there all the same.
+                    Found::Later(at) => {
+                        tracing::error!("{name} in directory {dir} is {at:?}, of which there is no record");
+                    }
+                }
+            }
+            if !entries.is_empty() || !more {
+                return Ok(Page { entries, more });
+            }
         }
-        let mut entries = Vec::with_capacity(names.len());
-        for (name, entry) in names {
-            let node = match entry {
-                Found::Ready(node) => node,
-                Found::Later(at) => self.node(&at)?,
-            };
-            entries.push((name, node));
+    }
+
+    /// Whether there is more of a node than its name: what changed at once on several hosts may have left that alone.
+    pub(super) fn is_there(&mut self, at: &Located) -> FsResult<bool> {
+        Ok(match at {
+            Located::Dir(ino) => !self.dir(*ino)?.header().is_empty(),
+            Located::Inode { ino, .. } => self.inode(*ino)?.iter().any(|e| matches!(e.body, Body::Content { .. })),
+            Located::File { .. } => true,
+        })
+    }
+
+    /// Whether a directory shows anything.
+    pub(super) fn has_entries(&mut self, dir: Ino) -> FsResult<bool> {
+        let mut places = Vec::new();
+        for (_, elements) in self.dir(dir)?.sets() {
+            for shown in view::view(elements) {
+                match shown.what {
+                    What::Dir => places.push(Located::Dir(shown.ino)),
+                    What::Link => places.push(Located::Inode { ino: shown.ino, dir }),
+                    What::File(_) => return Ok(true),
+                }
+            }
         }
-        Ok(Page { entries, more })
+        for at in places {
+            if self.is_there(&at)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The target of a symbolic link.

@@ -76,10 +76,12 @@ impl Namespace {
 
     /// Common to all: the name is free, the directory is there and gets new times; the permissions the node gets.
     fn prepare(&mut self, txn: &mut Txn, making: &Making<'_>, is_dir: bool) -> FsResult<Perm> {
-        let dir = self.live_dir(making.dir)?;
-        if dir.resolve(making.name).is_some() {
-            return Err(Errno::EEXIST.into());
+        match self.locate_name(making.dir, making.name) {
+            Ok(at) if self.is_there(&at)? => return Err(Errno::EEXIST.into()),
+            Err(error) if error.errno != Errno::ENOENT => return Err(error),
+            _ => {}
         }
+        let dir = self.live_dir(making.dir)?;
         txn.after(dir.get(making.name));
         let parent = node::attrs(view::latest(dir.header(), |b| matches!(b, Body::Head { .. }))).0;
         let mut perm = making.perm;

@@ -4,12 +4,15 @@
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Element, Key, Name};
+use delugefs_proto::record::{Body, Dot, Element, Key, Name};
 
 use super::dir::Dir;
 use super::links::copied;
 use super::{Located, Namespace};
 use crate::view::{self, What};
+
+/// Versions of one file under one name are shown with numbers of their own: when the first gets another one, the next has the file's.
+const ROUNDS_MAX: usize = 64;
 
 impl Namespace {
     /// A file in this directory that is being written: if something that has come under its name hides it, since it is empty as far as
@@ -36,14 +39,47 @@ impl Namespace {
         Ok(Some(Located::File { dir, name: full, tag: None, ino }))
     }
 
+    /// The same for one that had the content of another, and went with that when it got a second name. Its writers started from `base`:
+    /// what they replace stays as the content of the other.
+    pub fn part(&mut self, ino: Ino, dir: Ino, base: &[Dot]) -> FsResult<()> {
+        if !dir.is_storable() || self.dir(dir)?.name_of(ino).is_some() {
+            return Ok(());
+        }
+        let mut links = Vec::new();
+        for (name, set) in self.dir(dir)?.sets() {
+            links.extend(set.iter().filter_map(|e| match e.body {
+                Body::Link { ino } => Some((name.clone(), ino)),
+                _ => None,
+            }));
+        }
+        for (name, other) in links {
+            let mut set = self.inode(other)?.to_vec();
+            let before = set.clone();
+            let Some((parts, tag)) = view::hidden(&before, ino) else { continue };
+            let mut txn = self.txn();
+            txn.renewed.extend(base.iter().map(|dot| (ino, *dot)));
+            let elements = copied(&txn, &parts, ino);
+            self.add(&mut txn, Key::Entry(dir, view::conflict_name(&name, tag)), elements)?;
+            set.retain(|e| e.body.ino() != Some(ino));
+            txn.set(Key::Inode(other), set);
+            return self.apply(txn);
+        }
+        Ok(())
+    }
+
     /// Of several files with one number in a directory the latest keeps it: one was renamed on one host while it was written on
     /// another, so that both are there. Opened by its number one of them would be shown for the other. All hosts decide alike, and
     /// what several make of it is one.
     pub(super) fn renumber(&mut self, dir: Ino) -> FsResult<()> {
-        self.dir(dir)?; // loads it
-        let namesakes = self.dirs.get_mut(&dir).map(Dir::namesakes);
-        for (ino, name, tag) in namesakes.unwrap_or_default() {
-            self.renumber_one(dir, &name, ino, tag)?;
+        for _ in 0..ROUNDS_MAX {
+            self.dir(dir)?; // loads it
+            let namesakes = self.dirs.get_mut(&dir).map(Dir::namesakes).unwrap_or_default();
+            if namesakes.is_empty() {
+                break;
+            }
+            for (ino, name, tag) in namesakes {
+                self.renumber_one(dir, &name, ino, tag)?;
+            }
         }
         Ok(())
     }
@@ -51,22 +87,29 @@ impl Namespace {
     /// The same for files in several directories: the places where this number may be, of all there are; how many got another.
     pub fn renumber_across(&mut self, ino: Ino, places: &[(Ino, Name)]) -> FsResult<usize> {
         let is_linked = self.inode(ino)?.iter().any(|e| matches!(e.body, Body::Ref { .. }));
-        let mut files = Vec::new();
-        for (dir, name) in places {
-            for shown in view::view(self.dir(*dir)?.get(name)).iter().filter(|shown| shown.ino == ino) {
-                if let What::File(parts) = &shown.what {
-                    files.push(((parts.content.hlc, parts.content.dot), *dir, name.clone(), shown.tag));
+        let mut renumbered = 0;
+        for _ in 0..ROUNDS_MAX {
+            let mut files = Vec::new();
+            for (dir, name) in places {
+                for shown in view::view(self.dir(*dir)?.get(name)).iter().filter(|shown| shown.ino == ino) {
+                    if let What::File(parts) = &shown.what {
+                        files.push(((parts.content.hlc, parts.content.dot), *dir, name.clone(), shown.tag));
+                    }
                 }
             }
+            files.sort_unstable();
+            if !is_linked {
+                files.pop();
+            }
+            if files.is_empty() {
+                break;
+            }
+            for (_, dir, name, tag) in &files {
+                self.renumber_one(*dir, name, ino, *tag)?;
+            }
+            renumbered += files.len();
         }
-        files.sort_unstable();
-        if !is_linked {
-            files.pop();
-        }
-        for (_, dir, name, tag) in &files {
-            self.renumber_one(*dir, name, ino, *tag)?;
-        }
-        Ok(files.len())
+        Ok(renumbered)
     }
 
     fn renumber_one(&mut self, dir: Ino, name: &Name, ino: Ino, tag: Option<u32>) -> FsResult<()> {

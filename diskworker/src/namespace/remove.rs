@@ -7,7 +7,6 @@ use nix::errno::Errno;
 
 use super::links::replace_ref;
 use super::{Kind, Located, Namespace, Node, Txn};
-use crate::view;
 
 impl Namespace {
     /// Remove a name of a file. The node as it is afterwards; `nlink` 0 when that was its last name.
@@ -75,10 +74,11 @@ impl Namespace {
 
     /// Within a change: the directory itself is gone. ENOTEMPTY when it shows anything.
     pub(super) fn take_dir(&mut self, txn: &mut Txn, ino: Ino) -> FsResult<()> {
-        let dir = self.live_dir(ino)?;
-        if dir.sets().any(|(_, elements)| !view::view(elements).is_empty()) {
+        self.live_dir(ino)?;
+        if self.has_entries(ino)? {
             return Err(Errno::ENOTEMPTY.into());
         }
+        let dir = self.dir(ino)?;
         let remains: Vec<Name> = dir.sets().map(|(name, _)| name.clone()).collect();
         for name in remains {
             txn.set(Key::Entry(ino, name), Vec::new());

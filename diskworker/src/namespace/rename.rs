@@ -142,9 +142,9 @@ impl Namespace {
                 hidden.push(txn.element(Body::Link { ino }));
                 elements = hidden;
             }
-            Some(body) => {
+            Some(_) => {
                 renew(txn, &mut elements);
-                if let Some(ino) = body.ino() {
+                if let Some(ino) = view::view(&elements).first().map(|shown| shown.ino) {
                     txn.set_times(&mut elements, ino, None, None);
                 }
             }
@@ -162,4 +162,13 @@ pub(super) fn set_home(txn: &Txn, header: &mut Vec<Element>, parent: Ino, name: 
     let xattrs = xattrs.cloned().unwrap_or_default();
     header.retain(|e| !matches!(e.body, Body::Head { .. }));
     header.push(txn.element(Body::Head { parent, name: name.clone(), perm, xattrs }));
+}
+
+/// A directory's header outlives a removal of it elsewhere, as something that was put into it does, and loses against later changes.
+pub(super) fn renew_head(txn: &Txn, header: &mut Vec<Element>) {
+    let is_head = |body: &Body| matches!(body, Body::Head { .. });
+    if let Some(head) = view::latest(header, is_head).cloned() {
+        header.retain(|e| !is_head(&e.body));
+        header.push(txn.element_of(head.body, head.hlc));
+    }
 }

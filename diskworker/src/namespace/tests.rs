@@ -1,0 +1,128 @@
+//! A cache that is smaller than what is used, and what no user can do.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use delugefs_proto::ids::Ino;
+use delugefs_proto::record::{Body, Data, Key, Name, Perm};
+use nix::errno::Errno;
+
+use super::{CACHED_ENTRIES_MAX, Making, Namespace};
+use crate::catalog::{Catalog, ImportLimits};
+use crate::journal::Journal;
+
+const PERM: Perm = Perm { mode: 0o755, uid: 1, gid: 1 };
+/// So many in a directory that two of them do not fit into the cache.
+const FILES: usize = CACHED_ENTRIES_MAX / 2 + 10;
+
+fn new(root: &Path) -> Namespace {
+    drop(Catalog::create(&root.join("catalog")).unwrap());
+    std::fs::create_dir(root.join("journal")).unwrap();
+    let mut ns = start(root);
+    ns.make_root(PERM).unwrap();
+    ns
+}
+
+/// As a worker does, with nothing in memory.
+fn start(root: &Path) -> Namespace {
+    let catalog = Arc::new(Catalog::open(&root.join("catalog")).unwrap());
+    let (journal, recovered) = Journal::open(File::open(root.join("journal")).unwrap()).unwrap();
+    let mut ns = Namespace::new(catalog, journal.into(), recovered.actor);
+    recovered.changes.into_iter().for_each(|change| ns.replay(change).unwrap());
+    ns
+}
+
+fn commit(ns: &mut Namespace) {
+    let (changes, ctx) = ns.begin_commit().unwrap();
+    ns.catalog.commit(&changes, &ctx).unwrap();
+    drop(changes);
+    ns.committed();
+    ns.journal.retire().unwrap();
+}
+
+fn name(name: &str) -> Name {
+    Name::new(name.as_bytes()).unwrap()
+}
+
+fn mkdir(ns: &mut Namespace, dir: Ino, at: &str) -> Ino {
+    ns.make_dir(&Making { dir, name: &name(at), perm: PERM }).unwrap().ino
+}
+
+fn names(ns: &mut Namespace, dir: Ino) -> Vec<String> {
+    let page = ns.list(dir, &Name::header(), usize::MAX).unwrap();
+    page.entries.into_iter().map(|(name, _)| name.to_string()).collect()
+}
+
+/// Two large directories in the catalog, and nothing in memory.
+fn large(root: &Path) -> (Namespace, [Ino; 2]) {
+    let mut ns = new(root);
+    let dirs = ["a", "b"].map(|at| mkdir(&mut ns, Ino::ROOT, at));
+    for (dir, first) in dirs.into_iter().zip([1000, 2000]) {
+        for n in 0..FILES {
+            let making = Making { dir, name: &name(&format!("{n:04}")), perm: PERM };
+            ns.make_file(&making, Ino(first + n as u64), Data::Empty).unwrap();
+        }
+    }
+    commit(&mut ns);
+    drop(ns);
+    (start(root), dirs)
+}
+
+#[test]
+fn directories_that_do_not_fit_into_the_cache_together_keep_what_was_changed_in_both() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut ns, [a, b]) = large(root.path());
+    ns.rename((a, &name("0000")), (b, &name("moved")), false, false).unwrap();
+    ns.rename((b, &name("0001")), (a, &name("moved too")), false, false).unwrap();
+    let check = |ns: &mut Namespace| {
+        for (dir, gone, come) in [(a, "0000", "moved too"), (b, "0001", "moved")] {
+            let now = names(ns, dir);
+            assert!(now.len() == FILES && now.contains(&come.to_owned()) && !now.contains(&gone.to_owned()));
+            assert_eq!(ns.lookup(dir, &name(gone)).unwrap_err().errno, Errno::ENOENT);
+        }
+    };
+    check(&mut ns);
+    drop(ns);
+    let mut ns = start(root.path());
+    check(&mut ns);
+    let (changes, ctx) = ns.begin_commit().unwrap();
+    check(&mut ns);
+    ns.catalog.commit(&changes, &ctx).unwrap();
+    drop(changes);
+    ns.committed();
+    check(&mut ns);
+}
+
+/// As catalogs from before have it.
+#[test]
+fn the_name_of_a_directory_that_is_not_there_is_in_nobodys_way_and_goes_when_it_is_met() {
+    let roots = [(), ()].map(|()| tempfile::tempdir().unwrap());
+    let [mut one, mut two] = [0, 1].map(|n| new(roots[n].path()));
+    let outer = mkdir(&mut one, Ino::ROOT, "outer");
+    let (at, other) = (name("inner"), name("other"));
+    mkdir(&mut one, outer, "real");
+    let mut txn = one.txn();
+    for (name, ino) in [(&at, Ino(1000)), (&other, Ino(1001))] {
+        txn.set(Key::Entry(outer, name.clone()), vec![txn.element(Body::Dir { ino })]);
+    }
+    one.apply(txn).unwrap();
+    assert_eq!(names(&mut one, outer), ["real"]);
+    // A page with nothing on it would be taken for the last one.
+    assert_eq!(one.list(outer, &Name::header(), 1).unwrap().entries[0].0, name("real"));
+    commit(&mut one);
+    commit(&mut two);
+    let mut pack = Vec::new();
+    let state = one.catalog.state();
+    one.catalog.export(&state, None, &mut pack).unwrap();
+    let taken = two.catalog.import(&mut &pack[..], state.commit, &ImportLimits::default(), None).unwrap();
+    two.join(&taken).unwrap();
+    assert!(two.dir(outer).unwrap().get(&at).is_empty());
+    for ns in [&mut one, &mut two] {
+        mkdir(ns, outer, "inner");
+        for name in [&at, &name("real")] {
+            ns.rmdir(outer, name).unwrap();
+        }
+        ns.rmdir(Ino::ROOT, &name("outer")).unwrap();
+    }
+}
