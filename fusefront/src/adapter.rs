@@ -6,6 +6,7 @@
 
 mod closing;
 mod convert;
+mod device;
 mod invalidate;
 mod requests;
 mod waiting;
@@ -21,7 +22,8 @@ use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
 
 use self::closing::Closing;
-use self::invalidate::{Device, carry_out_all};
+use self::device::Device;
+use self::invalidate::carry_out_all;
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
@@ -78,7 +80,7 @@ pub fn connect(
     invalidations: Receiver<Invalidation>,
     threads: usize,
 ) -> io::Result<Session<Adapter>> {
-    let device = File::from(fuse.try_clone()?);
+    let kernel = Device(File::from(fuse.try_clone()?));
     let waiting = AtomicUsize::new(0);
     let shared = Arc::new(Shared {
         fs: fs.clone(),
@@ -94,7 +96,6 @@ pub fn connect(
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
     let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
-    let kernel = Device::new(session.notifier(), device);
     let invalidate = move || carry_out_all(&fs, &kernel, &invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)

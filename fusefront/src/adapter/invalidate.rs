@@ -2,63 +2,17 @@
 //! there are any, and never ends anything. It knows nothing of why something is to be forgotten.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use fuser::{INodeNo, Notifier};
 
+use super::device::Kernel;
 use crate::fs::{Fs, Invalidation};
 
 /// After so long the kernel is told again of an inode that it did not know: our answer that tells it of the inode may have been
 /// on its way.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-
-/// The messages, as a kernel takes or refuses them.
-pub(super) trait Kernel {
-    /// What is known of a name.
-    fn name(&self, dir: u64, name: &[u8]) -> io::Result<()>;
-    /// The attributes of an inode, and its content if `content`.
-    fn inode(&self, ino: u64, content: bool) -> io::Result<()>;
-    /// Every name, also those known to be absent.
-    fn all_names(&self) -> io::Result<()>;
-}
-
-/// The kernel behind a descriptor of /dev/fuse.
-pub(super) struct Device {
-    notifier: Notifier,
-    device: File,
-}
-
-impl Device {
-    pub(super) fn new(notifier: Notifier, device: File) -> Self {
-        Self { notifier, device }
-    }
-}
-
-impl Kernel for Device {
-    fn name(&self, dir: u64, name: &[u8]) -> io::Result<()> {
-        self.notifier.inval_entry(INodeNo(dir), OsStr::from_bytes(name))
-    }
-
-    fn inode(&self, ino: u64, content: bool) -> io::Result<()> {
-        // A negative offset spares the pages.
-        self.notifier.inval_inode(INodeNo(ino), if content { 0 } else { -1 }, 0)
-    }
-
-    /// FUSE_NOTIFY_INC_EPOCH: Linux 6.16; FreeBSD says ENOSYS.
-    fn all_names(&self) -> io::Result<()> {
-        const HEADER_BYTES: u32 = 16;
-        const FUSE_NOTIFY_INC_EPOCH: i32 = 8;
-        let mut message = [0; HEADER_BYTES as usize];
-        message[..4].copy_from_slice(&HEADER_BYTES.to_ne_bytes());
-        message[4..8].copy_from_slice(&FUSE_NOTIFY_INC_EPOCH.to_ne_bytes());
-        (&self.device).write(&message).map(drop)
-    }
-}
 
 /// Carry out what comes, until nothing can come any more.
 pub(super) fn carry_out_all(fs: &Fs, kernel: &impl Kernel, invalidations: &Receiver<Invalidation>) {
