@@ -8,6 +8,7 @@ mod closing;
 mod convert;
 mod device;
 mod invalidate;
+mod lanes;
 mod requests;
 mod waiting;
 
@@ -23,7 +24,7 @@ use fuser::{Config, Errno, Request, Session, SessionACL};
 
 use self::closing::Closing;
 use self::device::Device;
-use self::invalidate::carry_out_all;
+use self::invalidate::Telling;
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
@@ -96,7 +97,8 @@ pub fn connect(
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
     let session = Session::from_fd(Adapter { shared, pool, remote: Pool::default() }, fuse, SessionACL::All, config)?;
-    let invalidate = move || carry_out_all(&fs, &kernel, &invalidations);
+    let telling = Telling::new(fs, kernel);
+    let invalidate = move || telling.carry_out_all(&invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)
 }

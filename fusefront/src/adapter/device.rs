@@ -10,7 +10,7 @@ const FUSE_NOTIFY_INVAL_ENTRY: i32 = 3;
 const FUSE_NOTIFY_INC_EPOCH: i32 = 8;
 
 /// The messages, as a kernel takes or refuses them. ENOENT: it has nothing of the kind.
-pub(super) trait Kernel {
+pub(super) trait Kernel: Send + Sync + 'static {
     /// What is known of a name. It waits for whoever changes the directory.
     fn name(&self, dir: u64, name: &[u8]) -> io::Result<()>;
     /// The attributes of an inode, and its content if `content`. For the content it waits for whoever reads or writes it; for the
@@ -40,7 +40,7 @@ where
     }
 }
 
-impl<W> Kernel for Device<W>
+impl<W: Send + Sync + 'static> Kernel for Device<W>
 where
     for<'a> &'a W: Write,
 {
