@@ -7,7 +7,9 @@
 
 mod closing;
 mod convert;
+mod device;
 mod invalidate;
+mod lanes;
 mod requests;
 mod waiting;
 
@@ -22,7 +24,8 @@ use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
 
 use self::closing::Closing;
-use self::invalidate::{Device, carry_out_all};
+use self::device::Device;
+use self::invalidate::Telling;
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
@@ -100,7 +103,7 @@ pub fn connect(
     invalidations: Receiver<Invalidation>,
     threads: usize,
 ) -> io::Result<Session<Adapter>> {
-    let device = File::from(fuse.try_clone()?);
+    let kernel = Device(File::from(fuse.try_clone()?));
     let waiting = AtomicUsize::new(0);
     let shared = Arc::new(Shared {
         fs: fs.clone(),
@@ -116,8 +119,8 @@ pub fn connect(
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
     let session = Session::from_fd(Adapter { shared, pool, remote: Arc::default() }, fuse, SessionACL::All, config)?;
-    let kernel = Device::new(session.notifier(), device);
-    let invalidate = move || carry_out_all(&fs, &kernel, &invalidations);
+    let telling = Telling::new(fs, kernel);
+    let invalidate = move || telling.carry_out_all(&invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)
 }

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb::Attr;
 use parking_lot::Mutex;
 
@@ -92,8 +93,12 @@ pub struct Known {
 }
 
 impl Default for Known {
+    /// The root is known to the kernel without having been looked up, and as long as there is a mount.
     fn default() -> Self {
-        Self { shards: std::array::from_fn(|_| Mutex::default()) }
+        let known = Self { shards: std::array::from_fn(|_| Mutex::default()) };
+        let root = Entry { lookups: u64::MAX / 2, ..Entry::default() };
+        known.shard(Ino::ROOT.0).lock().insert(Ino::ROOT.0, root);
+        known
     }
 }
 

@@ -61,7 +61,7 @@ fn large(root: &Path) -> (Namespace, [Ino; 2]) {
     for (dir, first) in dirs.into_iter().zip([1000, 2000]) {
         for n in 0..FILES {
             let making = Making { dir, name: &name(&format!("{n:04}")), perm: PERM };
-            ns.make_file(&making, Ino(first + n as u64), Data::Empty).unwrap();
+            ns.make_file(&making, Ino(first + n as u64), Data::Empty, None).unwrap();
         }
     }
     commit(&mut ns);

@@ -1,241 +1,320 @@
 //! Telling the kernel what to forget. Not every kernel knows every message: one it refuses is replaced by others where
 //! there are any, and never ends anything. It knows nothing of why something is to be forgotten.
+//!
+//! Dropping a name waits in the kernel for whoever changes its directory (a rename that waits for a file to be hashed, a create
+//! that waits for room), and dropping pages for whoever reads them (from another host, say). So one thread takes in what
+//! there is to tell, and tells at once what waits for nobody: the attributes, of which each message begins. The rest goes to other
+//! threads, by directory and by inode, so that what is stuck holds up nothing but itself.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use fuser::{INodeNo, Notifier};
 
+use super::device::Kernel;
+use super::lanes::Lanes;
 use crate::fs::{Fs, Invalidation};
 
 /// After so long the kernel is told again of an inode that it did not know: our answer that tells it of the inode may have been
 /// on its way.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Names of one directory that wait; above it all names of all directories are dropped instead, where the kernel can do that: it
+/// waits for nobody.
+const NAMES_MAX: usize = 10_000;
 
-/// The messages, as a kernel takes or refuses them.
-pub(super) trait Kernel {
-    /// What is known of a name.
-    fn name(&self, dir: u64, name: &[u8]) -> io::Result<()>;
-    /// The attributes of an inode, and its content if `content`.
-    fn inode(&self, ino: u64, content: bool) -> io::Result<()>;
-    /// Every name, also those known to be absent.
-    fn all_names(&self) -> io::Result<()>;
+/// What is done with the pages of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pages {
+    /// They are dropped if they are not those of the current version.
+    Doubtful,
+    /// They are dropped.
+    Old,
 }
 
-/// The kernel behind a descriptor of /dev/fuse.
-pub(super) struct Device {
-    notifier: Notifier,
-    device: File,
+/// The kernel, and who tells it.
+pub(super) struct Telling<K> {
+    fs: Arc<Fs>,
+    kernel: Arc<K>,
+    /// By directory.
+    names: Lanes<Box<[u8]>>,
+    /// By inode.
+    pages: Lanes<Pages>,
 }
 
-impl Device {
-    pub(super) fn new(notifier: Notifier, device: File) -> Self {
-        Self { notifier, device }
-    }
-}
-
-impl Kernel for Device {
-    fn name(&self, dir: u64, name: &[u8]) -> io::Result<()> {
-        self.notifier.inval_entry(INodeNo(dir), OsStr::from_bytes(name))
-    }
-
-    fn inode(&self, ino: u64, content: bool) -> io::Result<()> {
-        // A negative offset spares the pages.
-        self.notifier.inval_inode(INodeNo(ino), if content { 0 } else { -1 }, 0)
-    }
-
-    /// FUSE_NOTIFY_INC_EPOCH: Linux 6.16; FreeBSD says ENOSYS.
-    fn all_names(&self) -> io::Result<()> {
-        const HEADER_BYTES: u32 = 16;
-        const FUSE_NOTIFY_INC_EPOCH: i32 = 8;
-        let mut message = [0; HEADER_BYTES as usize];
-        message[..4].copy_from_slice(&HEADER_BYTES.to_ne_bytes());
-        message[4..8].copy_from_slice(&FUSE_NOTIFY_INC_EPOCH.to_ne_bytes());
-        (&self.device).write(&message).map(drop)
-    }
-}
-
-/// Carry out what comes, until nothing can come any more.
-pub(super) fn carry_out_all(fs: &Fs, kernel: &impl Kernel, invalidations: &Receiver<Invalidation>) {
-    let mut again: VecDeque<(Instant, u64)> = VecDeque::new();
-    loop {
-        let due = again.front().map(|(at, _)| *at);
-        let next = match due {
-            None => invalidations.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) if at <= Instant::now() => Err(RecvTimeoutError::Timeout),
-            Some(at) => invalidations.recv_deadline(at),
+impl<K: Kernel> Telling<K> {
+    pub fn new(fs: Arc<Fs>, kernel: K) -> Self {
+        let kernel = Arc::new(kernel);
+        let names = {
+            let kernel = kernel.clone();
+            Lanes::new(move |dir, name: Box<[u8]>| note(kernel.name(dir, &name), || format!("name in {dir:x}")))
         };
-        let (what, is_again) = match next {
-            Ok(what) => (what, false),
-            Err(RecvTimeoutError::Timeout) => match again.pop_front() {
-                Some((_, ino)) => (Invalidation::Pages(ino), true),
-                None => continue,
-            },
-            Err(RecvTimeoutError::Disconnected) => return,
+        let pages = {
+            let (fs, kernel) = (fs.clone(), kernel.clone());
+            Lanes::new(move |ino, pages| {
+                if pages == Pages::Old || !fs.pages_are_current(ino) {
+                    note(kernel.inode(ino, true), || format!("pages of {ino:x}"));
+                }
+            })
         };
-        let mut missing = Vec::new();
-        // A kernel that does not know the message, or is gone: the next may be heard.
-        if let Err(error) = carry_out(fs, kernel, &what, &mut missing) {
-            tracing::debug!(%error, ?what, "invalidation");
-        }
-        if !is_again {
-            let at = Instant::now() + AGAIN_AFTER;
-            again.extend(missing.into_iter().filter(|ino| fs.knows(*ino)).map(|ino| (at, ino)));
-        }
+        Self { fs, kernel, names, pages }
     }
-}
 
-/// Inodes that the kernel does not have are added to `missing`.
-fn carry_out(fs: &Fs, kernel: &impl Kernel, what: &Invalidation, missing: &mut Vec<u64>) -> io::Result<()> {
-    let mut inode = |ino, content| {
-        kernel.inode(ino, content).inspect_err(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                missing.push(ino);
+    /// Carry out what comes, until nothing can come any more.
+    pub fn carry_out_all(&self, invalidations: &Receiver<Invalidation>) {
+        let mut again: VecDeque<(Instant, u64)> = VecDeque::new();
+        loop {
+            let due = again.front().map(|(at, _)| *at);
+            let next = match due {
+                None => invalidations.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) if at <= Instant::now() => Err(RecvTimeoutError::Timeout),
+                Some(at) => invalidations.recv_deadline(at),
+            };
+            let mut missing = Vec::new();
+            match next {
+                Ok(what) => self.carry_out(what, &mut missing),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some((_, ino)) = again.pop_front() {
+                        self.carry_out(Invalidation::Pages(ino), &mut Vec::new());
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-        })
-    };
-    match what {
-        Invalidation::Name { dir, name } => kernel.name(*dir, name),
-        Invalidation::Attr(ino) => inode(*ino, false),
-        Invalidation::Content(ino) => inode(*ino, !fs.pages_are_current(*ino)),
-        Invalidation::Pages(ino) | Invalidation::Dir(ino) => inode(*ino, true),
-        Invalidation::All => {
-            fs.invalidating_all();
-            let names = all_names(kernel, fs.told_names());
-            // What is refused does not keep the rest from the kernel; the last refusal is given back.
-            fs.known_inodes().into_iter().fold(names, |result, ino| inode(ino, true).and(result))
+            let at = Instant::now() + AGAIN_AFTER;
+            again.extend(missing.into_iter().filter(|ino| self.fs.knows(*ino)).map(|ino| (at, ino)));
         }
+    }
+
+    /// Inodes that the kernel does not have are added to `missing`.
+    fn carry_out(&self, what: Invalidation, missing: &mut Vec<u64>) {
+        match what {
+            Invalidation::Name { dir, name } => self.drop_name(dir, name),
+            Invalidation::Attr(ino) => self.drop_attr(ino, missing),
+            Invalidation::Content(ino) => {
+                self.drop_attr(ino, missing);
+                self.drop_pages(ino, Pages::Doubtful);
+            }
+            Invalidation::Pages(ino) | Invalidation::Dir(ino) => {
+                self.drop_attr(ino, missing);
+                self.drop_pages(ino, Pages::Old);
+            }
+            Invalidation::All => {
+                self.fs.invalidating_all();
+                if let Err(error) = self.kernel.all_names() {
+                    tracing::debug!(%error, "dropping names one by one");
+                    self.fs.told_names().into_iter().for_each(|(dir, name)| self.drop_name(dir, name));
+                }
+                let inodes = self.fs.known_inodes();
+                inodes.iter().for_each(|ino| self.drop_attr(*ino, missing));
+                inodes.iter().for_each(|ino| self.drop_pages(*ino, Pages::Old));
+            }
+        }
+    }
+
+    fn drop_name(&self, dir: u64, name: Box<[u8]>) {
+        if self.names.waiting(dir) >= NAMES_MAX && self.kernel.all_names().is_ok() {
+            return;
+        }
+        self.names.put(dir, name, |_| false);
+    }
+
+    fn drop_attr(&self, ino: u64, missing: &mut Vec<u64>) {
+        let told = self.kernel.inode(ino, false);
+        if told.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            missing.push(ino);
+        }
+        note(told, || format!("attributes of {ino:x}"));
+    }
+
+    fn drop_pages(&self, ino: u64, pages: Pages) {
+        // The same, or more.
+        self.pages.put(ino, pages, |last| *last == pages || *last == Pages::Old);
+    }
+
+    #[cfg(test)]
+    fn settle(&self) {
+        self.names.settle();
+        self.pages.settle();
     }
 }
 
-/// Every name; the last refusal is given back.
-fn all_names(kernel: &impl Kernel, names: Vec<(u64, Box<[u8]>)>) -> io::Result<()> {
-    let mut result = Ok(());
-    if let Err(error) = kernel.all_names() {
-        tracing::debug!(%error, "dropping names one by one");
-        for (dir, name) in names {
-            result = kernel.name(dir, &name).and(result);
-        }
+/// A kernel that does not know the message, does not have what it is about, or is gone: the next may be heard.
+fn note(told: io::Result<()>, what: impl FnOnce() -> String) {
+    if let Err(error) = told {
+        tracing::debug!(%error, what = what(), "invalidation");
     }
-    result
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
     use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crossbeam_channel::Sender;
+    use crossbeam_channel::{Sender, unbounded};
     use delugefs_proto::local_pb::Attr;
     use nix::errno::Errno;
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::worker::Worker;
 
-    /// Writes down what it is told, and refuses messages about one number.
+    type Answer = dyn Fn(&str) -> io::Result<()> + Send + Sync;
+
+    /// Writes down what it is told and answers as it is made to.
     struct Listening {
-        knows_epochs: bool,
-        refuses: u64,
-        heard: RefCell<Vec<String>>,
+        heard: Arc<Mutex<Vec<String>>>,
+        answer: Box<Answer>,
     }
 
     impl Listening {
-        fn hear(&self, ino: u64, what: String) -> io::Result<()> {
-            if ino == self.refuses {
-                return Err(Errno::ENOSYS.into());
-            }
-            self.heard.borrow_mut().push(what);
+        fn hear(&self, what: String) -> io::Result<()> {
+            (self.answer)(&what)?;
+            self.heard.lock().push(what);
             Ok(())
         }
     }
 
     impl Kernel for Listening {
         fn name(&self, dir: u64, name: &[u8]) -> io::Result<()> {
-            self.hear(dir, format!("{dir}/{}", String::from_utf8_lossy(name)))
+            self.hear(format!("{dir}/{}", String::from_utf8_lossy(name)))
         }
 
         fn inode(&self, ino: u64, content: bool) -> io::Result<()> {
-            self.hear(ino, format!("{ino} {content}"))
+            self.hear(format!("{ino}{}", if content { " pages" } else { "" }))
         }
 
         fn all_names(&self) -> io::Result<()> {
-            if self.knows_epochs { self.hear(0, "all names".into()) } else { Err(Errno::ENOSYS.into()) }
+            self.hear("all names".into())
         }
     }
 
-    /// A file system without a worker, of which the kernel knows these.
-    fn knowing(inodes: &[u64]) -> Fs {
-        let fs = Fs::new(Worker::new(Path::new("/nonexistent")), 100, crossbeam_channel::unbounded().0);
-        inodes.iter().for_each(|ino| fs.remember(&Attr { ino: *ino, ..Attr::default() }));
-        fs
+    type Heard = Arc<Mutex<Vec<String>>>;
+
+    /// A file system without a worker, of which the kernel knows these by these names.
+    fn telling(
+        known: &[(u64, &str)],
+        answer: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static,
+    ) -> (Telling<Listening>, Heard) {
+        let fs = Fs::new(Worker::new(Path::new("/nonexistent")), 100, unbounded().0);
+        fs.note_names();
+        known.iter().for_each(|(ino, name)| {
+            fs.remember_as(&Attr { ino: *ino, ..Attr::default() }, *ino, name.as_bytes());
+        });
+        let heard = Heard::default();
+        (Telling::new(fs.into(), Listening { heard: heard.clone(), answer: Box::new(answer) }), heard)
     }
 
-    fn told_by_name(knows_epochs: bool, refuses: u64) -> (Vec<String>, Option<i32>) {
-        let kernel = Listening { knows_epochs, refuses, heard: RefCell::default() };
-        let names = vec![(1, Box::from(&b"a"[..])), (7, Box::from(&b"b"[..])), (8, Box::from(&b"c"[..]))];
-        let result = all_names(&kernel, names);
-        (kernel.heard.into_inner(), result.err().and_then(|error| error.raw_os_error()))
-    }
-
-    #[test]
-    fn names_are_dropped_one_by_one_where_the_kernel_does_not_know_epochs() {
-        assert_eq!(told_by_name(true, u64::MAX).0, ["all names"]);
-        assert_eq!(told_by_name(false, u64::MAX), (["1/a", "7/b", "8/c"].map(String::from).into(), None));
-    }
-
-    #[test]
-    fn what_is_refused_does_not_keep_the_rest_from_the_kernel() {
-        let (heard, errno) = told_by_name(false, 7);
-        assert_eq!(heard, ["1/a", "8/c"]);
-        assert_eq!(errno, Some(Errno::ENOSYS as i32));
-        let kernel = Listening { knows_epochs: true, refuses: 7, heard: RefCell::default() };
-        let result = carry_out(&knowing(&[1, 7, 8]), &kernel, &Invalidation::All, &mut Vec::new());
-        assert_eq!(result.err().and_then(|error| error.raw_os_error()), Some(Errno::ENOSYS as i32));
-        let mut heard = kernel.heard.into_inner();
+    fn told_all(answer: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) -> Vec<String> {
+        let (telling, heard) = telling(&[(7, "b"), (8, "c")], answer);
+        telling.carry_out(Invalidation::All, &mut Vec::new());
+        telling.settle();
+        let mut heard = std::mem::take(&mut *heard.lock());
         heard.sort();
-        assert_eq!(heard, ["1 true", "8 true", "all names"]);
+        heard
     }
 
-    /// Does not know an inode at first; hangs up when it was told of one it knows.
-    struct Late {
-        sender: RefCell<Option<Sender<Invalidation>>>,
-        heard: RefCell<Vec<(u64, bool)>>,
-    }
-
-    impl Kernel for Late {
-        fn name(&self, _: u64, _: &[u8]) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn inode(&self, ino: u64, content: bool) -> io::Result<()> {
-            let heard = &mut *self.heard.borrow_mut();
-            let is_first = heard.iter().all(|(other, _)| *other != ino);
-            heard.push((ino, content));
-            if is_first {
-                return Err(Errno::ENOENT.into());
-            }
-            self.sender.take();
-            Ok(())
-        }
-
-        fn all_names(&self) -> io::Result<()> {
-            Ok(())
-        }
+    #[test]
+    fn everything_is_every_name_and_every_inode_and_the_root_among_them() {
+        let inodes = ["1", "1 pages", "7", "7 pages", "8", "8 pages"];
+        assert_eq!(told_all(|_| Ok(())), [&inodes[..], &["all names"]].concat());
+        // A kernel that does not know epochs.
+        let old = |what: &str| if what == "all names" { Err(Errno::ENOSYS.into()) } else { Ok(()) };
+        assert_eq!(told_all(old), ["1", "1 pages", "7", "7 pages", "7/b", "8", "8 pages", "8/c"]);
+        // What is refused does not keep the rest from the kernel.
+        let refusing = |what: &str| match what.starts_with('7') || what == "all names" {
+            true => Err(Errno::ENOSYS.into()),
+            false => Ok(()),
+        };
+        assert_eq!(told_all(refusing), ["1", "1 pages", "8", "8 pages", "8/c"]);
     }
 
     #[test]
     fn an_inode_the_kernel_is_just_being_told_of_is_named_again() {
-        let (sender, invalidations) = crossbeam_channel::unbounded();
+        let (sender, invalidations) = unbounded();
         sender.send(Invalidation::Attr(9)).unwrap();
         sender.send(Invalidation::Attr(7)).unwrap();
-        let kernel = Late { sender: RefCell::new(Some(sender)), heard: RefCell::default() };
+        let sender = Mutex::new(Some(sender));
+        let asked = Mutex::new(Vec::new());
+        // It knows an inode from the second time on, and then nothing more is to come.
+        let (telling, heard) = telling(&[(7, "b")], move |what| {
+            let mut asked = asked.lock();
+            if asked.iter().any(|known| known == what) {
+                sender.lock().take();
+                return Ok(());
+            }
+            asked.push(what.to_owned());
+            if what.ends_with("pages") { Ok(()) } else { Err(Errno::ENOENT.into()) }
+        });
         // Of the other one it was not told, or has forgotten it.
-        carry_out_all(&knowing(&[7]), &kernel, &invalidations);
-        assert_eq!(kernel.heard.into_inner(), [(9, false), (7, false), (7, true)]);
+        telling.carry_out_all(&invalidations);
+        telling.settle();
+        assert_eq!(*heard.lock(), ["7", "7 pages"]);
+    }
+
+    /// The kernel's answer for what is stuck until the sender sends, or goes.
+    fn stuck(at: &'static str) -> (impl Fn(&str) -> io::Result<()> + Send + Sync, Sender<()>) {
+        let (go, wait) = unbounded::<()>();
+        let answer = move |what: &str| {
+            if what == at {
+                let _gone = wait.recv();
+            }
+            Ok(())
+        };
+        (answer, go)
+    }
+
+    #[test]
+    fn what_is_stuck_holds_up_itself_alone() {
+        let waits = |heard: &Heard, what: &str| {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while !heard.lock().iter().any(|it| it == what) {
+                assert!(Instant::now() < deadline, "the kernel is not told {what}");
+                std::thread::yield_now();
+            }
+        };
+        let name = |dir, name: &str| Invalidation::Name { dir, name: name.as_bytes().into() };
+        // A directory that is being changed, and pages that are being read.
+        for at in ["7/b", "7 pages"] {
+            let (answer, go) = stuck(at);
+            let (telling, heard) = telling(&[(7, "b"), (9, "c")], answer);
+            let tell = |what| telling.carry_out(what, &mut Vec::new());
+            for what in [name(7, "b"), Invalidation::Pages(7), name(8, "c"), Invalidation::Pages(9)] {
+                tell(what);
+            }
+            for what in ["7", "8/c", "9", "9 pages"] {
+                waits(&heard, what);
+            }
+            assert!(!heard.lock().iter().any(|it| it == at));
+            drop(go);
+            telling.settle();
+            assert!(heard.lock().iter().any(|it| it == at));
+        }
+    }
+
+    #[test]
+    fn names_that_heap_up_are_dropped_with_all_others() {
+        for knows_epochs in [true, false] {
+            let (answer, go) = stuck("7/b");
+            let failing = Arc::new(AtomicBool::new(false));
+            let fails = failing.clone();
+            let (telling, heard) = telling(&[], move |what| {
+                fails.fetch_or(what == "all names", Ordering::Relaxed);
+                match what {
+                    "all names" if !knows_epochs => Err(Errno::ENOSYS.into()),
+                    _ => answer(what),
+                }
+            });
+            let count = NAMES_MAX + 100;
+            for _ in 0..count {
+                telling.carry_out(Invalidation::Name { dir: 7, name: b"b"[..].into() }, &mut Vec::new());
+            }
+            let is_told = || heard.lock().iter().any(|it| it == "all names");
+            assert_eq!((is_told(), failing.load(Ordering::Relaxed)), (knows_epochs, true));
+            drop(go);
+            telling.settle();
+            let names = heard.lock().iter().filter(|it| *it == "7/b").count();
+            assert!(if knows_epochs { names <= NAMES_MAX + 1 } else { names == count }, "{names}");
+        }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::os::fd::AsFd;
 
-use delugefs_proto::ids::Ino;
 use delugefs_proto::local::client::{Client, Disconnected, op};
 use delugefs_proto::local_pb::{Adopt, Close, Event, reply, request};
 
@@ -94,8 +93,7 @@ impl Fs {
                 if let Some(inode) = self.open.get(ino) {
                     inode.content_changed();
                 }
-                // The root is known to the kernel without having been looked up.
-                if ino == Ino::ROOT.0 || self.known.contains(ino) {
+                if self.known.contains(ino) {
                     self.invalidate(Invalidation::Content(ino));
                 }
             }

@@ -37,20 +37,34 @@ fn a_restarted_worker_may_know_better() {
     let mut mounted = Mounted::start();
     std::fs::write(mounted.path("a"), "a").unwrap();
     assert!(!mounted.path("b").exists());
+    let names = || {
+        let entries = std::fs::read_dir(&mounted.dir).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["a"]);
     // What a close says of a file must have come, or it is asked for again.
     wait_until("it is sealed", || mounted.worker.open_handles() == 0);
     let file = std::fs::File::create(mounted.path("open")).unwrap();
+    // Twice: the kernel keeps what it has read to the end.
+    assert_eq!([names(), names()], [["a", "open"], ["a", "open"]]);
+    let nlink = || std::os::unix::fs::MetadataExt::nlink(&std::fs::metadata(&mounted.dir).unwrap());
+    let links = nlink();
     mounted.worker.crash();
     {
         let mut tree = mounted.worker.shared.tree.lock();
         tree.make(1, b"b", 0o100_644, (0, 0), 0).unwrap();
         tree.unlink(1, b"a").unwrap();
+        tree.make(1, b"d", 0o040_755, (0, 0), 0).unwrap();
     }
     // Served from memory meanwhile.
     assert_eq!(std::fs::metadata(mounted.path("a")).unwrap().len(), 1);
     std::os::unix::fs::FileExt::write_all_at(&file, b"written without a worker", 0).unwrap();
     mounted.worker.resume();
     wait_until("the kernel asks again", || mounted.path("b").exists() && !mounted.path("a").exists());
+    wait_until("the root is listed anew", || names() == ["b", "d", "open"]);
+    wait_until("and asked for its attributes", || nlink() == links + 1);
     drop(file);
     assert_eq!(std::fs::read(mounted.path("open")).unwrap(), b"written without a worker");
 }

@@ -1,0 +1,112 @@
+//! Work of which each piece has a key: pieces of one key are done one after the other, in order, and those of others do not wait
+//! for them. For what may wait long in the kernel: a key that is stuck holds up nothing but itself.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::cache::InoMap;
+use crate::pool::Pool;
+
+/// See the module. Its threads come when there is work: as many as keys have some, up to the pool's bound.
+pub(super) struct Lanes<J>(Arc<Shared<J>>);
+
+struct Shared<J> {
+    pool: Pool,
+    /// A key is there as long as a job of the pool does its work.
+    waiting: Mutex<InoMap<VecDeque<J>>>,
+    work: Box<dyn Fn(u64, J) + Send + Sync>,
+}
+
+impl<J: Send + 'static> Lanes<J> {
+    /// `work` does each piece.
+    pub fn new(work: impl Fn(u64, J) + Send + Sync + 'static) -> Self {
+        let (pool, waiting) = (Pool::default(), Mutex::default());
+        Self(Arc::new(Shared { pool, waiting, work: Box::new(work) }))
+    }
+
+    /// Do it soon, unless `has_it` already with the last piece that waits; how many of the key are waiting then.
+    pub fn put(&self, key: u64, piece: J, has_it: impl Fn(&J) -> bool) -> usize {
+        let mut waiting = self.0.waiting.lock();
+        match waiting.entry(key) {
+            Entry::Occupied(mut lane) => {
+                let lane = lane.get_mut();
+                if !lane.back().is_some_and(has_it) {
+                    lane.push_back(piece);
+                }
+                lane.len()
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(VecDeque::from([piece]));
+                drop(waiting);
+                let shared = self.0.clone();
+                self.0.pool.run(move || shared.serve(key));
+                1
+            }
+        }
+    }
+
+    /// How many of the key are waiting.
+    pub fn waiting(&self, key: u64) -> usize {
+        self.0.waiting.lock().get(&key).map_or(0, VecDeque::len)
+    }
+
+    #[cfg(test)]
+    pub fn settle(&self) {
+        assert!(self.0.pool.drain(std::time::Duration::from_secs(30)), "it goes on for ever");
+    }
+}
+
+impl<J> Shared<J> {
+    fn serve(&self, key: u64) {
+        while let Some(piece) = self.next(key) {
+            // One that panics must not keep the others of its key from being done.
+            if catch_unwind(AssertUnwindSafe(|| (self.work)(key, piece))).is_err() {
+                tracing::error!("an invalidation panicked; this is a bug in delugefs-fusefront");
+            }
+        }
+    }
+
+    fn next(&self, key: u64) -> Option<J> {
+        let mut waiting = self.waiting.lock();
+        let next = waiting.get_mut(&key).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            waiting.remove(&key);
+        }
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{Receiver, Sender, unbounded};
+
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_stuck_holds_up_itself_alone() {
+        let (go, stuck): (Sender<()>, Receiver<()>) = unbounded();
+        let (done, seen) = unbounded();
+        let lanes = Lanes::new(move |key, piece: u32| {
+            if piece == 0 {
+                stuck.recv().unwrap();
+            }
+            assert_ne!(piece, 99, "on purpose");
+            done.send((key, piece)).unwrap();
+        });
+        let put = |key, piece| lanes.put(key, piece, |last| *last == piece);
+        for piece in [0, 1, 99, 2, 2] {
+            put(7, piece);
+        }
+        put(9, 5);
+        assert_eq!(seen.recv(), Ok((9, 5)));
+        assert_eq!(put(7, 3), 5 - usize::from(lanes.waiting(7) == 4));
+        go.send(()).unwrap();
+        lanes.settle();
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [(7, 0), (7, 1), (7, 2), (7, 3)]);
+        assert_eq!(lanes.waiting(7), 0);
+    }
+}
