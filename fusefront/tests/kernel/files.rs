@@ -4,7 +4,7 @@ use delugefs_fusefront::os::ENOATTR;
 use delugefs_proto::local_pb::Changed;
 use nix::errno::Errno;
 
-use super::wire::{Body, CALLER, notice, op};
+use super::wire::{Body, CALLER, op};
 use super::{BLOCK_BYTES, KERNELS, Mount, ROOT};
 
 /// More than three blocks.
@@ -161,8 +161,7 @@ fn what_is_appended_goes_to_the_end_wherever_the_kernel_takes_that_to_be() {
         assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(4, b"three\n")).u32(0), 6);
         assert_eq!(mount.read(file.ino, handle, 0), b"one\ntwo\nthree\n");
         // The kernel has the bytes in the wrong place, and the wrong size: it drops both.
-        let told = mount.kernel.notice();
-        assert_eq!((told.errno, told.u64(0), told.u64(8)), (notice::INVAL_INODE, file.ino, 0));
+        assert_eq!(mount.kernel.notice_of_pages(), file.ino);
         // Behind what the kernel has written itself it knows the end to be: the program has said RWF_NOAPPEND.
         assert_eq!(mount.kernel.call(op::WRITE, file.ino, &append(1, b"w")).u32(0), 1);
         assert_eq!(mount.read(file.ino, handle, 0), b"owe\ntwo\nthree\n");
@@ -193,9 +192,7 @@ fn the_kernel_is_told_of_a_content_written_elsewhere() {
             tree.replace(file.ino, b"newer");
             vec![Changed { dir: 0, names: vec![], inos: vec![file.ino] }]
         });
-        let told = mount.kernel.notice();
-        // Node, offset, length: from 0 on, which is to say with the pages.
-        assert_eq!((told.errno, told.u64(0), told.u64(8)), (notice::INVAL_INODE, file.ino, 0));
+        assert_eq!(mount.kernel.notice_of_pages(), file.ino);
         assert_eq!(mount.getattr(file.ino).unwrap().size, 5);
         assert_eq!(mount.read(file.ino, handle, 0), b"newer");
         mount.release(file.ino, handle);

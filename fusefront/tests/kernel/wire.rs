@@ -166,6 +166,17 @@ impl Device {
         self.notices.remove(0)
     }
 
+    /// Wait for a notification that drops the pages of an inode, from 0 on; which. That of its attributes alone comes before, those of
+    /// others at any time.
+    pub fn notice_of_pages(&mut self) -> u64 {
+        loop {
+            let told = self.notice();
+            if told.errno == notice::INVAL_INODE && told.u64(8) == 0 {
+                return told.u64(0);
+            }
+        }
+    }
+
     /// Wait for a notification about a name; its directory and itself. Others before it are passed over.
     pub fn notice_of_name(&mut self) -> (u64, String) {
         loop {
