@@ -3,10 +3,12 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FlockArg, OFlag};
+use nix::libc;
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 use nix::unistd::{Whence, lseek};
 
@@ -30,6 +32,15 @@ pub fn flock(file: &File, arg: FlockArg) -> Result<(), Errno> {
 pub fn boot_id() -> Option<String> {
     let said = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(said.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+/// Whether the other end of a stream has gone, or has shut it down both ways. What it had sent before can be read all the same.
+#[allow(unsafe_code)]
+pub fn has_hung_up(socket: &UnixStream) -> bool {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one element, which outlives the call; it does not wait.
+    let found = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    found > 0 && poll.revents & libc::POLLHUP != 0
 }
 
 /// Open a directory relative to another one, never through a symbolic link.
@@ -181,7 +192,24 @@ fn copy_by_hand(from: &File, to: &File, mut here: u64, end: u64) -> Result<(), E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn who_has_hung_up_is_known_though_he_can_still_be_read() {
+        for closes in [false, true] {
+            let (mut one, mut other) = UnixStream::pair().unwrap();
+            other.write_all(b"x").unwrap();
+            assert!(!has_hung_up(&one));
+            match closes {
+                true => drop(other),
+                false => other.shutdown(Shutdown::Both).unwrap(),
+            }
+            assert!(has_hung_up(&one));
+            assert_eq!(one.read(&mut [0; 4]).unwrap(), 1);
+        }
+    }
 
     #[test]
     fn stretches_of_data_cover_what_was_written() {

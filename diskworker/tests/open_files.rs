@@ -180,8 +180,9 @@ fn what_was_opened_for_an_answer_that_cannot_be_sent_is_closed() {
         let mut client = served.client(false);
         client.try_clone_socket().unwrap().shutdown(std::net::Shutdown::Read).unwrap();
         assert!(client.call(request, None).is_err());
+        client // of one who has gone it would not be carried out
     };
-    unheard(&create_a());
+    let _deaf = unheard(&create_a());
     let begin = std::time::Instant::now();
     while attr().is_err() {
         assert!(begin.elapsed() < std::time::Duration::from_secs(30), "it is not made");
@@ -195,7 +196,7 @@ fn what_was_opened_for_an_answer_that_cannot_be_sent_is_closed() {
     disk.engine().close(SESSION, handle, false).unwrap();
     for truncate in [false, true] {
         let (ino, dir) = (attr().unwrap().ino, Ino::ROOT.0);
-        unheard(&op(pb::request::Op::Open(pb::Open { ino, dir, write: true, truncate })));
+        let _deaf = unheard(&op(pb::request::Op::Open(pb::Open { ino, dir, write: true, truncate })));
         while disk.engine().read(&[b"a"]).unwrap().is_empty() != truncate {
             assert!(begin.elapsed() < std::time::Duration::from_secs(30), "it is not opened");
             std::thread::yield_now();

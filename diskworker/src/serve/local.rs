@@ -193,6 +193,10 @@ impl<'a> Connection<'a> {
     fn answer_requests(&mut self, hello: &Hello) -> std::io::Result<()> {
         frame::send(self.socket, &self.welcome(), None)?;
         while let Some((request, fd)) = self.receiver.receive::<Request>(self.socket)? {
+            // We may have hung for so long that he was answered elsewhere. To do it now would be a second time, after what came since.
+            if crate::os::has_hung_up(self.socket) {
+                return Ok(());
+            }
             // Who adopts has its descriptor already, and adopts again over another connection.
             let opens = matches!(request.op, Some(request::Op::Create(_) | request::Op::Open(_)));
             let (reply, fd) = match dispatch(self.engine, self.fetcher, self.neighbours, hello.session, request, fd) {

@@ -1,5 +1,6 @@
 //! What a user does with several hosts, and what must not happen to his files.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -221,8 +222,12 @@ fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
     lab.wait_for_peers(&[0], 1);
     wait_for("a second copy", || lab.logs(), || lab.hosts[0].copies("file") == 2);
     lab.wait_for_one_catalog(&[0]);
+    fs::write(lab.hosts[0].file("from"), bytes(10_000)).unwrap();
+    lab.wait_for_one_catalog(&[0]);
     let hangs = lab.hosts[0].worker();
     halt(hangs);
+    let (from, to) = (lab.hosts[0].file("from"), lab.hosts[0].file("to"));
+    let renamed = std::thread::spawn(move || fs::rename(from, &to).and_then(|()| fs::remove_file(to)));
     let (sender, told) = std::sync::mpsc::channel();
     let (file, after) = (lab.hosts[0].file("file"), lab.hosts[0].file("after"));
     let begin = std::time::Instant::now();
@@ -238,6 +243,14 @@ fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
     assert!(read.is_ok_and(|read| read == bytes(200_000)), "{}", lab.logs());
     written.unwrap();
     println!("went on after {after_so_long:?}");
+    // It wakes up with requests that were carried out elsewhere meanwhile, and does not carry them out again.
+    renamed.join().unwrap().unwrap();
+    lab.wait_for_peers(&[0], 1);
+    lab.wait_for_one_catalog(&[0]);
+    let names = || {
+        fs::read_dir(lab.hosts[0].file("")).unwrap().map(|entry| entry.unwrap().file_name()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names(), ["after", "file"].map(Into::into).into());
 }
 
 #[test]
