@@ -171,7 +171,7 @@ mod tests {
         addresses.learn(disk, &[one.clone(), "nonsense".into(), more.clone()]);
         assert_eq!(Addresses::open(dir.path().into()).of(disk), [one.clone(), other, more.clone()]);
         let many: Vec<String> = (3..11).map(|n| format!("10.0.0.{n}:7")).collect();
-        addresses.learn(disk, &[&[one.clone()], &many[..]].concat());
+        addresses.learn(disk, &[std::slice::from_ref(&one), &many[..]].concat());
         assert_eq!(addresses.of(disk)[0], one);
         assert!(addresses.of(disk).contains(&many[6]) && !addresses.of(disk).contains(&more));
     }
