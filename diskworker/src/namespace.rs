@@ -49,7 +49,7 @@ use crate::catalog::{Catalog, CatalogError, Changes};
 use crate::journal::Journal;
 
 /// Entries in cached clean directories before the least recently used ones are dropped: about 120 MB.
-const CACHED_ENTRIES_MAX: usize = if cfg!(test) { 300 } else { 300_000 };
+const CACHED_ENTRIES_MAX: usize = 300_000;
 /// Cached clean inode sets before they are dropped.
 const CACHED_INODES_MAX: usize = 20_000;
 
@@ -59,6 +59,8 @@ pub struct Namespace {
     journal: Arc<Journal>,
     dirs: HashMap<Ino, Dir>,
     cached_entries: usize,
+    /// [`CACHED_ENTRIES_MAX`], but for tests.
+    cached_entries_max: usize,
     tick: u64,
     /// What was used at this tick or later stays in the cache, however large it is.
     kept_since: u64,
@@ -136,6 +138,7 @@ impl Namespace {
             journal,
             dirs: HashMap::new(),
             cached_entries: 0,
+            cached_entries_max: CACHED_ENTRIES_MAX,
             tick: 0,
             kept_since: u64::MAX,
             inodes: HashMap::new(),
@@ -347,11 +350,11 @@ impl Namespace {
 
     /// Drop clean cached things beyond the limits.
     fn shrink(&mut self) {
-        if self.cached_entries > CACHED_ENTRIES_MAX {
+        if self.cached_entries > self.cached_entries_max {
             let mut by_age: Vec<_> = self.dirs.iter().map(|(ino, dir)| (dir.used, *ino)).collect();
             by_age.sort_unstable();
             for (used, ino) in by_age {
-                if self.cached_entries <= CACHED_ENTRIES_MAX * 3 / 4 || used >= self.tick.min(self.kept_since) {
+                if self.cached_entries <= self.cached_entries_max * 3 / 4 || used >= self.tick.min(self.kept_since) {
                     break;
                 }
                 if !self.is_dirty_dir(ino)

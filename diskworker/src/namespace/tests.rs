@@ -8,13 +8,15 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Data, Key, Name, Perm};
 use nix::errno::Errno;
 
-use super::{CACHED_ENTRIES_MAX, Making, Namespace};
+use super::{Making, Namespace};
 use crate::catalog::{Catalog, ImportLimits};
 use crate::journal::Journal;
 
 const PERM: Perm = Perm { mode: 0o755, uid: 1, gid: 1 };
-/// So many in a directory that two of them do not fit into the cache.
-const FILES: usize = CACHED_ENTRIES_MAX / 2 + 10;
+/// Entries in the cache.
+const CACHED_MAX: usize = 300;
+/// So many in a directory that two of them do not fit into it.
+const FILES: usize = CACHED_MAX / 2 + 10;
 
 fn new(root: &Path) -> Namespace {
     drop(Catalog::create(&root.join("catalog")).unwrap());
@@ -29,6 +31,7 @@ fn start(root: &Path) -> Namespace {
     let catalog = Arc::new(Catalog::open(&root.join("catalog")).unwrap());
     let (journal, recovered) = Journal::open(File::open(root.join("journal")).unwrap()).unwrap();
     let mut ns = Namespace::new(catalog, journal.into(), recovered.actor);
+    ns.cached_entries_max = CACHED_MAX;
     recovered.changes.into_iter().for_each(|change| ns.replay(change).unwrap());
     ns
 }
