@@ -231,11 +231,13 @@ impl Shared {
                     worker_run: *self.run.lock(),
                 };
                 let reply = Reply { body: Some(reply::Body::Welcome(welcome)), ..Reply::default() };
+                // Whoever has the answer hears of every change after it.
+                let mut listening = self.events.lock();
                 if frame::send(socket, &reply, None).is_err() {
                     break;
                 }
                 if events {
-                    self.events.lock().push((session, socket.try_clone().unwrap()));
+                    listening.push((session, socket.try_clone().unwrap()));
                 }
                 continue;
             }
