@@ -50,6 +50,7 @@ struct Shared {
     /// Replies of what may take long.
     replies: Waiting,
     closing: Arc<Closing>,
+    telling: Telling<Device>,
     /// The kernel can be told to drop all names, also those it knows to be absent.
     knows_epochs: AtomicBool,
 }
@@ -73,6 +74,9 @@ impl Way {
         Self { slow, ..self }
     }
 }
+
+/// What is done with the outcome of an operation.
+type Done<T> = Box<dyn FnOnce(&Fs, Outcome<T>) + Send>;
 
 /// Permission for a reading thread to wait.
 struct Permit<'a>(&'a AtomicUsize);
@@ -103,14 +107,15 @@ pub fn connect(
     invalidations: Receiver<Invalidation>,
     threads: usize,
 ) -> io::Result<Session<Adapter>> {
-    let kernel = Device(File::from(fuse.try_clone()?));
+    let telling = Telling::new(fs.clone(), Device(File::from(fuse.try_clone()?)));
     let waiting = AtomicUsize::new(0);
     let shared = Arc::new(Shared {
-        fs: fs.clone(),
+        fs,
         threads,
         waiting,
         replies: Waiting::default(),
         closing: Arc::default(),
+        telling,
         knows_epochs: AtomicBool::new(false),
     });
     let watching = shared.clone();
@@ -118,9 +123,9 @@ pub fn connect(
     let mut config = Config::default();
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
+    let telling = shared.clone();
     let session = Session::from_fd(Adapter { shared, pool, remote: Arc::default() }, fuse, SessionACL::All, config)?;
-    let telling = Telling::new(fs, kernel);
-    let invalidate = move || telling.carry_out_all(&invalidations);
+    let invalidate = move || telling.telling.carry_out_all(&invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)
 }
@@ -175,16 +180,18 @@ impl Adapter {
         }
     }
 
-    /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`.
-    fn serve_opening<T, R>(
+    /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`. The
+    /// operation's result becomes the one that is sent when `settle` says so.
+    fn serve_opening<A, T, R>(
         &self,
-        request: &Request,
-        way: Way,
+        (request, way): (&Request, Way),
         reply: R,
-        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
+        operation: impl Fn(&Fs, &Caller) -> Outcome<A> + Send + 'static,
+        settle: impl FnOnce(Arc<Shared>, A, Done<T>) + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
         unwanted: impl FnOnce(&Fs, Result<T, Errno>) + Send + 'static,
     ) where
+        A: 'static,
         T: 'static,
         R: Send + 'static,
     {
@@ -197,10 +204,15 @@ impl Adapter {
         let mut caller = Caller::new(request.uid(), request.gid(), patience);
         let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
         caller.let_go = Some(pending.let_go());
-        let end = move |fs: &Fs, result: Outcome<T>| {
+        let done = move |fs: &Fs, result: Outcome<T>| {
             if let Some(unused) = pending.finish(fs, result.map_err(errno)) {
                 unwanted(fs, unused);
             }
+        };
+        let shared = self.shared.clone();
+        let end = move |fs: &Fs, result: Outcome<A>| match result {
+            Ok(result) => settle(shared, result, Box::new(done)),
+            Err(stop) => done(fs, Err(stop)),
         };
         let result = if way.slow { Err(Stop::Later) } else { guarded(|| operation(&fs, &caller)) };
         match result {

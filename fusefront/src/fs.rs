@@ -2,7 +2,8 @@
 //! the cache. The adapter calls it for the kernel; tests call it for themselves.
 //!
 //! Reading order: [`lookup`](self) (names and attributes), `listing` (directories), `names` (what changes them),
-//! `open` (handles), `io`, `setattr`, `xattr`, and `link` for what happens when the worker comes, goes or tells news.
+//! `open` (handles), `io`, `setattr`, `xattr`, and `link` for what happens when the worker comes, goes or tells news;
+//! `turn` for how the kernel comes to see it.
 //!
 //! No lock is held over a request to the worker. Permissions are the kernel's business (default_permissions).
 
@@ -14,6 +15,7 @@ mod names;
 mod open;
 mod paged;
 mod setattr;
+mod turn;
 mod xattr;
 
 use std::sync::Arc;
@@ -27,12 +29,13 @@ use parking_lot::Mutex;
 
 pub use self::listing::{DirEntry, Page};
 pub use self::names::{Making, RenameHow};
-pub use self::open::Opened;
+pub use self::open::{Opened, Opening};
 pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
 use crate::cache::{Cache, Found, Written};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
+pub use crate::known::Outdated;
 use crate::known::{Known, Name};
 use crate::worker::{Stamp, Worker};
 
@@ -103,6 +106,8 @@ pub struct Fs {
     notes_names: AtomicBool,
     /// Everything is being closed.
     ending: AtomicBool,
+    /// See [`Self::hold_back`].
+    holds_back: AtomicBool,
 }
 
 impl Fs {
@@ -124,6 +129,7 @@ impl Fs {
             flooded: AtomicBool::new(false),
             notes_names: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            holds_back: AtomicBool::new(false),
         }
     }
 

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::cache::{InoMap, Snapshot};
 use crate::fs::Paged;
-use crate::known::Dropping;
+use crate::known::{Dropping, Version};
 use crate::ranges::Ranges;
 
 const SHARDS: usize = 16;
@@ -82,6 +82,8 @@ pub struct Source {
     pub generation: u64,
     /// To be closed with the worker.
     pub ticket: Option<Ticket>,
+    /// The version, if it is a known one, and its size in bytes.
+    pub version: Option<(Version, u64)>,
 }
 
 /// Bytes to read.
@@ -146,8 +148,11 @@ pub struct OpenInode {
     /// The staging file, while there are writers. Held for reading during I/O that does not take long: to close the descriptor
     /// is to wait for that, and for its [`Use`]s.
     pub writer: RwLock<Option<Writer>>,
-    /// Counts the versions of the content: a source of an older one must be opened anew.
+    /// Counts the versions of the content, in steps of two: a source of an older one must be opened anew. The lowest bit is set
+    /// when the kernel is given pages.
     generation: AtomicU64,
+    /// The version that the kernel was given pages of last.
+    given: Mutex<Version>,
     /// Somebody was told the attributes of the staging file since the last write, and may have kept them.
     pub told: AtomicBool,
     /// The attributes we knew last: all that is left when the worker no longer knows the inode.
@@ -321,12 +326,40 @@ impl OpenInode {
 
     /// The current version of the content.
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.generation.load(Ordering::Acquire) >> 1
     }
 
     /// What was opened before is another version from now on.
     pub fn content_changed(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.generation.fetch_add(2, Ordering::AcqRel);
+    }
+
+    /// The kernel is about to be given pages: the version they have to be of, and whether they are the first since
+    /// [`Self::empty`].
+    pub fn fill(&self) -> (u64, bool) {
+        let before = self.generation.fetch_or(1, Ordering::AcqRel);
+        (before >> 1, before & 1 == 0)
+    }
+
+    /// The kernel is given pages of this version: whether it was given those of another before.
+    pub fn gives(&self, version: Version) -> bool {
+        std::mem::replace(&mut *self.given.lock(), version) != version
+    }
+
+    /// Whether the kernel may have been given pages.
+    pub fn is_filled(&self) -> bool {
+        self.generation.load(Ordering::Acquire) & 1 == 1
+    }
+
+    /// The kernel is about to drop all pages.
+    pub fn empty(&self) {
+        self.generation.fetch_and(!1, Ordering::AcqRel);
+    }
+
+    /// [`Self::content_changed`], unless the kernel was given pages since [`Self::empty`].
+    pub fn change_unless_filled(&self) -> bool {
+        let changed = |now: u64| (now & 1 == 0).then_some(now.wrapping_add(2));
+        self.generation.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed).is_ok()
     }
 }
 
@@ -360,6 +393,7 @@ impl OpenInodes {
                 ino: attr.ino,
                 writer: RwLock::new(None),
                 generation: AtomicU64::new(0),
+                given: Mutex::default(),
                 told: AtomicBool::new(false),
                 last: Mutex::new(*attr),
                 kept: Mutex::new(None),

@@ -32,6 +32,17 @@ impl Version {
         }
         Self(hash.max(1))
     }
+
+    /// What distinguishes these attributes from others of the inode, whether its content is another or not.
+    fn of_all(attr: &Attr) -> Self {
+        let others = [attr.mode, attr.uid, attr.gid, attr.nlink].map(u64::from);
+        let mut hash = Self::of(attr).0;
+        for part in others.into_iter().chain([attr.blocks, attr.atime as u64]) {
+            hash = (hash ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash ^= hash >> 29;
+        }
+        Self(hash.max(1))
+    }
 }
 
 /// An open by whose answer the kernel drops the pages it has. That it did so is known when it first comes with the handle: the
@@ -61,11 +72,33 @@ struct Entry {
     dropping: bool,
     /// Counts the versions: whoever opened an earlier one had nothing dropped of what came after.
     turn: u32,
+    /// Newest answer that the inode was opened by.
+    opened_by: Option<Stamp>,
     /// Of our own change by which the pages came to be of this version: whatever happened before it may have been missed.
     carried: Option<Stamp>,
     orphan: Option<Box<Attr>>,
     /// The names the kernel has of it, where they are noted.
     names: Vec<Name>,
+    /// The size the kernel has, in bytes, if it was ever told one.
+    size: Option<u64>,
+    /// The attributes it has, all of them; none when it has to ask for them.
+    told: Version,
+    /// Counts how often it was told.
+    tellings: u32,
+    /// It was told others since it dropped them last. Of two answers on their way at the same time it may have taken the older
+    /// one, and thrown away the newer.
+    mixed: bool,
+    /// It may have pages.
+    filled: bool,
+}
+
+/// What the kernel has of an inode that is not what it is about to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outdated {
+    /// Attributes.
+    Attributes,
+    /// Pages, and perhaps attributes.
+    Pages,
 }
 
 impl Entry {
@@ -80,6 +113,11 @@ impl Entry {
 
     fn take_name(&mut self, dir: u64, name: &[u8]) {
         self.names.retain(|(at, known)| *at != dir || **known != *name);
+    }
+
+    /// The version whose pages the kernel has; none while it may have others.
+    fn pages(&self) -> Version {
+        if self.dropping { Version::default() } else { self.pages }
     }
 
     fn set_pages(&mut self, pages: Version, dropping: bool) {
@@ -180,8 +218,108 @@ impl Known {
 
     /// The version whose pages the kernel has; none while it may have others.
     pub fn pages(&self, ino: u64) -> Option<Version> {
-        let pages = |entry: &Entry| if entry.dropping { Version::default() } else { entry.pages };
-        self.shard(ino).lock().get(&ino).map(pages)
+        self.shard(ino).lock().get(&ino).map(Entry::pages)
+    }
+
+    /// The kernel is about to be told these attributes. If it has pages of another version (`has_pages`: of its own handles it has
+    /// some), their size would be put on those: then the size it was told before is given back, for it to be told again.
+    pub fn tell(&self, attr: &Attr, has_pages: impl FnOnce() -> bool) -> Option<u64> {
+        let mut shard = self.shard(attr.ino).lock();
+        let (entry, version) = (shard.get_mut(&attr.ino)?, Version::of(attr));
+        let other = entry.size.filter(|size| *size != attr.size);
+        if other.is_some() && entry.pages() != version && (entry.filled || has_pages()) {
+            return other;
+        }
+        let all = Version::of_all(attr);
+        entry.mixed |= entry.told != Version::default() && entry.told != all;
+        (entry.size, entry.told) = (Some(attr.size), all);
+        entry.tellings = entry.tellings.wrapping_add(1);
+        None
+    }
+
+    /// How often the kernel was told the attributes.
+    pub fn tellings(&self, ino: u64) -> u32 {
+        self.shard(ino).lock().get(&ino).map_or(0, |entry| entry.tellings)
+    }
+
+    /// The kernel has dropped the attributes that it had when it was told so often.
+    pub fn dropped_attr(&self, ino: u64, tellings: u32) {
+        let mut shard = self.shard(ino).lock();
+        let Some(entry) = shard.get_mut(&ino) else { return };
+        match entry.tellings.wrapping_sub(tellings) {
+            0 => (entry.told, entry.mixed) = (Version::default(), false),
+            // Nothing that was on its way before counts.
+            1 => entry.mixed = false,
+            _ => {}
+        }
+    }
+
+    /// The kernel has taken this size for itself, for it is of what it wrote or cut; of the pages it has too.
+    pub fn sized(&self, ino: u64, size: u64) {
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino) {
+            (entry.size, entry.filled) = (Some(size), true);
+        }
+    }
+
+    /// What the kernel has that is not of the version with these attributes. `version` is that of the content: none if it is of
+    /// no known one.
+    pub fn outdated(&self, attr: &Attr, version: Version) -> Option<Outdated> {
+        let shard = self.shard(attr.ino).lock();
+        let entry = shard.get(&attr.ino)?;
+        if entry.filled && (entry.pages() != version || version == Version::default()) {
+            return Some(Outdated::Pages);
+        }
+        let is_old = entry.told != Version::of_all(attr) || entry.mixed || version == Version::default();
+        (is_old && entry.told != Version::default()).then_some(Outdated::Attributes)
+    }
+
+    /// Whether the kernel may have pages.
+    pub fn is_filled(&self, ino: u64) -> bool {
+        self.shard(ino).lock().get(&ino).is_some_and(|entry| entry.filled)
+    }
+
+    /// The kernel is being given pages, the first ones since [`Self::emptied`] or others than those: of this version and size, if
+    /// they are of one. Whether it has pages of more than one version by that.
+    pub fn fill(&self, ino: u64, content: Option<(Version, u64)>) -> bool {
+        let mut shard = self.shard(ino).lock();
+        let Some(entry) = shard.get_mut(&ino) else { return false };
+        let mut is_mixed = false;
+        if let Some((version, size)) = content {
+            match entry.filled {
+                // There are others already.
+                true if entry.pages != version => {
+                    entry.set_pages(Version::default(), true);
+                    is_mixed = true;
+                }
+                true => {}
+                false => entry.set_pages(version, false),
+            }
+            // A read that is shorter than expected makes it cut the size itself.
+            entry.size = entry.size.map(|told| told.min(size));
+        }
+        entry.filled = true;
+        is_mixed
+    }
+
+    /// Whether the inode was opened by a newer answer than this one; if not this is the newest from now on.
+    pub fn is_older(&self, ino: u64, stamp: Stamp) -> bool {
+        let mut shard = self.shard(ino).lock();
+        let Some(entry) = shard.get_mut(&ino) else { return false };
+        let is_older = entry.opened_by.is_some_and(|by| by.link == stamp.link && stamp.seq < by.seq);
+        if !is_older {
+            entry.opened_by = Some(stamp);
+        }
+        is_older
+    }
+
+    /// The kernel has dropped all pages, if this still says so: nothing is filled in meanwhile. What it says.
+    pub fn emptied(&self, ino: u64, is_empty: impl FnOnce() -> bool) -> bool {
+        let mut shard = self.shard(ino).lock();
+        let is_empty = is_empty();
+        if is_empty && let Some(entry) = shard.get_mut(&ino) {
+            entry.filled = false;
+        }
+        is_empty
     }
 
     /// The inode is being opened with this version. `None` when the pages the kernel has are of the same one, and stay.
@@ -322,6 +460,35 @@ mod tests {
         assert_eq!(dropped, names(&[(2, "c")]));
         known.forget(77, 1);
         assert_eq!(known.names(), []);
+    }
+
+    #[test]
+    fn what_the_kernel_was_told_at_the_same_time_is_dropped_for_certain() {
+        let known = Known::default();
+        let old = Attr { ino: 77, nlink: 1, dir: 1, size: 3, ..Attr::default() };
+        let new = Attr { size: 4, ..old };
+        let outdated = |attr: &Attr| known.outdated(attr, Version::of(attr));
+        known.remember(&old);
+        assert_eq!(outdated(&old), None, "it has none");
+        assert_eq!((known.tell(&old, || false), outdated(&old)), (None, None));
+        assert_eq!(outdated(&new), Some(Outdated::Attributes));
+        // Which one it has taken nobody knows.
+        assert_eq!((known.tell(&new, || false), outdated(&new)), (None, Some(Outdated::Attributes)));
+        known.dropped_attr(77, known.tellings(77));
+        assert_eq!(outdated(&new), None);
+        assert_eq!((known.tell(&new, || false), outdated(&new)), (None, None));
+        // Told while it drops them: it has these or none.
+        known.tell(&old, || false);
+        let before = known.tellings(77);
+        known.tell(&new, || false);
+        known.dropped_attr(77, before);
+        assert_eq!((outdated(&new), outdated(&old)), (None, Some(Outdated::Attributes)));
+        // With pages of the older one it keeps that one's size.
+        known.fill(77, Some((Version::of(&new), 4)));
+        assert_eq!((outdated(&new), outdated(&old)), (None, Some(Outdated::Pages)));
+        assert_eq!((known.tell(&old, || false), known.tell(&new, || false)), (Some(4), None));
+        assert!(!known.emptied(77, || false) && known.is_filled(77) && known.emptied(77, || true));
+        assert_eq!(known.tell(&old, || false), None);
     }
 
     #[test]

@@ -67,6 +67,9 @@ impl Server {
 
     /// Answer the kernel's greeting on this descriptor of /dev/fuse.
     pub fn attach(&self, fuse: OwnedFd) -> anyhow::Result<Session<Adapter>> {
+        if cfg!(target_os = "linux") {
+            self.fs.hold_back();
+        }
         let (fs, pool, invalidations) = (self.fs.clone(), self.pool.clone(), self.invalidations.clone());
         let session = adapter::connect(fs, pool, fuse, invalidations, os::FUSE_THREADS);
         session.context("answering the kernel")

@@ -13,7 +13,7 @@ use crossbeam_channel::Receiver;
 use delugefs_fusefront::cache::CAPACITY_ENTRIES;
 use delugefs_fusefront::call::{Caller, Patience, Stop};
 use delugefs_fusefront::events::Events;
-use delugefs_fusefront::fs::{Change, DirEntry, Fs, Invalidation, Making, Opened, RenameHow, Time};
+use delugefs_fusefront::fs::{Change, DirEntry, Fs, Invalidation, Making, Opened, Outdated, RenameHow, Time};
 use delugefs_fusefront::worker::Worker;
 use delugefs_proto::local_pb::{Attr, Changed, Event};
 use nix::errno::Errno;

@@ -35,6 +35,12 @@ pub(super) fn ttl(fs: &Fs, since: News) -> Duration {
     if fs.news() == since { TTL } else { Duration::ZERO }
 }
 
+/// Attributes as the kernel is to be told them, and how long it may answer from them. The inode must have been remembered before.
+pub(super) fn telling(fs: &Fs, (since, attr): (News, Attr)) -> (FileAttr, Duration) {
+    let (attr, is_all) = fs.tell(attr);
+    (file_attr(&attr), if is_all { ttl(fs, since) } else { Duration::ZERO })
+}
+
 /// The same for a name that is absent.
 pub(super) fn absent_ttl(fs: &Fs, since: News, knows_epochs: bool) -> Duration {
     ttl(fs, since).min(if knows_epochs { TTL } else { ABSENT_TTL })
@@ -54,7 +60,8 @@ pub(super) fn ok_or_error(_: &Fs, reply: ReplyEmpty, result: Result<(), Errno>) 
 /// Of the node that has this name in a directory.
 pub(super) fn entry(fs: &Fs, reply: ReplyEntry, (dir, name): (u64, &[u8]), (since, attr): (News, Attr)) {
     fs.remember_as(&attr, dir, name);
-    reply.entry(&ttl(fs, since), &file_attr(&attr), Generation(0));
+    let (attr, ttl) = telling(fs, (since, attr));
+    reply.entry(&ttl, &attr, Generation(0));
 }
 
 pub(super) fn entry_or_error(
@@ -69,7 +76,10 @@ pub(super) fn entry_or_error(
 
 pub(super) fn attr_or_error(fs: &Fs, reply: ReplyAttr, result: Result<(News, Attr), Errno>) {
     match result {
-        Ok((since, attr)) => reply.attr(&ttl(fs, since), &file_attr(&attr)),
+        Ok(found) => {
+            let (attr, ttl) = telling(fs, found);
+            reply.attr(&ttl, &attr);
+        }
         Err(errno) => reply.error(errno),
     }
 }

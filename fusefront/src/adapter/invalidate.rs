@@ -3,34 +3,39 @@
 //!
 //! Dropping a name waits in the kernel for whoever changes its directory (a rename that waits for a file to be hashed, a create
 //! that waits for room), and dropping pages for whoever reads them (from another host, say). So one thread takes in what
-//! there is to tell, and tells at once what waits for nobody: the attributes, of which each message begins. The rest goes to other
-//! threads, by directory and by inode, so that what is stuck holds up nothing but itself.
+//! there is to tell, and what may wait goes to others, by directory and by inode: what is stuck holds up nothing but itself. What waits
+//! for nobody, the attributes, is told at once where nothing is known of pages, or they are stuck.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, at, never, select, unbounded};
 
 use super::device::Kernel;
 use super::lanes::Lanes;
-use crate::fs::{Fs, Invalidation};
+use crate::fs::{Fs, Invalidation, Opening, Outdated};
 
 /// After so long the kernel is told again of an inode that it did not know: our answer that tells it of the inode may have been
 /// on its way.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Pages that are being dropped for so long are stuck.
+const STUCK_AFTER: Duration = Duration::from_millis(200);
 /// Names of one directory that wait; above it all names of all directories are dropped instead, where the kernel can do that: it
 /// waits for nobody.
 const NAMES_MAX: usize = 10_000;
 
 /// What is done with the pages of an inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pages {
-    /// They are dropped if they are not those of the current version.
+    /// What is not of the current version is dropped.
     Doubtful,
     /// They are dropped.
     Old,
+    /// The same, and nobody needs to know if there are none.
+    OldAgain,
+    /// What is not of the version being opened is dropped, and then it is opened.
+    Before(Opening, Box<dyn FnOnce(Opening) + Send>),
 }
 
 /// The kernel, and who tells it.
@@ -41,48 +46,76 @@ pub(super) struct Telling<K> {
     names: Lanes<Box<[u8]>>,
     /// By inode.
     pages: Lanes<Pages>,
+    /// Inodes that the kernel does not have.
+    missing: Receiver<u64>,
 }
 
 impl<K: Kernel> Telling<K> {
     pub fn new(fs: Arc<Fs>, kernel: K) -> Self {
         let kernel = Arc::new(kernel);
+        let (misses, missing) = unbounded();
         let names = {
             let kernel = kernel.clone();
-            Lanes::new(move |dir, name: Box<[u8]>| note(kernel.name(dir, &name), || format!("name in {dir:x}")))
+            Lanes::new(move |dir, name: Box<[u8]>| note(&kernel.name(dir, &name), || format!("name in {dir:x}")))
         };
         let pages = {
             let (fs, kernel) = (fs.clone(), kernel.clone());
             Lanes::new(move |ino, pages| {
-                if pages == Pages::Old || !fs.pages_are_current(ino) {
-                    note(kernel.inode(ino, true), || format!("pages of {ino:x}"));
+                let drop = |content| kernel.inode(ino, content);
+                let told = match &pages {
+                    Pages::Doubtful => fs.renew(ino, drop),
+                    Pages::Old | Pages::OldAgain => fs.turn(ino, || drop(true)),
+                    Pages::Before(opening, _) => fs.make_way(opening, drop),
+                };
+                note(&told, || format!("pages of {ino:x}"));
+                match pages {
+                    Pages::Before(opening, next) => next(opening),
+                    Pages::Doubtful | Pages::Old if is_missing(&told) => {
+                        // Nobody listens any more when there is nothing to tell any more.
+                        let _unheard = misses.send(ino);
+                    }
+                    _ => {}
                 }
             })
         };
-        Self { fs, kernel, names, pages }
+        Self { fs, kernel, names, pages, missing }
+    }
+
+    /// Have the kernel drop what is outdated of an inode that is being opened, and then do what is next: at once if there is nothing
+    /// that waits for anybody, else on another thread. For those who answer the kernel.
+    pub fn before(&self, ino: u64, opening: Opening, next: impl FnOnce(Opening) + Send + 'static) {
+        if opening.outdated == Some(Outdated::Pages) {
+            self.pages.put(ino, Pages::Before(opening, Box::new(next)), |_| false);
+            return;
+        }
+        if opening.outdated == Some(Outdated::Attributes) {
+            let told = self.fs.drop_attr(ino, || self.kernel.inode(ino, false));
+            note(&told, || format!("attributes of {ino:x}"));
+        }
+        next(opening);
     }
 
     /// Carry out what comes, until nothing can come any more.
     pub fn carry_out_all(&self, invalidations: &Receiver<Invalidation>) {
         let mut again: VecDeque<(Instant, u64)> = VecDeque::new();
         loop {
-            let due = again.front().map(|(at, _)| *at);
-            let next = match due {
-                None => invalidations.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(at) if at <= Instant::now() => Err(RecvTimeoutError::Timeout),
-                Some(at) => invalidations.recv_deadline(at),
-            };
+            let due = again.front().map_or_else(never, |(due, _)| at(*due));
             let mut missing = Vec::new();
-            match next {
-                Ok(what) => self.carry_out(what, &mut missing),
-                Err(RecvTimeoutError::Timeout) => {
+            select! {
+                recv(invalidations) -> what => match what {
+                    Ok(what) => self.carry_out(what, &mut missing),
+                    Err(_) => return,
+                },
+                recv(self.missing) -> ino => missing.extend(ino),
+                recv(due) -> _ => {
                     if let Some((_, ino)) = again.pop_front() {
-                        self.carry_out(Invalidation::Pages(ino), &mut Vec::new());
+                        self.drop_attr(ino, &mut Vec::new());
+                        self.pages.put(ino, Pages::OldAgain, |_| false);
                     }
                 }
-                Err(RecvTimeoutError::Disconnected) => return,
             }
-            let at = Instant::now() + AGAIN_AFTER;
-            again.extend(missing.into_iter().filter(|ino| self.fs.knows(*ino)).map(|ino| (at, ino)));
+            let due = Instant::now() + AGAIN_AFTER;
+            again.extend(missing.into_iter().filter(|ino| self.fs.knows(*ino)).map(|ino| (due, ino)));
         }
     }
 
@@ -92,12 +125,15 @@ impl<K: Kernel> Telling<K> {
             Invalidation::Name { dir, name } => self.drop_name(dir, name),
             Invalidation::Attr(ino) => self.drop_attr(ino, missing),
             Invalidation::Content(ino) => {
-                self.drop_attr(ino, missing);
-                self.drop_pages(ino, Pages::Doubtful);
+                if self.pages.is_stuck(ino, STUCK_AFTER) {
+                    self.drop_attr(ino, missing);
+                }
+                // Whatever waits does it, too.
+                self.pages.put(ino, Pages::Doubtful, |last| !matches!(last, Pages::Before(..)));
             }
             Invalidation::Pages(ino) | Invalidation::Dir(ino) => {
-                self.drop_attr(ino, missing);
-                self.drop_pages(ino, Pages::Old);
+                self.drop_attr(ino, &mut Vec::new());
+                self.drop_pages(ino);
             }
             Invalidation::All => {
                 self.fs.invalidating_all();
@@ -106,8 +142,8 @@ impl<K: Kernel> Telling<K> {
                     self.fs.told_names().into_iter().for_each(|(dir, name)| self.drop_name(dir, name));
                 }
                 let inodes = self.fs.known_inodes();
-                inodes.iter().for_each(|ino| self.drop_attr(*ino, missing));
-                inodes.iter().for_each(|ino| self.drop_pages(*ino, Pages::Old));
+                inodes.iter().for_each(|ino| self.drop_attr(*ino, &mut Vec::new()));
+                inodes.iter().for_each(|ino| self.drop_pages(*ino));
             }
         }
     }
@@ -120,16 +156,13 @@ impl<K: Kernel> Telling<K> {
     }
 
     fn drop_attr(&self, ino: u64, missing: &mut Vec<u64>) {
-        let told = self.kernel.inode(ino, false);
-        if told.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            missing.push(ino);
-        }
-        note(told, || format!("attributes of {ino:x}"));
+        let told = self.fs.drop_attr(ino, || self.kernel.inode(ino, false));
+        note(&told, || format!("attributes of {ino:x}"));
+        missing.extend(is_missing(&told).then_some(ino));
     }
 
-    fn drop_pages(&self, ino: u64, pages: Pages) {
-        // The same, or more.
-        self.pages.put(ino, pages, |last| *last == pages || *last == Pages::Old);
+    fn drop_pages(&self, ino: u64) {
+        self.pages.put(ino, Pages::Old, |last| matches!(last, Pages::Old));
     }
 
     #[cfg(test)]
@@ -139,8 +172,13 @@ impl<K: Kernel> Telling<K> {
     }
 }
 
+/// Whether the kernel does not have the inode.
+fn is_missing(told: &io::Result<()>) -> bool {
+    told.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// A kernel that does not know the message, does not have what it is about, or is gone: the next may be heard.
-fn note(told: io::Result<()>, what: impl FnOnce() -> String) {
+fn note(told: &io::Result<()>, what: impl FnOnce() -> String) {
     if let Err(error) = told {
         tracing::debug!(%error, what = what(), "invalidation");
     }
@@ -151,7 +189,7 @@ mod tests {
     use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crossbeam_channel::{Sender, unbounded};
+    use crossbeam_channel::Sender;
     use delugefs_proto::local_pb::Attr;
     use nix::errno::Errno;
     use parking_lot::Mutex;
@@ -296,10 +334,10 @@ mod tests {
     fn names_that_heap_up_are_dropped_with_all_others() {
         for knows_epochs in [true, false] {
             let (answer, go) = stuck("7/b");
-            let failing = Arc::new(AtomicBool::new(false));
-            let fails = failing.clone();
+            let asked = Arc::new(AtomicBool::new(false));
+            let asks = asked.clone();
             let (telling, heard) = telling(&[], move |what| {
-                fails.fetch_or(what == "all names", Ordering::Relaxed);
+                asks.fetch_or(what == "all names", Ordering::Relaxed);
                 match what {
                     "all names" if !knows_epochs => Err(Errno::ENOSYS.into()),
                     _ => answer(what),
@@ -310,7 +348,7 @@ mod tests {
                 telling.carry_out(Invalidation::Name { dir: 7, name: b"b"[..].into() }, &mut Vec::new());
             }
             let is_told = || heard.lock().iter().any(|it| it == "all names");
-            assert_eq!((is_told(), failing.load(Ordering::Relaxed)), (knows_epochs, true));
+            assert_eq!((is_told(), asked.load(Ordering::Relaxed)), (knows_epochs, true));
             drop(go);
             telling.settle();
             let names = heard.lock().iter().filter(|it| *it == "7/b").count();

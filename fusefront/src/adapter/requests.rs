@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -19,11 +20,11 @@ use fuser::{
 
 use super::convert::{
     absent_ttl, attr_or_error, bytes, entry, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error,
-    time, ttl, xattr_or_error,
+    telling, time, xattr_or_error,
 };
-use super::{Adapter, Way, errno, guarded, may_block};
+use super::{Adapter, Done, Shared, Way, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
-use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Page, RenameHow};
+use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Opening, Page, RenameHow};
 
 /// Largest write request, and largest read, in bytes.
 const IO_MAX_BYTES: u32 = 1 << 20;
@@ -152,7 +153,13 @@ impl Filesystem for Adapter {
         let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
         let setattr = move |fs: &Fs, caller: &Caller| fs.setattr(caller, ino.0, &change);
         let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
-        self.serve_changing(request, Way::CHANGING, reply, noting(setattr), attr_or_error, doubtful);
+        let send = move |fs: &Fs, reply: ReplyAttr, result: Result<(News, Attr), Errno>| {
+            if let (Ok((_, attr)), Some(_)) = (&result, size) {
+                fs.tell_resized(attr);
+            }
+            attr_or_error(fs, reply, result);
+        };
+        self.serve_changing(request, Way::CHANGING, reply, noting(setattr), send, doubtful);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -236,7 +243,15 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let write = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || truncate;
-        let open = move |fs: &Fs, caller: &Caller| fs.open(caller, ino.0, write, truncate);
+        let open = move |fs: &Fs, caller: &Caller| fs.begin_open(caller, ino.0, write, truncate);
+        let settle = move |shared: Arc<Shared>, opening: Opening, done: Done<Opened>| {
+            let fs = shared.fs.clone();
+            let finish = move |opening| {
+                let opened = guarded(|| fs.finish_open(opening));
+                done(&fs, opened);
+            };
+            shared.telling.before(ino.0, opening, finish);
+        };
         let send = |_: &Fs, reply: ReplyOpen, result: Result<Opened, Errno>| match result {
             Ok(opened) => reply.opened(FileHandle(opened.handle), fopen_flags(&opened)),
             Err(errno) => reply.error(errno),
@@ -249,7 +264,7 @@ impl Filesystem for Adapter {
             Err(_) => fs.invalidate(Invalidation::Pages(ino.0)),
         };
         let way = if truncate { Way::CHANGING } else { Way::READING.slow_if(slow) };
-        self.serve_opening(request, way, reply, open, send, unwanted);
+        self.serve_opening((request, way), reply, open, settle, send, unwanted);
     }
 
     fn create(
@@ -271,8 +286,7 @@ impl Filesystem for Adapter {
         let send = move |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
             Ok((since, (attr, opened))) => {
                 fs.remember_as(&attr, parent.0, &made);
-                let ttl = ttl(fs, since);
-                let (attr, flags) = (file_attr(&attr), fopen_flags(&opened));
+                let ((attr, ttl), flags) = (telling(fs, (since, attr)), fopen_flags(&opened));
                 reply.created(&ttl, &attr, Generation(0), FileHandle(opened.handle), flags);
             }
             Err(errno) => reply.error(errno),
@@ -283,7 +297,8 @@ impl Filesystem for Adapter {
             }
             doubtful(fs).into_iter().for_each(|what| fs.invalidate(what));
         };
-        self.serve_opening(request, Way::CHANGING, reply, noting(create), send, unwanted);
+        let settle = |shared: Arc<Shared>, made, done: Done<(News, (Attr, Opened))>| done(&shared.fs, Ok(made));
+        self.serve_opening((request, Way::CHANGING), reply, noting(create), settle, send, unwanted);
     }
 
     fn read(
@@ -443,12 +458,12 @@ impl Filesystem for Adapter {
                 let (attr, ttl) = match entry.attr {
                     Some(attr) => {
                         fs.remember_as(&attr, ino.0, entry.name);
-                        (attr, ttl(fs, since))
+                        telling(fs, (since, attr))
                     }
-                    None => (dot, Duration::ZERO),
+                    None => (file_attr(&dot), Duration::ZERO),
                 };
                 let name = OsStr::from_bytes(entry.name);
-                if reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &file_attr(&attr), Generation(0)) {
+                if reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &attr, Generation(0)) {
                     // There is no room for it: the kernel is not told after all.
                     if entry.attr.is_some() {
                         fs.forget(entry.ino, 1);

@@ -10,9 +10,10 @@ use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::local_pb::{Fsync, Need, reply, request};
 use nix::errno::Errno;
 
-use super::Fs;
+use super::{Fs, Invalidation};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{Content, FileHandle, Partial, Ticket};
+use crate::known::Version;
 use crate::os;
 
 /// Times a reader looks again because the content changed under it, before it takes what it finds.
@@ -22,15 +23,23 @@ impl Fs {
     /// Read into the buffer until it is full or the file ends; the number of bytes read.
     pub fn read(&self, caller: &Caller, file: &FileHandle, offset: u64, buf: &mut [u8]) -> Outcome<usize> {
         self.came_with(file);
+        let mut fills = false;
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, file)?;
+            // From here on whoever has the kernel drop its pages has to do so again.
+            let (generation, is_first) = file.inode.fill();
+            fills |= is_first;
             if let Some(writer) = &*file.inode.writer.read() {
+                if fills {
+                    self.known.fill(file.inode.ino, None);
+                }
                 return read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error));
             }
             let source = file.source.read();
-            if source.generation != file.inode.generation() {
+            if source.generation != generation {
                 continue;
             }
+            self.give_pages(file, source.version, std::mem::take(&mut fills));
             match &source.content {
                 Content::File(content) => {
                     return read_full(content, offset, buf).map_err(|error| failed("read", file, error));
@@ -57,6 +66,16 @@ impl Fs {
             }
         }
         Err(Errno::EIO.into())
+    }
+
+    /// The kernel is about to be given pages of this version. Two who opened the file at the same time may have got different
+    /// ones: then they are dropped again.
+    fn give_pages(&self, file: &FileHandle, content: Option<(Version, u64)>, is_first: bool) {
+        let is_other = file.inode.gives(content.map_or(Version::default(), |(version, _)| version));
+        let is_mixed = (is_first || is_other) && self.known.fill(file.inode.ino, content);
+        if is_mixed && self.holds_back().is_some() {
+            self.invalidate(Invalidation::Content(file.inode.ino));
+        }
     }
 
     /// Read from a content that is still being fetched, after having waited for what is read. `None`: its handle is gone.

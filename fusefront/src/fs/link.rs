@@ -21,7 +21,7 @@ impl Fs {
     pub fn link_up(&self, link: &NewLink, client: &mut Client) -> Result<(), Disconnected> {
         self.forget_all(Stamp { link: link.number, seq: 0 });
         for inode in self.open.all() {
-            inode.content_changed();
+            self.content_changes(&inode);
             self.readopt(&inode, link, client)?;
         }
         Ok(())
@@ -77,9 +77,7 @@ impl Fs {
     pub fn event(&self, link: u64, event: &Event) {
         if event.all {
             self.forget_all(Stamp { link, seq: event.seq });
-            for inode in self.open.all() {
-                inode.content_changed();
-            }
+            self.open.all().iter().for_each(|inode| self.content_changes(inode));
             return self.invalidate(Invalidation::All);
         }
         let stamp = Stamp { link, seq: event.seq };
@@ -91,7 +89,7 @@ impl Fs {
             for &ino in &changed.inos {
                 self.known.changed_elsewhere(ino, stamp);
                 if let Some(inode) = self.open.get(ino) {
-                    inode.content_changed();
+                    self.content_changes(&inode);
                 }
                 if self.known.contains(ino) {
                     self.invalidate(Invalidation::Content(ino));

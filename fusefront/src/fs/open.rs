@@ -18,7 +18,7 @@ use super::{Change, Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
 use crate::cache::{Found, Written};
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
-use crate::known::{Dropping, Version};
+use crate::known::{Dropping, Outdated, Version};
 use crate::worker::{Answer, RECONNECT_WAIT, Stamp};
 
 /// What opening gives.
@@ -28,6 +28,38 @@ pub struct Opened {
     pub handle: u64,
     /// The pages the kernel has of this inode are still good.
     pub keep_pages: bool,
+}
+
+/// An open that is half done.
+#[derive(Debug)]
+pub struct Opening {
+    /// What the kernel has to drop before it gets the answer ([`Fs::make_way`]).
+    pub outdated: Option<Outdated>,
+    state: OpeningState,
+}
+
+impl Opening {
+    /// The node and the version of its content, if the worker was asked for them.
+    pub(super) fn opens(&self) -> Option<(&Attr, Version)> {
+        match &self.state {
+            OpeningState::Done(_) => None,
+            OpeningState::Asked(asked) => Some((&asked.attr, asked.version)),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum OpeningState {
+    Done(Opened),
+    Asked(Box<Asked>),
+}
+
+#[derive(Debug)]
+struct Asked {
+    answer: Answer,
+    attr: Attr,
+    version: Version,
+    write: bool,
 }
 
 impl Fs {
@@ -66,11 +98,16 @@ impl Fs {
 
     /// Open a regular file. `truncate` empties it, and needs `write`.
     pub fn open(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Opened> {
+        self.begin_open(caller, ino, write, truncate).and_then(|opening| self.finish_open(opening))
+    }
+
+    /// Ask for what [`Self::finish_open`] opens when the kernel has dropped what is outdated.
+    pub fn begin_open(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Opening> {
         if truncate {
             self.clear_privileges(caller, ino)?;
         }
         if let Some(opened) = self.open_shared(ino, write, truncate)? {
-            return Ok(opened);
+            return Ok(Opening { outdated: None, state: OpeningState::Done(opened) });
         }
         if self.known.orphan_attr(ino).is_some() {
             return Err(Errno::ESTALE.into());
@@ -79,7 +116,7 @@ impl Fs {
             has_descriptor_left()?;
         }
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write, truncate });
-        let mut answer = match write {
+        let answer = match write {
             true => self.worker.change(caller, op)?,
             false => self.worker.ask(caller, op)?.check()?,
         };
@@ -93,9 +130,24 @@ impl Fs {
         // What another mount is writing may be something else in a moment, under the same times: no version to keep pages of.
         let is_shared = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.shared);
         let version = if is_shared { Version::default() } else { Version::of(&attr) };
-        let dropping = self.known.opened(ino, version);
+        // What it empties the kernel empties, too.
+        let outdated = self.holds_back().filter(|()| !truncate).and_then(|()| self.known.outdated(&attr, version));
+        let asked = Asked { answer, attr, version, write };
+        Ok(Opening { outdated, state: OpeningState::Asked(Box::new(asked)) })
+    }
+
+    /// The second half of [`Self::open`].
+    pub fn finish_open(&self, opening: Opening) -> Outcome<Opened> {
+        let Asked { mut answer, attr, version, write } = match opening.state {
+            OpeningState::Done(opened) => return Ok(opened),
+            OpeningState::Asked(asked) => *asked,
+        };
+        let ino = attr.ino;
+        // Somebody else has opened a newer version meanwhile: it is opened anew before it is read.
+        let is_older = self.holds_back().is_some() && self.known.is_older(ino, answer.stamp()) && !write;
+        let dropping = if is_older { None } else { self.known.opened(ino, version) };
         self.recheck_pages(ino, answer.link);
-        let keep_pages = dropping.is_none();
+        let keep_pages = dropping.is_none() && !is_older;
         if write {
             let (file, ticket) = self.writable(&mut answer)?;
             let inode = self.acquire(&attr, dropping.as_ref());
@@ -104,7 +156,10 @@ impl Fs {
             return Ok(Opened { handle, keep_pages });
         }
         let inode = self.acquire(&attr, dropping.as_ref());
-        let generation = self.generation_of(&inode, answer.stamp());
+        let generation = match is_older {
+            true => inode.generation().wrapping_sub(1),
+            false => self.generation_of(&inode, answer.stamp()),
+        };
         match self.readable(&mut answer, generation) {
             Ok(source) => {
                 let source = RwLock::new(source);
@@ -369,6 +424,7 @@ impl Fs {
         let (handing, before) = written.map_or((0, None), |written| self.cache.begin_hand_over(inode.ino, written));
         self.known.amend_orphan(inode.ino, |attr| *attr = written.map_or(*attr, |written| written.over(*attr)));
         if let Some(written) = written {
+            self.known.sized(inode.ino, written.size);
             let mut last = inode.last.lock();
             *last = written.over(*last);
         }
@@ -466,8 +522,15 @@ impl Fs {
         let fresh = answer.and_then(|mut answer| {
             if let Some(node) = answer.reply.node.filter(|_| file.inode.generation() == generation) {
                 *file.inode.last.lock() = node;
+                // What the kernel is told has to be as new as what it reads.
+                self.cache.apply(answer.stamp(), |patch| patch.node(Some(node)));
             }
-            self.readable(&mut answer, generation)
+            let source = self.readable(&mut answer, generation)?;
+            // It could not wait for the kernel's having dropped the pages of the version before.
+            if self.holds_back().is_some() && file.inode.is_filled() {
+                self.known.fill(ino, source.version);
+            }
+            Ok(source)
         });
         let old = {
             let mut source = file.source.write();
@@ -476,10 +539,8 @@ impl Fs {
                 // Removed, and never opened for reading by itself: what its last writer left.
                 Err(Stop::Failed(error)) if is_gone(error.errno) && matches!(source.content, Content::None) => {
                     let Some(kept) = kept() else { return Err(error.into()) };
-                    std::mem::replace(
-                        &mut *source,
-                        Source { content: Content::File(Arc::new(kept)), generation, ticket: None },
-                    )
+                    let kept = Source { content: Content::File(Arc::new(kept)), generation, ..Source::default() };
+                    std::mem::replace(&mut *source, kept)
                 }
                 // Removed by somebody else: what was opened can still be read.
                 Err(Stop::Failed(error)) if is_gone(error.errno) && !matches!(source.content, Content::None) => {
@@ -515,7 +576,10 @@ impl Fs {
             (Some(reply::Body::Opened(opened)), None) if opened.has_inline => Content::Inline(opened.inline.clone()),
             _ => return Err(self.without_descriptor(ticket)),
         };
-        Ok(Source { content, generation, ticket })
+        let is_shared = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.shared);
+        let version = |node: &Attr| if is_shared { Version::default() } else { Version::of(node) };
+        let version = answer.reply.node.as_ref().map(|node| (version(node), node.size));
+        Ok(Source { content, generation, ticket, version })
     }
 
     /// The worker has opened it, and the kernel could not give us the descriptor: as long as the worker takes it for open

@@ -1,9 +1,14 @@
 //! What others change, seen through the kernel's caches.
 
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
 use bytes::Bytes;
 use delugefs_proto::local_pb::Changed;
+use parking_lot::Mutex;
 
-use super::{Mounted, wait_until};
+use super::{Mounted, PATIENCE, wait_until};
 
 #[test]
 fn changes_of_others_are_seen_in_spite_of_long_ttls() {
@@ -67,6 +72,136 @@ fn a_restarted_worker_may_know_better() {
     wait_until("and asked for its attributes", || nlink() == links + 1);
     drop(file);
     assert_eq!(std::fs::read(mounted.path("open")).unwrap(), b"written without a worker");
+}
+
+/// Tells other threads to end, also after a panic: nobody else does.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Times that a file is changed elsewhere.
+const VERSIONS: usize = 300;
+
+#[test]
+fn who_opens_a_file_that_others_replace_reads_one_version() {
+    let mounted = Mounted::start();
+    let path = mounted.path("f");
+    // Of one page each: a call that began before may get some pages of each.
+    let versions = [vec![b'A'; 100], vec![b'B'; 3000]];
+    std::fs::write(&path, &versions[0]).unwrap();
+    wait_until("it is sealed", || mounted.worker.open_handles() == 0);
+    let ino = mounted.worker.shared.tree.lock().lookup(1, b"f").unwrap().ino;
+    let (is_done, torn) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let begun = AtomicUsize::new(0);
+    let read = || {
+        let mut file = std::fs::File::open(&path).unwrap();
+        let size = file.metadata().unwrap().len();
+        // One call: what is read by several may be of several versions.
+        let mut bytes = vec![0; 8192];
+        let n = file.read(&mut bytes).unwrap();
+        (size as usize, bytes[..n].to_vec())
+    };
+    std::thread::scope(|scope| {
+        let _ending = Ending(&is_done);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    let before = begun.load(Ordering::SeqCst);
+                    let (size, bytes) = read();
+                    // When another one comes meanwhile there may be some of each.
+                    if !versions.contains(&bytes) && before == begun.load(Ordering::SeqCst) {
+                        torn.lock().push((size, bytes.len(), bytes.first().copied(), bytes.last().copied()));
+                    }
+                }
+            });
+        }
+        for (n, version) in (0..VERSIONS).zip(versions.iter().cycle().skip(1)) {
+            begun.fetch_add(1, Ordering::SeqCst);
+            mounted.worker.elsewhere(|tree| {
+                tree.replace(ino, version);
+                vec![Changed { inos: vec![ino], ..Changed::default() }]
+            });
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let (size, bytes) = read();
+                if (size, &bytes) == (version.len(), version) {
+                    break;
+                }
+                let seen = (size, bytes.len(), bytes.first());
+                assert!(Instant::now() < deadline, "version {n} is not seen, but {seen:?}");
+            }
+        }
+    });
+    assert_eq!(*torn.lock(), []);
+}
+
+#[test]
+fn who_follows_a_file_that_grows_elsewhere_reads_what_was_written() {
+    let mounted = Mounted::start();
+    let path = mounted.path("log");
+    std::fs::write(&path, "line 0\n").unwrap();
+    wait_until("it is sealed", || mounted.worker.open_handles() == 0);
+    let ino = mounted.worker.shared.tree.lock().lookup(1, b"log").unwrap().ino;
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ending = Ending(&is_done);
+        // Lists the directory with attributes, from the worker each time.
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                std::fs::File::create(mounted.path("other")).unwrap();
+                std::fs::read_dir(&mounted.dir).unwrap().for_each(|entry| drop(entry.unwrap().metadata()));
+                std::fs::remove_file(mounted.path("other")).unwrap();
+            }
+        });
+        let mut file = std::fs::File::open(&path).unwrap();
+        let (mut written, mut read) = (String::from("line 0\n"), Vec::<u8>::new());
+        for n in 1..VERSIONS {
+            written += &format!("line {n}\n");
+            mounted.worker.elsewhere(|tree| {
+                tree.replace(ino, written.as_bytes());
+                vec![Changed { inos: vec![ino], ..Changed::default() }]
+            });
+            let deadline = Instant::now() + PATIENCE;
+            while read.len() < written.len() {
+                let mut bytes = [0; 4096];
+                let n = file.read(&mut bytes).unwrap();
+                read.extend(&bytes[..n]);
+                assert_eq!(read, written.as_bytes()[..read.len()]);
+                assert!(Instant::now() < deadline, "{written} is not seen");
+            }
+        }
+    });
+}
+
+#[test]
+fn who_writes_at_the_end_writes_behind_what_others_have_written() {
+    let mounted = Mounted::start();
+    let path = mounted.path("notes");
+    std::fs::write(&path, "first\n").unwrap();
+    let mut expected = b"first\n".to_vec();
+    let tree = || mounted.worker.shared.tree.lock();
+    let ino = tree().lookup(1, b"notes").unwrap().ino;
+    for n in 0..VERSIONS / 10 {
+        wait_until("it is sealed", || mounted.worker.open_handles() == 0);
+        // The kernel has it, with its size.
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), expected.len() as u64);
+        // The news of it has not come yet.
+        expected.extend(format!("elsewhere {n}\n").bytes());
+        tree().replace(ino, &expected);
+        let mut file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), expected.len() as u64);
+        assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), expected.len() as u64);
+        let line = format!("here {n}\n");
+        file.write_all(line.as_bytes()).unwrap();
+        expected.extend(line.bytes());
+    }
+    wait_until("it is sealed", || mounted.worker.open_handles() == 0);
+    assert_eq!(tree().content(ino), expected);
 }
 
 #[test]
