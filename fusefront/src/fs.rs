@@ -206,6 +206,7 @@ impl Fs {
         self.cache.reset(stamp);
         // Another worker may have an older version, and when the newer one comes there the pages are not of that.
         self.known.doubt_all_pages();
+        self.known.relist_all();
         self.note_news();
     }
 

@@ -90,6 +90,8 @@ struct Entry {
     mixed: bool,
     /// It may have pages.
     filled: bool,
+    /// Of a directory: it changed since it was last opened.
+    relist: bool,
 }
 
 /// What the kernel has of an inode that is not what it is about to open.
@@ -391,6 +393,25 @@ impl Known {
         for shard in &self.shards {
             shard.lock().values_mut().for_each(|entry| entry.set_pages(Version::default(), true));
         }
+    }
+
+    /// Others changed the directory.
+    pub fn relist(&self, dir: u64) {
+        if let Some(entry) = self.shard(dir).lock().get_mut(&dir) {
+            entry.relist = true;
+        }
+    }
+
+    /// The same of all directories.
+    pub fn relist_all(&self) {
+        for shard in &self.shards {
+            shard.lock().values_mut().for_each(|entry| entry.relist = true);
+        }
+    }
+
+    /// The directory is being opened. Whether others changed it since it was opened before.
+    pub fn take_relist(&self, dir: u64) -> bool {
+        self.shard(dir).lock().get_mut(&dir).is_some_and(|entry| std::mem::take(&mut entry.relist))
     }
 
     /// The inode has lost its last name. Kept for as long as the kernel knows it.

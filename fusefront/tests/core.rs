@@ -433,3 +433,23 @@ fn a_killed_reader_of_a_big_directory_leaves_no_watch() {
     });
     assert_eq!(bench.fs.watches(), 0);
 }
+
+#[test]
+fn a_listing_is_not_kept_over_a_change_by_others() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    assert!(!bench.fs.keeps_listing(1), "what was before the link nobody knows");
+    for (dir, name) in [(1, "new"), (dir, "new")] {
+        assert!(bench.fs.keeps_listing(dir));
+        bench.worker.elsewhere(|tree| {
+            tree.make(dir, name.as_bytes(), 0o100_644, (0, 0), 0).unwrap();
+            vec![changed(dir, &[name], &[])]
+        });
+        bench.wait_for("it is told", || bench.invalidations.try_iter().any(|it| it == Invalidation::Dir(dir)));
+        // What the kernel was given before may come after it was told.
+        assert_eq!([(); 3].map(|()| bench.fs.keeps_listing(dir)), [false, true, true]);
+    }
+    bench.worker.push(&Event { seq: 1000, changed: vec![], all: true });
+    bench.wait_for("all is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
+    assert_eq!([1, dir, 1, dir].map(|dir| bench.fs.keeps_listing(dir)), [false, false, true, true]);
+}

@@ -415,7 +415,9 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         // The kernel may keep a listing: its own changes and our invalidations drop it.
-        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        let is_kept = self.shared.fs.keeps_listing(ino.0);
+        let keep = if is_kept { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+        let flags = FopenFlags::FOPEN_CACHE_DIR | keep;
         reply.opened(FileHandle(self.shared.fs.opendir(ino.0)), flags);
     }
 

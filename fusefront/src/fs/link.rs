@@ -96,6 +96,7 @@ impl Fs {
                 }
             }
             if changed.dir != 0 {
+                self.known.relist(changed.dir);
                 for name in &changed.names {
                     self.invalidate(Invalidation::Name { dir: changed.dir, name: Box::from(&name[..]) });
                 }

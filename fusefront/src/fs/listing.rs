@@ -78,6 +78,12 @@ impl Fs {
         self.dirs.put(DirHandle { ino, reading: Mutex::new(Reading::NotBegun), entries })
     }
 
+    /// Whether the kernel may use the listing that it has kept of a directory which it is opening: once not after each change by
+    /// others. The notification of that drops what it has, and not what an answer brings that is older and still on its way.
+    pub fn keeps_listing(&self, ino: u64) -> bool {
+        !self.known.take_relist(ino)
+    }
+
     /// The handle is not used any more.
     pub fn releasedir(&self, handle: u64) {
         if let Some(handle) = self.dirs.take(handle) {
