@@ -199,6 +199,7 @@ impl Core {
             attr.mtime = stat.mtime_ns;
             if staged.baseline_ctime_ns != Some(stat.ctime_ns) {
                 attr.ctime = attr.ctime.max(stat.ctime_ns);
+                attr.written = attr.written.max(stat.ctime_ns);
             }
         }
         attr

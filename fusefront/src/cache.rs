@@ -343,7 +343,7 @@ mod tests {
         let size = || cache.attr(77).map(|attr| attr.size);
         let late = |seq, size| cache.apply(stamp(seq), |patch| patch.node(Some(attr(size))));
         late(5, 0);
-        let written = |size| Written { size, blocks: 8, mtime: 9, ctime: None };
+        let written = |size| Written { size, blocks: 8, mtime: 9, ctime: None, written: None };
         let (first, before) = cache.begin_hand_over(77, written(10));
         assert_eq!((before.map(|attr| attr.size), size()), (Some(10), Some(10)));
         // Asked before the writing, with the counter of then, or of another change since.
@@ -382,7 +382,8 @@ mod tests {
         let page = cache.begin_fetch(1);
         assert!(cache.is_quiet_since(&page, 5));
         // The counter does not move while a file is written, and of this one nothing is held.
-        let (number, _) = cache.begin_hand_over(77, Written { size: 10, blocks: 8, mtime: 9, ctime: None });
+        let (number, _) =
+            cache.begin_hand_over(77, Written { size: 10, blocks: 8, mtime: 9, ctime: None, written: None });
         assert!(!cache.is_quiet_since(&page, 5));
         let page = cache.begin_fetch(1);
         assert!(cache.is_quiet_since(&page, 5));
@@ -397,7 +398,8 @@ mod tests {
             cache.reset(stamp(0));
             let told = || cache.attr(77).map(|attr| (attr.size, attr.mtime));
             cache.apply(stamp(5), |patch| patch.node(Some(attr(0))));
-            let (number, _) = cache.begin_hand_over(77, Written { size: 10, blocks: 8, mtime: 9, ctime: Some(9) });
+            let (number, _) =
+                cache.begin_hand_over(77, Written { size: 10, blocks: 8, mtime: 9, ctime: Some(9), written: None });
             cache.apply(stamp(7), |patch| patch.changed(Attr { mtime: 3, ..attr(10) }, false));
             assert_eq!(told(), Some((10, 3)));
             cache.apply(stamp(7), |patch| patch.changed(Attr { mtime: 4, ..attr(30) }, true));

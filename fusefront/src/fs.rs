@@ -2,8 +2,8 @@
 //! the cache. The adapter calls it for the kernel; tests call it for themselves.
 //!
 //! Reading order: [`lookup`](self) (names and attributes), `listing` (directories), `names` (what changes them),
-//! `open` (handles), `io`, `setattr`, `xattr`, and `link` for what happens when the worker comes, goes or tells news;
-//! `turn` for how the kernel comes to see it.
+//! `open` (handles), `io`, `setattr`, `xattr`, and `link` for what happens when the worker comes, goes or tells news,
+//! and `standin` when that is another disk's; `turn` for how the kernel comes to see it.
 //!
 //! No lock is held over a request to the worker. Permissions are the kernel's business (default_permissions).
 
@@ -15,6 +15,7 @@ mod names;
 mod open;
 mod paged;
 mod setattr;
+mod standin;
 mod turn;
 mod xattr;
 
@@ -32,6 +33,7 @@ pub use self::names::{Making, RenameHow};
 pub use self::open::{Opened, Opening};
 pub use self::paged::Paged;
 pub use self::setattr::{Change, Time};
+use self::standin::Awaited;
 use crate::cache::{Cache, Found, Written};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, FileHandle, OpenInodes, Table, Writer};
@@ -64,7 +66,7 @@ pub enum Invalidation {
     },
     /// An inode's attributes.
     Attr(u64),
-    /// An inode's attributes, and its content unless [`Fs::pages_are_current`].
+    /// What the kernel has of an inode that is not of the current version ([`Fs::renew`]).
     Content(u64),
     /// An inode's attributes and its content, whatever is known of their version.
     Pages(u64),
@@ -108,6 +110,7 @@ pub struct Fs {
     ending: AtomicBool,
     /// See [`Self::hold_back`].
     holds_back: AtomicBool,
+    awaited: Awaited,
 }
 
 impl Fs {
@@ -130,6 +133,7 @@ impl Fs {
             notes_names: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             holds_back: AtomicBool::new(false),
+            awaited: Awaited::default(),
         }
     }
 
@@ -303,12 +307,14 @@ fn with_stat(attr: Attr, writer: &Writer) -> Attr {
 /// What the descriptor knows better than the worker's answers.
 fn written(writer: &Writer) -> Option<Written> {
     let stat = nix::sys::stat::fstat(writer.file()).ok()?;
+    // Of the status changes, writes are only known there, and chmod and link only here.
+    let ctime = writer.is_changed().then_some(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec);
     Some(Written {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
         mtime: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
-        // Of the status changes, writes are only known there, and chmod and link only here.
-        ctime: writer.is_changed().then_some(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec),
+        ctime,
+        written: ctime,
     })
 }
 

@@ -151,8 +151,8 @@ pub struct OpenInode {
     /// Counts the versions of the content, in steps of two: a source of an older one must be opened anew. The lowest bit is set
     /// when the kernel is given pages.
     generation: AtomicU64,
-    /// The version that the kernel was given pages of last.
-    given: Mutex<Version>,
+    /// The version that the kernel was given pages of last, and its size in bytes, if it was a known one.
+    given: Mutex<Option<(Version, u64)>>,
     /// Somebody was told the attributes of the staging file since the last write, and may have kept them.
     pub told: AtomicBool,
     /// The attributes we knew last: all that is left when the worker no longer knows the inode.
@@ -334,6 +334,13 @@ impl OpenInode {
         self.generation.fetch_add(2, Ordering::AcqRel);
     }
 
+    /// The same if this is the current one still: the new one.
+    pub fn content_changed_since(&self, generation: u64) -> Option<u64> {
+        let changed = |now: u64| (now >> 1 == generation).then_some(now.wrapping_add(2));
+        let before = self.generation.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed).ok()?;
+        Some(before.wrapping_add(2) >> 1)
+    }
+
     /// The kernel is about to be given pages: the version they have to be of, and whether they are the first since
     /// [`Self::empty`].
     pub fn fill(&self) -> (u64, bool) {
@@ -342,8 +349,13 @@ impl OpenInode {
     }
 
     /// The kernel is given pages of this version: whether it was given those of another before.
-    pub fn gives(&self, version: Version) -> bool {
-        std::mem::replace(&mut *self.given.lock(), version) != version
+    pub fn gives(&self, content: Option<(Version, u64)>) -> bool {
+        std::mem::replace(&mut *self.given.lock(), content) != content
+    }
+
+    /// The version that the kernel was given pages of last, and its size in bytes, if it was a known one.
+    pub fn given(&self) -> Option<(Version, u64)> {
+        *self.given.lock()
     }
 
     /// Whether the kernel may have been given pages.

@@ -85,11 +85,17 @@ struct Entry {
     told: Version,
     /// Counts how often it was told.
     tellings: u32,
+    /// The same of the size it had, in the place of a newer one.
+    held_back: u32,
     /// It was told others since it dropped them last. Of two answers on their way at the same time it may have taken the older
     /// one, and thrown away the newer.
     mixed: bool,
     /// It may have pages.
     filled: bool,
+    /// Counts how often it was noted that it is given some.
+    fillings: u32,
+    /// When the content that was shown of it was written.
+    shown: i64,
     /// Of a directory: it changed since it was last opened.
     relist: bool,
 }
@@ -223,25 +229,58 @@ impl Known {
         self.shard(ino).lock().get(&ino).map(Entry::pages)
     }
 
-    /// The kernel is about to be told these attributes. If it has pages of another version (`has_pages`: of its own handles it has
-    /// some), their size would be put on those: then the size it was told before is given back, for it to be told again.
-    pub fn tell(&self, attr: &Attr, has_pages: impl FnOnce() -> bool) -> Option<u64> {
+    /// Whether what was opened last, or read, is another version.
+    pub fn opened_other(&self, ino: u64, version: Version) -> bool {
+        self.shard(ino).lock().get(&ino).is_some_and(|entry| entry.pages != version)
+    }
+
+    /// The kernel is about to be told these attributes. If it has pages of another version, their size would be put on those: then
+    /// the size it was told before is given back, for it to be told again. `has_pages` says whether it has some by the handles that are
+    /// open; it is given whether they are of another version than the one that was opened last.
+    pub fn tell(&self, attr: &Attr, has_pages: impl FnOnce(bool) -> bool) -> Option<u64> {
         let mut shard = self.shard(attr.ino).lock();
         let (entry, version) = (shard.get_mut(&attr.ino)?, Version::of(attr));
         let other = entry.size.filter(|size| *size != attr.size);
-        if other.is_some() && entry.pages() != version && (entry.filled || has_pages()) {
-            return other;
+        let is_of_other = other.is_some() && entry.pages() != version;
+        match other {
+            Some(size) if is_of_other && (entry.filled || has_pages(entry.pages != version)) => {
+                entry.held_back = entry.held_back.wrapping_add(1);
+                Some(size)
+            }
+            _ => {
+                entry.shown = attr.written;
+                let all = Version::of_all(attr);
+                entry.mixed |= entry.told != Version::default() && entry.told != all;
+                (entry.size, entry.told) = (Some(attr.size), all);
+                entry.tellings = entry.tellings.wrapping_add(1);
+                None
+            }
         }
-        let all = Version::of_all(attr);
-        entry.mixed |= entry.told != Version::default() && entry.told != all;
-        (entry.size, entry.told) = (Some(attr.size), all);
-        entry.tellings = entry.tellings.wrapping_add(1);
-        None
+    }
+
+    /// These attributes are shown to users.
+    pub fn show(&self, attr: &Attr) {
+        if let Some(entry) = self.shard(attr.ino).lock().get_mut(&attr.ino) {
+            entry.shown = attr.written;
+        }
+    }
+
+    /// All inodes, and when the contents that were shown of them were written.
+    pub fn shown(&self) -> Vec<(u64, i64)> {
+        let of = |shard: &Mutex<InoMap<Entry>>| {
+            shard.lock().iter().map(|(ino, entry)| (*ino, entry.shown)).collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(of).collect()
     }
 
     /// How often the kernel was told the attributes.
     pub fn tellings(&self, ino: u64) -> u32 {
         self.shard(ino).lock().get(&ino).map_or(0, |entry| entry.tellings)
+    }
+
+    /// How often the kernel was told the size it had, in the place of a newer one.
+    pub fn held_back(&self, ino: u64) -> u32 {
+        self.shard(ino).lock().get(&ino).map_or(0, |entry| entry.held_back)
     }
 
     /// The kernel has dropped the attributes that it had when it was told so often.
@@ -260,15 +299,17 @@ impl Known {
     pub fn sized(&self, ino: u64, size: u64) {
         if let Some(entry) = self.shard(ino).lock().get_mut(&ino) {
             (entry.size, entry.filled) = (Some(size), true);
+            entry.fillings = entry.fillings.wrapping_add(1);
         }
     }
 
     /// What the kernel has that is not of the version with these attributes. `version` is that of the content: none if it is of
     /// no known one.
-    pub fn outdated(&self, attr: &Attr, version: Version) -> Option<Outdated> {
+    /// `has_pages` says whether the kernel has pages by the handles that are open.
+    pub fn outdated(&self, attr: &Attr, version: Version, has_pages: impl FnOnce() -> bool) -> Option<Outdated> {
         let shard = self.shard(attr.ino).lock();
         let entry = shard.get(&attr.ino)?;
-        if entry.filled && (entry.pages() != version || version == Version::default()) {
+        if (entry.filled || has_pages()) && (entry.pages() != version || version == Version::default()) {
             return Some(Outdated::Pages);
         }
         let is_old = entry.told != Version::of_all(attr) || entry.mixed || version == Version::default();
@@ -281,8 +322,9 @@ impl Known {
     }
 
     /// The kernel is being given pages, the first ones since [`Self::emptied`] or others than those: of this version and size, if
-    /// they are of one. Whether it has pages of more than one version by that.
-    pub fn fill(&self, ino: u64, content: Option<(Version, u64)>) -> bool {
+    /// they are of one. Whether it has pages of more than one version by that. `is_overtaken` says whether somebody has opened
+    /// another version since they were looked for.
+    pub fn fill(&self, ino: u64, content: Option<(Version, u64)>, is_overtaken: impl FnOnce() -> bool) -> bool {
         let mut shard = self.shard(ino).lock();
         let Some(entry) = shard.get_mut(&ino) else { return false };
         let mut is_mixed = false;
@@ -294,13 +336,21 @@ impl Known {
                     is_mixed = true;
                 }
                 true => {}
+                // The kernel drops these with the answer to that.
+                false if entry.dropping && entry.pages != version && is_overtaken() => {}
                 false => entry.set_pages(version, false),
             }
             // A read that is shorter than expected makes it cut the size itself.
             entry.size = entry.size.map(|told| told.min(size));
         }
         entry.filled = true;
+        entry.fillings = entry.fillings.wrapping_add(1);
         is_mixed
+    }
+
+    /// How often it was noted that the kernel is given pages.
+    pub fn fillings(&self, ino: u64) -> u32 {
+        self.shard(ino).lock().get(&ino).map_or(0, |entry| entry.fillings)
     }
 
     /// Whether the inode was opened by a newer answer than this one; if not this is the newest from now on.
@@ -314,13 +364,13 @@ impl Known {
         is_older
     }
 
-    /// The kernel has dropped all pages, if this still says so: nothing is filled in meanwhile. What it says.
-    pub fn emptied(&self, ino: u64, is_empty: impl FnOnce() -> bool) -> bool {
+    /// The kernel has dropped all pages that it had after so many fillings, if this still says so: nothing is filled in meanwhile.
+    /// Whether it has none by that.
+    pub fn emptied(&self, ino: u64, fillings: u32, is_empty: impl FnOnce() -> bool) -> bool {
         let mut shard = self.shard(ino).lock();
-        let is_empty = is_empty();
-        if is_empty && let Some(entry) = shard.get_mut(&ino) {
-            entry.filled = false;
-        }
+        let Some(entry) = shard.get_mut(&ino) else { return is_empty() };
+        let is_empty = entry.fillings == fillings && is_empty();
+        entry.filled &= !is_empty;
         is_empty
     }
 
@@ -488,28 +538,34 @@ mod tests {
         let known = Known::default();
         let old = Attr { ino: 77, nlink: 1, dir: 1, size: 3, ..Attr::default() };
         let new = Attr { size: 4, ..old };
-        let outdated = |attr: &Attr| known.outdated(attr, Version::of(attr));
+        let outdated = |attr: &Attr| known.outdated(attr, Version::of(attr), || false);
         known.remember(&old);
         assert_eq!(outdated(&old), None, "it has none");
-        assert_eq!((known.tell(&old, || false), outdated(&old)), (None, None));
+        assert_eq!((known.tell(&old, |_| false), outdated(&old)), (None, None));
         assert_eq!(outdated(&new), Some(Outdated::Attributes));
         // Which one it has taken nobody knows.
-        assert_eq!((known.tell(&new, || false), outdated(&new)), (None, Some(Outdated::Attributes)));
+        assert_eq!((known.tell(&new, |_| false), outdated(&new)), (None, Some(Outdated::Attributes)));
         known.dropped_attr(77, known.tellings(77));
         assert_eq!(outdated(&new), None);
-        assert_eq!((known.tell(&new, || false), outdated(&new)), (None, None));
+        assert_eq!((known.tell(&new, |_| false), outdated(&new)), (None, None));
         // Told while it drops them: it has these or none.
-        known.tell(&old, || false);
+        known.tell(&old, |_| false);
         let before = known.tellings(77);
-        known.tell(&new, || false);
+        known.tell(&new, |_| false);
         known.dropped_attr(77, before);
         assert_eq!((outdated(&new), outdated(&old)), (None, Some(Outdated::Attributes)));
         // With pages of the older one it keeps that one's size.
-        known.fill(77, Some((Version::of(&new), 4)));
+        known.fill(77, Some((Version::of(&new), 4)), || false);
         assert_eq!((outdated(&new), outdated(&old)), (None, Some(Outdated::Pages)));
-        assert_eq!((known.tell(&old, || false), known.tell(&new, || false)), (Some(4), None));
-        assert!(!known.emptied(77, || false) && known.is_filled(77) && known.emptied(77, || true));
-        assert_eq!(known.tell(&old, || false), None);
+        assert_eq!((known.tell(&old, |_| false), known.tell(&new, |_| false)), (Some(4), None));
+        let fillings = known.fillings(77);
+        assert!(!known.emptied(77, fillings, || false) && known.is_filled(77));
+        assert_eq!(known.held_back(77), 1);
+        // Given some again while it drops them, by a handle that is closed by now.
+        known.fill(77, None, || false);
+        assert!(!known.emptied(77, fillings, || true) && known.emptied(77, known.fillings(77), || true));
+        assert!(!known.is_filled(77));
+        assert_eq!(known.tell(&old, |_| false), None);
     }
 
     #[test]

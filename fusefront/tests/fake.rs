@@ -52,6 +52,8 @@ pub struct Shared {
     events: Mutex<Vec<(u64, UnixStream)>>,
     handles: Mutex<HashMap<u64, Handle>>,
     run: Mutex<u64>,
+    /// The disk's id.
+    pub disk: Mutex<String>,
     broken_promises: Mutex<Vec<String>>,
 }
 
@@ -97,6 +99,7 @@ impl FakeWorker {
             events: Mutex::default(),
             handles: Mutex::default(),
             run: Mutex::new(0),
+            disk: Mutex::new("00".into()),
             broken_promises: Mutex::default(),
         });
         // A frontend under test may have dropped its privileges.
@@ -226,7 +229,7 @@ impl Shared {
                 let welcome = Welcome {
                     version: LOCAL_VERSION,
                     cluster: "test".into(),
-                    disk_id: "00".into(),
+                    disk_id: self.disk.lock().clone(),
                     root: 1,
                     worker_run: *self.run.lock(),
                 };

@@ -31,6 +31,8 @@ pub struct Node {
     pub atime_ns: i64,
     /// Nanoseconds since 1970.
     pub ctime_ns: i64,
+    /// When its content became what it is, as the catalog orders that; of a directory 0.
+    pub written_ns: i64,
     /// Number of names.
     pub nlink: u32,
 }
@@ -67,6 +69,7 @@ impl Node {
             atime: self.atime_ns,
             ctime: self.ctime_ns,
             dir: self.dir.0,
+            written: self.written_ns,
         }
     }
 
@@ -105,10 +108,12 @@ fn times(element: Option<&Element>, fallback: Hlc) -> (i64, i64) {
 
 pub(super) fn of_file(parts: &FileParts<'_>, ino: Ino, dir: Ino, nlink: u32) -> Node {
     let elements = [Some(parts.content), parts.attrs, parts.times];
-    let ctime = elements.iter().flatten().map(|e| e.hlc.0).max().unwrap_or_default();
+    let ctime_ns = elements.iter().flatten().map(|e| e.hlc.0).max().unwrap_or_default() as i64;
+    let written_ns = parts.content.hlc.0 as i64;
     let (mtime_ns, atime_ns) = times(parts.times, parts.content.hlc);
     let perm = attrs(parts.attrs).0;
-    Node { ino, dir, kind: Kind::File(parts.data().clone()), perm, mtime_ns, atime_ns, ctime_ns: ctime as i64, nlink }
+    let kind = Kind::File(parts.data().clone());
+    Node { ino, dir, kind, perm, mtime_ns, atime_ns, ctime_ns, written_ns, nlink }
 }
 
 impl Namespace {
@@ -156,6 +161,7 @@ impl Namespace {
             mtime_ns,
             atime_ns,
             ctime_ns: latest.0 as i64,
+            written_ns: 0,
             nlink: 2 + dir.subdirs(),
         })
     }

@@ -19,6 +19,9 @@ const TTL: Duration = Duration::from_secs(3600);
 /// The same of a name's absence where the kernel cannot be told to drop all names: which ones it was told of as absent nobody
 /// here remembers.
 const ABSENT_TTL: Duration = Duration::from_secs(1);
+/// The same of attributes that the kernel takes in also if it was told since then to drop them, as it does with what LINK and SETATTR
+/// give it: so long it can be wrong.
+const UNCHECKED_TTL: Duration = Duration::from_secs(1);
 /// What programs take as the best size of a read or write, in bytes: each is a request to us.
 const BLOCK_BYTES: u32 = 64 << 10;
 
@@ -74,11 +77,37 @@ pub(super) fn entry_or_error(
     }
 }
 
+/// The same of one that has got a further name.
+pub(super) fn link_or_error(
+    dir: u64,
+    name: Bytes,
+) -> impl FnOnce(&Fs, ReplyEntry, Result<(News, Attr), Errno>) + Send + 'static {
+    move |fs, reply, result| match result {
+        Ok((since, attr)) => {
+            fs.remember_as(&attr, dir, &name);
+            let (attr, ttl) = telling(fs, (since, attr));
+            reply.entry(&ttl.min(UNCHECKED_TTL), &attr, Generation(0));
+        }
+        Err(errno) => reply.error(errno),
+    }
+}
+
 pub(super) fn attr_or_error(fs: &Fs, reply: ReplyAttr, result: Result<(News, Attr), Errno>) {
     match result {
         Ok(found) => {
             let (attr, ttl) = telling(fs, found);
             reply.attr(&ttl, &attr);
+        }
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// The same of what has been changed: the kernel takes it in also if it was told of news since.
+pub(super) fn changed_or_error(fs: &Fs, reply: ReplyAttr, result: Result<(News, Attr), Errno>) {
+    match result {
+        Ok(found) => {
+            let (attr, ttl) = telling(fs, found);
+            reply.attr(&ttl.min(UNCHECKED_TTL), &attr);
         }
         Err(errno) => reply.error(errno),
     }

@@ -85,7 +85,7 @@ impl<K: Kernel> Telling<K> {
     /// that waits for anybody, else on another thread. For those who answer the kernel.
     pub fn before(&self, ino: u64, opening: Opening, next: impl FnOnce(Opening) + Send + 'static) {
         if opening.outdated == Some(Outdated::Pages) {
-            self.pages.put(ino, Pages::Before(opening, Box::new(next)), |_| false);
+            self.pages.put_awaited(ino, Pages::Before(opening, Box::new(next)));
             return;
         }
         if opening.outdated == Some(Outdated::Attributes) {

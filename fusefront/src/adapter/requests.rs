@@ -19,8 +19,8 @@ use fuser::{
 };
 
 use super::convert::{
-    absent_ttl, attr_or_error, bytes, entry, entry_or_error, file_attr, file_type, fopen_flags, noting, ok_or_error,
-    telling, time, xattr_or_error,
+    absent_ttl, attr_or_error, bytes, changed_or_error, entry, entry_or_error, file_attr, file_type, fopen_flags,
+    link_or_error, noting, ok_or_error, telling, time, xattr_or_error,
 };
 use super::{Adapter, Done, Shared, Way, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
@@ -128,7 +128,10 @@ impl Filesystem for Adapter {
         self.shared.fs.forget(ino.0, lookups);
     }
 
-    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(handle) = handle {
+            self.shared.fs.came_with_handle(handle.0);
+        }
         self.serve(request, reply, noting(move |fs, caller| fs.getattr(caller, ino.0)), attr_or_error);
     }
 
@@ -157,7 +160,7 @@ impl Filesystem for Adapter {
             if let (Ok((_, attr)), Some(_)) = (&result, size) {
                 fs.tell_resized(attr);
             }
-            attr_or_error(fs, reply, result);
+            changed_or_error(fs, reply, result);
         };
         self.serve_changing(request, Way::CHANGING, reply, noting(setattr), send, doubtful);
     }
@@ -197,7 +200,7 @@ impl Filesystem for Adapter {
             let names = doubtful_names(vec![(parent.0, name.clone())]);
             move |fs: &Fs| [names(fs), vec![Invalidation::Attr(ino.0)]].concat()
         };
-        let send = entry_or_error(parent.0, name.clone());
+        let send = link_or_error(parent.0, name.clone());
         let link = move |fs: &Fs, caller: &Caller| fs.link(caller, ino.0, parent.0, &name);
         self.serve_changing(request, Way::CHANGING, reply, noting(link), send, doubtful);
     }

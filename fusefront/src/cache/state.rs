@@ -45,6 +45,8 @@ pub struct Written {
     pub mtime: i64,
     /// The same, if anything was written.
     pub ctime: Option<i64>,
+    /// The same as it was then, whatever has been changed since.
+    pub written: Option<i64>,
 }
 
 impl Written {
@@ -52,6 +54,7 @@ impl Written {
     pub fn over(self, mut attr: Attr) -> Attr {
         (attr.size, attr.blocks, attr.mtime) = (self.size, self.blocks, self.mtime);
         attr.ctime = self.ctime.map_or(attr.ctime, |ctime| attr.ctime.max(ctime));
+        attr.written = self.written.map_or(attr.written, |written| attr.written.max(written));
         attr
     }
 }

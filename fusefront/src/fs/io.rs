@@ -31,7 +31,7 @@ impl Fs {
             fills |= is_first;
             if let Some(writer) = &*file.inode.writer.read() {
                 if fills {
-                    self.known.fill(file.inode.ino, None);
+                    self.known.fill(file.inode.ino, None, || false);
                 }
                 return read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error));
             }
@@ -39,7 +39,7 @@ impl Fs {
             if source.generation != generation {
                 continue;
             }
-            self.give_pages(file, source.version, std::mem::take(&mut fills));
+            self.give_pages(file, (generation, source.version), std::mem::take(&mut fills));
             match &source.content {
                 Content::File(content) => {
                     return read_full(content, offset, buf).map_err(|error| failed("read", file, error));
@@ -70,9 +70,10 @@ impl Fs {
 
     /// The kernel is about to be given pages of this version. Two who opened the file at the same time may have got different
     /// ones: then they are dropped again.
-    fn give_pages(&self, file: &FileHandle, content: Option<(Version, u64)>, is_first: bool) {
-        let is_other = file.inode.gives(content.map_or(Version::default(), |(version, _)| version));
-        let is_mixed = (is_first || is_other) && self.known.fill(file.inode.ino, content);
+    fn give_pages(&self, file: &FileHandle, (generation, content): (u64, Option<(Version, u64)>), is_first: bool) {
+        let is_other = file.inode.gives(content);
+        let is_overtaken = || file.inode.generation() != generation;
+        let is_mixed = (is_first || is_other) && self.known.fill(file.inode.ino, content, is_overtaken);
         if is_mixed && self.holds_back().is_some() {
             self.invalidate(Invalidation::Content(file.inode.ino));
         }

@@ -95,7 +95,7 @@ impl Fs {
         }
     }
 
-    fn ask_attr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
+    pub(super) fn ask_attr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
         let op = request::Op::GetAttr(GetAttr { ino, dir: self.dir_of(ino) });
         let answer = self.worker.ask(caller, op)?.check()?;
         let attr = required(answer.reply.node)?;

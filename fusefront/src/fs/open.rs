@@ -114,6 +114,8 @@ impl Fs {
         }
         if truncate {
             has_descriptor_left()?;
+        } else {
+            self.is_not_behind(caller, ino)?;
         }
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write, truncate });
         let answer = match write {
@@ -131,7 +133,7 @@ impl Fs {
         let is_shared = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.shared);
         let version = if is_shared { Version::default() } else { Version::of(&attr) };
         // What it empties the kernel empties, too.
-        let outdated = self.holds_back().filter(|()| !truncate).and_then(|()| self.known.outdated(&attr, version));
+        let outdated = self.holds_back().filter(|()| !truncate).and_then(|()| self.outdated(&attr, version));
         let asked = Asked { answer, attr, version, write };
         Ok(Opening { outdated, state: OpeningState::Asked(Box::new(asked)) })
     }
@@ -322,6 +324,13 @@ impl Fs {
         }
     }
 
+    /// The same by its number.
+    pub fn came_with_handle(&self, handle: u64) {
+        if let Some(file) = self.files.get(handle) {
+            self.came_with(&file);
+        }
+    }
+
     /// Close a handle.
     pub fn release(&self, handle: u64) {
         let Some(file) = self.files.take(handle) else { return };
@@ -424,6 +433,7 @@ impl Fs {
         let (handing, before) = written.map_or((0, None), |written| self.cache.begin_hand_over(inode.ino, written));
         self.known.amend_orphan(inode.ino, |attr| *attr = written.map_or(*attr, |written| written.over(*attr)));
         if let Some(written) = written {
+            inode.fill();
             self.known.sized(inode.ino, written.size);
             let mut last = inode.last.lock();
             *last = written.over(*last);
@@ -440,6 +450,7 @@ impl Fs {
         let (ticket, unwritten, sync_failed) = (writer.ticket(), !writer.is_changed(), writer.is_doubtful());
         drop(writer);
         let closed = self.close_handle(ticket, unwritten, sync_failed);
+        let is_lost = closed.is_none();
         let (link, reply) = closed.unwrap_or_default();
         if reply.errno != 0 {
             let (ino, errno) = (format_args!("{:016x}", inode.ino), reply.errno);
@@ -461,6 +472,9 @@ impl Fs {
             }
             // Nobody says what the file is now.
             (None, _) if self.known.orphan_attr(inode.ino).is_none() => {
+                if is_lost && let Some(written) = written.and_then(|written| written.written) {
+                    self.awaited.await_version(inode.ino, written);
+                }
                 self.known.doubt_pages(inode.ino);
                 self.invalidate(Invalidation::Pages(inode.ino));
             }
@@ -517,18 +531,28 @@ impl Fs {
         }
         let (ino, generation) = (file.inode.ino, file.inode.generation());
         let kept = || file.inode.kept.lock().as_ref().and_then(|kept| kept.try_clone().ok());
+        self.is_not_behind(caller, ino)?;
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write: false, truncate: false });
         let answer = self.worker.ask(caller, op)?.check().map_err(Stop::from);
         let fresh = answer.and_then(|mut answer| {
+            let stamp = answer.stamp();
             if let Some(node) = answer.reply.node.filter(|_| file.inode.generation() == generation) {
                 *file.inode.last.lock() = node;
                 // What the kernel is told has to be as new as what it reads.
                 self.cache.apply(answer.stamp(), |patch| patch.node(Some(node)));
             }
-            let source = self.readable(&mut answer, generation)?;
-            // It could not wait for the kernel's having dropped the pages of the version before.
-            if self.holds_back().is_some() && file.inode.is_filled() {
-                self.known.fill(ino, source.version);
+            let mut source = self.readable(&mut answer, generation)?;
+            if self.holds_back().is_some() {
+                // Who has opened another version and not read it yet reads this one, too.
+                if source.version.is_some_and(|(version, _)| self.known.opened_other(ino, version)) {
+                    source.generation = file.inode.content_changed_since(generation).unwrap_or(generation);
+                }
+                // Who has opened an older one at the same time must not count as the last.
+                self.known.is_older(ino, stamp);
+                // It could not wait for the kernel's having dropped the pages of the version before.
+                if file.inode.is_filled() && self.known.fill(ino, source.version, || false) {
+                    self.invalidate(Invalidation::Content(ino));
+                }
             }
             Ok(source)
         });

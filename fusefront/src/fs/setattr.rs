@@ -57,6 +57,9 @@ impl Fs {
                 return self.getattr(caller, ino);
             }
         }
+        if rest.size.is_some_and(|size| size > 0) {
+            self.is_not_behind(caller, ino)?;
+        }
         match self.ask_setattr(caller, ino, &rest) {
             Err(Stop::Failed(error)) if is_gone(error.errno) => match self.bereave(ino) {
                 Some(_) => self.setattr_orphan(ino, &rest),

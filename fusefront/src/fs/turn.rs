@@ -64,16 +64,23 @@ impl Fs {
     /// The kernel is about to be told these attributes of an inode that it knows: what it is to be told, and whether that is all
     /// there is to say. If not it has to ask again.
     pub fn tell(&self, attr: Attr) -> (Attr, bool) {
-        if self.holds_back().is_none() || attr.mode & S_IFMT != S_IFREG {
+        if attr.mode & S_IFMT != S_IFREG {
+            return (attr, true);
+        }
+        if self.holds_back().is_none() {
+            self.known.show(&attr);
             return (attr, true);
         }
         let inode = || self.open.get(attr.ino);
-        let other = || self.known.tell(&attr, || inode().is_some_and(|inode| inode.is_filled()));
+        // Who has an older version open and has not read it reads this one: else he would see the one cut off at the other's size.
+        let keeps = |inode: Arc<OpenInode>, is_other| inode.is_filled() || is_other && !inode.change_unless_filled();
+        let other = || self.known.tell(&attr, |is_other| inode().is_some_and(|inode| keeps(inode, is_other)));
         if other().is_none() {
             return (attr, true);
         }
         if inode().is_some_and(|inode| inode.writer.read().is_some()) {
             self.known.sized(attr.ino, attr.size);
+            other();
             return (attr, true);
         }
         // Once more: a writer who has left since has also left the size.
@@ -104,20 +111,35 @@ impl Fs {
     /// The same before an open of another version is finished.
     pub fn make_way(&self, opening: &Opening, drop: impl Fn(bool) -> io::Result<()>) -> io::Result<()> {
         match opening.opens() {
-            Some((attr, version)) => self.drop_older(attr, version, drop),
+            Some((attr, version)) => {
+                let held_back = self.known.held_back(attr.ino);
+                let dropped = self.drop_older(attr, version, &drop);
+                // Who asked meanwhile was told the size before: that answer may come in after ours.
+                match self.known.held_back(attr.ino) == held_back {
+                    true => dropped,
+                    false => self.drop_attr(attr.ino, || drop(false)),
+                }
+            }
             None => Ok(()),
         }
+    }
+
+    /// What the kernel has that is not of this version of a file.
+    pub(super) fn outdated(&self, attr: &Attr, version: Version) -> Option<Outdated> {
+        self.known.outdated(attr, version, || self.open.get(attr.ino).is_some_and(|inode| inode.is_filled()))
     }
 
     fn drop_older(&self, attr: &Attr, version: Version, drop: impl Fn(bool) -> io::Result<()>) -> io::Result<()> {
         let ino = attr.ino;
         let mut dropped = Ok(());
         for _ in 0..TRIES {
-            match self.known.outdated(attr, version) {
+            match self.outdated(attr, version) {
                 Some(Outdated::Pages) => break,
                 Some(Outdated::Attributes) => dropped = self.drop_attr(ino, || drop(false)),
-                None if self.known.is_filled(ino) => return dropped,
                 None => {}
+            }
+            if self.known.is_filled(ino) {
+                return dropped;
             }
             // Handles that were opened and not read.
             if self.open.get(ino).is_none_or(|inode| inode.writer.read().is_some() || inode.change_unless_filled()) {
@@ -131,7 +153,10 @@ impl Fs {
     pub fn drop_attr(&self, ino: u64, drop: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let tellings = self.known.tellings(ino);
         let dropped = drop();
-        self.known.dropped_attr(ino, tellings);
+        // What the kernel does not have may be on its way to it.
+        if dropped.is_ok() {
+            self.known.dropped_attr(ino, tellings);
+        }
         dropped
     }
 
@@ -149,8 +174,9 @@ impl Fs {
                 }
                 inode.empty();
             }
+            let fillings = self.known.fillings(ino);
             let dropped = self.drop_attr(ino, &drop_pages);
-            let is_turned = self.known.emptied(ino, || {
+            let is_turned = self.known.emptied(ino, fillings, || {
                 let now = self.open.get(ino);
                 let is_same = now.is_none() || now.as_ref().map(Arc::as_ptr) == inode.as_ref().map(Arc::as_ptr);
                 is_same && inode.as_ref().is_none_or(|inode| inode.change_unless_filled())
@@ -165,9 +191,9 @@ impl Fs {
             inode.empty();
         }
         let dropped = self.drop_attr(ino, &drop_pages);
-        self.known.emptied(ino, || true);
-        if inode.is_some_and(|inode| inode.is_filled()) {
-            self.known.fill(ino, self.cache.attr(ino).map(|attr| (Version::of(&attr), attr.size)));
+        self.known.emptied(ino, self.known.fillings(ino), || true);
+        if let Some(inode) = inode.filter(|inode| inode.is_filled()) {
+            self.known.fill(ino, inode.given(), || false);
         }
         dropped
     }

@@ -50,9 +50,91 @@ fn what_a_stand_in_has_nothing_of_is_not_shown_once_it_is_closed() {
     bench.fs.release(writer.handle);
     assert!(bench.invalidations.try_iter().any(|what| what == Invalidation::Pages(ino)));
     assert_eq!(size(), 10);
-    let reader = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
-    assert!(!reader.keep_pages);
-    assert_eq!(bench.read_handle(reader.handle), [1; 10]);
+    let reader = bench.fs.open(&Caller::own(), ino, false, false);
+    assert_eq!(reader.map_err(|stop| stop.errno()).unwrap_err(), Errno::EIO);
+}
+
+#[test]
+fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
+    let mut bench = Bench::start();
+    let names = ["as it was", "written", "open", "emptied", "removed"];
+    let [same, written, open, emptied, removed] = names.map(|name| bench.write_file(1, name, &[1; 10]));
+    let all = [same, written, open, emptied, removed];
+    let reader = bench.fs.open(&Caller::own(), written, false, false).unwrap();
+    let write = |ino, bytes: &[u8]| {
+        let opened = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+        bench.fs.write(&bench.fs.file(opened.handle).unwrap(), 0, bytes).unwrap();
+        opened.handle
+    };
+    let before = all.map(|ino| bench.worker.shared.tree.lock().node(ino).unwrap().attr.written);
+    [written, emptied, removed].iter().for_each(|ino| bench.fs.release(write(*ino, &[2; 20])));
+    let writer = write(open, &[2; 20]);
+    let move_to = |bench: &mut Bench, disk: &str, change: &dyn Fn(&mut Tree)| {
+        let link = bench.fs.worker.link();
+        bench.worker.crash();
+        disk.clone_into(&mut bench.worker.shared.disk.lock());
+        change(&mut bench.worker.shared.tree.lock());
+        bench.worker.resume();
+        bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    };
+    // It has none of that.
+    move_to(&mut bench, "01", &|tree| {
+        tree.lose_staged();
+        for (ino, before) in all.into_iter().zip(before).filter(|(ino, _)| *ino != same) {
+            tree.replace(ino, &[1; 10]);
+            tree.node(ino).unwrap().attr.written = before;
+        }
+    });
+    let open_to = |bench: &Bench, ino, write, truncate| {
+        bench.fs.open(&Caller::own(), ino, write, truncate).map(|opened| opened.handle).map_err(|stop| stop.errno())
+    };
+    let read = |bench: &Bench, handle| {
+        let file = bench.fs.file(handle).unwrap();
+        bench.fs.read(&Caller::own(), &file, 0, &mut [0; 100]).map_err(|stop| stop.errno())
+    };
+    let cut = |bench: &Bench, size| {
+        let change = Change { size: Some(size), ..Change::default() };
+        bench.fs.setattr(&Caller::own(), written, &change).map(|attr| attr.size).map_err(|stop| stop.errno())
+    };
+    assert_eq!(bench.read_file(same), [1; 10]);
+    // As long as it is open here it is all there.
+    assert_eq!(bench.read_file(open), [2; 20]);
+    bench.fs.write(&bench.fs.file(writer).unwrap(), 20, &[2; 5]).unwrap();
+    bench.fs.release(writer);
+    for change in [Change::default(), Change { mode: Some(0o600), ..Change::default() }] {
+        // What is changed besides does not make it newer.
+        for ino in [written, open] {
+            bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
+            for write in [false, true] {
+                assert_eq!(open_to(&bench, ino, write, false), Err(Errno::EIO));
+            }
+        }
+        assert_eq!((read(&bench, reader.handle), cut(&bench, 5)), (Err(Errno::EIO), Err(Errno::EIO)));
+    }
+    // It may be given another content, or removed.
+    let handle = open_to(&bench, emptied, true, true).unwrap();
+    bench.fs.write(&bench.fs.file(handle).unwrap(), 0, &[3; 3]).unwrap();
+    bench.fs.release(handle);
+    assert_eq!(bench.read_file(emptied), [3; 3]);
+    bench.fs.unlink(&Caller::own(), 1, &Bytes::from("removed")).unwrap();
+    // The disk that has it is back, and this one hears of it.
+    let at = |bench: &Bench, ino| bench.fs.getattr(&Caller::own(), ino).unwrap().size;
+    for ino in [written, open] {
+        bench.worker.elsewhere(|tree| {
+            tree.replace(ino, &[2; 30]);
+            vec![changed(0, &[], &[ino])]
+        });
+        bench.wait_for("it is heard of", || at(&bench, ino) == 30);
+        assert_eq!(bench.read_file(ino), [2; 30]);
+    }
+    assert_eq!((read(&bench, reader.handle), cut(&bench, 5)), (Ok(30), Ok(5)));
+    bench.fs.release(reader.handle);
+    // The same disk again says what it likes, as after a change of a host whose clock is behind.
+    move_to(&mut bench, "01", &|tree| {
+        tree.replace(same, &[4; 4]);
+        tree.node(same).unwrap().attr.written = 1;
+    });
+    assert_eq!(bench.read_file(same), [4; 4]);
 }
 
 #[test]

@@ -148,6 +148,61 @@ fn an_open_that_brings_another_version_waits_for_the_pages_of_the_one_before() {
 }
 
 #[test]
+fn what_is_open_and_was_not_read_is_of_the_version_whose_size_is_told() {
+    let bench = Bench::start();
+    bench.fs.hold_back();
+    let ino = bench.write_file(1, "f", &[1; 100]);
+    let replace = |bytes: &[u8]| {
+        let mut tree = bench.worker.shared.tree.lock();
+        tree.replace(ino, bytes);
+        tree.seq += 1;
+    };
+    let open = || {
+        let opening = bench.fs.begin_open(&Caller::own(), ino, false, false).unwrap();
+        bench.fs.make_way(&opening, |_| Ok(())).unwrap();
+        bench.fs.finish_open(opening).unwrap().handle
+    };
+    let learn = |size| {
+        bench.worker.elsewhere(|_| vec![changed(0, &[], &[ino])]);
+        bench.wait_for("it is heard of", || bench.fs.getattr(&Caller::own(), ino).unwrap().size == size);
+    };
+    // The kernel asks before it is told that there is something to ask for.
+    replace(&[2; 3000]);
+    let unread = open();
+    assert_eq!(told(&bench, ino), (3000, true));
+    replace(&[3; 70]);
+    learn(70);
+    assert_eq!(told(&bench, ino), (70, true));
+    assert_eq!(bench.read_handle(unread), [3; 70]);
+    bench.fs.release(unread);
+    // One that is stale reads a version that came since another was opened, and then there is news of it.
+    bench.fs.turn(ino, || Ok(())).unwrap();
+    let stale = open();
+    bench.fs.turn(ino, || Ok(())).unwrap();
+    let unread = open();
+    bench.fs.turn(ino, || Ok(())).unwrap();
+    let fresh = open();
+    replace(&[4; 80]);
+    assert_eq!(bench.read_handle(stale), [4; 80]);
+    learn(80);
+    bench.fs.renew(ino, |_| Ok(())).unwrap();
+    for handle in [unread, fresh, stale] {
+        assert_eq!(bench.read_handle(handle), [4; 80]);
+        bench.fs.release(handle);
+    }
+    // The kernel does not have the inode: what it was told of it may be on its way.
+    bench.fs.turn(ino, || Ok(())).unwrap();
+    told(&bench, ino);
+    replace(&[5; 90]);
+    learn(90);
+    let gone = || Err(std::io::Error::from(std::io::ErrorKind::NotFound));
+    assert!(bench.fs.renew(ino, |_| gone()).is_err());
+    let opening = bench.fs.begin_open(&Caller::own(), ino, false, false).unwrap();
+    assert_eq!(opening.outdated, Some(Outdated::Attributes));
+    bench.fs.release(bench.fs.finish_open(opening).unwrap().handle);
+}
+
+#[test]
 fn who_opens_an_older_version_at_the_same_time_reads_the_newer_one() {
     let bench = Bench::start();
     bench.fs.hold_back();

@@ -89,6 +89,7 @@ impl Tree {
             let ctime = ctime_of(&meta);
             if node.baseline != Some(ctime) {
                 attr.ctime = attr.ctime.max(ctime);
+                attr.written = attr.written.max(ctime);
             }
         }
         Ok(attr)
@@ -421,6 +422,7 @@ impl Tree {
         let node = self.nodes.get_mut(&ino).unwrap();
         node.content = content;
         (node.attr.size, node.attr.mtime, node.attr.ctime) = (bytes.len() as u64, now(), now());
+        node.attr.written = node.attr.ctime;
         node.attr.blocks = node.attr.size.div_ceil(512);
     }
 }

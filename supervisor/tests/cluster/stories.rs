@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use super::lab::Lab;
@@ -223,25 +224,39 @@ fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
     wait_for("a second copy", || lab.logs(), || lab.hosts[0].copies("file") == 2);
     lab.wait_for_one_catalog(&[0]);
     fs::write(lab.hosts[0].file("from"), bytes(10_000)).unwrap();
+    fs::write(lab.hosts[0].file("log"), "synced").unwrap();
     lab.wait_for_one_catalog(&[0]);
+    // The other one will not have this.
+    let mut log = fs::File::options().append(true).open(lab.hosts[0].file("log")).unwrap();
+    log.write_all(b" twice").and_then(|()| log.sync_all()).unwrap();
     let hangs = lab.hosts[0].worker();
     halt(hangs);
     let (from, to) = (lab.hosts[0].file("from"), lab.hosts[0].file("to"));
     let renamed = std::thread::spawn(move || fs::rename(from, &to).and_then(|()| fs::remove_file(to)));
     let (sender, told) = std::sync::mpsc::channel();
-    let (file, after) = (lab.hosts[0].file("file"), lab.hosts[0].file("after"));
+    let [file, after, behind] = ["file", "after", "log"].map(|name| lab.hosts[0].file(name));
     let begin = std::time::Instant::now();
     // In a thread of its own: it might wait for as long as the disk hangs.
     std::thread::spawn(move || {
         let read = fs::read(file);
         let written = fs::write(after, "x");
-        let _ = sender.send((read, written, begin.elapsed()));
+        let after_so_long = begin.elapsed();
+        // As long as it is open it is read as it is, and then not at all.
+        drop(log);
+        let refused = loop {
+            match fs::read(&behind) {
+                Ok(read) if read == b"synced twice" => std::thread::yield_now(),
+                other => break other.map_err(|error| error.raw_os_error()),
+            }
+        };
+        let _ = sender.send((read, written, after_so_long, refused));
     });
     let answer = told.recv_timeout(std::time::Duration::from_secs(60));
     signal(hangs, Signal::SIGCONT);
-    let (read, written, after_so_long) = answer.unwrap_or_else(|_| panic!("it hangs\n{}", lab.logs()));
+    let (read, written, after_so_long, refused) = answer.unwrap_or_else(|_| panic!("it hangs\n{}", lab.logs()));
     assert!(read.is_ok_and(|read| read == bytes(200_000)), "{}", lab.logs());
     written.unwrap();
+    assert_eq!(refused, Err(Some(Errno::EIO as i32)), "{}", lab.logs());
     println!("went on after {after_so_long:?}");
     // It wakes up with requests that were carried out elsewhere meanwhile, and does not carry them out again.
     renamed.join().unwrap().unwrap();
@@ -250,7 +265,8 @@ fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
     let names = || {
         fs::read_dir(lab.hosts[0].file("")).unwrap().map(|entry| entry.unwrap().file_name()).collect::<BTreeSet<_>>()
     };
-    assert_eq!(names(), ["after", "file"].map(Into::into).into());
+    assert_eq!(names(), ["after", "file", "log"].map(Into::into).into());
+    wait_for_content(&lab, &lab.hosts[0].file("log"), b"synced twice");
 }
 
 #[test]

@@ -1,0 +1,103 @@
+//! Another disk of the host stands in for the one that a mount was of. It has what had reached it of what was written on that one, and
+//! what is known to be newer than that is not read from it: a program that saw its own bytes, synced perhaps, would see them
+//! undone, and go on from there. What is known is what the kernel had been told of when the disk was left.
+//!
+//! Contents are compared by the time by which the disks order versions of one file, which nothing but writing changes: so it does
+//! not matter what else is changed meanwhile, and on which disk.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use delugefs_proto::errno::FsError;
+use nix::errno::Errno;
+use parking_lot::Mutex;
+
+use super::{Fs, is_gone, written};
+use crate::cache::InoMap;
+use crate::call::{Caller, Outcome, Stop};
+
+/// Files that are remembered, those that were written last.
+const FILES_MAX: usize = 100_000;
+
+/// The disk that is asked, and what may be newer on another one.
+#[derive(Default)]
+pub(super) struct Awaited {
+    state: Mutex<State>,
+    /// How many there are.
+    count: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    /// Its id.
+    disk: String,
+    /// When the newest content was written that is known, by inode.
+    files: InoMap<i64>,
+}
+
+impl Awaited {
+    /// The content that was written to the inode at that time may be on another disk than the one that is asked.
+    pub fn await_version(&self, ino: u64, written: i64) {
+        let mut state = self.state.lock();
+        let known = state.files.entry(ino).or_default();
+        *known = written.max(*known);
+        self.count.store(state.files.len(), Ordering::Release);
+    }
+
+    fn version(&self, ino: u64) -> Option<i64> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.state.lock().files.get(&ino).copied()
+    }
+
+    fn has_come(&self, ino: u64, written: i64) {
+        let mut state = self.state.lock();
+        if state.files.get(&ino).is_some_and(|known| *known <= written) {
+            state.files.remove(&ino);
+            self.count.store(state.files.len(), Ordering::Release);
+        }
+    }
+}
+
+impl Fs {
+    /// This disk is asked from now on; before what is remembered of the one before is forgotten.
+    pub(super) fn ask_disk(&self, disk: &str) {
+        {
+            let mut state = self.awaited.state.lock();
+            let before = std::mem::replace(&mut state.disk, disk.to_owned());
+            if before.is_empty() || before == disk {
+                return;
+            }
+        }
+        let newest = |(ino, shown): (u64, i64)| {
+            let being_written = self.open.get(ino).and_then(|inode| inode.writer.read().as_ref().and_then(written));
+            let known = self.cache.attr(ino).map(|attr| attr.written);
+            let written = known.max(being_written.and_then(|written| written.written));
+            (ino, written.map_or(shown, |written| shown.max(written)))
+        };
+        let mut files: Vec<(u64, i64)> = self.known.shown().into_iter().map(newest).filter(|file| file.1 > 0).collect();
+        files.sort_unstable_by_key(|(_, written)| std::cmp::Reverse(*written));
+        files.into_iter().take(FILES_MAX).for_each(|(ino, written)| self.awaited.await_version(ino, written));
+    }
+
+    /// Before the content of a file is opened, or part of it is kept.
+    ///
+    /// # Errors
+    /// EIO when the disk that is asked has an older version than was shown already.
+    pub(super) fn is_not_behind(&self, caller: &Caller, ino: u64) -> Outcome<()> {
+        let Some(shown) = self.awaited.version(ino) else { return Ok(()) };
+        // What is still being handed over counts as the file's in memory; this is what the disk has.
+        let attr = match self.ask_attr(caller, ino) {
+            // The request itself tells of that.
+            Err(Stop::Failed(error)) if is_gone(error.errno) => return Ok(()),
+            other => other?,
+        };
+        if attr.written >= shown {
+            self.awaited.has_come(ino, attr.written);
+            return Ok(());
+        }
+        let message = "the disk that was mounted is away and has a newer version of this file than the one that stands in for it: \
+            it can be read when that disk is back; to use the older version, unmount and mount again";
+        Err(FsError::new(Errno::EIO, message).into())
+    }
+}
