@@ -41,6 +41,8 @@ pub struct Shared {
     pub refuse: AtomicUsize,
     /// Who opens to write gets a descriptor that cannot be synced.
     pub unsyncable: AtomicBool,
+    /// Another mount has what is opened for reading open for writing.
+    pub written_elsewhere: AtomicBool,
     /// No descriptor arrives, as where the frontend may not have more.
     pub without_descriptors: AtomicBool,
     /// Requests that told of a failed sync.
@@ -91,6 +93,7 @@ impl FakeWorker {
             silence: Mutex::default(),
             refuse: AtomicUsize::new(0),
             unsyncable: AtomicBool::new(false),
+            written_elsewhere: AtomicBool::new(false),
             without_descriptors: AtomicBool::new(false),
             told: Mutex::default(),
             at_close: Mutex::default(),
@@ -399,7 +402,11 @@ impl Shared {
                     true => tree.stage(op.ino, op.truncate)?,
                     false => tree.open_read(op.ino)?,
                 };
-                self.opened(tree, session, op.ino, op.write, file, None)
+                let (mut reply, fd) = self.opened(tree, session, op.ino, op.write, file, None)?;
+                if let Some(reply::Body::Opened(opened)) = &mut reply.body {
+                    opened.shared = !op.write && self.written_elsewhere.load(Ordering::SeqCst);
+                }
+                Ok((reply, fd))
             }
             Op::Close(op) => {
                 let Some(handle) = self.handles.lock().remove(&op.handle) else { return Err(Errno::EBADF) };

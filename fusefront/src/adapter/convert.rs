@@ -179,7 +179,8 @@ pub(super) fn time(time: TimeOrNow) -> Time {
 pub(super) fn fopen_flags(opened: &Opened) -> FopenFlags {
     // Closing needs no request before RELEASE.
     let keep = if opened.keep_pages { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-    keep | FopenFlags::FOPEN_NOFLUSH
+    let direct = if opened.direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+    keep | direct | FopenFlags::FOPEN_NOFLUSH
 }
 
 #[cfg(test)]

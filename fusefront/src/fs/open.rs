@@ -28,6 +28,9 @@ pub struct Opened {
     pub handle: u64,
     /// The pages the kernel has of this inode are still good.
     pub keep_pages: bool,
+    /// The kernel must not keep pages of it at all: it is being written through another mount, and any two reads may be of
+    /// different contents under one size.
+    pub direct: bool,
 }
 
 /// An open that is half done.
@@ -93,7 +96,7 @@ impl Fs {
         let inode = self.open.acquire(&attr);
         self.join_writers(&inode, file, ticket);
         let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping: None });
-        Ok((attr, Opened { handle, keep_pages: true }))
+        Ok((attr, Opened { handle, keep_pages: true, direct: false }))
     }
 
     /// Open a regular file. `truncate` empties it, and needs `write`.
@@ -155,7 +158,7 @@ impl Fs {
             let inode = self.acquire(&attr, dropping.as_ref());
             self.join_writers(&inode, file, ticket);
             let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping });
-            return Ok(Opened { handle, keep_pages });
+            return Ok(Opened { handle, keep_pages, direct: false });
         }
         let inode = self.acquire(&attr, dropping.as_ref());
         let generation = match is_older {
@@ -166,7 +169,7 @@ impl Fs {
             Ok(source) => {
                 let source = RwLock::new(source);
                 let handle = self.files.put(FileHandle { inode, writes: false, source, dropping });
-                Ok(Opened { handle, keep_pages })
+                Ok(Opened { handle, keep_pages, direct: version == Version::default() })
             }
             Err(error) => {
                 self.released(&inode);
@@ -217,7 +220,7 @@ impl Fs {
         let dropping = self.known.joined(ino);
         let keep_pages = dropping.is_none();
         let handle = self.files.put(FileHandle { inode, writes: write, source: RwLock::default(), dropping });
-        Ok(Some(Opened { handle, keep_pages }))
+        Ok(Some(Opened { handle, keep_pages, direct: false }))
     }
 
     /// One writer more, with a descriptor that is only used if there is none yet.

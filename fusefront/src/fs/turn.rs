@@ -24,8 +24,10 @@
 //! several ways: what the kernel was told, and what it has dropped since, is noted ([`Fs::renew`]).
 //!
 //! While a file is written here all its pages and its size are those of the one staging file, and nothing of this applies. What is
-//! left: two mounts of one disk that write one file at a time; a read(2) that began before the step and ends after it may get some
-//! of each, and sees old sizes if the news of yet another version comes at that moment; and readers who never pause, for whom the step is taken after [`TRIES`] all the same.
+//! left: two mounts of one disk that write one file at a time (what is opened to be read while the other writes is read past the
+//! pages, [`Opened::direct`](super::Opened)); a read(2) that began before the step and ends after it may get some of each, and
+//! sees old sizes if the news of yet another version comes at that moment; and readers who never pause, for whom the step is
+//! taken after [`TRIES`] all the same.
 //!
 //! On FreeBSD opening holds what the notification waits for, so nothing is held back: see [`Fs::hold_back`].
 

@@ -228,6 +228,20 @@ fn who_opens_an_older_version_at_the_same_time_reads_the_newer_one() {
 }
 
 #[test]
+fn the_kernel_keeps_no_pages_of_what_another_mount_is_writing() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[1; 5000]);
+    let opens = [false, true, false].map(|is_written| {
+        bench.worker.shared.written_elsewhere.store(is_written, Ordering::SeqCst);
+        let opened = bench.open(ino, false);
+        assert_eq!(bench.read_handle(opened.handle), [1; 5000]);
+        bench.fs.release(opened.handle);
+        opened.direct
+    });
+    assert_eq!(opens, [false, true, false]);
+}
+
+#[test]
 fn who_could_not_open_it_has_had_nothing_dropped() {
     let bench = Bench::start();
     let ino = bench.write_file(1, "f", &[1; 5000]);
