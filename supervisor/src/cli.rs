@@ -7,14 +7,15 @@ mod run;
 mod show;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use delugefs_proto::exit::Exit;
+use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::worker_pb::Mark;
 use delugefs_proto::{control_pb as pb, rundir};
 
 use crate::paths;
+use crate::server::uid_of;
 
 /// A filesystem on disks of your choice: start it, mount it, ask it.
 #[derive(Debug, Parser)]
@@ -246,6 +247,10 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Mount { dir, user } => {
             let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());
+            // Before the folder is made.
+            uid_of(Some(user.as_str()).filter(|user| !user.is_empty())).map_err(UserError::from)?;
+            let places = show::Places::look(&mut control).await?;
+            places.check_mountpoint(Path::new(&dir)).map_err(UserError::from)?;
             paths::make_mountpoint(&dir);
             client::answer(
                 control.add_mount(pb::AddMountRequest { dir, user, remember: true, root: String::new() }).await,

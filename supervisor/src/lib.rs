@@ -19,6 +19,7 @@ pub mod log;
 pub mod logtail;
 pub mod marks;
 pub mod membership;
+pub mod mountpoint;
 pub mod notes;
 pub mod owner;
 pub mod paths;

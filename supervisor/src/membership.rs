@@ -101,16 +101,35 @@ impl Membership {
         self.sets.lock().get(&cluster).cloned()
     }
 
+    /// The cluster of this name that this host is a member of.
+    pub fn known(&self, name: &str) -> Option<ClusterId> {
+        let me = self.identity.host_id();
+        let sets = self.sets.lock();
+        sets.values().find(|set| set.cluster_name() == name && set.is_host(me)).map(Members::cluster_id)
+    }
+
+    /// Forget a cluster that this host has founded and whose first disk could not be made. One that has a disk or another host stays.
+    ///
+    /// # Errors
+    /// When its set cannot be removed.
+    pub fn unfound(&self, cluster: ClusterId) -> anyhow::Result<()> {
+        let mut sets = self.sets.lock();
+        let is_empty = |set: &Members| set.disks().is_empty() && set.hosts().len() == 1;
+        if sets.get(&cluster).is_some_and(is_empty) {
+            statefile::remove(&self.state_dir, &format!("{SET_PREFIX}{}", cluster.to_hex()))?;
+            sets.remove(&cluster);
+        }
+        Ok(())
+    }
+
     /// The cluster of this name that a new disk of this host belongs to: one that it is a member of, else a new one that
     /// it founds.
     ///
     /// # Errors
     /// When the set cannot be written.
     pub fn cluster_for(&self, name: &str) -> anyhow::Result<ClusterId> {
-        let me = self.identity.host_id();
-        let known = self.sets.lock().values().find(|set| set.cluster_name() == name && set.is_host(me)).cloned();
-        if let Some(set) = known {
-            return Ok(set.cluster_id());
+        if let Some(id) = self.known(name) {
+            return Ok(id);
         }
         let mut nonce = [0; 16];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| anyhow::anyhow!("no random numbers"))?;
@@ -352,6 +371,20 @@ mod tests {
         assert!(third.invite(cluster, disk, vec![], 60).is_err());
         let myself = one.identity().host_id().to_hex();
         assert!(one.revoke(cluster, &myself).unwrap_err().message.contains("itself"));
+    }
+
+    #[test]
+    fn a_cluster_whose_first_disk_could_not_be_made_is_forgotten() {
+        let (dir, one) = host();
+        let files = || std::fs::read_dir(dir.path()).unwrap().count();
+        let (before, cluster) = (files(), one.cluster_for("home").unwrap());
+        one.unfound(cluster).unwrap();
+        assert_eq!((one.known("home"), files()), (None, before));
+        one.unfound(cluster).unwrap();
+        let cluster = one.cluster_for("home").unwrap();
+        assert!(one.admit_disk(cluster, DiskId([9; 32])).unwrap());
+        one.unfound(cluster).unwrap();
+        assert_eq!(one.known("home"), Some(cluster), "it has a disk");
     }
 
     #[test]

@@ -125,6 +125,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         snapshots,
         membership: membership.clone(),
         addresses: addresses.clone(),
+        founded: Default::default(),
     };
     let events = owner.events.clone();
     notes::sweep(&owner.run_dir)?;

@@ -26,9 +26,9 @@ fn the_next_supervisor_finds_worker_and_mount() {
         eprintln!("skipped: it needs root and /dev/fuse");
         return;
     }
-    lab.manners("frontend", "mount");
     let first = lab.supervisor("sup", &["--no-mdns"]);
-    lab.says(&["run", "home", "a", "--create", "--mount", "no/where"]);
+    lab.make_disk();
+    lab.manners("frontend", "mount");
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
     assert_eq!(lab.says(&["mount", "m"]).code, 0);
     let before = lab.status();

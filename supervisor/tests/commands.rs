@@ -340,6 +340,13 @@ fn changing_commands_and_their_failures() {
     Hint: mount on a folder outside of it
     exit 15
     ");
+    assert_eq!(lab.says(&["mount", "a/inside"]).code, 15);
+    assert!(!lab.path("a/inside").exists(), "made in a disk's own folder");
+    insta::assert_snapshot!(failure(&["mount", "m/inside"]), @"
+    delugefs: LAB/m/inside is inside the mount of DelugeFS at LAB/m
+    Hint: choose a folder outside of LAB/m
+    exit 15
+    ");
     insta::assert_snapshot!(failure(&["umount", "n"]), @"
     delugefs: LAB/n is no mount of this host
     Hint: `delugefs status` lists them

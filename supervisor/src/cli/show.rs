@@ -17,8 +17,8 @@ use super::client::{Control, answer};
 use super::json::{self, disk_state, mount_state};
 use super::table::{row, size, table};
 use crate::escape::{escape_bytes, escape_line};
-use crate::paths;
-use crate::sys;
+use crate::failure::Failure;
+use crate::{mountpoint, paths, sys};
 
 pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: bool) -> anyhow::Result<Exit> {
     let host = answer(control.status(pb::StatusRequest {}).await)?;
@@ -192,6 +192,12 @@ impl Places {
         let mut boundaries = sys::delugefs_mounts()?;
         boundaries.extend_from_slice(&ours);
         Ok(Self { host, ours, boundaries })
+    }
+
+    /// Whether a mountpoint is clear of this host's disks, and of all mounts of DelugeFS.
+    pub fn check_mountpoint(&self, dir: &Path) -> Result<(), Failure> {
+        let disks = self.host.disks.iter().map(|disk| Path::new(&disk.root));
+        mountpoint::check_place(dir, disks, self.boundaries.iter().map(PathBuf::as_path))
     }
 
     /// What is sent to the supervisor: below one of its mounts as resolved, else as typed, from the root of the file system.
