@@ -27,6 +27,7 @@ use delugefs_proto::ids::ClusterId;
 use tokio::sync::{mpsc, watch};
 
 pub use child::{Reply, Run};
+pub(crate) use disks::other_cluster;
 pub use snapshot::{problems, snapshot};
 pub use state::{DiskSpec, Effect, Event, MountSpec, News, Registration, Served, State};
 

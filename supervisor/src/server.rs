@@ -24,9 +24,9 @@ use crate::cluster::Found;
 use crate::escape::escape_bytes;
 use crate::failure::Failure;
 use crate::log::Logged;
-use crate::membership::Membership;
+use crate::membership::{Membership, Refused};
 use crate::notes::{self, Note, WORKER};
-use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
+use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, other_cluster, problems};
 use crate::process::Events;
 use crate::replicate::Shown;
 use crate::{farewell, join, marks, paths, sys, worker};
@@ -213,13 +213,13 @@ impl Control for Server {
     async fn redeem(&self, request: Request<pb::RedeemRequest>) -> Answer<JoinReply> {
         let request = request.into_inner();
         let join = request.join.unwrap_or_default();
-        let refused = |error: String| JoinReply { error, ..JoinReply::default() };
+        let refused = |it: Refused| JoinReply { error: it.why, cluster: it.cluster, ..JoinReply::default() };
         let (Some(host), Some(cluster)) =
             (HostId::from_slice(&request.host_id), ClusterId::from_slice(&join.cluster_id))
         else {
             return Ok(Response::new(refused("this is no request to join".into())));
         };
-        let reply = match self.membership.redeem(cluster, &join.secret, host, &join.label) {
+        let reply = match self.membership.redeem(cluster, &join.cluster, &join.secret, host, &join.label) {
             Ok(set) => {
                 tracing::info!(
                     "admitted host {} ({}) from {}",
@@ -229,12 +229,17 @@ impl Control for Server {
                 );
                 JoinReply { error: String::new(), cluster: set.cluster_name().into(), members: set.encode() }
             }
-            Err(error) => {
+            Err(refusal) => {
                 // Anybody can come as often as he likes.
                 if self.refusals.insert(&host.to_hex()) {
-                    tracing::warn!("did not admit host {} from {}: {error}", short_id(&host.to_hex()), request.from);
+                    tracing::warn!(
+                        "did not admit host {} from {}: {}",
+                        short_id(&host.to_hex()),
+                        request.from,
+                        refusal.why
+                    );
                 }
-                refused(error)
+                refused(refusal)
             }
         };
         Ok(Response::new(reply))
@@ -243,6 +248,11 @@ impl Control for Server {
     async fn join(&self, request: Request<pb::JoinRequest>) -> Answer<pb::JoinReply> {
         let request = request.into_inner();
         let token: Token = request.token.parse().map_err(|error| no_token(&error))?;
+        // Else the invitation would be used up, and the disk be refused then.
+        let current = self.now().cluster;
+        if !request.cluster.is_empty() && !current.is_empty() && request.cluster != current {
+            return Err(other_cluster(&current, &request.cluster).into());
+        }
         let mut more = self.addresses.of(token.inviter);
         more.extend(self.found.nearby.lock().get(&token.inviter).cloned());
         more.extend(self.found.peers.iter().cloned());

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use delugefs_proto::control_pb::{self as pb, disk, mount};
-use delugefs_proto::disk::{DISK_TOML, is_cluster_name};
+use delugefs_proto::disk::{DISK_TOML, DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::token::{Token, is_address};
 use nix::sys::signal::{Signal, kill};
@@ -300,8 +300,9 @@ fn check(arguments: &Arguments) -> Result<(), UserError> {
     if !is_cluster_name(&arguments.cluster) {
         return Err(no_cluster_name(&arguments.cluster).into());
     }
-    if let Some(Err(error)) = arguments.join.as_ref().map(|token| token.parse::<Token>()) {
-        return Err(no_token(&error).into());
+    if let Some(token) = &arguments.join {
+        let token = token.parse().map_err(|error| UserError::from(no_token(&error)))?;
+        check_disk(&arguments.root, &token, &arguments.cluster)?;
     }
     if let Some(text) = &arguments.listen {
         let wrong = match text.parse::<IpAddr>() {
@@ -368,6 +369,16 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
             cluster_id: Vec::new(),
         },
     })
+}
+
+/// A disk that is there already and belongs to another cluster would be refused when the invitation is used up.
+fn check_disk(root: &Path, token: &Token, cluster: &str) -> Result<(), UserError> {
+    let Ok(disk) = DiskToml::read(root) else { return Ok(()) };
+    if disk.cluster == cluster && disk.cluster_id() == Some(token.cluster) {
+        return Ok(());
+    }
+    let text = format!("{} is a disk of another cluster, which is called {}", root.display(), disk.cluster);
+    Err(UserError::new(Exit::WrongCluster, text).hint("name an empty or a new folder to join with"))
 }
 
 /// `started` stays `None` when another one was faster; that one is used.

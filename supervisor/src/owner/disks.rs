@@ -18,12 +18,8 @@ impl State {
         }
         let root = spec.root.display().to_string();
         if let Some(cluster) = self.cluster().filter(|cluster| *cluster != spec.cluster) {
-            let failure = Failure::new(
-                Exit::WrongCluster,
-                format!("this host's supervisor runs cluster {cluster}, not {}", spec.cluster),
-            );
-            let hint = "give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR";
-            return self.answer(reply, Err(failure.hint(hint)));
+            let failure = other_cluster(cluster, &spec.cluster);
+            return self.answer(reply, Err(failure));
         }
         // The state file only remembers it: the first that asks for it has it.
         let claims = reply.is_some() || !remember;
@@ -122,8 +118,8 @@ impl State {
             return self.answer([it.reply], Err(Self::is_ending()));
         }
         if let Some(cluster) = self.cluster().filter(|cluster| *cluster != it.cluster) {
-            let text = format!("this host's supervisor runs cluster {cluster}, not {}", it.cluster);
-            return self.answer([it.reply], Err(Failure::new(Exit::WrongCluster, text)));
+            let failure = other_cluster(cluster, &it.cluster);
+            return self.answer([it.reply], Err(failure));
         }
         let known = self.disks.iter().position(|disk| disk.spec.root == it.root);
         let at = known.unwrap_or_else(|| {
@@ -271,6 +267,12 @@ impl State {
         }
         self.answer(disk.child.removed, Ok(String::new()));
     }
+}
+
+/// A supervisor has one cluster.
+pub(crate) fn other_cluster(ours: &str, asked: &str) -> Failure {
+    Failure::new(Exit::WrongCluster, format!("this host's supervisor runs cluster {ours}, not {asked}"))
+        .hint("give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR")
 }
 
 /// What to do about a folder that was a disk when it was added, and is none, or seems to be none.
