@@ -61,6 +61,8 @@ fn last_error(child: &Child) -> String {
     child.failure.as_ref().map(|failure| failure.to_pb().message).unwrap_or_default()
 }
 
+const MAKE_ROOM: &str = "delete something, or add a disk: `delugefs disk add ROOT --create`";
+
 /// What a person should look at, one sentence each; the disks carry what their workers said, if they answered.
 pub fn problems(host: &pb::HostStatus) -> Vec<String> {
     let mut problems = Vec::new();
@@ -75,6 +77,15 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
             (disk::State::Up, None) => problems.push(format!("{name} does not answer")),
             (disk::State::Up, Some(status)) if status.read_only => {
                 problems.push(format!("{name} is read-only: {}", status.reason));
+            }
+            (disk::State::Up, Some(status)) => {
+                if !status.reason.is_empty() {
+                    problems.push(format!("{name} takes no new names: {}", status.reason));
+                }
+                // What is left is the reserve, which is for the catalog. Read-only it is when that has no room either.
+                if status.space.as_ref().is_some_and(|space| space.total_bytes > 0 && space.free_bytes == 0) {
+                    problems.push(format!("{name} is full: what is written to it may fail; {MAKE_ROOM}"));
+                }
             }
             _ => {}
         }
@@ -106,6 +117,8 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use delugefs_proto::worker_pb::{FreeSpaceReply, WorkerStatus};
+
     use super::*;
 
     #[test]
@@ -116,6 +129,20 @@ mod tests {
         };
         assert_eq!(said(0), Vec::<String>::new());
         assert!(said(3)[0].starts_with("3 contents have had fewer copies than wanted"), "{:?}", said(3));
+    }
+
+    #[test]
+    fn a_disk_without_room_is_a_problem() {
+        let said = |read_only, reason: &str, free_bytes| {
+            let space = Some(FreeSpaceReply { total_bytes: 100, free_bytes, ..Default::default() });
+            let status = Some(WorkerStatus { read_only, reason: reason.into(), space, ..Default::default() });
+            let disk = pb::Disk { root: "/d".into(), state: disk::State::Up.into(), status, ..Default::default() };
+            problems(&pb::HostStatus { disks: vec![disk], ..Default::default() })
+        };
+        assert_eq!(said(false, "", 1), Vec::<String>::new());
+        assert!(said(false, "", 0)[0].starts_with("disk /d is full: "), "{:?}", said(false, "", 0));
+        assert_eq!(said(true, "the disk is full", 0), ["disk /d is read-only: the disk is full"], "said once");
+        assert_eq!(said(false, "the names", 1), ["disk /d takes no new names: the names"]);
     }
 
     #[test]
