@@ -233,7 +233,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             let id = delugefs_proto::disk::short_id(&marked.disk_id).to_owned();
             match undo {
                 true => println!("disk {id} is kept"),
-                false => println!("disk {id} is being emptied; `delugefs peers` shows how many contents are left"),
+                false => println!(
+                    "disk {id} is being emptied; `delugefs disks` on its host says what is left, and when it may be taken away"
+                ),
             }
         }
         Command::Disk(Disk::Forget { disk }) => {

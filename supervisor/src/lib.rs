@@ -10,6 +10,7 @@ pub mod browse;
 pub mod cli;
 pub mod cluster;
 pub mod discovery;
+pub mod drain;
 pub mod escape;
 pub mod failure;
 pub mod farewell;

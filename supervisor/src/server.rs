@@ -29,7 +29,7 @@ use crate::notes::{self, Note, WORKER};
 use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, other_cluster, problems};
 use crate::process::Events;
 use crate::replicate::Shown;
-use crate::{farewell, join, marks, paths, sys, worker};
+use crate::{drain, farewell, join, marks, paths, sys, worker};
 
 /// The service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -97,7 +97,9 @@ impl Control for Server {
     }
 
     async fn disks(&self, _: Request<pb::DisksRequest>) -> Answer<pb::DisksReply> {
-        Ok(Response::new(pb::DisksReply { disks: self.disks_with_status().await }))
+        let mut disks = self.disks_with_status().await;
+        drain::describe(&mut disks, &self.members_disks().await).await;
+        Ok(Response::new(pb::DisksReply { disks }))
     }
 
     async fn torrents(&self, _: Request<pb::TorrentsRequest>) -> Answer<pb::TorrentsReply> {
@@ -265,6 +267,7 @@ impl Control for Server {
         let mut reply =
             pb::PeersReply { host_id: self.membership.identity().host_id().0.to_vec(), ..Default::default() };
         reply.disks = self.members_disks().await;
+        self.replicated.borrow().count_files(&mut reply.disks);
         let cluster = self.disks_up().first().and_then(|disk| ids(disk).ok()).map(|(cluster, _)| cluster);
         if let Some(set) = cluster.and_then(|cluster| self.membership.set(cluster)) {
             let host = |(id, member): (&HostId, &delugefs_proto::members::Member)| pb::PeerHost {

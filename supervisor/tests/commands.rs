@@ -71,7 +71,8 @@ fn status() {
             "uncommitted_changes": 2,
             "packs": 3,
             "sessions": 1
-          }
+          },
+          "drain": null
         }
       ],
       "mounts": [
@@ -145,7 +146,8 @@ fn disks() {
           "uncommitted_changes": 2,
           "packs": 3,
           "sessions": 1
-        }
+        },
+        "drain": null
       }
     ]
     "#);

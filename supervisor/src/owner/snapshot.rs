@@ -22,6 +22,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         listen: disk.spec.net.listen.clone(),
         tcp_port: disk.tcp_port.into(),
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
+        drain: None,
     });
     let mounts = state.mounts.iter().map(|mount| pb::Mount {
         dir: mount.spec.dir.display().to_string(),
