@@ -28,6 +28,7 @@ pub mod policy;
 pub mod process;
 pub mod remember;
 pub mod replicate;
+pub mod returned;
 pub mod run;
 pub mod server;
 pub mod statefile;

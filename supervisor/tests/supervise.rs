@@ -43,7 +43,11 @@ fn what_cannot_be_restarted_is_reported() {
     assert_eq!(status["disks"][0]["last_error"]["exit"], 13);
     let said = lab.says(&["status", "-x"]);
     assert_eq!(said.code, 20);
-    assert!(said.stdout.ends_with(" (LAB/a) is stopped: told to fail\n"), "{}", said.stdout);
+    assert!(
+        said.stdout.ends_with(" (LAB/a) is stopped: told to fail; `delugefs disk add LAB/a` starts it again\n"),
+        "{}",
+        said.stdout
+    );
     // Repaired, it goes on by command.
     lab.manners("worker", "");
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);

@@ -121,6 +121,8 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
         line("disk", &disk.disk_id);
         line("state", &format!("{}{pid}{by_hand}, {} restarts", disk_state(disk), disk.restarts));
         line("last error", &escape_line(&disk.last_error));
+        let hint = disk.failure.as_ref().filter(|_| disk.status.is_none()).map(|failure| failure.hint.as_str());
+        line("hint", &escape_line(hint.unwrap_or_default()));
         let Some(status) = &disk.status else { continue };
         line(if status.read_only { "read-only" } else { "refuses" }, &escape_line(&status.reason));
         let space = status.space.clone().unwrap_or_default();

@@ -113,6 +113,15 @@ impl State {
         }
     }
 
+    pub(super) fn folder_back(&mut self, root: &Path) {
+        let no_disk = |child: &Child| child.failure.as_ref().is_some_and(|failure| failure.exit == Exit::NoDisk);
+        let waits = |disk: &Disk| disk.spec.root == root && disk.child.phase == Phase::Stopped && no_disk(&disk.child);
+        if let Some(at) = self.disks.iter().position(waits).filter(|_| !self.is_stopping()) {
+            self.disks[at].child.restarts += 1;
+            self.start_worker(at);
+        }
+    }
+
     pub(super) fn register(&mut self, it: Registration, now: Instant) {
         if self.is_stopping() {
             return self.answer([it.reply], Err(Self::is_ending()));

@@ -5,6 +5,7 @@ use delugefs_proto::disk::short_id;
 
 use super::child::{Child, Phase};
 use super::state::State;
+use crate::returned;
 
 /// Everything but what only the workers know.
 pub fn snapshot(state: &State) -> pb::HostStatus {
@@ -74,7 +75,16 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         };
         match (disk.state(), &disk.status) {
             (disk::State::BackingOff, _) => problems.push(format!("{name} is started again: {}", disk.last_error)),
-            (disk::State::Stopped, _) => problems.push(format!("{name} is stopped: {}", disk.last_error)),
+            (disk::State::Stopped, _) => {
+                let (why, root) = (&disk.last_error, &disk.root);
+                let then = match returned::is_gone(disk) {
+                    true => format!(
+                        "it goes on when its folder is there again; `delugefs disk remove {root}` if it will not be"
+                    ),
+                    false => format!("`delugefs disk add {root}` starts it again"),
+                };
+                problems.push(format!("{name} is stopped: {why}; {then}"));
+            }
             (disk::State::Up, None) => problems.push(format!("{name} does not answer")),
             (disk::State::Up, Some(status)) if status.read_only => {
                 problems.push(format!("{name} is read-only: {}", status.reason));
@@ -118,6 +128,7 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use delugefs_proto::exit::Exit;
     use delugefs_proto::worker_pb::{FreeSpaceReply, WorkerStatus};
 
     use super::*;
@@ -130,6 +141,18 @@ mod tests {
         };
         assert_eq!(said(0), Vec::<String>::new());
         assert!(said(3)[0].starts_with("3 contents have had fewer copies than wanted"), "{:?}", said(3));
+    }
+
+    #[test]
+    fn of_a_disk_that_is_stopped_it_is_said_what_starts_it() {
+        let said = |exit: Exit| {
+            let failure = Some(pb::Failure { exit: exit as u32, ..Default::default() });
+            let state = disk::State::Stopped.into();
+            let disk = pb::Disk { root: "/d".into(), state, failure, last_error: "why".into(), ..Default::default() };
+            problems(&pb::HostStatus { disks: vec![disk], ..Default::default() }).remove(0)
+        };
+        assert_eq!(said(Exit::NewerFormat), "disk /d is stopped: why; `delugefs disk add /d` starts it again");
+        assert!(said(Exit::NoDisk).contains("it goes on when its folder is there again"), "{}", said(Exit::NoDisk));
     }
 
     #[test]

@@ -205,6 +205,26 @@ fn what_cannot_help_is_not_tried_again() {
 }
 
 #[test]
+fn a_disk_starts_again_when_its_folder_is_back() {
+    let (mut sim, worker) = Sim::with_disk();
+    let back = || Event::FolderBack { root: "/a".into() };
+    sim.event(back());
+    assert!(sim.effects.is_empty(), "it is up");
+    sim.ends(worker, Exit::NoDisk);
+    assert_eq!(sim.state.disks[0].child.phase, Phase::Stopped);
+    sim.event(Event::FolderBack { root: "/b".into() });
+    assert!(sim.effects.is_empty());
+    sim.event(back());
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert!(!spec.create);
+    sim.news(run, News::WorkerReady(served()));
+    // What stopped it for another reason stays so.
+    sim.ends(run, Exit::WrongCluster);
+    sim.event(back());
+    assert!(sim.effects.is_empty());
+}
+
+#[test]
 fn a_first_start_that_fails_adds_nothing() {
     let mut sim = Sim::new();
     let (mut disk, mut mount) = (sim.add_disk("/a"), sim.add_mount("/m", None));
