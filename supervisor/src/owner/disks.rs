@@ -258,7 +258,7 @@ impl State {
             let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting);
             if let Some(run) = disk.child.run
                 && running
-                && !disk.child.by_hand
+                && !disk.child.foreign
                 && !disk.allowed.contains(&uid)
             {
                 disk.child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };

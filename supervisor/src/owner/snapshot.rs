@@ -17,7 +17,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         restarts: disk.child.restarts,
         last_error: last_error(&disk.child),
         status: None,
-        by_hand: disk.child.by_hand,
+        by_hand: disk.child.foreign && !disk.child.watched,
         failure: disk.child.failure.as_ref().map(|failure| failure.to_pb()),
         cluster: disk.spec.cluster.clone(),
         listen: disk.spec.net.listen.clone(),
@@ -31,7 +31,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         pid: mount.child.pid.unwrap_or(0),
         restarts: mount.child.restarts,
         last_error: last_error(&mount.child),
-        by_hand: mount.child.by_hand,
+        by_hand: mount.child.foreign && !mount.child.watched,
         failure: mount.child.failure.as_ref().map(|failure| failure.to_pb()),
         root: mount.root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
     });
