@@ -172,6 +172,10 @@ fn wanted_copies(text: &str) -> Result<Wanted, String> {
     }
 }
 
+/// What to do about a disk that is to be removed when there is no supervisor.
+const NOT_SERVED: &str = "start delugefs as always and repeat this, or take the disk out of `added.toml` in the state directory (or of \
+    your `delugefs.toml`): it is not started any more then; what is on it stays either way";
+
 /// A time as people write it, in seconds.
 fn seconds(text: &str) -> Result<u32, String> {
     let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
@@ -197,7 +201,12 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     if let Command::Run(arguments) = cli.command {
         return run::run(&run_dir, arguments).await;
     }
-    let mut control = client::connect(&run_dir).await?;
+    let mut control = match (client::connect(&run_dir).await, &cli.command) {
+        (Err(error), Command::Disk(Disk::Remove { .. })) if error.exit == Exit::NoSupervisor => {
+            return Err(error.hint(NOT_SERVED).into());
+        }
+        (control, _) => control?,
+    };
     match cli.command {
         Command::Run(_) => {}
         Command::Status { only_problems, form } => return show::status(&mut control, only_problems, form.json).await,

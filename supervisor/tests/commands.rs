@@ -355,6 +355,11 @@ fn changing_commands_and_their_failures() {
     exit 15
     ");
     insta::assert_snapshot!(failure(&["stop"]), @"exit 0");
+    insta::assert_snapshot!(failure(&["disk", "remove", "a"]), @"
+    delugefs: no supervisor answers at LAB/r/control.sock
+    Hint: start delugefs as always and repeat this, or take the disk out of `added.toml` in the state directory (or of your `delugefs.toml`): it is not started any more then; what is on it stays either way
+    exit 17
+    ");
     insta::assert_snapshot!(failure(&["stop"]), @"
     delugefs: no supervisor answers at LAB/r/control.sock
     Hint: `delugefs run CLUSTER ROOT` starts one; --run-dir DIR names another one's directory
