@@ -69,6 +69,7 @@ impl Control for Server {
         host.cluster_id = known.or_else(on_disk).unwrap_or_default();
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
+        show_disks(&mut host.mounts, &host.disks);
         if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {
             host.problems.extend(farewell::shut_out(&set, self.membership.identity().host_id(), &host.disks));
         }
@@ -477,6 +478,21 @@ impl Server {
     }
 }
 
+/// Another disk takes over when that of a mount is away or hangs, and keeps it: which one a mount shows is known by the disks that answer.
+fn show_disks(mounts: &mut [pb::Mount], disks: &[pb::Disk]) {
+    for mount in mounts {
+        let serves = |disk: &&pb::Disk| {
+            disk.status.as_ref().is_some_and(|status| status.mounts.iter().any(|dir| *dir == mount.dir.as_bytes()))
+        };
+        let serving: Vec<&str> = disks.iter().filter(serves).map(|disk| disk.root.as_str()).collect();
+        if !serving.contains(&mount.root.as_str())
+            && let Some(root) = serving.first()
+        {
+            mount.root = (*root).to_owned();
+        }
+    }
+}
+
 /// An answer, or the sentence that came instead.
 fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
     match answer {
@@ -590,6 +606,26 @@ pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_shows_the_disk_that_serves_it() {
+        let disk = |root: &str, mounts: Option<&[&str]>| {
+            let status = mounts.map(|mounts| worker_pb::WorkerStatus {
+                mounts: mounts.iter().map(|dir| dir.as_bytes().to_vec()).collect(),
+                ..Default::default()
+            });
+            pb::Disk { root: root.into(), status, ..Default::default() }
+        };
+        let shown = |disks: &[pb::Disk]| {
+            let mut mounts = [pb::Mount { dir: "/m".into(), root: "/a".into(), ..Default::default() }];
+            show_disks(&mut mounts, disks);
+            mounts[0].root.clone()
+        };
+        assert_eq!(shown(&[disk("/a", Some(&["/m"])), disk("/b", Some(&[]))]), "/a");
+        assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x", "/m"]))]), "/b", "the first hangs");
+        assert_eq!(shown(&[disk("/a", Some(&[])), disk("/b", Some(&["/m"]))]), "/b", "and has come back");
+        assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x"]))]), "/a", "nobody says anything else");
+    }
 
     #[test]
     fn paths_below_a_mount() {

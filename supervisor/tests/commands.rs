@@ -41,8 +41,8 @@ fn status() {
     DISK      STATE    FREE      OF  RESTARTS  FOLDER
     12345678  up     12 GiB  20 GiB         0  LAB/a
 
-    MOUNT  RESTARTS  FOLDER
-    up            0  LAB/m
+    MOUNT  RESTARTS  DISK      FOLDER
+    up            0  12345678  LAB/m
     ");
     insta::assert_snapshot!(says(&lab, &["status", "--json"]).stdout, @r#"
     {
@@ -103,8 +103,8 @@ fn status() {
     DISK      STATE    FREE      OF  RESTARTS  FOLDER
     12345678  up     12 GiB  20 GiB         0  LAB/a
 
-    MOUNT  RESTARTS  FOLDER
-    up            0  LAB/m
+    MOUNT  RESTARTS  DISK      FOLDER
+    up            0  12345678  LAB/m
 
     problems:
       disk 12345678 (LAB/a) is read-only: the disk is full

@@ -39,12 +39,12 @@ pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: 
         out += &disk_table(&host.disks);
     }
     if !host.mounts.is_empty() {
-        let mut rows = vec![row(["MOUNT", "RESTARTS", "FOLDER"])];
-        rows.extend(
-            host.mounts.iter().map(|mount| {
-                row([mount_state(mount), &mount.restarts.to_string(), &escape_bytes(mount.dir.as_bytes())])
-            }),
-        );
+        let mut rows = vec![row(["MOUNT", "RESTARTS", "DISK", "FOLDER"])];
+        rows.extend(host.mounts.iter().map(|mount| {
+            let shown = host.disks.iter().find(|disk| disk.root == mount.root && !disk.disk_id.is_empty());
+            let id = shown.map_or("-", |disk| short_id(&disk.disk_id));
+            row([mount_state(mount), &mount.restarts.to_string(), id, &escape_bytes(mount.dir.as_bytes())])
+        }));
         out += "\n";
         out += &table(&rows, &[1]);
     }
