@@ -51,7 +51,7 @@ fn drain(left: Result<Left, Status>, status: &WorkerStatus, me: &Peer, peers: &[
             it.uncopied
         ),
         Ok(Left { contents: 1.., .. }) => {
-            "all of them are on enough other disks, and go here when those have promised to keep them (not in the first ten minutes after a start)"
+            "all of them are on enough other disks, and go here when those have promised to keep them (ten minutes after a start at the earliest)"
                 .into()
         }
         Ok(_) if status.staged_files > 0 => format!("{} files are being written there", status.staged_files),
