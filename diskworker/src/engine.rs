@@ -143,6 +143,11 @@ impl Engine {
         self.events.add(session)
     }
 
+    /// Where its file system is mounted, as it says; for people.
+    pub fn session_mounted(&self, session: SessionId, dir: &[u8]) {
+        self.events.is_mounted(session, dir);
+    }
+
     /// The event connection of a frontend has closed: unless it is back already, its session has ended.
     pub fn session_lost(&self, session: SessionId, queue: &Arc<EventQueue>) {
         if self.events.remove(session, queue) {

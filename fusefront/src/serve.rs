@@ -45,6 +45,9 @@ impl Server {
         if let Some(folder) = &args.fallback {
             worker = worker.with_fallback(folder, FAILOVER_AFTER);
         }
+        if let Some(dir) = &args.mount {
+            worker = worker.mounted_on(dir);
+        }
         let fs = Arc::new(Fs::new(worker, args.cache_entries, sender));
         let (events, welcome) = Events::start(fs.clone()).map_err(|error| refused(socket, &error))?;
         let server = Self {

@@ -97,6 +97,8 @@ pub struct NewLink {
 #[derive(Debug)]
 pub struct Worker {
     path: Mutex<PathBuf>,
+    /// Where we are mounted, for who asks the worker.
+    mount: PathBuf,
     /// Folder with the sockets of this host's other workers, and when to turn to them.
     fallback: Option<(PathBuf, Duration)>,
     state: Mutex<State>,
@@ -146,7 +148,19 @@ impl std::fmt::Debug for State {
 impl Worker {
     /// A pool for the worker at this socket; no connection is made yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: Mutex::new(path.to_owned()), fallback: None, state: Mutex::default(), changed: Condvar::new() }
+        Self {
+            path: Mutex::new(path.to_owned()),
+            mount: PathBuf::new(),
+            fallback: None,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Tell the worker where the file system is mounted.
+    #[must_use]
+    pub fn mounted_on(self, dir: &Path) -> Self {
+        Self { mount: dir.to_owned(), ..self }
     }
 
     /// When it is away for so long, take another worker of its cluster that has a socket in this folder.
@@ -168,7 +182,7 @@ impl Worker {
         let instead = if self.state.lock().hangs { self.other(session) } else { None };
         let client = match instead {
             Some(client) => client,
-            None => match Client::connect_events(&self.path(), session, GREETING_PATIENCE) {
+            None => match Client::connect_events(&self.path(), session, &self.mount, GREETING_PATIENCE) {
                 Ok(client) => client,
                 Err(error) => self.other(session).ok_or(error)?,
             },
@@ -185,7 +199,8 @@ impl Worker {
             let state = self.state.lock();
             state.lost.filter(|since| state.hangs || since.elapsed() >= *after)?;
         }
-        let (path, client) = self.others(|path| Client::connect_events(path, session, GREETING_PATIENCE))?;
+        let (path, client) =
+            self.others(|path| Client::connect_events(path, session, &self.mount, GREETING_PATIENCE))?;
         tracing::warn!("the disk is away: disk {} serves from now on", client.welcome.disk_id);
         *self.path.lock() = path;
         Some(client)

@@ -7,14 +7,15 @@ mod run;
 mod show;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use delugefs_proto::exit::Exit;
+use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::worker_pb::Mark;
 use delugefs_proto::{control_pb as pb, rundir};
 
 use crate::paths;
+use crate::server::uid_of;
 
 /// A filesystem on disks of your choice: start it, mount it, ask it.
 #[derive(Debug, Parser)]
@@ -171,6 +172,10 @@ fn wanted_copies(text: &str) -> Result<Wanted, String> {
     }
 }
 
+/// What to do about a disk that is to be removed when there is no supervisor.
+const NOT_SERVED: &str = "start delugefs as always and repeat this, or take the disk out of `added.toml` in the state directory (or of \
+    your `delugefs.toml`): it is not started any more then; what is on it stays either way";
+
 /// A time as people write it, in seconds.
 fn seconds(text: &str) -> Result<u32, String> {
     let (number, unit) = match text.strip_suffix(['s', 'm', 'h', 'd']) {
@@ -196,7 +201,12 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     if let Command::Run(arguments) = cli.command {
         return run::run(&run_dir, arguments).await;
     }
-    let mut control = client::connect(&run_dir).await?;
+    let mut control = match (client::connect(&run_dir).await, &cli.command) {
+        (Err(error), Command::Disk(Disk::Remove { .. })) if error.exit == Exit::NoSupervisor => {
+            return Err(error.hint(NOT_SERVED).into());
+        }
+        (control, _) => control?,
+    };
     match cli.command {
         Command::Run(_) => {}
         Command::Status { only_problems, form } => return show::status(&mut control, only_problems, form.json).await,
@@ -232,7 +242,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             let id = delugefs_proto::disk::short_id(&marked.disk_id).to_owned();
             match undo {
                 true => println!("disk {id} is kept"),
-                false => println!("disk {id} is being emptied; `delugefs peers` shows how many contents are left"),
+                false => println!(
+                    "disk {id} is being emptied; `delugefs disks` on its host says what is left, and when it may be taken away"
+                ),
             }
         }
         Command::Disk(Disk::Forget { disk }) => {
@@ -246,6 +258,10 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Mount { dir, user } => {
             let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());
+            // Before the folder is made.
+            uid_of(Some(user.as_str()).filter(|user| !user.is_empty())).map_err(UserError::from)?;
+            let places = show::Places::look(&mut control).await?;
+            places.check_mountpoint(Path::new(&dir)).map_err(UserError::from)?;
             paths::make_mountpoint(&dir);
             client::answer(
                 control.add_mount(pb::AddMountRequest { dir, user, remember: true, root: String::new() }).await,

@@ -140,7 +140,7 @@ mod tests {
         let token = membership.invite(cluster, DiskId([8; 32]), vec![], 60).unwrap();
         let other_dir = tempfile::tempdir().unwrap();
         let other = Membership::open(other_dir.path().into()).unwrap();
-        let set = membership.redeem(cluster, &token.secret, other.identity().host_id(), "x").unwrap();
+        let set = membership.redeem(cluster, "", &token.secret, other.identity().host_id(), "x").unwrap();
         other.absorb(cluster, &set.encode()).unwrap();
         other.revoke(cluster, &me.to_hex()).unwrap();
         membership.absorb(cluster, &other.set(cluster).unwrap().encode()).unwrap();

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use delugefs_proto::disk::is_cluster_name;
 use delugefs_proto::exit::Exit;
-use delugefs_proto::identity::Identity;
 use delugefs_proto::identity::tls::ALPN_JOIN;
 use delugefs_proto::ids::ClusterId;
 use delugefs_proto::members::{Members, SET_MAX_BYTES};
@@ -46,7 +46,7 @@ pub async fn join(
             continue;
         };
         for address in found.take(4) {
-            match ask(membership.identity(), membership.label(), token, address).await {
+            match ask(membership, token, cluster, address).await {
                 Ok(reply) if reply.error.is_empty() => {
                     let bad =
                         |why: String| Failure::new(Exit::Failure, format!("the inviter's answer is wrong: {why}"));
@@ -58,6 +58,7 @@ pub async fn join(
                     membership.absorb(token.cluster, &reply.members)?;
                     return Ok(token.cluster);
                 }
+                Ok(reply) if is_cluster_name(&reply.cluster) => return Err(other_name(&reply.cluster, cluster)),
                 Ok(reply) => {
                     let failure = Failure::new(Exit::NotPermitted, format!("not admitted: {}", reply.error));
                     return Err(failure.hint("`delugefs invite` on a member makes a new invitation"));
@@ -75,18 +76,23 @@ fn check_name(set: &Members, typed: &str) -> Result<(), Failure> {
     if typed.is_empty() || typed == name {
         return Ok(());
     }
-    let failure = Failure::new(Exit::WrongCluster, format!("the invitation is to the cluster {name}, not to {typed}"));
-    Err(failure.hint(format!("delugefs run {name} ROOT --join TOKEN")))
+    Err(other_name(name, typed))
 }
 
-async fn ask(identity: &Identity, label: &str, token: &Token, address: SocketAddr) -> std::io::Result<JoinReply> {
-    let mut stream = identity.dial(Some(token.inviter.into()), address, ALPN_JOIN, DIAL).await?;
+fn other_name(name: &str, typed: &str) -> Failure {
+    let failure = Failure::new(Exit::WrongCluster, format!("the invitation is to the cluster {name}, not to {typed}"));
+    failure.hint(format!("delugefs run {name} ROOT --join TOKEN"))
+}
+
+async fn ask(membership: &Membership, token: &Token, cluster: &str, address: SocketAddr) -> std::io::Result<JoinReply> {
+    let mut stream = membership.identity().dial(Some(token.inviter.into()), address, ALPN_JOIN, DIAL).await?;
     let request = JoinRequest {
         version: VERSION,
         cluster_id: token.cluster.0.to_vec(),
         secret: token.secret.to_vec(),
-        label: label.to_owned(),
+        label: membership.label().to_owned(),
         proof: Vec::new(),
+        cluster: cluster.to_owned(),
     };
     let conversation = async {
         message::write(&mut stream, &request).await?;

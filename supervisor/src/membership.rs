@@ -47,6 +47,27 @@ struct Invite {
     used_by: Option<String>,
 }
 
+/// Why a host was not admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// A sentence for who asks.
+    pub why: String,
+    /// Name of the cluster, if that is why, and the secret was right.
+    pub cluster: String,
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Self {
+        Self { why, cluster: String::new() }
+    }
+}
+
+impl From<&str> for Refused {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
+    }
+}
+
 impl Membership {
     /// Read what there is, and make a key for a host that has none.
     ///
@@ -101,16 +122,35 @@ impl Membership {
         self.sets.lock().get(&cluster).cloned()
     }
 
+    /// The cluster of this name that this host is a member of.
+    pub fn known(&self, name: &str) -> Option<ClusterId> {
+        let me = self.identity.host_id();
+        let sets = self.sets.lock();
+        sets.values().find(|set| set.cluster_name() == name && set.is_host(me)).map(Members::cluster_id)
+    }
+
+    /// Forget a cluster that this host has founded and whose first disk could not be made. One that has a disk or another host stays.
+    ///
+    /// # Errors
+    /// When its set cannot be removed.
+    pub fn unfound(&self, cluster: ClusterId) -> anyhow::Result<()> {
+        let mut sets = self.sets.lock();
+        let is_empty = |set: &Members| set.disks().is_empty() && set.hosts().len() == 1;
+        if sets.get(&cluster).is_some_and(is_empty) {
+            statefile::remove(&self.state_dir, &format!("{SET_PREFIX}{}", cluster.to_hex()))?;
+            sets.remove(&cluster);
+        }
+        Ok(())
+    }
+
     /// The cluster of this name that a new disk of this host belongs to: one that it is a member of, else a new one that
     /// it founds.
     ///
     /// # Errors
     /// When the set cannot be written.
     pub fn cluster_for(&self, name: &str) -> anyhow::Result<ClusterId> {
-        let me = self.identity.host_id();
-        let known = self.sets.lock().values().find(|set| set.cluster_name() == name && set.is_host(me)).cloned();
-        if let Some(set) = known {
-            return Ok(set.cluster_id());
+        if let Some(id) = self.known(name) {
+            return Ok(id);
         }
         let mut nonce = [0; 16];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| anyhow::anyhow!("no random numbers"))?;
@@ -190,11 +230,18 @@ impl Membership {
         Ok(Token { cluster, inviter, secret, expires_s, addresses })
     }
 
-    /// A host comes with a secret: admit it, once.
+    /// A host comes with a secret: admit it, once. `name`: what it takes the cluster's to be; empty: any.
     ///
     /// # Errors
     /// A sentence for the host that asks.
-    pub fn redeem(&self, cluster: ClusterId, secret: &[u8], host: HostId, label: &str) -> Result<Members, String> {
+    pub fn redeem(
+        &self,
+        cluster: ClusterId,
+        name: &str,
+        secret: &[u8],
+        host: HostId,
+        label: &str,
+    ) -> Result<Members, Refused> {
         let (hash, asking) = (hash(secret), host.to_hex());
         let mut invites = self.invites.lock();
         let now = now_s();
@@ -205,6 +252,12 @@ impl Membership {
         if invite.expires_s <= now {
             return Err("this invitation has expired: ask for a new one".into());
         }
+        let Some(mut set) = self.set(cluster) else { return Err("this host knows no such cluster".into()) };
+        // Who has typed another name means another cluster: nothing has happened, and the invitation can be used still.
+        if !name.is_empty() && name != set.cluster_name() {
+            let cluster = set.cluster_name().to_owned();
+            return Err(Refused { why: format!("the invitation is to the cluster {cluster}"), cluster });
+        }
         match &invite.used_by {
             Some(other) if *other != asking => return Err("this invitation was used already: ask for a new one".into()),
             _ => invite.used_by = Some(asking),
@@ -212,10 +265,9 @@ impl Membership {
         // Before it has an effect: it must not work twice, whatever happens.
         self.save_invites(&invites).map_err(|failure| failure.message)?;
         drop(invites);
-        let Some(mut set) = self.set(cluster) else { return Err("this host knows no such cluster".into()) };
         set.admit(Role::Host, host.into(), &clean_label(label), now, &self.identity)
             .map_err(|error| error.to_string())?;
-        self.save(set).map_err(|error| format!("{error:#}"))
+        Ok(self.save(set).map_err(|error| format!("{error:#}"))?)
     }
 
     /// Revoke a host or disk, by the beginning of its id. Its whole id, and whether it is a host.
@@ -329,14 +381,18 @@ mod tests {
         let one = Membership::open(dir.path().into()).unwrap();
         let (_other_dir, other) = host();
         let (_third_dir, third) = host();
-        let ask = |who: &Membership, secret: &[u8]| one.redeem(cluster, secret, who.identity().host_id(), "x");
-        assert!(ask(&other, b"wrong").unwrap_err().contains("unknown"));
+        let ask = |who: &Membership, secret: &[u8]| one.redeem(cluster, "home", secret, who.identity().host_id(), "x");
+        assert!(ask(&other, b"wrong").unwrap_err().why.contains("unknown"));
         assert!(ask(&other, &expired.secret).is_err());
+        // A wrong name uses nothing up, and only who has the secret is told the right one.
+        let named = |secret: &[u8]| one.redeem(cluster, "work", secret, third.identity().host_id(), "x").unwrap_err();
+        assert_eq!((named(&token.secret).cluster, named(b"wrong").cluster), ("home".into(), String::new()));
+        assert!(!one.set(cluster).unwrap().is_host(third.identity().host_id()));
         let set = ask(&other, &token.secret).unwrap();
         assert!(set.is_host(other.identity().host_id()) && set.is_disk(DiskId([1; 32])));
         // The answer was lost.
         assert!(ask(&other, &token.secret).is_ok());
-        assert!(ask(&third, &token.secret).unwrap_err().contains("used already"));
+        assert!(ask(&third, &token.secret).unwrap_err().why.contains("used already"));
         // The new member admits its disk, the old one revokes it.
         assert!(other.absorb(cluster, &set.encode()).unwrap());
         let disk = DiskId([9; 32]);
@@ -355,12 +411,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_whose_first_disk_could_not_be_made_is_forgotten() {
+        let (dir, one) = host();
+        let files = || std::fs::read_dir(dir.path()).unwrap().count();
+        let (before, cluster) = (files(), one.cluster_for("home").unwrap());
+        one.unfound(cluster).unwrap();
+        assert_eq!((one.known("home"), files()), (None, before));
+        one.unfound(cluster).unwrap();
+        let cluster = one.cluster_for("home").unwrap();
+        assert!(one.admit_disk(cluster, DiskId([9; 32])).unwrap());
+        one.unfound(cluster).unwrap();
+        assert_eq!(one.known("home"), Some(cluster), "it has a disk");
+    }
+
+    #[test]
     fn a_disk_that_moves_is_admitted_once_whatever_the_clocks_say() {
         let (_dir, one) = host();
         let cluster = one.cluster_for("home").unwrap();
         let token = one.invite(cluster, DiskId([1; 32]), vec![], 60).unwrap();
         let (_other_dir, other) = host();
-        let set = one.redeem(cluster, &token.secret, other.identity().host_id(), "x").unwrap();
+        let set = one.redeem(cluster, "", &token.secret, other.identity().host_id(), "x").unwrap();
         other.absorb(cluster, &set.encode()).unwrap();
         let disk = DiskId([9; 32]);
         // Admitted by a host whose clock is days ahead.

@@ -23,9 +23,11 @@ use std::time::Instant;
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::{DiskToml, short_id};
+use delugefs_proto::ids::ClusterId;
 use tokio::sync::{mpsc, watch};
 
 pub use child::{Reply, Run};
+pub(crate) use disks::other_cluster;
 pub use snapshot::{problems, snapshot};
 pub use state::{DiskSpec, Effect, Event, MountSpec, News, Registration, Served, State};
 
@@ -52,6 +54,8 @@ pub struct Owner {
     pub addresses: Arc<Addresses>,
     /// Renewed after every change.
     pub snapshots: watch::Sender<Arc<pb::HostStatus>>,
+    /// Clusters that were founded for a first disk that is being made: which start of a worker, and its folder.
+    pub founded: HashMap<Run, (ClusterId, PathBuf)>,
 }
 
 impl Owner {
@@ -65,8 +69,13 @@ impl Owner {
                 () = sleep_until(deadline) => Event::Tick,
             };
             self.log(&event);
-            if let Event::Child { run, news: News::Ended(_) } = &event {
-                processes.remove(run);
+            match &event {
+                Event::Child { run, news: News::Ended(_) } => {
+                    processes.remove(run);
+                    self.unfound(*run);
+                }
+                Event::Child { run, news: News::WorkerReady(_) } => drop(self.founded.remove(run)),
+                _ => {}
             }
             let effects = self.state.apply(event, Instant::now());
             self.publish();
@@ -76,6 +85,17 @@ impl Owner {
                 }
                 self.carry_out(effect, &mut processes).await;
             }
+        }
+    }
+
+    /// A worker has ended: if it was to make the first disk of a new cluster and did not, there is no such cluster.
+    fn unfound(&mut self, run: Run) {
+        if let Some((cluster, root)) = self.founded.remove(&run)
+            && DiskToml::read(&root).is_err()
+            && self.state.disks.iter().all(|disk| disk.spec.root == root) // another one may be about to be of that cluster
+            && let Err(error) = self.membership.unfound(cluster)
+        {
+            tracing::warn!("a cluster without disks is remembered: {error:#}");
         }
     }
 
@@ -95,7 +115,8 @@ impl Owner {
         match effect {
             Effect::StartWorker { run, spec } => {
                 processes.insert(run, ends);
-                tokio::spawn(self.worker_job(run, &spec).start(self.events.clone(), receiver));
+                let job = self.worker_job(run, &spec);
+                tokio::spawn(job.start(self.events.clone(), receiver));
             }
             Effect::StartFrontend { run, spec, socket, cluster } => {
                 processes.insert(run, ends);
@@ -132,7 +153,7 @@ impl Owner {
         }
     }
 
-    fn worker_job(&self, run: Run, spec: &DiskSpec) -> Job {
+    fn worker_job(&mut self, run: Run, spec: &DiskSpec) -> Job {
         let mut args = arguments([
             ("--root", spec.root.as_os_str().into()),
             ("--cluster", spec.cluster.clone().into()),
@@ -149,8 +170,14 @@ impl Owner {
             // the clusters that this host is a member of, and else begins one.
             let joined = spec.cluster_id.map(|id| id.to_hex());
             let cluster_id = joined.or_else(|| self.cluster_id(&spec.root));
+            let is_known = self.membership.known(&spec.cluster).is_some();
             let cluster_id = cluster_id.or_else(|| match self.membership.cluster_for(&spec.cluster) {
-                Ok(id) => Some(id.to_hex()),
+                Ok(id) => {
+                    if !is_known {
+                        self.founded.insert(run, (id, spec.root.clone()));
+                    }
+                    Some(id.to_hex())
+                }
                 Err(error) => {
                     tracing::error!("this disk will stay alone: {error:#}");
                     None

@@ -46,6 +46,15 @@ pub struct Shown {
 }
 
 impl Shown {
+    /// Of the contents that disks hold, count only those that files have: the others go by themselves.
+    pub fn count_files(&self, disks: &mut [wpb::Peer]) {
+        for known in self.health.iter().flat_map(|health| &health.disks) {
+            for disk in disks.iter_mut().filter(|disk| disk.disk_id == known.disk.0) {
+                disk.contents = known.contents;
+            }
+        }
+    }
+
     /// As `status` says it.
     pub fn describe(&self) -> Option<pb::Replication> {
         let health = self.health.as_ref()?;

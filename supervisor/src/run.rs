@@ -34,7 +34,7 @@ use crate::policy::Settings;
 use crate::process::Events;
 use crate::replicate::{self, Shown};
 use crate::server::{Server, no_cluster_name, uid_of};
-use crate::{discovery, paths, remember, sys, uds};
+use crate::{discovery, paths, remember, returned, sys, uds};
 
 /// How long open calls get to finish after everything has stopped.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -125,6 +125,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         snapshots,
         membership: membership.clone(),
         addresses: addresses.clone(),
+        founded: Default::default(),
     };
     let events = owner.events.clone();
     notes::sweep(&owner.run_dir)?;
@@ -132,6 +133,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     wish(&events, &configured, cluster.as_deref(), false)?;
     wish(&events, &added, cluster.as_deref(), true)?;
     tokio::spawn(cluster::follow(watcher.clone(), membership.clone(), addresses.clone(), found.clone()));
+    tokio::spawn(returned::follow(watcher.clone(), events.clone()));
     let (shown, replicated) = watch::channel(Shown::default());
     tokio::spawn(replicate::run(watcher.clone(), shown, Settings::default()));
     if !options.no_mdns {

@@ -24,12 +24,12 @@ use crate::cluster::Found;
 use crate::escape::escape_bytes;
 use crate::failure::Failure;
 use crate::log::Logged;
-use crate::membership::Membership;
+use crate::membership::{Membership, Refused};
 use crate::notes::{self, Note, WORKER};
-use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, problems};
+use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, other_cluster, problems};
 use crate::process::Events;
 use crate::replicate::Shown;
-use crate::{farewell, join, marks, paths, sys, worker};
+use crate::{drain, farewell, join, marks, paths, sys, worker};
 
 /// The service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -69,6 +69,7 @@ impl Control for Server {
         host.cluster_id = known.or_else(on_disk).unwrap_or_default();
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
+        show_disks(&mut host.mounts, &host.disks);
         if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {
             host.problems.extend(farewell::shut_out(&set, self.membership.identity().host_id(), &host.disks));
         }
@@ -97,7 +98,9 @@ impl Control for Server {
     }
 
     async fn disks(&self, _: Request<pb::DisksRequest>) -> Answer<pb::DisksReply> {
-        Ok(Response::new(pb::DisksReply { disks: self.disks_with_status().await }))
+        let mut disks = self.disks_with_status().await;
+        drain::describe(&mut disks, &self.members_disks().await).await;
+        Ok(Response::new(pb::DisksReply { disks }))
     }
 
     async fn torrents(&self, _: Request<pb::TorrentsRequest>) -> Answer<pb::TorrentsReply> {
@@ -213,13 +216,13 @@ impl Control for Server {
     async fn redeem(&self, request: Request<pb::RedeemRequest>) -> Answer<JoinReply> {
         let request = request.into_inner();
         let join = request.join.unwrap_or_default();
-        let refused = |error: String| JoinReply { error, ..JoinReply::default() };
+        let refused = |it: Refused| JoinReply { error: it.why, cluster: it.cluster, ..JoinReply::default() };
         let (Some(host), Some(cluster)) =
             (HostId::from_slice(&request.host_id), ClusterId::from_slice(&join.cluster_id))
         else {
             return Ok(Response::new(refused("this is no request to join".into())));
         };
-        let reply = match self.membership.redeem(cluster, &join.secret, host, &join.label) {
+        let reply = match self.membership.redeem(cluster, &join.cluster, &join.secret, host, &join.label) {
             Ok(set) => {
                 tracing::info!(
                     "admitted host {} ({}) from {}",
@@ -229,12 +232,17 @@ impl Control for Server {
                 );
                 JoinReply { error: String::new(), cluster: set.cluster_name().into(), members: set.encode() }
             }
-            Err(error) => {
+            Err(refusal) => {
                 // Anybody can come as often as he likes.
                 if self.refusals.insert(&host.to_hex()) {
-                    tracing::warn!("did not admit host {} from {}: {error}", short_id(&host.to_hex()), request.from);
+                    tracing::warn!(
+                        "did not admit host {} from {}: {}",
+                        short_id(&host.to_hex()),
+                        request.from,
+                        refusal.why
+                    );
                 }
-                refused(error)
+                refused(refusal)
             }
         };
         Ok(Response::new(reply))
@@ -243,6 +251,11 @@ impl Control for Server {
     async fn join(&self, request: Request<pb::JoinRequest>) -> Answer<pb::JoinReply> {
         let request = request.into_inner();
         let token: Token = request.token.parse().map_err(|error| no_token(&error))?;
+        // Else the invitation would be used up, and the disk be refused then.
+        let current = self.now().cluster;
+        if !request.cluster.is_empty() && !current.is_empty() && request.cluster != current {
+            return Err(other_cluster(&current, &request.cluster).into());
+        }
         let mut more = self.addresses.of(token.inviter);
         more.extend(self.found.nearby.lock().get(&token.inviter).cloned());
         more.extend(self.found.peers.iter().cloned());
@@ -255,6 +268,7 @@ impl Control for Server {
         let mut reply =
             pb::PeersReply { host_id: self.membership.identity().host_id().0.to_vec(), ..Default::default() };
         reply.disks = self.members_disks().await;
+        self.replicated.borrow().count_files(&mut reply.disks);
         let cluster = self.disks_up().first().and_then(|disk| ids(disk).ok()).map(|(cluster, _)| cluster);
         if let Some(set) = cluster.and_then(|cluster| self.membership.set(cluster)) {
             let host = |(id, member): (&HostId, &delugefs_proto::members::Member)| pb::PeerHost {
@@ -464,6 +478,21 @@ impl Server {
     }
 }
 
+/// Another disk takes over when that of a mount is away or hangs, and keeps it: which one a mount shows is known by the disks that answer.
+fn show_disks(mounts: &mut [pb::Mount], disks: &[pb::Disk]) {
+    for mount in mounts {
+        let serves = |disk: &&pb::Disk| {
+            disk.status.as_ref().is_some_and(|status| status.mounts.iter().any(|dir| *dir == mount.dir.as_bytes()))
+        };
+        let serving: Vec<&str> = disks.iter().filter(serves).map(|disk| disk.root.as_str()).collect();
+        if !serving.contains(&mount.root.as_str())
+            && let Some(root) = serving.first()
+        {
+            mount.root = (*root).to_owned();
+        }
+    }
+}
+
 /// An answer, or the sentence that came instead.
 fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
     match answer {
@@ -577,6 +606,26 @@ pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_shows_the_disk_that_serves_it() {
+        let disk = |root: &str, mounts: Option<&[&str]>| {
+            let status = mounts.map(|mounts| worker_pb::WorkerStatus {
+                mounts: mounts.iter().map(|dir| dir.as_bytes().to_vec()).collect(),
+                ..Default::default()
+            });
+            pb::Disk { root: root.into(), status, ..Default::default() }
+        };
+        let shown = |disks: &[pb::Disk]| {
+            let mut mounts = [pb::Mount { dir: "/m".into(), root: "/a".into(), ..Default::default() }];
+            show_disks(&mut mounts, disks);
+            mounts[0].root.clone()
+        };
+        assert_eq!(shown(&[disk("/a", Some(&["/m"])), disk("/b", Some(&[]))]), "/a");
+        assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x", "/m"]))]), "/b", "the first hangs");
+        assert_eq!(shown(&[disk("/a", Some(&[])), disk("/b", Some(&["/m"]))]), "/b", "and has come back");
+        assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x"]))]), "/a", "nobody says anything else");
+    }
 
     #[test]
     fn paths_below_a_mount() {

@@ -36,3 +36,17 @@ pub fn write(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
     };
     replace().with_context(|| format!("cannot write {}", path.display()))
 }
+
+/// Remove a file durably, if it is there.
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove(dir: &Path, name: &str) -> anyhow::Result<()> {
+    let path = dir.join(name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed
+            .and_then(|()| File::open(dir)?.sync_all())
+            .with_context(|| format!("cannot remove {}", path.display())),
+    }
+}

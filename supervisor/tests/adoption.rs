@@ -26,9 +26,9 @@ fn the_next_supervisor_finds_worker_and_mount() {
         eprintln!("skipped: it needs root and /dev/fuse");
         return;
     }
-    lab.manners("frontend", "mount");
     let first = lab.supervisor("sup", &["--no-mdns"]);
-    lab.says(&["run", "home", "a", "--create", "--mount", "no/where"]);
+    lab.make_disk();
+    lab.manners("frontend", "mount");
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
     assert_eq!(lab.says(&["mount", "m"]).code, 0);
     let before = lab.status();
@@ -43,19 +43,19 @@ fn the_next_supervisor_finds_worker_and_mount() {
     });
     for what in ["disks", "mounts"] {
         assert_eq!(after[what][0]["pid"], before[what][0]["pid"]);
-        assert_eq!(after[what][0]["by_hand"], true);
+        assert_eq!(after[what][0]["by_hand"], false, "a supervisor has started it");
     }
     // The fake never answers the kernel: whoever had touched the mountpoint would hang.
     let said = lab.says(&["whereis", "m/note.txt"]);
     assert_eq!(said.code, 0, "{}", said.stderr);
     kill_hard(pid_of(&after["mounts"][0]).unwrap());
     let again = lab.wait_for_status("the mount to come back", |status| {
-        status["mounts"][0]["state"] == "up" && status["mounts"][0]["by_hand"] == false
+        status["mounts"][0]["state"] == "up" && status["mounts"][0]["pid"] != before["mounts"][0]["pid"]
     });
-    assert_ne!(again["mounts"][0]["pid"], before["mounts"][0]["pid"]);
+    assert_eq!(again["mounts"][0]["restarts"], 1);
     kill_hard(pid_of(&after["disks"][0]).unwrap());
     lab.wait_for_status("the disk to come back", |status| {
-        status["disks"][0]["state"] == "up" && status["disks"][0]["by_hand"] == false
+        status["disks"][0]["state"] == "up" && status["disks"][0]["pid"] != before["disks"][0]["pid"]
     });
     terminate(second);
     assert_eq!(lab.wait(second), 0);
@@ -117,7 +117,8 @@ fn a_worker_started_by_hand_registers_and_is_left_alone() {
     // A new supervisor is told of the same disk: it takes the living one.
     let sup = lab.supervisor("sup2", &["--no-mdns"]);
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
-    assert_eq!(pid_of(&lab.status()["disks"][0]), Some(pid));
+    let disk = &lab.status()["disks"][0];
+    assert_eq!((pid_of(disk), &disk["by_hand"]), (Some(pid), &false.into()), "it is watched now");
     assert_eq!(lab.says(&["disk", "remove", "a"]).code, 0);
     assert_eq!(lab.wait(pid), 0, "asked for, it stops");
     terminate(sup);

@@ -41,8 +41,8 @@ fn status() {
     DISK      STATE    FREE      OF  RESTARTS  FOLDER
     12345678  up     12 GiB  20 GiB         0  LAB/a
 
-    MOUNT  RESTARTS  FOLDER
-    up            0  LAB/m
+    MOUNT  RESTARTS  DISK      FOLDER
+    up            0  12345678  LAB/m
     ");
     insta::assert_snapshot!(says(&lab, &["status", "--json"]).stdout, @r#"
     {
@@ -71,7 +71,8 @@ fn status() {
             "uncommitted_changes": 2,
             "packs": 3,
             "sessions": 1
-          }
+          },
+          "drain": null
         }
       ],
       "mounts": [
@@ -102,8 +103,8 @@ fn status() {
     DISK      STATE    FREE      OF  RESTARTS  FOLDER
     12345678  up     12 GiB  20 GiB         0  LAB/a
 
-    MOUNT  RESTARTS  FOLDER
-    up            0  LAB/m
+    MOUNT  RESTARTS  DISK      FOLDER
+    up            0  12345678  LAB/m
 
     problems:
       disk 12345678 (LAB/a) is read-only: the disk is full
@@ -145,7 +146,8 @@ fn disks() {
           "uncommitted_changes": 2,
           "packs": 3,
           "sessions": 1
-        }
+        },
+        "drain": null
       }
     ]
     "#);
@@ -340,12 +342,24 @@ fn changing_commands_and_their_failures() {
     Hint: mount on a folder outside of it
     exit 15
     ");
+    assert_eq!(lab.says(&["mount", "a/inside"]).code, 15);
+    assert!(!lab.path("a/inside").exists(), "made in a disk's own folder");
+    insta::assert_snapshot!(failure(&["mount", "m/inside"]), @"
+    delugefs: LAB/m/inside is inside the mount of DelugeFS at LAB/m
+    Hint: choose a folder outside of LAB/m
+    exit 15
+    ");
     insta::assert_snapshot!(failure(&["umount", "n"]), @"
     delugefs: LAB/n is no mount of this host
     Hint: `delugefs status` lists them
     exit 15
     ");
     insta::assert_snapshot!(failure(&["stop"]), @"exit 0");
+    insta::assert_snapshot!(failure(&["disk", "remove", "a"]), @"
+    delugefs: no supervisor answers at LAB/r/control.sock
+    Hint: start delugefs as always and repeat this, or take the disk out of `added.toml` in the state directory (or of your `delugefs.toml`): it is not started any more then; what is on it stays either way
+    exit 17
+    ");
     insta::assert_snapshot!(failure(&["stop"]), @"
     delugefs: no supervisor answers at LAB/r/control.sock
     Hint: `delugefs run CLUSTER ROOT` starts one; --run-dir DIR names another one's directory

@@ -61,6 +61,13 @@ impl Lab {
         fs::write(self.run_dir().join(format!("fake-{who}")), text).unwrap();
     }
 
+    /// Make the disk in `a` and take it back: the mount that is asked for with it fails.
+    pub fn make_disk(&self) {
+        self.manners("frontend", "exit-before-ready 15");
+        assert_eq!(self.says(&["run", "home", "a", "--create", "--mount", "m", "--state-dir", "s"]).code, 15);
+        fs::remove_file(self.run_dir().join("fake-frontend")).unwrap();
+    }
+
     /// Have frontends really mount, where that is possible; the caller is skipped elsewhere.
     pub fn can_mount(&self) -> bool {
         self.manners("frontend", "mount");

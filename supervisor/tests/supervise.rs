@@ -8,7 +8,7 @@ use crate::lab::{Lab, kill_hard, pid_of, terminate};
 fn crashed_processes_come_back() {
     let mut lab = Lab::new();
     let sup = lab.supervisor("sup", &["--no-mdns"]);
-    lab.says(&["run", "home", "a", "--create", "--mount", "no/where"]); // makes the disk, fails to mount, takes it back
+    lab.make_disk();
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
     assert_eq!(lab.says(&["mount", "m"]).code, 0);
     let before = lab.status();
@@ -34,7 +34,7 @@ fn crashed_processes_come_back() {
 fn what_cannot_be_restarted_is_reported() {
     let mut lab = Lab::new();
     lab.supervisor("sup", &["--no-mdns"]);
-    lab.says(&["run", "home", "a", "--create", "--mount", "no/where"]);
+    lab.make_disk();
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);
     assert_eq!(lab.says(&["status", "-x"]).code, 0);
     lab.manners("worker", "exit-before-ready 13");
@@ -43,7 +43,11 @@ fn what_cannot_be_restarted_is_reported() {
     assert_eq!(status["disks"][0]["last_error"]["exit"], 13);
     let said = lab.says(&["status", "-x"]);
     assert_eq!(said.code, 20);
-    assert!(said.stdout.ends_with(" (LAB/a) is stopped: told to fail\n"), "{}", said.stdout);
+    assert!(
+        said.stdout.ends_with(" (LAB/a) is stopped: told to fail; `delugefs disk add LAB/a` starts it again\n"),
+        "{}",
+        said.stdout
+    );
     // Repaired, it goes on by command.
     lab.manners("worker", "");
     assert_eq!(lab.says(&["disk", "add", "a"]).code, 0);

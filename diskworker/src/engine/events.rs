@@ -13,9 +13,14 @@ use super::SessionId;
 /// Events a slow frontend may be behind before it is told to drop everything instead.
 const QUEUE_MAX: usize = 4096;
 
+/// The longest mountpoint that is remembered.
+const MOUNT_MAX_BYTES: usize = 4096;
+
 #[derive(Default)]
 pub(super) struct Hub {
     sessions: Mutex<HashMap<SessionId, Arc<EventQueue>>>,
+    /// Where those are mounted that said so.
+    mounts: Mutex<HashMap<SessionId, Vec<u8>>>,
 }
 
 /// Events on their way to one session.
@@ -78,12 +83,25 @@ impl Hub {
         queue
     }
 
+    /// A session's frontend has said where it is mounted.
+    pub fn is_mounted(&self, session: SessionId, dir: &[u8]) {
+        if !dir.is_empty() && dir.len() <= MOUNT_MAX_BYTES {
+            self.mounts.lock().insert(session, dir.to_vec());
+        }
+    }
+
+    /// All that were said.
+    pub fn mounts(&self) -> Vec<Vec<u8>> {
+        self.mounts.lock().values().cloned().collect()
+    }
+
     /// Forget a session, unless it has connected again meanwhile.
     pub fn remove(&self, session: SessionId, queue: &Arc<EventQueue>) -> bool {
         let mut sessions = self.sessions.lock();
         let current = sessions.get(&session).is_some_and(|q| Arc::ptr_eq(q, queue));
         if current {
             sessions.remove(&session);
+            self.mounts.lock().remove(&session);
         }
         current
     }
@@ -123,6 +141,19 @@ impl Hub {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_is_forgotten_with_its_session() {
+        let hub = Hub::default();
+        let queue = hub.add(1);
+        hub.is_mounted(1, b"/m");
+        hub.is_mounted(1, &[b'/'; MOUNT_MAX_BYTES + 1]);
+        hub.add(2);
+        hub.is_mounted(2, b"");
+        assert_eq!(hub.mounts(), [b"/m"]);
+        assert!(hub.remove(1, &queue));
+        assert!(hub.mounts().is_empty());
+    }
 
     #[test]
     fn what_no_frame_can_carry_becomes_everything() {

@@ -80,6 +80,7 @@ impl Engine {
             uncommitted_changes: core.ns.pending_len() as u64,
             packs: core.ns.catalog().packs() as u64,
             sessions: self.events.len() as u64,
+            mounts: self.events.mounts(),
             seq: core.ns.seq(),
             ..Default::default()
         })

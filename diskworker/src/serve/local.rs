@@ -158,6 +158,7 @@ impl<'a> Connection<'a> {
     /// The session lives as long as this connection.
     fn push_events(&mut self, hello: &Hello) -> std::io::Result<()> {
         let queue = self.engine.begin_session(hello.session);
+        self.engine.session_mounted(hello.session, &hello.mount);
         let result = frame::send(self.socket, &self.welcome(), None).and_then(|()| {
             std::thread::scope(|scope| {
                 // The reading side notices the frontend's end; the frontend sends nothing here.

@@ -15,7 +15,8 @@ use crate::worker::{Host, PATIENCE, SLACK, Worker, wait_until};
 fn hello(worker: &Worker, session: u64, events: bool) -> UnixStream {
     let socket = UnixStream::connect(&worker.local).unwrap();
     let version = delugefs_proto::local::LOCAL_VERSION;
-    frame::send(&socket, &op(request::Op::Hello(pb::Hello { version, session, events })), None).unwrap();
+    frame::send(&socket, &op(request::Op::Hello(pb::Hello { version, session, events, ..pb::Hello::default() })), None)
+        .unwrap();
     socket
 }
 

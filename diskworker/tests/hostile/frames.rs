@@ -42,7 +42,12 @@ fn connect(worker: &Worker) -> UnixStream {
 fn greeted(worker: &Worker) -> UnixStream {
     let socket = connect(worker);
     let version = delugefs_proto::local::LOCAL_VERSION;
-    frame::send(&socket, &op(request::Op::Hello(pb::Hello { version, session: 5, events: false })), None).unwrap();
+    frame::send(
+        &socket,
+        &op(request::Op::Hello(pb::Hello { version, session: 5, events: false, ..pb::Hello::default() })),
+        None,
+    )
+    .unwrap();
     let (reply, _) = frame::Receiver::default().receive::<Reply>(&socket).unwrap().unwrap();
     assert_eq!(reply.errno, 0);
     socket
@@ -116,7 +121,12 @@ fn what_is_no_frame_ends_the_connection_and_nothing_else() {
     // Another version is told so.
     for version in [0, 1, LOCAL_VERSION - 1, LOCAL_VERSION + 1, u32::MAX] {
         let mut socket = connect(&worker);
-        frame::send(&socket, &op(request::Op::Hello(pb::Hello { version, session: 5, events: false })), None).unwrap();
+        frame::send(
+            &socket,
+            &op(request::Op::Hello(pb::Hello { version, session: 5, events: false, ..pb::Hello::default() })),
+            None,
+        )
+        .unwrap();
         let (reply, _) = frame::Receiver::default().receive::<Reply>(&socket).unwrap().unwrap();
         assert_eq!(reply.errno, nix::errno::Errno::EPROTONOSUPPORT as u32);
         assert!(reply.message.contains("use programs of one release"), "{}", reply.message);

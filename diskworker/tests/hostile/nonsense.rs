@@ -154,7 +154,7 @@ impl Frontend {
             22 => Op::RemoveXattr(pb::RemoveXattr { ino: a, dir: b, name }),
             23 => Op::StatFs(pb::StatFs {}),
             24 => Op::ReadLink(pb::ReadLink { ino: a, dir: b }),
-            _ => Op::Hello(pb::Hello { version: mode, session: w, events: f }),
+            _ => Op::Hello(pb::Hello { version: mode, session: w, events: f, ..pb::Hello::default() }),
         }
     }
 

@@ -140,7 +140,7 @@ fn nothing_of_it_is_done() {
     for mode in [0o040755, 0o120777, 0o170000, 0o030000, 0o110644] {
         refuse(&[EINVAL], Op::Mknod(pb::Mknod { dir: 1, name: of("odd"), mode, ..Default::default() }));
     }
-    refuse(&[EPROTO], Op::Hello(pb::Hello { version: 1, session: 1, events: false }));
+    refuse(&[EPROTO], Op::Hello(pb::Hello { version: 1, session: 1, events: false, ..pb::Hello::default() }));
 
     // Sizes.
     for size in [u64::MAX, u64::MAX - 1, 1 << 63, (1 << 63) - 1, (64 << 40) + 1] {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -29,14 +30,14 @@ pub struct Disconnected(#[from] pub io::Error);
 impl Client {
     /// Connect and greet. `events` makes it the connection that carries pushed events and holds the session.
     pub fn connect(path: &Path, session: u64, events: bool) -> io::Result<Self> {
-        Self::greet(UnixStream::connect(path)?, session, events)
+        Self::greet(UnixStream::connect(path)?, hello(session, events))
     }
 
     /// The same for a few requests that must not wait: no message takes longer than this.
     pub fn connect_within(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
         let socket = connect_now(path)?;
         set_patience(&socket, Some(patience))?;
-        Self::greet(socket, session, false)
+        Self::greet(socket, hello(session, false))
     }
 
     /// The same for any number of requests, each of which may take as long as it takes. Before anything is said, `watch` gets a second
@@ -44,21 +45,22 @@ impl Client {
     pub fn connect_watched(path: &Path, session: u64, watch: impl FnOnce(UnixStream)) -> io::Result<Self> {
         let socket = connect_now(path)?;
         watch(socket.try_clone()?);
-        Self::greet(socket, session, false)
+        Self::greet(socket, hello(session, false))
     }
 
-    /// The connection for events, greeted within this time. The events themselves come when they come.
-    pub fn connect_events(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
+    /// The connection for events, greeted within this time. The events themselves come when they come. `mount`: where what is asked
+    /// for through the session is mounted.
+    pub fn connect_events(path: &Path, session: u64, mount: &Path, patience: Duration) -> io::Result<Self> {
         let socket = connect_now(path)?;
         set_patience(&socket, Some(patience))?;
-        let client = Self::greet(socket, session, true)?;
+        let mount = mount.as_os_str().as_bytes().to_vec().into();
+        let client = Self::greet(socket, Hello { mount, ..hello(session, true) })?;
         set_patience(&client.socket, None)?;
         Ok(client)
     }
 
-    fn greet(socket: UnixStream, session: u64, events: bool) -> io::Result<Self> {
+    fn greet(socket: UnixStream, hello: Hello) -> io::Result<Self> {
         let mut client = Self { socket, receiver: frame::Receiver::default(), welcome: Welcome::default() };
-        let hello = Hello { version: LOCAL_VERSION, session, events };
         let (reply, _) = client.call(&op(request::Op::Hello(hello)), None).map_err(|error| error.0)?;
         match check(reply).map_err(io::Error::other)?.body {
             Some(reply::Body::Welcome(welcome)) => client.welcome = welcome,
@@ -96,6 +98,10 @@ impl Client {
     pub fn try_clone_socket(&self) -> io::Result<UnixStream> {
         self.socket.try_clone()
     }
+}
+
+fn hello(session: u64, events: bool) -> Hello {
+    Hello { version: LOCAL_VERSION, session, events, ..Hello::default() }
 }
 
 /// Connect, or fail at once: a process that hangs takes nobody out of its queue, and who finds that full would wait for as
@@ -153,7 +159,7 @@ mod tests {
                 let patience = Duration::from_millis(10);
                 let tries = [
                     Client::connect_within(&path, 1, patience).is_err(),
-                    Client::connect_events(&path, 1, patience).is_err(),
+                    Client::connect_events(&path, 1, Path::new(""), patience).is_err(),
                 ];
                 sender.send(tries).unwrap();
             }

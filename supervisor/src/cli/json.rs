@@ -81,6 +81,17 @@ pub(super) struct Disk {
     by_hand: bool,
     last_error: Option<Failure>,
     worker: Option<Worker>,
+    /// Only `disks` has it.
+    drain: Option<Drain>,
+}
+
+#[derive(Debug, Serialize)]
+struct Drain {
+    contents: u64,
+    bytes: u64,
+    uncopied: u64,
+    may_be_removed: bool,
+    waits_for: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -216,6 +227,13 @@ impl From<pb::Disk> for Disk {
             by_hand: disk.by_hand,
             last_error: disk.failure.map(Failure::from),
             worker: disk.status.map(Worker::from),
+            drain: disk.drain.map(|it| Drain {
+                contents: it.contents,
+                bytes: it.bytes,
+                uncopied: it.uncopied,
+                may_be_removed: it.waits_for.is_empty(),
+                waits_for: some(it.waits_for),
+            }),
         }
     }
 }

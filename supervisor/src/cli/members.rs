@@ -41,8 +41,8 @@ struct Disk {
     mark: &'static str,
     connected: bool,
     absent_s: Option<u32>,
-    free_bytes: u64,
-    total_bytes: u64,
+    free_bytes: Option<u64>,
+    total_bytes: Option<u64>,
     contents: u64,
     catalog_commit: String,
     addresses: Vec<String>,
@@ -66,8 +66,9 @@ impl From<wpb::Peer> for Disk {
             mark,
             connected: peer.connected,
             absent_s: (peer.absent_s != u32::MAX).then_some(peer.absent_s),
-            free_bytes: peer.free_bytes,
-            total_bytes: peer.total_bytes,
+            // One that has said nothing yet has no size; a full one does.
+            free_bytes: (peer.total_bytes > 0).then_some(peer.free_bytes),
+            total_bytes: (peer.total_bytes > 0).then_some(peer.total_bytes),
             contents: peer.contents,
             catalog_commit: peer.state_commit,
             addresses: peer.addresses,
@@ -114,8 +115,8 @@ pub(super) async fn peers(control: &mut Control, as_json: bool) -> anyhow::Resul
             short_id(&disk.disk_id),
             &escape_line(&disk.host_label),
             &state,
-            &size(disk.free_bytes),
-            &size(disk.total_bytes),
+            &disk.free_bytes.map_or_else(|| "-".into(), size),
+            &disk.total_bytes.map_or_else(|| "-".into(), size),
             &disk.contents.to_string(),
             &escape_line(disk.addresses.first().map_or("", String::as_str)),
         ])
@@ -167,4 +168,17 @@ pub(super) async fn copies(control: &mut Control, typed: &Path, wanted: Option<W
     };
     print(&format!("{} copies wanted ({from})\n", reply.wanted))?;
     Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_of_a_disk_is_not_0() {
+        let unseen = Disk::from(wpb::Peer { absent_s: u32::MAX, ..wpb::Peer::default() });
+        assert_eq!((unseen.free_bytes, unseen.total_bytes, unseen.absent_s), (None, None, None));
+        let full = Disk::from(wpb::Peer { connected: true, total_bytes: 9, ..wpb::Peer::default() });
+        assert_eq!((full.free_bytes, full.total_bytes), (Some(0), Some(9)));
+    }
 }

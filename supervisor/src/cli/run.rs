@@ -2,8 +2,8 @@
 //! frontend on the mountpoint; says `ready` on stdout; on SIGINT, SIGTERM or SIGHUP stops what it started.
 
 use std::cell::Cell;
-use std::io::Write;
-use std::net::IpAddr;
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use delugefs_proto::control_pb::{self as pb, disk, mount};
-use delugefs_proto::disk::{DISK_TOML, is_cluster_name};
+use delugefs_proto::disk::{DISK_TOML, DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::token::{Token, is_address};
 use nix::sys::signal::{Signal, kill};
@@ -25,9 +25,9 @@ use super::client::{self, Control, answer};
 use crate::escape::escape_line;
 use crate::failure::Failure;
 use crate::libexec;
-use crate::paths;
 use crate::run::no_peer_address;
 use crate::server::{no_cluster_name, no_token, uid_of};
+use crate::{mountpoint, paths, sys};
 
 /// Longest orderly stop: frontends (10 s), then workers (20 s), then the supervisor itself.
 const STOP: Duration = Duration::from_secs(35);
@@ -300,18 +300,40 @@ fn check(arguments: &Arguments) -> Result<(), UserError> {
     if !is_cluster_name(&arguments.cluster) {
         return Err(no_cluster_name(&arguments.cluster).into());
     }
-    if let Some(Err(error)) = arguments.join.as_ref().map(|token| token.parse::<Token>()) {
-        return Err(no_token(&error).into());
+    if let Some(token) = &arguments.join {
+        let token = token.parse().map_err(|error| UserError::from(no_token(&error)))?;
+        check_disk(&arguments.root, &token, &arguments.cluster)?;
     }
-    if let Some(address) = arguments.listen.as_ref().filter(|text| text.parse::<IpAddr>().is_err()) {
-        let error = UserError::new(Exit::Usage, format!("{address:?} is no IP address"));
-        return Err(
-            error.hint("write one of this machine, such as 192.168.1.5 or fd00::2; --btport PORT sets the port")
-        );
+    if let Some(text) = &arguments.listen {
+        let wrong = match text.parse::<IpAddr>() {
+            Err(_) => "is no IP address",
+            Ok(address) if is_elsewhere(address) => "is no address of this machine",
+            Ok(_) => "",
+        };
+        if !wrong.is_empty() {
+            let hint = "write one of this machine, such as 192.168.1.5 or fd00::2; --btport PORT sets the port";
+            return Err(UserError::new(Exit::Usage, format!("{text:?} {wrong}")).hint(hint));
+        }
     }
     match arguments.peers.iter().find(|peer| !is_address(peer)) {
         Some(peer) => Err(no_peer_address(peer)),
         None => Ok(()),
+    }
+}
+
+fn is_elsewhere(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
+}
+
+/// Whether a new disk can have the port: when its worker finds out, the disk is made.
+fn check_port(arguments: &Arguments) -> Result<(), UserError> {
+    let address = arguments.listen.as_ref().and_then(|text| text.parse().ok()).unwrap_or(IpAddr::from([0; 4]));
+    match arguments.btport.map(|port| (port, TcpListener::bind((address, port)))) {
+        Some((port, Err(error))) if error.kind() == ErrorKind::AddrInUse => {
+            let error = UserError::new(Exit::InUse, format!("port {port} is in use"));
+            Err(error.hint("choose another one with --btport PORT, or leave it out"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -320,6 +342,12 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
     let root = paths::typed(&arguments.root)?;
     let uid = uid_of(arguments.user.as_deref()).map_err(UserError::from)?;
     let dir = arguments.mount.as_deref().map(paths::typed).transpose()?;
+    if let Some(dir) = &dir {
+        mountpoint::check(Path::new(dir), Path::new(&root), &sys::delugefs_mounts()?).map_err(UserError::from)?;
+    }
+    if !Path::new(&root).join(DISK_TOML).exists() {
+        check_port(arguments)?; // that of a disk that is there may be in use by itself
+    }
     let user = arguments.user.clone().unwrap_or_default();
     Ok(Wish {
         // Of all disks of this host it shows this one, which is there: another may be away, or go before.
@@ -341,6 +369,16 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
             cluster_id: Vec::new(),
         },
     })
+}
+
+/// A disk that is there already and belongs to another cluster would be refused when the invitation is used up.
+fn check_disk(root: &Path, token: &Token, cluster: &str) -> Result<(), UserError> {
+    let Ok(disk) = DiskToml::read(root) else { return Ok(()) };
+    if disk.cluster == cluster && disk.cluster_id() == Some(token.cluster) {
+        return Ok(());
+    }
+    let text = format!("{} is a disk of another cluster, which is called {}", root.display(), disk.cluster);
+    Err(UserError::new(Exit::WrongCluster, text).hint("name an empty or a new folder to join with"))
 }
 
 /// `started` stays `None` when another one was faster; that one is used.

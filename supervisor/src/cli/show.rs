@@ -17,8 +17,8 @@ use super::client::{Control, answer};
 use super::json::{self, disk_state, mount_state};
 use super::table::{row, size, table};
 use crate::escape::{escape_bytes, escape_line};
-use crate::paths;
-use crate::sys;
+use crate::failure::Failure;
+use crate::{mountpoint, paths, sys};
 
 pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: bool) -> anyhow::Result<Exit> {
     let host = answer(control.status(pb::StatusRequest {}).await)?;
@@ -39,12 +39,12 @@ pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: 
         out += &disk_table(&host.disks);
     }
     if !host.mounts.is_empty() {
-        let mut rows = vec![row(["MOUNT", "RESTARTS", "FOLDER"])];
-        rows.extend(
-            host.mounts.iter().map(|mount| {
-                row([mount_state(mount), &mount.restarts.to_string(), &escape_bytes(mount.dir.as_bytes())])
-            }),
-        );
+        let mut rows = vec![row(["MOUNT", "RESTARTS", "DISK", "FOLDER"])];
+        rows.extend(host.mounts.iter().map(|mount| {
+            let shown = host.disks.iter().find(|disk| disk.root == mount.root && !disk.disk_id.is_empty());
+            let id = shown.map_or("-", |disk| short_id(&disk.disk_id));
+            row([mount_state(mount), &mount.restarts.to_string(), id, &escape_bytes(mount.dir.as_bytes())])
+        }));
         out += "\n";
         out += &table(&rows, &[1]);
     }
@@ -121,11 +121,14 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
         line("disk", &disk.disk_id);
         line("state", &format!("{}{pid}{by_hand}, {} restarts", disk_state(disk), disk.restarts));
         line("last error", &escape_line(&disk.last_error));
+        let hint = disk.failure.as_ref().filter(|_| disk.status.is_none()).map(|failure| failure.hint.as_str());
+        line("hint", &escape_line(hint.unwrap_or_default()));
         let Some(status) = &disk.status else { continue };
         line(if status.read_only { "read-only" } else { "refuses" }, &escape_line(&status.reason));
         let space = status.space.clone().unwrap_or_default();
         line("space", &format!("{} free of {}", size(space.free_bytes), size(space.total_bytes)));
         line("contents", &format!("{}, {}", status.contents, size(status.content_bytes)));
+        line("draining", &disk.drain.as_ref().map(|drain| draining(drain, &disk.root)).unwrap_or_default());
         line("unfinished", &format!("{} files being written", status.staged_files));
         let changes = status.uncommitted_changes;
         line(
@@ -136,6 +139,18 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
     }
     print(&out)?;
     Ok(Exit::Ok)
+}
+
+/// How far a disk has got that is being emptied.
+fn draining(drain: &pb::Drain, root: &str) -> String {
+    let waits_for = escape_line(&drain.waits_for);
+    match (drain.contents, waits_for.as_str()) {
+        (0, "") => {
+            format!("nothing is left, it may be taken away: `delugefs disk remove {}`", escape_bytes(root.as_bytes()))
+        }
+        (0, why) => format!("nearly done: {why}"),
+        (contents, why) => format!("{contents} contents of files are left, {}: {why}", size(drain.bytes)),
+    }
 }
 
 fn short(commit: &str) -> &str {
@@ -192,6 +207,12 @@ impl Places {
         let mut boundaries = sys::delugefs_mounts()?;
         boundaries.extend_from_slice(&ours);
         Ok(Self { host, ours, boundaries })
+    }
+
+    /// Whether a mountpoint is clear of this host's disks, and of all mounts of DelugeFS.
+    pub fn check_mountpoint(&self, dir: &Path) -> Result<(), Failure> {
+        let disks = self.host.disks.iter().map(|disk| Path::new(&disk.root));
+        mountpoint::check_place(dir, disks, self.boundaries.iter().map(PathBuf::as_path))
     }
 
     /// What is sent to the supervisor: below one of its mounts as resolved, else as typed, from the root of the file system.
@@ -299,4 +320,19 @@ pub(super) fn print_json(form: &impl Serialize) -> anyhow::Result<()> {
 
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_what_a_drained_disk_waits_for_and_when_it_may_go() {
+        let said = |contents, waits_for: &str| {
+            draining(&pb::Drain { contents, bytes: 2048, waits_for: waits_for.into(), ..Default::default() }, "/d")
+        };
+        assert_eq!(said(0, ""), "nothing is left, it may be taken away: `delugefs disk remove /d`");
+        assert_eq!(said(0, "a name"), "nearly done: a name");
+        assert_eq!(said(3, "others"), "3 contents of files are left, 2.0 KiB: others");
+    }
 }

@@ -87,7 +87,7 @@ pub struct Child {
     /// How it ended last.
     pub failure: Option<Failure>,
     /// It is not a child of this supervisor.
-    pub by_hand: bool,
+    pub foreign: bool,
     /// Somebody asked this supervisor for it, so a second request is a mistake.
     pub claimed: bool,
     /// It is started again when it ends, and stopped with the supervisor.
@@ -112,7 +112,7 @@ impl Child {
             pid: None,
             restarts: 0,
             failure: None,
-            by_hand: false,
+            foreign: false,
             claimed: true,
             watched: true,
             established,
@@ -132,7 +132,7 @@ impl Child {
     pub fn starting(&mut self, run: Run) {
         self.phase = Phase::Starting;
         self.run = Some(run);
-        self.by_hand = false;
+        self.foreign = false;
     }
 
     /// It answers.
@@ -145,7 +145,7 @@ impl Child {
     pub fn adopted(&mut self, run: Run, pid: u32, now: Instant) {
         self.run = Some(run);
         self.pid = Some(pid);
-        self.by_hand = true;
+        self.foreign = true;
         self.up(now);
     }
 
@@ -154,7 +154,7 @@ impl Child {
         let phase = self.phase;
         self.run = None;
         self.pid = None;
-        self.by_hand = false;
+        self.foreign = false;
         if let Phase::Stopping { then, .. } = phase {
             return if then == Then::Remove { Next::Remove } else { Next::Start };
         }

@@ -18,12 +18,8 @@ impl State {
         }
         let root = spec.root.display().to_string();
         if let Some(cluster) = self.cluster().filter(|cluster| *cluster != spec.cluster) {
-            let failure = Failure::new(
-                Exit::WrongCluster,
-                format!("this host's supervisor runs cluster {cluster}, not {}", spec.cluster),
-            );
-            let hint = "give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR";
-            return self.answer(reply, Err(failure.hint(hint)));
+            let failure = other_cluster(cluster, &spec.cluster);
+            return self.answer(reply, Err(failure));
         }
         // The state file only remembers it: the first that asks for it has it.
         let claims = reply.is_some() || !remember;
@@ -117,13 +113,22 @@ impl State {
         }
     }
 
+    pub(super) fn folder_back(&mut self, root: &Path) {
+        let no_disk = |child: &Child| child.failure.as_ref().is_some_and(|failure| failure.exit == Exit::NoDisk);
+        let waits = |disk: &Disk| disk.spec.root == root && disk.child.phase == Phase::Stopped && no_disk(&disk.child);
+        if let Some(at) = self.disks.iter().position(waits).filter(|_| !self.is_stopping()) {
+            self.disks[at].child.restarts += 1;
+            self.start_worker(at);
+        }
+    }
+
     pub(super) fn register(&mut self, it: Registration, now: Instant) {
         if self.is_stopping() {
             return self.answer([it.reply], Err(Self::is_ending()));
         }
         if let Some(cluster) = self.cluster().filter(|cluster| *cluster != it.cluster) {
-            let text = format!("this host's supervisor runs cluster {cluster}, not {}", it.cluster);
-            return self.answer([it.reply], Err(Failure::new(Exit::WrongCluster, text)));
+            let failure = other_cluster(cluster, &it.cluster);
+            return self.answer([it.reply], Err(failure));
         }
         let known = self.disks.iter().position(|disk| disk.spec.root == it.root);
         let at = known.unwrap_or_else(|| {
@@ -253,7 +258,7 @@ impl State {
             let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting);
             if let Some(run) = disk.child.run
                 && running
-                && !disk.child.by_hand
+                && !disk.child.foreign
                 && !disk.allowed.contains(&uid)
             {
                 disk.child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
@@ -271,6 +276,12 @@ impl State {
         }
         self.answer(disk.child.removed, Ok(String::new()));
     }
+}
+
+/// A supervisor has one cluster.
+pub(crate) fn other_cluster(ours: &str, asked: &str) -> Failure {
+    Failure::new(Exit::WrongCluster, format!("this host's supervisor runs cluster {ours}, not {asked}"))
+        .hint("give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR")
 }
 
 /// What to do about a folder that was a disk when it was added, and is none, or seems to be none.

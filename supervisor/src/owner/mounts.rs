@@ -9,6 +9,7 @@ use delugefs_proto::exit::Exit;
 use super::child::{Child, Next, Phase, Reply};
 use super::state::{Disk, Effect, FRONTEND_STOP, Mount, MountSpec, News, State, stop};
 use crate::failure::Failure;
+use crate::mountpoint;
 use crate::sys::MountId;
 
 impl State {
@@ -17,12 +18,10 @@ impl State {
             return self.answer(reply, Err(Self::is_ending()));
         }
         let dir = spec.dir.display().to_string();
-        let covers = |disk: &&Disk| spec.dir.starts_with(&disk.spec.root) || disk.spec.root.starts_with(&spec.dir);
-        if let Some(root) = self.disks.iter().find(covers).map(|disk| disk.spec.root.display()) {
-            let inside = spec.dir.starts_with(root.to_string());
-            let text = if inside { "lies in the disk's own folder" } else { "would cover the disk's folder" };
-            let failure = Failure::new(Exit::BadMountpoint, format!("{dir} {text} {root}"));
-            return self.answer(reply, Err(failure.hint("mount on a folder outside of it")));
+        let disks = self.disks.iter().map(|disk| disk.spec.root.as_path());
+        let mounts = self.mounts.iter().map(|mount| mount.spec.dir.as_path());
+        if let Err(failure) = mountpoint::check_place(&spec.dir, disks, mounts) {
+            return self.answer(reply, Err(failure));
         }
         let claims = reply.is_some() || !remember; // as for a disk
         let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == spec.dir) else {

@@ -5,6 +5,7 @@ use delugefs_proto::disk::short_id;
 
 use super::child::{Child, Phase};
 use super::state::State;
+use crate::returned;
 
 /// Everything but what only the workers know.
 pub fn snapshot(state: &State) -> pb::HostStatus {
@@ -16,12 +17,13 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         restarts: disk.child.restarts,
         last_error: last_error(&disk.child),
         status: None,
-        by_hand: disk.child.by_hand,
+        by_hand: disk.child.foreign && !disk.child.watched,
         failure: disk.child.failure.as_ref().map(|failure| failure.to_pb()),
         cluster: disk.spec.cluster.clone(),
         listen: disk.spec.net.listen.clone(),
         tcp_port: disk.tcp_port.into(),
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
+        drain: None,
     });
     let mounts = state.mounts.iter().map(|mount| pb::Mount {
         dir: mount.spec.dir.display().to_string(),
@@ -29,7 +31,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         pid: mount.child.pid.unwrap_or(0),
         restarts: mount.child.restarts,
         last_error: last_error(&mount.child),
-        by_hand: mount.child.by_hand,
+        by_hand: mount.child.foreign && !mount.child.watched,
         failure: mount.child.failure.as_ref().map(|failure| failure.to_pb()),
         root: mount.root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
     });
@@ -61,6 +63,8 @@ fn last_error(child: &Child) -> String {
     child.failure.as_ref().map(|failure| failure.to_pb().message).unwrap_or_default()
 }
 
+const MAKE_ROOM: &str = "delete something, or add a disk: `delugefs disk add ROOT --create`";
+
 /// What a person should look at, one sentence each; the disks carry what their workers said, if they answered.
 pub fn problems(host: &pb::HostStatus) -> Vec<String> {
     let mut problems = Vec::new();
@@ -71,10 +75,28 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         };
         match (disk.state(), &disk.status) {
             (disk::State::BackingOff, _) => problems.push(format!("{name} is started again: {}", disk.last_error)),
-            (disk::State::Stopped, _) => problems.push(format!("{name} is stopped: {}", disk.last_error)),
+            (disk::State::Stopped, _) => {
+                let (why, root) = (&disk.last_error, &disk.root);
+                let then = match returned::is_gone(disk) {
+                    true => format!(
+                        "it goes on when its folder is there again; `delugefs disk remove {root}` if it will not be"
+                    ),
+                    false => format!("`delugefs disk add {root}` starts it again"),
+                };
+                problems.push(format!("{name} is stopped: {why}; {then}"));
+            }
             (disk::State::Up, None) => problems.push(format!("{name} does not answer")),
             (disk::State::Up, Some(status)) if status.read_only => {
                 problems.push(format!("{name} is read-only: {}", status.reason));
+            }
+            (disk::State::Up, Some(status)) => {
+                if !status.reason.is_empty() {
+                    problems.push(format!("{name} takes no new names: {}", status.reason));
+                }
+                // What is left is the reserve, which is for the catalog. Read-only it is when that has no room either.
+                if status.space.as_ref().is_some_and(|space| space.total_bytes > 0 && space.free_bytes == 0) {
+                    problems.push(format!("{name} is full: what is written to it may fail; {MAKE_ROOM}"));
+                }
             }
             _ => {}
         }
@@ -106,6 +128,9 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use delugefs_proto::exit::Exit;
+    use delugefs_proto::worker_pb::{FreeSpaceReply, WorkerStatus};
+
     use super::*;
 
     #[test]
@@ -116,6 +141,32 @@ mod tests {
         };
         assert_eq!(said(0), Vec::<String>::new());
         assert!(said(3)[0].starts_with("3 contents have had fewer copies than wanted"), "{:?}", said(3));
+    }
+
+    #[test]
+    fn of_a_disk_that_is_stopped_it_is_said_what_starts_it() {
+        let said = |exit: Exit| {
+            let failure = Some(pb::Failure { exit: exit as u32, ..Default::default() });
+            let state = disk::State::Stopped.into();
+            let disk = pb::Disk { root: "/d".into(), state, failure, last_error: "why".into(), ..Default::default() };
+            problems(&pb::HostStatus { disks: vec![disk], ..Default::default() }).remove(0)
+        };
+        assert_eq!(said(Exit::NewerFormat), "disk /d is stopped: why; `delugefs disk add /d` starts it again");
+        assert!(said(Exit::NoDisk).contains("it goes on when its folder is there again"), "{}", said(Exit::NoDisk));
+    }
+
+    #[test]
+    fn a_disk_without_room_is_a_problem() {
+        let said = |read_only, reason: &str, free_bytes| {
+            let space = Some(FreeSpaceReply { total_bytes: 100, free_bytes, ..Default::default() });
+            let status = Some(WorkerStatus { read_only, reason: reason.into(), space, ..Default::default() });
+            let disk = pb::Disk { root: "/d".into(), state: disk::State::Up.into(), status, ..Default::default() };
+            problems(&pb::HostStatus { disks: vec![disk], ..Default::default() })
+        };
+        assert_eq!(said(false, "", 1), Vec::<String>::new());
+        assert!(said(false, "", 0)[0].starts_with("disk /d is full: "), "{:?}", said(false, "", 0));
+        assert_eq!(said(true, "the disk is full", 0), ["disk /d is read-only: the disk is full"], "said once");
+        assert_eq!(said(false, "the names", 1), ["disk /d takes no new names: the names"]);
     }
 
     #[test]

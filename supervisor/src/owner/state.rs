@@ -150,6 +150,11 @@ pub enum Event {
         /// Answered when it has stopped.
         reply: Reply,
     },
+    /// The folder of a disk that was stopped because it was none is that disk again.
+    FolderBack {
+        /// Which.
+        root: PathBuf,
+    },
     /// A mount is wanted; without `reply` it comes from the configuration.
     AddMount {
         /// How to start it.
@@ -346,6 +351,7 @@ impl State {
         match event {
             Event::AddDisk { spec, remember, reply } => self.add_disk(spec, remember, reply),
             Event::RemoveDisk { root, release, reply } => self.remove_disk(&root, release, reply, now),
+            Event::FolderBack { root } => self.folder_back(&root),
             Event::AddMount { spec, remember, reply } => self.add_mount(spec, remember, reply),
             Event::RemoveMount { dir, release, reply } => self.remove_mount(&dir, release, reply, now),
             Event::Register(registration) => self.register(registration, now),

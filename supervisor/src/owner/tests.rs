@@ -205,6 +205,26 @@ fn what_cannot_help_is_not_tried_again() {
 }
 
 #[test]
+fn a_disk_starts_again_when_its_folder_is_back() {
+    let (mut sim, worker) = Sim::with_disk();
+    let back = || Event::FolderBack { root: "/a".into() };
+    sim.event(back());
+    assert!(sim.effects.is_empty(), "it is up");
+    sim.ends(worker, Exit::NoDisk);
+    assert_eq!(sim.state.disks[0].child.phase, Phase::Stopped);
+    sim.event(Event::FolderBack { root: "/b".into() });
+    assert!(sim.effects.is_empty());
+    sim.event(back());
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert!(!spec.create);
+    sim.news(run, News::WorkerReady(served()));
+    // What stopped it for another reason stays so.
+    sim.ends(run, Exit::WrongCluster);
+    sim.event(back());
+    assert!(sim.effects.is_empty());
+}
+
+#[test]
 fn a_first_start_that_fails_adds_nothing() {
     let mut sim = Sim::new();
     let (mut disk, mut mount) = (sim.add_disk("/a"), sim.add_mount("/m", None));
@@ -250,13 +270,14 @@ fn a_live_worker_is_adopted_when_it_registers_in_time() {
     assert_eq!(registered.try_recv().unwrap(), Ok(String::new()));
     assert_eq!(answer.try_recv().unwrap(), Ok("1a2b3c4d".into()));
     let Effect::WatchWorker { run, pid: 77, .. } = sim.effect() else { panic!() };
-    assert!(sim.state.disks[0].child.by_hand);
+    assert!(!snapshot(&sim.state).disks[0].by_hand, "a supervisor of this host has started it");
+    assert!(sim.state.disks[0].child.foreign);
     let _again = sim.register("/a", 77, true);
     assert!(sim.effects.is_empty(), "registering again changes nothing");
     sim.ends(run, Exit::Failure);
     sim.later(Duration::from_secs(1));
     sim.started(); // from now on our own child
-    assert!(!sim.state.disks[0].child.by_hand);
+    assert!(!sim.state.disks[0].child.foreign);
 }
 
 #[test]
@@ -387,6 +408,7 @@ fn a_worker_started_by_hand_is_neither_restarted_nor_stopped() {
     let mut sim = Sim::new();
     let _registered = sim.register("/a", 77, false);
     let Effect::WatchWorker { run, .. } = sim.effect() else { panic!() };
+    assert!(snapshot(&sim.state).disks[0].by_hand);
     sim.ends(run, Exit::Failure);
     assert!(sim.state.disks.is_empty());
     let _registered = sim.register("/a", 78, false);
@@ -407,7 +429,8 @@ fn a_live_frontend_is_adopted() {
     let run = sim.started();
     sim.news(run, News::Adopted { pid: 6, mounted: None });
     assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
-    assert!(sim.state.mounts.iter().all(|mount| mount.child.by_hand));
+    assert!(sim.state.mounts.iter().all(|mount| mount.child.foreign));
+    assert!(snapshot(&sim.state).mounts.iter().all(|mount| !mount.by_hand));
 }
 
 #[test]

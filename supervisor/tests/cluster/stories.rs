@@ -42,6 +42,9 @@ fn join_and_share() {
     lab.hosts[0].start("d", &["--create", "--no-mdns"]);
     fs::write(lab.hosts[0].file("before"), "it was there").unwrap();
     let token = lab.hosts[0].invite();
+    // Who has mistyped the cluster's name does not use it up.
+    let (code, said) = lab.hosts[2].says(&["run", "hone", "d", "--join", &token, "--state-dir", "s", "--no-mdns"]);
+    assert!(code == 12 && said.contains("delugefs run home ROOT --join"), "{code} {said}");
     lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
     lab.wait_for_peers(&[0, 1], 1);
     wait_for_content(&lab, &lab.hosts[1].file("before"), b"it was there");
@@ -206,6 +209,8 @@ fn a_second_disk_needs_no_invitation() {
     fs::rename(lab.hosts[0].path("d/node.key"), lab.hosts[0].path("gone")).unwrap();
     signal(lab.hosts[0].worker(), Signal::SIGKILL);
     wait_for("the mount to go on", || lab.logs(), || fs::write(lab.hosts[0].file("after"), "x").is_ok());
+    let shown = lab.hosts[0].json(&["status"])["mounts"][0]["root"].clone();
+    assert_eq!(shown.as_str(), second.to_str(), "it is said which disk it shows");
     wait_for_content(&lab, &lab.hosts[0].file("file"), &bytes(200_000));
     // One copy is enough of what is said to be worth no more.
     let file = lab.hosts[0].file("file");
