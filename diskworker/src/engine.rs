@@ -19,6 +19,7 @@ mod exchange;
 mod files;
 mod ledger;
 mod loose;
+mod lost;
 mod marks;
 mod meta;
 mod recover;
