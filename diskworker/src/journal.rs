@@ -54,6 +54,16 @@ struct Inner {
     next_lsn: u64,
 }
 
+/// See [`Journal::to_sync`].
+struct ToSync {
+    /// The folder, for a segment was dropped.
+    has_dropped: bool,
+    /// Their first lsns, files, and errors of earlier syncs.
+    segments: Vec<(u64, Arc<File>, Option<Errno>)>,
+    /// The lsn behind the last record in them.
+    upto: u64,
+}
+
 /// What [`Journal::open`] found.
 pub struct Recovered {
     /// Changes that no commit has taken over, and perhaps some before them that one has.
@@ -196,21 +206,27 @@ impl Journal {
         if *synced >= want {
             return Ok(());
         }
+        let to_sync = self.to_sync();
+        self.sync_these(&mut synced, to_sync)
+    }
+
+    /// All that a sync is about, as of one moment.
+    fn to_sync(&self) -> ToSync {
+        let mut inner = self.inner.lock();
+        let has_dropped = std::mem::take(&mut inner.has_dropped);
+        // Old segments too: until retired they hold what is being committed.
+        let all = inner.old.iter().chain([&inner.current]);
+        let segments = all.map(|s| (s.first_lsn, s.file.clone(), s.failed)).collect();
+        ToSync { has_dropped, segments, upto: inner.next_lsn }
+    }
+
+    fn sync_these(&self, synced: &mut u64, ToSync { has_dropped, segments, upto }: ToSync) -> io::Result<()> {
         // A dropped one that comes back, perhaps without its records, would have a gap behind it: what is in the next would not be
-        // believed.
-        if std::mem::take(&mut self.inner.lock().has_dropped)
-            && let Err(errno) = fsync(&self.dir)
-        {
+        // believed. One that is dropped from here on is among the segments.
+        if has_dropped && let Err(errno) = fsync(&self.dir) {
             self.inner.lock().has_dropped = true;
             return Err(errno.into());
         }
-        let (segments, upto) = {
-            let inner = self.inner.lock();
-            // Old segments too: until retired they hold what is being committed.
-            let all = inner.old.iter().chain([&inner.current]);
-            let segments: Vec<_> = all.map(|s| (s.first_lsn, s.file.clone(), s.failed)).collect();
-            (segments, inner.next_lsn)
-        };
         for (first_lsn, file, failed) in segments {
             let synced = failed.map_or_else(|| file.sync_data(), |errno| Err(errno.into()));
             if let Err(error) = synced {
@@ -355,6 +371,24 @@ mod tests {
         journal.append(&change(3)).unwrap();
         drop(journal);
         assert_eq!(found(dir.path()).2, [3]);
+    }
+
+    /// A commit comes while somebody syncs: the next one must not rely on what that sync has seen.
+    #[test]
+    fn a_segment_dropped_during_a_sync_is_gone_for_good_before_a_record_behind_it_is_safe() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        journal.append(&change(0)).unwrap();
+        let mut synced = 0;
+        let under_way = journal.to_sync();
+        assert!(!under_way.has_dropped && under_way.segments.len() == 1);
+        journal.rotate().unwrap();
+        journal.retire().unwrap();
+        journal.append(&change(1)).unwrap();
+        journal.sync_these(&mut synced, under_way).unwrap();
+        assert!(synced < journal.inner.lock().next_lsn, "it knows nothing of the later record");
+        let next = journal.to_sync();
+        assert!(next.has_dropped && next.upto == journal.inner.lock().next_lsn);
     }
 
     /// The end of a segment did not reach the disk, and the one begun after it did.
