@@ -415,7 +415,7 @@ impl Engine {
         if !is_synced {
             self.store.sync_staged_data(ino)?;
         }
-        if self.store.copy_was_synced(ino) || !name_synced {
+        if self.store.copy_was_synced(ino)? || !name_synced {
             self.store.sync_staging_dir()?;
             // Only now: who finds it set does not wait for us.
             if let Some(staged) = self.core().staged.same(ino, entry) {
