@@ -166,6 +166,39 @@ fn what_was_written_to_a_copy_is_kept_when_the_worker_crashes() {
     assert_eq!(disk.engine().list(Ino::ROOT.0).unwrap().len(), 1, "a conflict copy");
 }
 
+/// Nothing tells whether only a process ended, as where there is no boot id: what was cut is not taken for what did not reach the disk.
+#[test]
+fn what_was_cut_is_kept_when_the_worker_crashes_and_nothing_tells_the_life_of_the_machine() {
+    for is_open in [false, true] {
+        let mut disk = Disk::new();
+        Posix::create(&**disk.engine(), &[b"f"], 0o644, &[7; 100_000]).unwrap();
+        disk.wait_until_sealed();
+        let ino = Ino(disk.engine().resolve(&[b"f"]).unwrap().ino);
+        disk.engine().commit().unwrap();
+        let open = pb::Open { ino: ino.0, dir: Ino::ROOT.0, write: true, ..Default::default() };
+        let (_, Opening::File { file, .. }) = disk.engine().open(SESSION, &open).unwrap() else { panic!() };
+        file.set_len(5000).unwrap();
+        drop(file);
+        let held = disk.crash_with(|root| {
+            // Of a life that was not this one, where somebody has it open all the same.
+            std::fs::write(root.join(format!("staging/{ino}.copy")), if is_open { "another 1" } else { "" }).unwrap();
+            let staged = root.join(format!("staging/{ino}"));
+            is_open.then(|| {
+                let file = std::fs::File::options().write(true).open(staged).unwrap();
+                file.lock_shared().unwrap();
+                file
+            })
+        });
+        assert!(held.is_none() || disk.engine().store.is_staged(ino).unwrap());
+        drop(held);
+        disk.wait_until_sealed();
+        let listed = disk.engine().list(Ino::ROOT.0).unwrap();
+        let mut lengths: Vec<u64> = listed.iter().map(|(_, attr)| attr.size).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, if is_open { &[5000][..] } else { &[5000, 100_000] });
+    }
+}
+
 /// `mv tmp f` without fsync, then an fsync of the directory: that makes the log durable, and of tmp not even that it is sealed. Its staging
 /// file may have its name on the disk already, and nothing else.
 #[cfg(target_os = "linux")]

@@ -180,12 +180,31 @@ impl ContentStore {
     }
 
     /// Whether the machine has been up since a copy was marked: then all that its writer did is there.
-    pub fn is_copy_of_this_life(&self, ino: Ino) -> bool {
-        let Ok(mark) = os::open_file(self.dir(Dir::Staging), &mark_of(ino), OFlag::O_RDONLY) else { return false };
+    pub fn life_of_copy(&self, ino: Ino) -> Life {
+        let Ok(mark) = os::open_file(self.dir(Dir::Staging), &mark_of(ino), OFlag::O_RDONLY) else {
+            return Life::Unknown;
+        };
         let mut said = [0; 100];
         let length = mark.read_at(&mut said, 0).unwrap_or(0);
-        length > 0 && life_of(&mark).is_ok_and(|life| life.as_bytes() == &said[..length])
+        let said = String::from_utf8_lossy(&said[..length]);
+        match (said.split_once(' '), life_of(&mark).ok().as_deref().and_then(|life| life.split_once(' '))) {
+            (Some(then), Some(now)) if then == now => Life::This,
+            (Some((then, _)), Some((now, _))) if then != now => Life::Earlier,
+            // Another device: it was pulled, or mounted anew.
+            _ => Life::Unknown,
+        }
     }
+}
+
+/// Of the machine, and of the device that the disk is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// This one: only processes have ended since.
+    This,
+    /// One before: what had not been written to the disk is gone.
+    Earlier,
+    /// Nothing tells.
+    Unknown,
 }
 
 /// This life of the machine, and of the file system's device in it. Empty where that cannot be told.

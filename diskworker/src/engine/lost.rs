@@ -8,7 +8,7 @@ use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::record::{Body, Data, Element, Key};
 
 use crate::catalog::{Catalog, Changes};
-use crate::content::{ContentStore, Seal};
+use crate::content::{ContentStore, Life, Seal};
 use crate::namespace::Namespace;
 use crate::view::{self, What};
 
@@ -55,7 +55,7 @@ impl Lost {
                 continue;
             }
             let is_whole = match store.is_unsynced_copy(ino) {
-                true => store.is_copy_of_this_life(ino),
+                true => store.life_of_copy(ino) == Life::This || is_open(store, ino),
                 false => !is_stump(store, ino, element),
             };
             if is_whole {
@@ -197,6 +197,11 @@ fn stored(element: &Element) -> Option<(Ino, ContentId)> {
     }
 }
 
+/// Whether somebody has a staging file open to write: then the kernel has all of it.
+pub(super) fn is_open(store: &ContentStore, ino: Ino) -> bool {
+    matches!(store.begin_seal(ino), Ok(Seal::Busy))
+}
+
 /// Whether a staging file is what was sealed as this record, but for bytes that did not reach the disk: the name of such a file may be
 /// there with less than its bytes, and that it went when it was sealed not yet. It was not changed since then, and is not what the record
 /// says. One that was written to after it is later.
@@ -209,7 +214,6 @@ pub(super) fn is_stump(store: &ContentStore, ino: Ino, recorded: &Element) -> bo
     let Body::Content { data, .. } = &recorded.body else { return false };
     let is_same = || -> FsResult<bool> {
         Ok(match (store.begin_seal(ino)?, data) {
-            // Who has it open has all of it.
             (Seal::Busy, _) => true,
             (Seal::Small(small), Data::Inline { blob, .. }) => small.blob == *blob,
             (Seal::Large(job) | Seal::Doubtful(job), Data::Stored { content, .. }) => job.run()?.content == *content,

@@ -17,13 +17,13 @@ use delugefs_proto::record::{Body, Data, Element, Key, Perm};
 use nix::errno::Errno;
 
 use super::ballast::Ballast;
-use super::lost::{Lost, is_stump};
+use super::lost::{Lost, is_open, is_stump};
 use super::room::is_full;
 use super::seal::SEALERS;
 use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
 use crate::catalog::Catalog;
-use crate::content::{ContentStore, Copied};
+use crate::content::{ContentStore, Copied, Life};
 use crate::folder::DiskFolder;
 use crate::journal::{Journal, Recovered};
 use crate::namespace::Namespace;
@@ -268,7 +268,8 @@ fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino) -> Copie
             _ => Copied::Whole,
         };
     }
-    if store.is_copy_of_this_life(ino) {
+    let life = store.life_of_copy(ino);
+    if life == Life::This || is_open(store, ino) {
         return Copied::Whole;
     }
     let look = |ns: &mut Namespace| -> FsResult<Copied> {
@@ -292,8 +293,12 @@ fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino) -> Copie
             _ => Ok(Copied::Whole),
         }
     };
-    // Where the original cannot be read both are kept.
-    look(ns).unwrap_or(Copied::Changed)
+    match look(ns) {
+        // Perhaps only the worker ended, and somebody made it shorter before.
+        Ok(Copied::Lacking) if life == Life::Unknown => Copied::Changed,
+        // Where the original cannot be read both are kept.
+        found => found.unwrap_or(Copied::Changed),
+    }
 }
 
 /// Make what the engine keeps in a new disk's folder: catalog and journal. An interrupted attempt may have left them
