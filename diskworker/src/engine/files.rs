@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use super::meta::{Answer, name, perm, proposed};
 use super::seal::Size;
 use super::staged::{Closed, Staged, Work};
-use super::{Core, Engine, SessionId};
+use super::{Core, Engine, SessionId, asker};
 use crate::fetch::Wanted;
 use crate::namespace::Making;
 
@@ -179,6 +179,7 @@ impl Engine {
         let handle = self.new_handle();
         let mut core = self.core();
         loop {
+            asker::check_asked()?;
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
             let at = core.ns.settle(at)?;
             let node = core.ns.node(&at)?;
