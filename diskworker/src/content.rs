@@ -52,7 +52,7 @@ mod seal;
 mod staging;
 pub mod torrent;
 
-pub use copies::Copied;
+pub use copies::{Copied, Life};
 pub use garbage::Collected;
 #[cfg(test)]
 pub(crate) use hash::UNREADABLE;

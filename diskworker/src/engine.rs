@@ -8,6 +8,7 @@
 //! recorded, in ROOT/data or the catalog). `Close` of the last writer starts the second step. Until it is done the
 //! staged file answers reads, and after a crash [`recover`] starts it again.
 
+mod asker;
 mod ballast;
 mod clean;
 mod commit;
@@ -19,6 +20,7 @@ mod exchange;
 mod files;
 mod ledger;
 mod loose;
+mod lost;
 mod marks;
 mod meta;
 mod recover;
@@ -38,6 +40,7 @@ use delugefs_proto::local_pb::Attr;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+pub use self::asker::asked_over;
 pub use self::events::EventQueue;
 pub use self::exchange::Offer;
 pub use self::files::Opening;

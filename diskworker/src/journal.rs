@@ -25,7 +25,7 @@ use delugefs_proto::ids::{ActorId, random_u64};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, renameat};
 use nix::sys::stat::fstatat;
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
 
 use self::record::HEADER_BYTES;
@@ -52,6 +52,16 @@ struct Inner {
     /// A segment was dropped, and may come back when the machine goes down.
     has_dropped: bool,
     next_lsn: u64,
+}
+
+/// See [`Journal::to_sync`].
+struct ToSync {
+    /// The folder, for a segment was dropped.
+    has_dropped: bool,
+    /// Their first lsns, files, and errors of earlier syncs.
+    segments: Vec<(u64, Arc<File>, Option<Errno>)>,
+    /// The lsn behind the last record in them.
+    upto: u64,
 }
 
 /// What [`Journal::open`] found.
@@ -94,6 +104,24 @@ impl JournalError {
 
 fn is_full(error: &io::Error) -> bool {
     matches!(os::errno(error), Errno::ENOSPC | Errno::EDQUOT)
+}
+
+/// Begin a segment. One that got its name but whose folder could not be synced is not used: the log may go on in the one before, and
+/// then that name would be behind later records, as one that has lost its end. It goes with the `old` ones.
+fn begin(dir: &File, with_spare: bool, first_lsn: u64, old: &mut Vec<Segment>) -> io::Result<Segment> {
+    let segment = match with_spare {
+        true => Segment::reuse(dir, first_lsn)?,
+        false => Segment::create(dir, first_lsn)?,
+    };
+    // An attempt before this one had the same name.
+    old.retain(|failed| failed.first_lsn != first_lsn);
+    match segment::sync_folder(dir) {
+        Ok(()) => Ok(segment),
+        Err(errno) => {
+            old.push(segment);
+            Err(errno.into())
+        }
+    }
 }
 
 impl Journal {
@@ -150,11 +178,8 @@ impl Journal {
         state::write(&dir, actor, false).map_err(|error| JournalError::Io("note the start in", error))?;
         // Never write behind a possibly damaged end: begin a new segment.
         let jumped = next_lsn.saturating_add(LSN_JUMP);
-        let begun = match has_spare {
-            true => Segment::reuse(&dir, jumped),
-            false => Segment::create(&dir, jumped),
-        };
-        let (current, next_lsn) = match begun {
+        let mut failed = Vec::new();
+        let (current, next_lsn) = match begin(&dir, has_spare, jumped, &mut failed) {
             Ok(segment) => (segment, jumped),
             // Without room for that the end is not damaged, and the log goes on there.
             Err(error) if is_full(&error) && damage.is_none() && !old.is_empty() => {
@@ -162,6 +187,7 @@ impl Journal {
             }
             Err(error) => return Err(JournalError::Io("begin a segment of", error)),
         };
+        old.extend(failed);
         let inner = Inner { current, old, has_spare: false, has_dropped: false, next_lsn };
         let journal = Self { dir, inner: inner.into(), synced: 0.into() };
         Ok((journal, Recovered { changes, actor, clean: clean && damage.is_none(), damage }))
@@ -196,21 +222,27 @@ impl Journal {
         if *synced >= want {
             return Ok(());
         }
+        let to_sync = self.to_sync();
+        self.sync_these(&mut synced, to_sync)
+    }
+
+    /// All that a sync is about, as of one moment.
+    fn to_sync(&self) -> ToSync {
+        let mut inner = self.inner.lock();
+        let has_dropped = std::mem::take(&mut inner.has_dropped);
+        // Old segments too: until retired they hold what is being committed.
+        let all = inner.old.iter().chain([&inner.current]);
+        let segments = all.map(|s| (s.first_lsn, s.file.clone(), s.failed)).collect();
+        ToSync { has_dropped, segments, upto: inner.next_lsn }
+    }
+
+    fn sync_these(&self, synced: &mut u64, ToSync { has_dropped, segments, upto }: ToSync) -> io::Result<()> {
         // A dropped one that comes back, perhaps without its records, would have a gap behind it: what is in the next would not be
-        // believed.
-        if std::mem::take(&mut self.inner.lock().has_dropped)
-            && let Err(errno) = fsync(&self.dir)
-        {
+        // believed. One that is dropped from here on is among the segments.
+        if has_dropped && let Err(errno) = segment::sync_folder(&self.dir) {
             self.inner.lock().has_dropped = true;
             return Err(errno.into());
         }
-        let (segments, upto) = {
-            let inner = self.inner.lock();
-            // Old segments too: until retired they hold what is being committed.
-            let all = inner.old.iter().chain([&inner.current]);
-            let segments: Vec<_> = all.map(|s| (s.first_lsn, s.file.clone(), s.failed)).collect();
-            (segments, inner.next_lsn)
-        };
         for (first_lsn, file, failed) in segments {
             let synced = failed.map_or_else(|| file.sync_data(), |errno| Err(errno.into()));
             if let Err(error) = synced {
@@ -236,10 +268,8 @@ impl Journal {
         if inner.current.first_lsn == first_lsn {
             return Ok(());
         }
-        let begun = match std::mem::take(&mut inner.has_spare) {
-            true => Segment::reuse(&self.dir, first_lsn),
-            false => Segment::create(&self.dir, first_lsn),
-        };
+        let with_spare = std::mem::take(&mut inner.has_spare);
+        let begun = begin(&self.dir, with_spare, first_lsn, &mut inner.old);
         if begun.is_err() {
             // It may have got its new name, and then failed.
             inner.has_spare = fstatat(&self.dir, SPARE, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
@@ -338,7 +368,44 @@ mod tests {
         assert_ne!(third.actor, again.actor, "a new writer after a clean stop too: it may be an older state");
     }
 
-    /// As after a sync of the folder that failed when it had its new name already.
+    /// It has its name by then, and the log goes on in the one before.
+    #[test]
+    fn a_segment_whose_folder_cannot_be_synced_takes_nothing_along() {
+        for (errno, has_spare) in [(Errno::EIO, true), (Errno::ENOSPC, true), (Errno::EIO, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (journal, ..) = found(dir.path());
+            journal.append(&change(0)).unwrap();
+            if has_spare {
+                journal.rotate().unwrap();
+                journal.retire().unwrap();
+                journal.append(&change(1)).unwrap();
+            }
+            segment::FOLDER_FAILS.set(Some(errno));
+            for _ in 0..2 {
+                assert_eq!(journal.rotate().is_ok(), errno == Errno::ENOSPC);
+            }
+            journal.append(&change(2)).unwrap();
+            assert_eq!(journal.rotate().is_ok(), errno == Errno::ENOSPC);
+            segment::FOLDER_FAILS.set(None);
+            journal.append(&change(3)).unwrap();
+            // Only the process ends here.
+            let image = tempfile::tempdir().unwrap();
+            for entry in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+                std::fs::copy(entry.path(), image.path().join(entry.file_name())).unwrap();
+            }
+            let before: &[u64] = if has_spare { &[1, 2, 3] } else { &[0, 2, 3] };
+            assert_eq!(found(image.path()).2, before);
+            journal.rotate().unwrap();
+            journal.append(&change(4)).unwrap();
+            journal.retire().unwrap();
+            assert!(journal.inner.lock().has_dropped, "it may come back");
+            journal.append(&change(5)).unwrap();
+            drop(journal);
+            let (_, recovered, numbers) = found(dir.path());
+            assert_eq!((numbers, recovered.damage), (vec![4, 5], None));
+        }
+    }
+
     #[test]
     fn a_spare_segment_that_is_gone_stops_nothing() {
         let dir = tempfile::tempdir().unwrap();
@@ -355,6 +422,24 @@ mod tests {
         journal.append(&change(3)).unwrap();
         drop(journal);
         assert_eq!(found(dir.path()).2, [3]);
+    }
+
+    /// A commit comes while somebody syncs: the next one must not rely on what that sync has seen.
+    #[test]
+    fn a_segment_dropped_during_a_sync_is_gone_for_good_before_a_record_behind_it_is_safe() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        journal.append(&change(0)).unwrap();
+        let mut synced = 0;
+        let under_way = journal.to_sync();
+        assert!(!under_way.has_dropped && under_way.segments.len() == 1);
+        journal.rotate().unwrap();
+        journal.retire().unwrap();
+        journal.append(&change(1)).unwrap();
+        journal.sync_these(&mut synced, under_way).unwrap();
+        assert!(synced < journal.inner.lock().next_lsn, "it knows nothing of the later record");
+        let next = journal.to_sync();
+        assert!(next.has_dropped && next.upto == journal.inner.lock().next_lsn);
     }
 
     /// The end of a segment did not reach the disk, and the one begun after it did.

@@ -14,6 +14,7 @@
 mod dir;
 mod edit;
 mod foreign;
+mod free;
 mod links;
 mod list;
 mod locate;

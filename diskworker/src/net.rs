@@ -281,7 +281,8 @@ impl Net {
     pub fn sources(&self, content: ContentId) -> Vec<(DiskId, bool)> {
         let (holders, me) = (self.known_holders(content), self.engine.folder.disk_id());
         let (table, now) = (self.table.lock(), Instant::now());
-        let there = holders.iter().copied().filter(|disk| *disk != me && table.is_there(*disk));
+        let holders = holders.iter().copied().filter(|disk| *disk != me && self.members.is_disk(*disk));
+        let there = holders.filter(|disk| table.is_there(*disk));
         there.map(|disk| (disk, table.is_in_doubt(disk, now))).collect()
     }
 

@@ -19,19 +19,13 @@ mod sys;
 #[path = "os/linux.rs"]
 mod sys;
 
-pub use sys::{ENOATTR, is_in_mount_of_ours, peer_uid, preallocate, reflink, sync_filesystem};
+pub use sys::{ENOATTR, boot_id, is_in_mount_of_ours, peer_uid, preallocate, reflink, sync_filesystem};
 
 /// Take or change the flock(2) of this open file description without waiting; `EWOULDBLOCK` when somebody else's is in
 /// the way. Unlike a guard object it stays until the last copy of the descriptor is closed, in whatever process.
 #[allow(deprecated)] // nix's guard unlocks when dropped, which is just what must not happen here
 pub fn flock(file: &File, arg: FlockArg) -> Result<(), Errno> {
     nix::fcntl::flock(file.as_raw_fd(), arg)
-}
-
-/// Which life of the machine this is; `None` where that cannot be told.
-pub fn boot_id() -> Option<String> {
-    let said = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(said.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 /// Whether the other end of a stream has gone, or has shut it down both ways. What it had sent before can be read all the same.

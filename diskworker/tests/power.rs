@@ -166,6 +166,103 @@ fn what_was_written_to_a_copy_is_kept_when_the_worker_crashes() {
     assert_eq!(disk.engine().list(Ino::ROOT.0).unwrap().len(), 1, "a conflict copy");
 }
 
+/// Nothing tells whether only a process ended, as where there is no boot id: what was cut is not taken for what did not reach the disk.
+#[test]
+fn what_was_cut_is_kept_when_the_worker_crashes_and_nothing_tells_the_life_of_the_machine() {
+    for is_open in [false, true] {
+        let mut disk = Disk::new();
+        Posix::create(&**disk.engine(), &[b"f"], 0o644, &[7; 100_000]).unwrap();
+        disk.wait_until_sealed();
+        let ino = Ino(disk.engine().resolve(&[b"f"]).unwrap().ino);
+        disk.engine().commit().unwrap();
+        let open = pb::Open { ino: ino.0, dir: Ino::ROOT.0, write: true, ..Default::default() };
+        let (_, Opening::File { file, .. }) = disk.engine().open(SESSION, &open).unwrap() else { panic!() };
+        file.set_len(5000).unwrap();
+        drop(file);
+        let held = disk.crash_with(|root| {
+            // Of a life that was not this one, where somebody has it open all the same.
+            std::fs::write(root.join(format!("staging/{ino}.copy")), if is_open { "another 1" } else { "" }).unwrap();
+            let staged = root.join(format!("staging/{ino}"));
+            is_open.then(|| {
+                let file = std::fs::File::options().write(true).open(staged).unwrap();
+                file.lock_shared().unwrap();
+                file
+            })
+        });
+        assert!(held.is_none() || disk.engine().store.is_staged(ino).unwrap());
+        drop(held);
+        disk.wait_until_sealed();
+        let listed = disk.engine().list(Ino::ROOT.0).unwrap();
+        let mut lengths: Vec<u64> = listed.iter().map(|(_, attr)| attr.size).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, if is_open { &[5000][..] } else { &[5000, 100_000] });
+    }
+}
+
+/// `mv tmp f` without fsync, then an fsync of the directory: that makes the log durable, and of tmp not even that it is sealed. Its staging
+/// file may have its name on the disk already, and nothing else.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_file_without_fsync_replaced_is_there_after_a_loss_of_power() {
+    for (size, stays_open) in [(1000, false), (100_000, false), (100_000, true)] {
+        on_small_disk(Kind::Ext4Journal, 64, |small| {
+            let running = disk::new_at(&small.root());
+            let engine = &running.engine;
+            let (old, new) = (vec![7; size], vec![8; size]);
+            Posix::create(&**engine, &[b"f"], 0o644, &old).unwrap();
+            let ino = Ino(engine.resolve(&[b"f"]).unwrap().ino);
+            while engine.store.is_staged(ino).unwrap() {
+                std::thread::yield_now();
+            }
+            engine.commit().unwrap();
+            let sync =
+                || engine.fsync(&pb::Fsync { ino: Ino::ROOT.0, dir: Ino::ROOT.0, ..Default::default() }).unwrap();
+            sync(); // the next one needs no other names
+            let q = pb::Create { dir: Ino::ROOT.0, name: (&b"tmp"[..]).into(), mode: 0o644, ..Default::default() };
+            let (_, opening) = engine.create(SESSION, false, &q).unwrap();
+            let Opening::File { handle, file } = opening else { panic!("a writer gets a descriptor") };
+            file.write_all_at(&new, 0).unwrap();
+            let sync_another = |name| std::fs::File::create(small.dir.join(name)).unwrap().sync_all().unwrap();
+            sync_another("one");
+            let close = |file| {
+                drop(file);
+                engine.close(SESSION, handle, false).unwrap();
+            };
+            let open = if stays_open {
+                Some(file)
+            } else {
+                close(file);
+                None
+            };
+            let rename = pb::Rename {
+                dir: Ino::ROOT.0,
+                name: (&b"tmp"[..]).into(),
+                dir2: Ino::ROOT.0,
+                name2: (&b"f"[..]).into(),
+                ..Default::default()
+            };
+            engine.rename(SESSION, false, &rename).unwrap();
+            if let Some(file) = &open {
+                // It is later than what was recorded of it, and what is added need not be there.
+                file.write_all_at(b"more", size as u64).unwrap();
+                sync_another("another");
+            }
+            sync();
+            let root = small.after_power_loss();
+            let staged = crate::small::names(&root.join("staging"));
+            let after = disk::start(disk::open(&root));
+            while !after.engine.store.staged().unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            let found = after.engine.read(&[b"f"]).unwrap();
+            assert!(found == old || found.starts_with(&new), "{} bytes, {staged:?}", found.len());
+            after.stop().unwrap();
+            open.into_iter().for_each(close);
+            running.stop().unwrap();
+        });
+    }
+}
+
 /// The bytes were there already, under another file's name and not on the disk yet.
 #[cfg(target_os = "linux")]
 #[test]

@@ -18,6 +18,8 @@ const FILE: &str = "addresses.json";
 const PER_DISK_MAX: usize = 8;
 /// Disks kept.
 const DISKS_MAX: usize = 1000;
+/// Between two attempts to write what could not be written.
+const FAILED_EVERY: Duration = Duration::from_secs(60);
 /// How often other addresses in place of known ones are written at most, and a mere change of their order. The disks of a host reach
 /// others at different addresses, and each says every second which one is the best.
 const REPLACED_EVERY: Duration = Duration::from_secs(60);
@@ -28,8 +30,17 @@ const REORDERED_EVERY: Duration = Duration::from_secs(600);
 pub struct Addresses {
     state_dir: PathBuf,
     known: Mutex<Known>,
-    /// What was written last, and when.
-    written: Mutex<(Known, Option<Instant>)>,
+    written: Mutex<Written>,
+}
+
+/// What is in the file.
+#[derive(Debug)]
+struct Written {
+    known: Known,
+    /// Since when, as far as it was written by us.
+    since: Option<Instant>,
+    /// When the last attempt failed that nothing has been written since.
+    failed: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +75,7 @@ impl Addresses {
             None
         });
         let known: Known = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        let written = Mutex::new((known.clone(), None));
+        let written = Mutex::new(Written { known: known.clone(), since: None, failed: None });
         Self { state_dir, known: Mutex::new(known), written }
     }
 
@@ -133,14 +144,21 @@ impl Addresses {
         let mut known = self.known.lock();
         change(&mut known);
         let mut written = self.written.lock();
-        let waits = || written.1.is_some_and(|at| at.elapsed() < known.may_wait(&written.0));
-        if *known == written.0 || waits() {
+        let is_early = |at: Option<Instant>, pause| at.is_some_and(|at| at.elapsed() < pause);
+        if *known == written.known
+            || is_early(written.since, known.may_wait(&written.known))
+            || is_early(written.failed, FAILED_EVERY)
+        {
             return;
         }
-        *written = (known.clone(), Some(Instant::now()));
+        let now = Some(Instant::now());
         let bytes = serde_json::to_vec_pretty(&*known).map_err(anyhow::Error::from);
-        if let Err(error) = bytes.and_then(|bytes| statefile::write(&self.state_dir, FILE, &bytes)) {
-            tracing::warn!("addresses are not remembered: {error:#}");
+        match bytes.and_then(|bytes| statefile::write(&self.state_dir, FILE, &bytes)) {
+            Ok(()) => *written = Written { known: known.clone(), since: now, failed: None },
+            Err(error) => {
+                tracing::warn!("addresses are not remembered: {error:#}");
+                written.failed = now;
+            }
         }
     }
 }
@@ -163,7 +181,7 @@ mod tests {
             assert_eq!(addresses.of(disk), best);
         }
         assert!(!dir.path().join(FILE).exists());
-        addresses.written.lock().1 = None;
+        addresses.written.lock().since = None;
         addresses.learn(disk, &said[1]);
         assert_eq!(Addresses::open(dir.path().into()).of(disk), said[1]);
         // A new one is the best, or not; what is nonsense is none.
@@ -174,6 +192,20 @@ mod tests {
         addresses.learn(disk, &[std::slice::from_ref(&one), &many[..]].concat());
         assert_eq!(addresses.of(disk)[0], one);
         assert!(addresses.of(disk).contains(&many[6]) && !addresses.of(disk).contains(&more));
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_later_though_nothing_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses = Addresses::open(dir.path().join("state"));
+        let (disk, said) = (DiskId([1; 32]), ["10.0.0.1:7".to_owned()]);
+        addresses.learn(disk, &said);
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        addresses.learn(disk, &said);
+        assert!(!dir.path().join("state").join(FILE).exists(), "too early");
+        addresses.written.lock().failed = None;
+        addresses.learn(disk, &said);
+        assert_eq!(Addresses::open(dir.path().join("state")).of(disk), said);
     }
 
     #[test]

@@ -290,16 +290,23 @@ pub fn detach_dead(dir: &Path, mounted: &[MountId], only_dead: bool) {
 fn is_dead(dir: &Path) -> bool {
     let mut ask = std::process::Command::new(libexec::find(FRONTEND));
     ask.arg("--probe").arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let Ok(mut asked) = ask.spawn().inspect_err(|error| tracing::warn!(%error, "cannot ask an old mount")) else {
-        return false;
-    };
-    let end = Instant::now() + PROBE_WAIT;
+    let asked = ask.spawn().inspect_err(|error| tracing::warn!(%error, "cannot ask an old mount"));
+    asked.is_ok_and(|asked| says_yes(asked, PROBE_WAIT))
+}
+
+/// Whether a process ends within this time, and well. Else it is killed, and waited for by a thread of its own: it may be stuck for good.
+fn says_yes(mut asked: std::process::Child, wait: Duration) -> bool {
+    let end = Instant::now() + wait;
     loop {
         match asked.try_wait() {
             Ok(None) if Instant::now() < end => std::thread::sleep(PROBE_POLL),
             Ok(Some(status)) => return status.success(),
             _ => {
                 let _it_may_be_stuck_for_good = asked.kill();
+                let waits = std::thread::Builder::new().name("probe".into()).spawn(move || asked.wait());
+                if let Err(error) = waits {
+                    tracing::warn!(%error, "nobody waits for the end of what asked an old mount");
+                }
                 return false;
             }
         }
@@ -330,5 +337,27 @@ fn send(pid: u32, end: End, leads_group: bool) {
     };
     if let Err(error) = sent {
         tracing::debug!(%pid, %error, "cannot signal");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_a_probe_that_says_nothing() {
+        let run = |command: &str, argument: &str| std::process::Command::new(command).arg(argument).spawn().unwrap();
+        assert!(says_yes(run("true", ""), PROBE_WAIT) && !says_yes(run("false", ""), PROBE_WAIT));
+        let stuck = run("sleep", "1000");
+        let pid = Pid::from_raw(stuck.id() as i32);
+        assert!(!says_yes(stuck, Duration::ZERO));
+        // As a zombie it would have its number still.
+        let end = Instant::now() + Duration::from_secs(30);
+        while kill(pid, None) != Err(Errno::ESRCH) {
+            assert!(Instant::now() < end, "it is there still");
+            std::thread::yield_now();
+        }
     }
 }

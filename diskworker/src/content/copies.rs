@@ -31,6 +31,17 @@ const BLOCK_BYTES: usize = 512;
 /// Compared at once.
 const PART_BYTES: u64 = 256 << 10;
 
+/// A mark that is, or may be, in the folder.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    /// Each has another one.
+    number: u64,
+    /// A sync of it has failed, and a later one would say that all is well.
+    is_doubtful: bool,
+    /// It was said that it cannot be synced.
+    is_told: bool,
+}
+
 fn mark_of(ino: Ino) -> String {
     format!("{ino}{MARK}")
 }
@@ -42,27 +53,45 @@ impl ContentStore {
         let mark = os::open_file(self.dir(Dir::Staging), &mark_of(ino), flags)?;
         mark.write_all_at(life_of(&mark)?.as_bytes(), 0).map_err(|error| os::errno(&error))?;
         state.made += 1;
-        state.copies.insert(ino, state.made);
+        let copy = Mark { number: state.made, ..Mark::default() };
+        state.copies.insert(ino, copy);
         self.copied.notify_all();
         Ok(())
     }
 
     /// It was synced, or is gone; whether there was a mark. The caller holds the `staging` lock and gives it.
-    pub(super) fn unmark_copy(&self, state: &mut State, ino: Ino) -> bool {
-        if state.copies.remove(&ino).is_none() {
-            return false;
+    ///
+    /// # Errors
+    /// The mark is there still, and known: to go when this is called again, as it is every second.
+    pub(super) fn unmark_copy(&self, state: &mut State, ino: Ino) -> FsResult<bool> {
+        if !state.copies.contains_key(&ino) {
+            return Ok(false);
         }
         match unlinkat(self.dir(Dir::Staging), mark_of(ino).as_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            // The next start compares two files that are both whole.
-            Err(errno) => tracing::warn!("{}", fail(errno, "remove", &format!("staging/{}", mark_of(ino)))),
+            Ok(()) | Err(Errno::ENOENT) => {
+                state.copies.remove(&ino);
+                Ok(true)
+            }
+            Err(errno) => Err(fail(errno, "remove", &format!("staging/{}", mark_of(ino)))),
         }
-        true
+    }
+
+    /// The same where nobody relies on it at once. A file that is synced later, or made anew, under this number does.
+    pub(super) fn unmark_gone_copy(&self, state: &mut State, ino: Ino) {
+        if let Err(error) = self.unmark_copy(state, ino) {
+            tracing::warn!("{error}");
+            // Whatever kept it from being synced was about another file.
+            state.copies.entry(ino).and_modify(|copy| copy.is_doubtful = false);
+            self.copied.notify_all();
+        }
     }
 
     /// Somebody has synced this staging file; whether it was not known to be on stable storage before. Then the folder must be synced
     /// too before that is relied upon: [`ContentStore::sync_staging_dir`].
-    pub fn copy_was_synced(&self, ino: Ino) -> bool {
+    ///
+    /// # Errors
+    /// It is marked still: after a loss of power the start would take what was synced for a copy that lacks something.
+    pub fn copy_was_synced(&self, ino: Ino) -> FsResult<bool> {
         let mut state = self.staging.lock();
         self.unmark_copy(&mut state, ino)
     }
@@ -79,10 +108,10 @@ impl ContentStore {
             let is_staged = self.is_staged(ino)?;
             let mut state = self.staging.lock();
             state.made += 1;
-            let number = state.made;
-            state.copies.insert(ino, number);
+            let copy = Mark { number: state.made, ..Mark::default() };
+            state.copies.insert(ino, copy);
             if !is_staged {
-                self.unmark_copy(&mut state, ino);
+                self.unmark_gone_copy(&mut state, ino);
             }
         }
         Ok(())
@@ -91,7 +120,7 @@ impl ContentStore {
     /// Wait until there are copies to sync, or `stop`, which is asked again after [`ContentStore::wake_for_copies`].
     pub fn wait_for_copies(&self, stop: impl Fn() -> bool) {
         let mut state = self.staging.lock();
-        while state.copies.is_empty() && !stop() {
+        while state.copies.values().all(|copy| copy.is_doubtful) && !stop() {
             self.copied.wait(&mut state);
         }
     }
@@ -102,23 +131,37 @@ impl ContentStore {
         self.copied.notify_all();
     }
 
-    /// Sync the copies that there are now. One that cannot be synced is doubtful from then on, and keeps its mark.
+    /// Sync the copies that there are now. One that cannot be synced is doubtful from then on, and keeps its mark until another
+    /// file takes its place; one that cannot be opened, or whose mark cannot be removed, is tried again the next time.
     pub fn sync_copies(&self) {
-        let copies: Vec<(Ino, u64)> = self.staging.lock().copies.iter().map(|(ino, number)| (*ino, *number)).collect();
+        let copies: Vec<(Ino, Mark)> = {
+            let state = self.staging.lock();
+            state.copies.iter().filter(|(_, copy)| !copy.is_doubtful).map(|(ino, copy)| (*ino, *copy)).collect()
+        };
         let are_synced =
             copies.len() > ONE_BY_ONE_MAX && matches!(os::sync_filesystem(self.folder.root_fd()), Ok(true));
-        for (ino, number) in copies {
-            let synced = if are_synced { Ok(true) } else { self.sync_staged_data(ino) };
+        for (ino, Mark { number, .. }) in copies {
+            // A sync of one that is doubtful says that all is well.
+            let synced = match self.is_doubtful(ino) {
+                Ok(false) if !are_synced => self.sync_staged_data(ino).map(drop),
+                found => found.map(drop),
+            };
+            let is_doubtful = self.is_doubtful(ino).unwrap_or(false);
             let mut state = self.staging.lock();
             // Else it is another file by now, or was dealt with.
-            if state.copies.get(&ino) != Some(&number) {
+            if state.copies.get(&ino).is_none_or(|copy| copy.number != number) {
                 continue;
             }
-            match synced {
-                Ok(_) => drop(self.unmark_copy(&mut state, ino)),
-                Err(error) => {
+            let done = match synced {
+                Ok(()) if !is_doubtful => self.unmark_copy(&mut state, ino).map(drop),
+                synced => synced,
+            };
+            if let Some(copy) = state.copies.get_mut(&ino) {
+                copy.is_doubtful = is_doubtful;
+                if let Err(error) = done
+                    && !std::mem::replace(&mut copy.is_told, true)
+                {
                     tracing::warn!("{error}");
-                    state.copies.remove(&ino);
                 }
             }
         }
@@ -137,12 +180,31 @@ impl ContentStore {
     }
 
     /// Whether the machine has been up since a copy was marked: then all that its writer did is there.
-    pub fn is_copy_of_this_life(&self, ino: Ino) -> bool {
-        let Ok(mark) = os::open_file(self.dir(Dir::Staging), &mark_of(ino), OFlag::O_RDONLY) else { return false };
+    pub fn life_of_copy(&self, ino: Ino) -> Life {
+        let Ok(mark) = os::open_file(self.dir(Dir::Staging), &mark_of(ino), OFlag::O_RDONLY) else {
+            return Life::Unknown;
+        };
         let mut said = [0; 100];
         let length = mark.read_at(&mut said, 0).unwrap_or(0);
-        length > 0 && life_of(&mark).is_ok_and(|life| life.as_bytes() == &said[..length])
+        let said = String::from_utf8_lossy(&said[..length]);
+        match (said.split_once(' '), life_of(&mark).ok().as_deref().and_then(|life| life.split_once(' '))) {
+            (Some(then), Some(now)) if then == now => Life::This,
+            (Some((then, _)), Some((now, _))) if then != now => Life::Earlier,
+            // Another device: it was pulled, or mounted anew.
+            _ => Life::Unknown,
+        }
     }
+}
+
+/// Of the machine, and of the device that the disk is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// This one: only processes have ended since.
+    This,
+    /// One before: what had not been written to the disk is gone.
+    Earlier,
+    /// Nothing tells.
+    Unknown,
 }
 
 /// This life of the machine, and of the file system's device in it. Empty where that cannot be told.

@@ -99,7 +99,11 @@ impl ContentStore {
                 .map_err(|errno| fail(errno, "replace", &staging_path(ino)))
         });
         match renewed {
-            Ok(()) => state.gone(ino), // and with it its mark
+            // And with it its mark. What is there now is synced, and no copy of what the file was.
+            Ok(()) => {
+                state.gone(ino);
+                self.unmark_gone_copy(&mut state, ino);
+            }
             Err(_) => self.remove_temporary(&temporary),
         }
         drop(state);

@@ -196,7 +196,7 @@ impl ContentStore {
         }
         state.seals.remove(&sealed.ino);
         state.gone(sealed.ino);
-        self.unmark_copy(&mut state, sealed.ino);
+        self.unmark_gone_copy(&mut state, sealed.ino);
         Ok(())
     }
 

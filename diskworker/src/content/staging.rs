@@ -31,8 +31,8 @@ pub(super) struct State {
     durable_names: HashSet<Ino>,
     /// Files of which a sync has failed, see [`super::doubt`].
     pub doubtful: HashSet<Ino>,
-    /// Copies that are not known to be on stable storage, with a number for each, see [`super::copies`].
-    pub copies: HashMap<Ino, u64>,
+    /// Copies that are not known to be on stable storage, see [`super::copies`].
+    pub copies: HashMap<Ino, super::copies::Mark>,
     /// Files made so far.
     pub made: u64,
 }
@@ -75,9 +75,17 @@ impl ContentStore {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let make = || {
             // So that nobody tries to seal it before its writer has the lock.
-            let _state = self.staging.lock();
+            let mut state = self.staging.lock();
             let file = os::open_file(self.dir(Dir::Staging), &ino.to_string(), flags)?;
-            os::flock(&file, FlockArg::LockSharedNonblock).map(|()| file)
+            // It is no copy, whatever had this number before: a start would take it for one that lacks nearly all.
+            let made = match self.unmark_copy(&mut state, ino) {
+                Ok(_) => os::flock(&file, FlockArg::LockSharedNonblock).map(|()| file),
+                Err(error) => Err(error.errno),
+            };
+            if made.is_err() {
+                let _ = unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
+            }
+            made
         };
         self.with_room(0, make).map_err(|errno| fail(errno, "make", &staging_path(ino)))
     }
@@ -250,7 +258,7 @@ impl ContentStore {
         let Some(file) = self.sync_staged_file(ino)? else { return Ok(false) };
         let failed = |errno| fail(errno, "sync", &staging_path(ino));
         let inode = fstat(&file).map_err(failed)?.st_ino;
-        let was_unsynced = self.copy_was_synced(ino);
+        let was_unsynced = self.copy_was_synced(ino)?;
         if !was_unsynced && self.staging.lock().durable_names.contains(&ino) {
             return Ok(true);
         }
@@ -313,7 +321,7 @@ impl ContentStore {
         state.gone(ino);
         match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {
-                self.unmark_copy(state, ino);
+                self.unmark_gone_copy(state, ino);
                 Ok(())
             }
             Err(errno) => Err(fail(errno, "remove", &staging_path(ino))),

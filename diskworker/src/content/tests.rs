@@ -435,6 +435,7 @@ fn a_large_sparse_file_is_sealed() {
 }
 
 mod aside;
+mod copies;
 mod doubt;
 mod earlier;
 pub(crate) mod full_disk;

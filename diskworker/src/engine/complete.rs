@@ -46,9 +46,20 @@ impl Engine {
                 self.complete_file(other, u64::MAX)?;
                 self.complete_file(ino, u64::MAX)
             }
-            Some(_) => self.complete_file(ino, u64::MAX),
+            Some(_) => {
+                self.complete_file(ino, u64::MAX)?;
+                self.sync_open(ino)
+            }
             None => self.complete_new(ino),
         }
+    }
+
+    /// One that stays open is sealed from its staging file in the end, also after a loss of power: what is there of it then takes the
+    /// place of the other one, so it must be there. A file that is sealed needs no such wait: where its bytes did not reach the disk
+    /// the start sees that (`lost.rs`), and the other one has its name still.
+    fn sync_open(&self, ino: Ino) -> FsResult<()> {
+        let is_open = self.core().staged.get(ino).is_some();
+        if is_open { self.store.sync_staged(ino).map(drop) } else { Ok(()) }
     }
 
     /// The same for a name that was free: nothing is lost if it fails.

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use super::meta::{Answer, name, perm, proposed};
 use super::seal::Size;
 use super::staged::{Closed, Staged, Work};
-use super::{Core, Engine, SessionId};
+use super::{Core, Engine, SessionId, asker};
 use crate::fetch::Wanted;
 use crate::namespace::Making;
 
@@ -179,6 +179,7 @@ impl Engine {
         let handle = self.new_handle();
         let mut core = self.core();
         loop {
+            asker::check_asked()?;
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
             let at = core.ns.settle(at)?;
             let node = core.ns.node(&at)?;
@@ -415,7 +416,7 @@ impl Engine {
         if !is_synced {
             self.store.sync_staged_data(ino)?;
         }
-        if self.store.copy_was_synced(ino) || !name_synced {
+        if self.store.copy_was_synced(ino)? || !name_synced {
             self.store.sync_staging_dir()?;
             // Only now: who finds it set does not wait for us.
             if let Some(staged) = self.core().staged.same(ino, entry) {

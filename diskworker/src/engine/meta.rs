@@ -8,7 +8,7 @@ use delugefs_proto::record::{Data, Name, NameError, Perm};
 use nix::errno::Errno;
 
 use super::room::is_full;
-use super::{Core, Engine, SessionId};
+use super::{Core, Engine, SessionId, asker};
 use crate::namespace::{Edit, Kind, Located, Making, Node, Touched};
 
 /// The attributes an operation answers with.
@@ -55,12 +55,16 @@ enum Before {
 }
 
 impl Engine {
-    /// Run a change under the lock, tell the other sessions, and see to the commit.
+    /// Run a change under the lock, tell the other sessions, and see to the commit. Not for who has gone meanwhile.
     pub(super) fn change<T>(
         &self,
         session: Option<SessionId>,
         change: impl FnOnce(&mut Core) -> FsResult<T>,
     ) -> FsResult<T> {
+        let change = |core: &mut Core| {
+            asker::check_asked()?;
+            change(core)
+        };
         self.change_and_tell(change, |_| session)
     }
 

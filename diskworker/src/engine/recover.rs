@@ -12,17 +12,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use delugefs_proto::disk;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{ContentId, Ino, random_u64};
+use delugefs_proto::ids::{Ino, random_u64};
 use delugefs_proto::record::{Body, Data, Element, Key, Perm};
 use nix::errno::Errno;
 
 use super::ballast::Ballast;
+use super::lost::{Lost, is_open, is_stump};
 use super::room::is_full;
 use super::seal::SEALERS;
 use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
-use crate::catalog::{Catalog, Changes};
-use crate::content::{ContentStore, Copied};
+use crate::catalog::Catalog;
+use crate::content::{ContentStore, Copied, Life};
 use crate::folder::DiskFolder;
 use crate::journal::{Journal, Recovered};
 use crate::namespace::Namespace;
@@ -167,8 +168,8 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
     // A clean stop syncs everything. After another one nothing tells whether only the process ended: a disk that is pulled and
     // plugged in again loses what was not written yet while the machine runs on.
     let lost = match recovered.clean {
-        true => HashSet::new(),
-        false => lost(ns.catalog(), store, &recovered.changes)?,
+        true => Lost::default(),
+        false => Lost::find(ns.catalog(), store, &recovered.changes)?,
     };
     for mut change in recovered.changes {
         anyhow::ensure!(
@@ -177,9 +178,7 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
             what had been written to it. Use the original, or a copy made while no worker served it. Or empty the folder \
             journal: changes of the last moments are lost then, unless other disks have them"
         );
-        if change.sets.values().flatten().any(|element| is_lost(store, &lost, element)) {
-            take_back(ns, &mut change, |element| is_lost(store, &lost, element))?;
-        }
+        lost.take_back(ns, &mut change)?;
         for (key, elements) in &change.sets {
             if let Key::Entry(dir, _) = key {
                 homes.extend(elements.iter().filter_map(|e| e.body.ino()).map(|ino| (ino, *dir)));
@@ -196,88 +195,6 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
         tracing::info!("journal: changes of {} entries replayed", ns.pending_len());
     }
     Ok(homes)
-}
-
-/// Put the versions before them in the place of lost ones, and leave the rest of a change as it is: with the name alone, a rename
-/// would take the older version along, and a link would leave names of nothing.
-fn take_back(ns: &mut Namespace, change: &mut Changes, is_lost: impl Fn(&Element) -> bool) -> FsResult<()> {
-    let mut before = HashMap::new();
-    for key in change.sets.keys() {
-        before.insert(key.clone(), ns.set(key)?);
-    }
-    // Of a file that comes from another name: one version, for there is one dot.
-    let latest = |ino: Ino| {
-        let versions =
-            before.values().flatten().filter(|e| matches!(&e.body, Body::Content { ino: of, .. } if *of == ino));
-        versions.max_by_key(|element| (element.hlc, element.dot)).map(|element| element.body.clone())
-    };
-    for (key, elements) in &mut change.sets {
-        let (gone, mut kept): (Vec<_>, Vec<_>) = std::mem::take(elements).into_iter().partition(&is_lost);
-        ns.cover(&gone);
-        for mut element in gone {
-            let Some(ino) = element.body.ino() else { continue };
-            tracing::error!(
-                "{key:?}: its content did not reach the disk before the machine or the disk went down; \
-                the version before it is kept"
-            );
-            let is_version = |e: &&Element| matches!(&e.body, Body::Content { ino: of, .. } if *of == ino);
-            let here: Vec<_> = before.get(key).into_iter().flatten().filter(is_version).cloned().collect();
-            if here.is_empty() {
-                element.body = latest(ino).unwrap_or(Body::Content { ino, data: Data::Empty });
-                kept.push(element);
-            } else {
-                kept.extend(
-                    here.into_iter().filter(|e| !kept.iter().any(|other| other.dot == e.dot)).collect::<Vec<_>>(),
-                );
-            }
-        }
-        kept.sort();
-        *elements = kept;
-    }
-    Ok(())
-}
-
-/// After the machine or the disk went down, a content named in the journal may be a file whose bytes never reached the disk: those that
-/// are not here as they should be. One that cannot be read, or not now, is not among them: whoever reads the file is told. Nor is one
-/// that the last commit knows: the journal has a change of its name or attributes, and to drop that would lose a file whose content
-/// may well be on another disk.
-fn lost(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow::Result<HashSet<ContentId>> {
-    let mut lost = HashSet::new();
-    for element in changes.iter().flat_map(|change| change.sets.values().flatten()) {
-        if let Body::Content { data: Data::Stored { content, size, .. }, .. } = &element.body
-            && !lost.contains(content)
-            && let Err(error) = store.verify(*content, *size)
-        {
-            // What is damaged has been set aside.
-            match store.has(*content) {
-                Ok(found) if found != Some(*size) => drop(lost.insert(*content)),
-                _ => tracing::error!("{error}: what the journal says of it is kept"),
-            }
-        }
-    }
-    if !lost.is_empty() {
-        catalog.for_each(&mut |_: &Key, elements: &[Element]| {
-            for element in elements {
-                if let Body::Content { data: Data::Stored { content, .. }, .. } = &element.body {
-                    lost.remove(content);
-                }
-            }
-            Ok(())
-        })?;
-    }
-    Ok(lost)
-}
-
-/// Of one that is staged still nothing is lost: it is sealed anew, unless it may lack what it began with.
-fn is_lost(store: &ContentStore, lost: &HashSet<ContentId>, element: &Element) -> bool {
-    match &element.body {
-        Body::Content { ino, data: Data::Stored { content, .. } } => {
-            let is_whole = || !store.is_unsynced_copy(*ino) || store.is_copy_of_this_life(*ino);
-            let is_staged = matches!(store.staged_stat(*ino), Ok(Some(_))) && is_whole();
-            lost.contains(content) && !is_staged
-        }
-        _ => false,
-    }
 }
 
 /// Put every staged file into the table, or remove it when its name is gone.
@@ -342,9 +259,17 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
     Ok(table)
 }
 
-/// What a staging file has of what it is a copy of.
+/// What a staging file has of what it is a copy of, or of what was recorded of it before.
 fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino) -> Copied {
-    if !store.is_unsynced_copy(ino) || store.is_copy_of_this_life(ino) {
+    if !store.is_unsynced_copy(ino) {
+        let recorded = ns.locate(ino, dir).and_then(|at| ns.content_at(&at));
+        return match recorded {
+            Ok(Some(recorded)) if is_stump(store, ino, &recorded) => Copied::Changed,
+            _ => Copied::Whole,
+        };
+    }
+    let life = store.life_of_copy(ino);
+    if life == Life::This || is_open(store, ino) {
         return Copied::Whole;
     }
     let look = |ns: &mut Namespace| -> FsResult<Copied> {
@@ -368,8 +293,12 @@ fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino) -> Copie
             _ => Ok(Copied::Whole),
         }
     };
-    // Where the original cannot be read both are kept.
-    look(ns).unwrap_or(Copied::Changed)
+    match look(ns) {
+        // Perhaps only the worker ended, and somebody made it shorter before.
+        Ok(Copied::Lacking) if life == Life::Unknown => Copied::Changed,
+        // Where the original cannot be read both are kept.
+        found => found.unwrap_or(Copied::Changed),
+    }
 }
 
 /// Make what the engine keeps in a new disk's folder: catalog and journal. An interrupted attempt may have left them
@@ -386,14 +315,14 @@ pub fn make_catalog(root: &Path) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use delugefs_proto::local_pb as pb;
 
     use super::*;
     use crate::content::UNREADABLE;
     use crate::engine::{Opening, make_catalog};
 
-    fn start(root: &std::path::Path) -> Running {
+    pub fn start(root: &std::path::Path) -> Running {
         let folder = Arc::new(DiskFolder::open(root, None).unwrap());
         Running::start(folder, Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) }).unwrap()
     }
@@ -421,75 +350,6 @@ mod tests {
         assert!(engine.status().unwrap().uncommitted_changes > 0, "committed before it was copied");
         running.stop().unwrap();
         (image, ino)
-    }
-
-    /// A file was written, edited in place, and given another name; of the edited bytes nothing reached the disk.
-    #[test]
-    fn the_version_before_a_lost_one_has_the_name_of_the_lost_one() {
-        for is_link in [false, true] {
-            let (dir, image) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-            let root = dir.path().join("d");
-            drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-            let running = start(&root);
-            let engine = &running.engine;
-            let sealed = |ino: Ino, but: Option<ContentId>| {
-                let begin = Instant::now();
-                loop {
-                    match engine.stored(ino).unwrap() {
-                        Some(found) if Some(found.content) != but && !engine.store.is_staged(ino).unwrap() => {
-                            return found.content;
-                        }
-                        _ => std::thread::yield_now(),
-                    }
-                    assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
-                }
-            };
-            let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
-            let (answer, opening) = engine.create(1, false, &q).unwrap();
-            let ino = Ino(answer.node.unwrap().ino);
-            let Opening::File { handle, file } = opening else { panic!() };
-            file.write_all_at(&[7; 10_000], 0).unwrap();
-            drop(file);
-            engine.close(1, handle, false).unwrap();
-            let first = sealed(ino, None);
-            engine.commit().unwrap();
-            // No commit from here on.
-            let _one = engine.commit_lock.lock();
-            let open = pb::Open { ino: ino.0, dir: 1, write: true, truncate: false };
-            let Opening::File { handle, file } = engine.open(1, &open).unwrap().1 else { panic!() };
-            file.write_all_at(&[8; 10_000], 0).unwrap();
-            drop(file);
-            engine.close(1, handle, false).unwrap();
-            let second = sealed(ino, Some(first));
-            let names: &[&str] = if is_link {
-                let q = pb::Link { ino: ino.0, ino_dir: 1, dir: 1, name: "g".into() };
-                engine.link(1, false, &q).unwrap();
-                &["f", "g"]
-            } else {
-                let q = pb::Rename { dir: 1, name: "f".into(), dir2: 1, name2: "g".into(), ..Default::default() };
-                engine.rename(1, false, &q).unwrap();
-                &["g"]
-            };
-            let copied = std::process::Command::new("cp").arg("-a").arg(&root).arg(image.path()).status();
-            assert!(copied.unwrap().success());
-            drop(_one);
-            running.stop().unwrap();
-            let lost = format!("data/{:02x}/{}", second.0[0], second.to_hex());
-            std::fs::remove_file(image.path().join("d").join(lost)).unwrap();
-            let running = start(&image.path().join("d"));
-            let engine = &running.engine;
-            for _ in 0..2 {
-                let listed = engine.read_dir(&pb::ReadDir { dir: 1, limit: 100, ..Default::default() });
-                assert!(listed.is_ok(), "{:?}", listed.err());
-                for name in names {
-                    let q = pb::Lookup { dir: 1, name: (*name).to_owned().into() };
-                    let found = engine.lookup(&q).unwrap().node.unwrap();
-                    assert_eq!(engine.stored(Ino(found.ino)).unwrap().unwrap().content, first, "{name}");
-                }
-                engine.commit().unwrap();
-            }
-            running.stop().unwrap();
-        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn first_lsn(file_name: &str) -> Option<u64> {
 }
 
 impl Segment {
-    /// A new one. Nothing is left of it on an error.
+    /// A new one, whose name is not on stable storage yet: see [`sync_folder`]. Nothing is left of it on an error.
     pub fn create(dir: &File, first_lsn: u64) -> io::Result<Self> {
         let temporary = format!("tmp-{first_lsn:016x}");
         let made = fill(dir, &temporary).and_then(|file| place(dir, &temporary, file, first_lsn));
@@ -47,7 +47,7 @@ impl Segment {
         made
     }
 
-    /// The spare one.
+    /// The spare one. The same holds of its name.
     pub fn reuse(dir: &File, first_lsn: u64) -> io::Result<Self> {
         let file = os::open_file(dir, SPARE, OFlag::O_RDWR)?;
         // A first header that is empty: the log ends here until something is appended.
@@ -71,6 +71,20 @@ fn fill(dir: &File, temporary: &str) -> io::Result<File> {
 
 fn place(dir: &File, from: &str, file: File, first_lsn: u64) -> io::Result<Segment> {
     renameat(dir, from, dir, name(first_lsn).as_str())?;
-    fsync(dir)?;
     Ok(Segment { first_lsn, file: Arc::new(file), end: 0, failed: None })
+}
+
+#[cfg(test)]
+thread_local! {
+    /// With what a sync of the folder fails in this thread.
+    pub(super) static FOLDER_FAILS: std::cell::Cell<Option<Errno>> = const { std::cell::Cell::new(None) };
+}
+
+/// Make the names in the folder durable, and that others are gone.
+pub(super) fn sync_folder(dir: &File) -> Result<(), Errno> {
+    #[cfg(test)]
+    if let Some(errno) = FOLDER_FAILS.get() {
+        return Err(errno);
+    }
+    fsync(dir)
 }

@@ -83,6 +83,21 @@ impl Namespace {
         Ok(elements.iter().filter(is_of).map(|e| e.dot).collect())
     }
 
+    /// The record of a file's content, as it is shown; `None` of a directory.
+    pub fn content_at(&mut self, at: &Located) -> FsResult<Option<Element>> {
+        Ok(match at {
+            Located::Dir(_) => None,
+            Located::Inode { ino, .. } => view::contents(self.inode(*ino)?).first().map(|parts| parts.content.clone()),
+            Located::File { dir, name, tag, .. } => {
+                let shown = view::view(self.dir(*dir)?.get(name)).into_iter().find(|shown| shown.tag == *tag);
+                shown.and_then(|shown| match shown.what {
+                    What::File(parts) => Some(parts.content.clone()),
+                    _ => None,
+                })
+            }
+        })
+    }
+
     /// A file has new content, written at `mtime_ns` and last touched at `ctime_ns`. It replaces the versions in
     /// `replaces` (`None`: all); one that came from elsewhere since the writer opened the file stays, as a conflict.
     /// ESTALE or ENOENT when the file is gone by now.

@@ -7,16 +7,18 @@ use delugefs_proto::record::{Body, Data, Element, Key, Name};
 use nix::errno::Errno;
 
 use super::{Located, Namespace, Node, Txn};
-use crate::view::{self, What};
+use crate::view::{self, Shown, What};
 
 impl Namespace {
     /// A further name for a file. EPERM for a directory, EMLINK beyond the limit, EEXIST when the name is taken.
     pub fn link(&mut self, ino: Ino, hint: Ino, dir: Ino, name: &Name) -> FsResult<Node> {
         let mut txn = self.txn();
         let at = self.locate(ino, hint)?;
-        if self.live_dir(dir)?.resolve(name).is_some() {
+        self.live_dir(dir)?;
+        if self.in_the_way(dir, name)?.is_some() {
             return Err(Errno::EEXIST.into());
         }
+        let behind = self.clear_name(&mut txn, dir, name)?;
         let reference = |dir: Ino, name: &Name| Body::Ref { dir, name: name.clone() };
         let (ino, mut elements) = match self.settled(&mut txn, at)? {
             Located::Dir(_) => return Err(Errno::EPERM.into()),
@@ -47,7 +49,8 @@ impl Namespace {
         txn.set_times(&mut elements, ino, None, None);
         elements.push(txn.element(reference(dir, name)));
         txn.set(Key::Inode(ino), elements);
-        txn.set(Key::Entry(dir, name.clone()), vec![txn.element(Body::Link { ino })]);
+        let link = txn.element(Body::Link { ino });
+        txn.set(Key::Entry(dir, name.clone()), [vec![link], behind].concat());
         self.touch_dir(&mut txn, dir)?;
         self.apply(txn)?;
         self.lookup(dir, name)
@@ -117,34 +120,11 @@ impl Namespace {
         }
         txn.after(&set);
         for copy in &shown[1..] {
-            let full = view::conflict_name(name, copy.tag.unwrap_or_default());
-            let key = Key::Entry(dir, full.clone());
-            match &copy.what {
-                What::File(parts) => {
-                    txn.renewed.push((copy.ino, parts.content.dot));
-                    self.add(txn, key, copied(txn, parts, copy.ino))?;
-                }
-                What::Dir => {
-                    self.add(txn, key, vec![txn.element(Body::Dir { ino: copy.ino })])?;
-                    let mut header = self.dir(copy.ino)?.header().to_vec();
-                    super::rename::set_home(txn, &mut header, dir, &full);
-                    txn.set(Key::header(copy.ino), header);
-                }
-                What::Link => {
-                    self.add(txn, key, vec![txn.element(Body::Link { ino: copy.ino })])?;
-                    let mut inode = self.inode(copy.ino)?.to_vec();
-                    replace_ref(txn, &mut inode, (dir, name), Some((dir, &full)));
-                    renew(txn, &mut inode);
-                    txn.set(Key::Inode(copy.ino), inode);
-                }
-            }
+            self.set_apart(txn, (dir, name), copy)?;
         }
         let main = shown[0].ino;
         // What hides behind all of these stays: somebody may be writing it.
-        let is_shown = |ino: Ino| shown.iter().any(|s| matches!(&s.what, What::File(parts) if parts.stored_ino == ino));
-        let written = |e: &&Element| matches!(e.body, Body::Content { .. });
-        let hidden: Vec<Ino> =
-            set.iter().filter(written).filter_map(|e| e.body.ino()).filter(|i| !is_shown(*i)).collect();
+        let hidden = hidden_in(&set, &shown);
         let is_place = |e: &Element| matches!(e.body, Body::Link { .. } | Body::Dir { .. });
         let mut rest = set.clone();
         rest.retain(|e| match (&shown[0].what, &e.body) {
@@ -163,6 +143,33 @@ impl Namespace {
         }
         txn.set(Key::Entry(dir, name.clone()), rest);
         Ok(())
+    }
+
+    /// Within a change: a conflict copy of this set becomes a node of its own, under the name it is shown with.
+    pub(super) fn set_apart(&mut self, txn: &mut Txn, (dir, name): (Ino, &Name), copy: &Shown<'_>) -> FsResult<()> {
+        let full = view::conflict_name(name, copy.tag.unwrap_or_default());
+        let key = Key::Entry(dir, full.clone());
+        match &copy.what {
+            What::File(parts) => {
+                txn.renewed.push((copy.ino, parts.content.dot));
+                self.add(txn, key, copied(txn, parts, copy.ino))
+            }
+            What::Dir => {
+                self.add(txn, key, vec![txn.element(Body::Dir { ino: copy.ino })])?;
+                let mut header = self.dir(copy.ino)?.header().to_vec();
+                super::rename::set_home(txn, &mut header, dir, &full);
+                txn.set(Key::header(copy.ino), header);
+                Ok(())
+            }
+            What::Link => {
+                self.add(txn, key, vec![txn.element(Body::Link { ino: copy.ino })])?;
+                let mut inode = self.inode(copy.ino)?.to_vec();
+                replace_ref(txn, &mut inode, (dir, name), Some((dir, &full)));
+                renew(txn, &mut inode);
+                txn.set(Key::Inode(copy.ino), inode);
+                Ok(())
+            }
+        }
     }
 
     /// An inode with several names and several contents: the others become files beside its first name. Nothing shows them
@@ -208,6 +215,13 @@ impl Namespace {
         txn.set(key, entry);
         Ok(())
     }
+}
+
+/// The files of a set that it does not show.
+pub(super) fn hidden_in(set: &[Element], shown: &[Shown<'_>]) -> Vec<Ino> {
+    let is_shown = |ino: Ino| shown.iter().any(|s| matches!(&s.what, What::File(parts) if parts.stored_ino == ino));
+    let written = |e: &&Element| matches!(e.body, Body::Content { .. });
+    set.iter().filter(written).filter_map(|e| e.body.ino()).filter(|ino| !is_shown(*ino)).collect()
 }
 
 /// A conflict copy as a file of its own: everything with a new dot, but the times it had.

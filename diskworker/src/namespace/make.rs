@@ -47,16 +47,17 @@ impl Namespace {
             }
         }
         let mut txn = self.txn();
-        let perm = self.prepare(&mut txn, making, false)?;
+        let (perm, behind) = self.prepare(&mut txn, making, false)?;
         if self.is_in_use(ino, making.dir)? {
             return Err(FsError::new(Errno::EEXIST, format!("the inode number {ino} is another node's")));
         }
         let made_ns = made_ns.unwrap_or(txn.now_ns());
-        let elements = vec![
+        let mut elements = vec![
             txn.element(Body::Content { ino, data }),
             txn.element(Body::Attrs { ino, perm, xattrs: Xattrs::new() }),
             txn.element(Body::Times { ino, mtime_ns: made_ns, atime_ns: made_ns }),
         ];
+        elements.extend(behind);
         txn.set(Key::Entry(making.dir, making.name.clone()), elements);
         self.apply(txn)?;
         self.lookup(making.dir, making.name)
@@ -65,21 +66,21 @@ impl Namespace {
     /// A new directory. EEXIST when the name is taken.
     pub fn make_dir(&mut self, making: &Making<'_>) -> FsResult<Node> {
         let mut txn = self.txn();
-        let perm = self.prepare(&mut txn, making, true)?;
+        let (perm, behind) = self.prepare(&mut txn, making, true)?;
         let ino = self.free_dir_ino(making)?;
-        txn.set(Key::Entry(making.dir, making.name.clone()), vec![txn.element(Body::Dir { ino })]);
+        let place = txn.element(Body::Dir { ino });
+        txn.set(Key::Entry(making.dir, making.name.clone()), [vec![place], behind].concat());
         let elements = header(&mut txn, ino, making.dir, making.name.clone(), perm);
         txn.set(Key::header(ino), elements);
         self.apply(txn)?;
         self.dir_node(ino)
     }
 
-    /// Common to all: the name is free, the directory is there and gets new times; the permissions the node gets.
-    fn prepare(&mut self, txn: &mut Txn, making: &Making<'_>, is_dir: bool) -> FsResult<Perm> {
-        match self.locate_name(making.dir, making.name) {
-            Ok(at) if self.is_there(&at)? => return Err(Errno::EEXIST.into()),
-            Err(error) if error.errno != Errno::ENOENT => return Err(error),
-            _ => {}
+    /// Common to all: the name is free, the directory is there and gets new times; the permissions the node gets, and what stays
+    /// behind it.
+    fn prepare(&mut self, txn: &mut Txn, making: &Making<'_>, is_dir: bool) -> FsResult<(Perm, Vec<Element>)> {
+        if self.in_the_way(making.dir, making.name)?.is_some() {
+            return Err(Errno::EEXIST.into());
         }
         let dir = self.live_dir(making.dir)?;
         txn.after(dir.get(making.name));
@@ -93,8 +94,9 @@ impl Namespace {
         if inherits && is_dir {
             perm.mode |= S_ISGID;
         }
+        let behind = self.clear_name(txn, making.dir, making.name)?;
         self.touch_dir(txn, making.dir)?;
-        Ok(perm)
+        Ok((perm, behind))
     }
 
     /// Whether a proposed number is another node's, as far as that can be told without searching everything. Numbers

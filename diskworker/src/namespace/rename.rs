@@ -28,11 +28,7 @@ impl Namespace {
     ) -> FsResult<Renamed> {
         let source = self.locate_name(from.0, from.1)?;
         let moved = self.node(&source)?;
-        let target = match self.locate_name(to.0, to.1) {
-            Ok(at) => Some(at),
-            Err(error) if error.errno == Errno::ENOENT => None,
-            Err(error) => return Err(error),
-        };
+        let target = self.in_the_way(to.0, to.1)?;
         self.live_dir(to.0)?;
         match &target {
             None if exchange => return Err(Errno::ENOENT.into()),
@@ -56,12 +52,17 @@ impl Namespace {
                 self.put_down(&mut txn, target, to, from)?;
             }
         } else {
-            if let (Some(target), Some(other)) = (&target, &other) {
-                self.make_way(&mut txn, to, target, &moved, other)?;
-            }
+            let behind = match (&target, &other) {
+                (Some(target), Some(other)) => {
+                    self.make_way(&mut txn, to, target, &moved, other)?;
+                    Vec::new()
+                }
+                _ => self.clear_name(&mut txn, to.0, to.1)?,
+            };
             let (key, lifted) = self.lift(&mut txn, from, &source)?;
             txn.set(key, Vec::new());
             self.put_down(&mut txn, lifted, from, to)?;
+            self.add(&mut txn, Key::Entry(to.0, to.1.clone()), behind)?;
         }
         self.touch_dir(&mut txn, from.0)?;
         self.touch_dir(&mut txn, to.0)?;

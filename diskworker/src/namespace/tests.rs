@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Data, Key, Name, Perm};
+use delugefs_proto::record::{Body, Data, Hlc, Key, Name, Perm};
 use nix::errno::Errno;
 
 use super::{Making, Namespace};
@@ -127,5 +127,62 @@ fn the_name_of_a_directory_that_is_not_there_is_in_nobodys_way_and_goes_when_it_
             ns.rmdir(outer, name).unwrap();
         }
         ns.rmdir(Ino::ROOT, &name("outer")).unwrap();
+    }
+}
+
+/// What else is in the set of such a name is another host's file: what is put there does not take it along.
+#[test]
+fn what_lies_under_the_name_of_nothing_is_there_when_the_name_is_taken() {
+    let root = tempfile::tempdir().unwrap();
+    let mut ns = new(root.path());
+    for place in [Body::Dir { ino: Ino(1000) }, Body::Link { ino: Ino(1000) }] {
+        for what in ["file", "directory", "rename", "rename of a directory", "link", "rename of the copy"] {
+            let dir = mkdir(&mut ns, Ino::ROOT, &format!("{what} {}", matches!(place, Body::Dir { .. })));
+            let at = name("n");
+            let other = |ns: &mut Namespace, ino: u64| {
+                let making = Making { dir, name: &name("other"), perm: PERM };
+                ns.make_file(&making, Ino(ino), Data::Symlink(b"theirs".as_slice().into()), None).unwrap().ino
+            };
+            // Both a file and an empty one behind it, that is being written.
+            let mut txn = ns.txn();
+            let theirs = Data::Symlink(b"theirs".as_slice().into());
+            let mut set = vec![txn.element(Body::Content { ino: Ino(2000), data: theirs.clone() })];
+            set.push(txn.element_of(Body::Content { ino: Ino(3000), data: Data::Empty }, Hlc(1)));
+            txn.hlc.0 += 1;
+            set.push(txn.element(place.clone()));
+            txn.set(Key::Entry(dir, at.clone()), set);
+            ns.apply(txn).unwrap();
+            let before = names(&mut ns, dir);
+            assert!(before.len() == 1 && before[0].starts_with("n.conflict-"), "{before:?}");
+            let copy = name(&before[0]);
+            let making = Making { dir, name: &at, perm: PERM };
+            let made = match what {
+                "file" => ns.make_file(&making, Ino(4000), Data::Empty, None).unwrap().ino,
+                "directory" => ns.make_dir(&making).unwrap().ino,
+                "link" => {
+                    let ino = other(&mut ns, 5000 + dir.0 % 1000);
+                    ns.link(ino, dir, dir, &at).unwrap().ino
+                }
+                "rename of a directory" => {
+                    mkdir(&mut ns, dir, "other");
+                    ns.rename((dir, &name("other")), (dir, &at), true, false).unwrap().moved.ino
+                }
+                "rename" => {
+                    other(&mut ns, 7000 + dir.0 % 1000);
+                    ns.rename((dir, &name("other")), (dir, &at), false, false).unwrap().moved.ino
+                }
+                _ => ns.rename((dir, &copy), (dir, &at), false, false).unwrap().moved.ino,
+            };
+            assert_eq!(ns.lookup(dir, &at).unwrap().ino, made, "{what}");
+            if what == "rename of the copy" {
+                assert_eq!(names(&mut ns, dir), ["n"]);
+            } else {
+                let kept = ns.lookup(dir, &copy).unwrap();
+                assert_eq!((kept.ino, kept.kind), (Ino(2000), super::Kind::File(theirs)), "{what}");
+            }
+            let is_written = |e: &&delugefs_proto::record::Element| e.body.ino() == Some(Ino(3000));
+            assert_eq!(ns.dir(dir).unwrap().get(&at).iter().filter(is_written).count(), 1, "{what}");
+            assert!(!ns.dir(dir).unwrap().get(&at).iter().any(|e| e.body == place), "{what}");
+        }
     }
 }

@@ -15,6 +15,8 @@ const UNNAMED_MAX: usize = 256;
 /// Between two tries of such a one, at first and at last.
 const UNNAMED_PAUSE_MIN: Duration = Duration::from_secs(3);
 const UNNAMED_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// After this a try of which nothing was heard is made again. A name that stands for many addresses takes its time.
+const TRY_MAX: Duration = Duration::from_secs(120);
 
 /// Addresses by disk, the most promising first.
 #[derive(Debug, Default)]
@@ -29,8 +31,8 @@ struct Unnamed {
     address: String,
     /// Who answered last; a name may stand for several.
     who: Vec<DiskId>,
-    /// `None` while it is being tried.
-    next_try: Option<Instant>,
+    /// While it is being tried: when it is taken for granted that nothing comes of that.
+    next_try: Instant,
     pause: Duration,
 }
 
@@ -60,7 +62,7 @@ impl Book {
             return false;
         }
         let (who, pause) = (Vec::new(), UNNAMED_PAUSE_MIN);
-        self.unnamed.push(Unnamed { address: address.to_owned(), who, next_try: Some(Instant::now()), pause });
+        self.unnamed.push(Unnamed { address: address.to_owned(), who, next_try: Instant::now(), pause });
         true
     }
 
@@ -97,14 +99,14 @@ impl Book {
         self.disks.get(&disk).into_iter().flatten().cloned().collect()
     }
 
-    /// Where somebody may be who is not known to be there; to be tried now, until [`Book::answered`].
+    /// Where somebody may be who is not known to be there; to be tried now, and then [`Book::answered`].
     pub fn due(&mut self, now: Instant, is_there: impl Fn(DiskId) -> bool) -> Vec<String> {
         let mut due = Vec::new();
         for one in &mut self.unnamed {
             if !one.who.is_empty() && one.who.iter().all(|disk| is_there(*disk)) {
                 one.pause = UNNAMED_PAUSE_MIN;
-            } else if one.next_try.is_some_and(|at| at <= now) {
-                one.next_try = None;
+            } else if one.next_try <= now {
+                one.next_try = now + TRY_MAX;
                 due.push(one.address.clone());
             }
         }
@@ -114,7 +116,7 @@ impl Book {
     /// Who was there, if anybody.
     pub fn answered(&mut self, address: &str, who: Vec<DiskId>, now: Instant) {
         if let Some(one) = self.unnamed.iter_mut().find(|one| one.address == address) {
-            one.next_try = Some(now + one.pause);
+            one.next_try = now + one.pause;
             one.pause = (one.pause * 2).min(UNNAMED_PAUSE_MAX);
             one.who = who;
         }
@@ -160,6 +162,8 @@ mod tests {
         let mut now = Instant::now();
         assert_eq!(book.due(now, |_| false), addresses[..UNNAMED_MAX]);
         assert!(book.due(now + UNNAMED_PAUSE_MAX, |_| false).is_empty(), "they are being tried");
+        now += TRY_MAX;
+        assert_eq!(book.due(now, |_| false), addresses[..UNNAMED_MAX], "nothing was heard of that");
         // Nobody, one who is not met, one who is, and two of whom one is.
         let [stranger, one, other] = [1, 2, 3].map(|n| DiskId([n; 32]));
         let is_there = |disk| disk == one;

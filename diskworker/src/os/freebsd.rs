@@ -6,10 +6,25 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::statfs::Statfs;
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENOATTR;
+
+/// Which life of the machine this is; `None` where that cannot be told: before FreeBSD 13. (kern.boottime is no such thing, it moves
+/// when the clock is set.)
+#[allow(unsafe_code)]
+pub fn boot_id() -> Option<String> {
+    let mut id = [0_u8; 16];
+    let mut length = id.len();
+    // SAFETY: the name ends with a zero, `length` is the room in `id`, both outlive the call, and nothing is set.
+    let told = unsafe {
+        libc::sysctlbyname(c"kern.boot_id".as_ptr(), id.as_mut_ptr().cast(), &raw mut length, std::ptr::null(), 0)
+    };
+    let is_whole = told == 0 && length == id.len();
+    is_whole.then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
 
 /// UFS and tmpfs.
 pub fn is_plain(stat: &Statfs) -> bool {

@@ -14,6 +14,12 @@ mod ioctl {
     nix::ioctl_write_int!(ficlone, 0x94, 9);
 }
 
+/// Which life of the machine this is; `None` where that cannot be told.
+pub fn boot_id() -> Option<String> {
+    let said = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(said.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
 /// ext2 to ext4, XFS, btrfs, f2fs, tmpfs. On what is served by a program (FUSE, 9p) the whole of it cannot even be synced: the
 /// kernel answers syncfs(2) without asking it.
 pub fn is_plain(stat: &Statfs) -> bool {

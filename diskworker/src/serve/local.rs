@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use super::AllowedUids;
 use super::neighbours::Neighbours;
-use crate::engine::{Answer, Engine, Opening, SessionId};
+use crate::engine::{Answer, Engine, Opening, SessionId, asked_over};
 use crate::fetch::{Fetcher, Wanted};
 
 /// Connections served at once, of all frontends together.
@@ -66,7 +66,7 @@ pub fn serve(
         let (engine, fetcher, neighbours) = (engine.clone(), fetcher.clone(), neighbours.clone());
         let spawned = std::thread::Builder::new().name("frontend".into()).spawn(move || {
             let _counted = counted;
-            if let Err(error) = Connection::new(&engine, &fetcher, &neighbours, &socket).run() {
+            if let Err(error) = Connection::new(&engine, &fetcher, &neighbours, &Arc::new(socket)).run() {
                 tracing::warn!("connection of a frontend: {error}");
             }
         });
@@ -105,7 +105,7 @@ struct Connection<'a> {
     engine: &'a Arc<Engine>,
     fetcher: &'a Arc<Fetcher>,
     neighbours: &'a Neighbours,
-    socket: &'a UnixStream,
+    socket: &'a Arc<UnixStream>,
     receiver: frame::Receiver,
 }
 
@@ -114,7 +114,7 @@ impl<'a> Connection<'a> {
         engine: &'a Arc<Engine>,
         fetcher: &'a Arc<Fetcher>,
         neighbours: &'a Neighbours,
-        socket: &'a UnixStream,
+        socket: &'a Arc<UnixStream>,
     ) -> Self {
         Self { engine, fetcher, neighbours, socket, receiver: frame::Receiver::default() }
     }
@@ -194,16 +194,18 @@ impl<'a> Connection<'a> {
     fn answer_requests(&mut self, hello: &Hello) -> std::io::Result<()> {
         frame::send(self.socket, &self.welcome(), None)?;
         while let Some((request, fd)) = self.receiver.receive::<Request>(self.socket)? {
-            // We may have hung for so long that he was answered elsewhere. To do it now would be a second time, after what came since.
+            // We may have hung for so long that he was answered elsewhere. It is asked again when it is its turn to change something.
             if crate::os::has_hung_up(self.socket) {
                 return Ok(());
             }
+            let asked = asked_over(self.socket);
             // Who adopts has its descriptor already, and adopts again over another connection.
             let opens = matches!(request.op, Some(request::Op::Create(_) | request::Op::Open(_)));
             let (reply, fd) = match dispatch(self.engine, self.fetcher, self.neighbours, hello.session, request, fd) {
                 Ok(done) => done,
                 Err(error) => (failure(error, self.engine.seq()), None),
             };
+            drop(asked);
             let sent = frame::send(self.socket, &reply, fd.as_ref().map(|fd| fd.as_fd()));
             if sent.is_err()
                 && opens
