@@ -229,9 +229,15 @@ impl Known {
         self.shard(ino).lock().get(&ino).map(Entry::pages)
     }
 
-    /// Whether what was opened last, or read, is another version.
-    pub fn opened_other(&self, ino: u64, version: Version) -> bool {
-        self.shard(ino).lock().get(&ino).is_some_and(|entry| entry.pages != version)
+    /// The inode is opened with this version to be read through a handle that there is already. Whether what was opened last, or
+    /// read, is another one.
+    pub fn reopened(&self, ino: u64, version: Version) -> bool {
+        let mut shard = self.shard(ino).lock();
+        let Some(entry) = shard.get_mut(&ino).filter(|entry| entry.pages != version) else { return false };
+        if !entry.filled {
+            entry.pages = version;
+        }
+        true
     }
 
     /// The kernel is about to be told these attributes. If it has pages of another version, their size would be put on those: then

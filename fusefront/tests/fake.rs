@@ -405,6 +405,7 @@ impl Shared {
                 let (mut reply, fd) = self.opened(tree, session, op.ino, op.write, file, None)?;
                 if let Some(reply::Body::Opened(opened)) = &mut reply.body {
                     opened.shared = !op.write && self.written_elsewhere.load(Ordering::SeqCst);
+                    opened.written = opened.shared;
                 }
                 Ok((reply, fd))
             }

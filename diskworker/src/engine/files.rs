@@ -158,7 +158,8 @@ impl Engine {
             && let Some(file) = self.store.open_staged(node.ino, false)?
         {
             let shared = staged.session != Some(session);
-            return Ok((Answer { shared, ..answer }, Opening::File { handle: 0, file }));
+            let written = shared && staged.writers > 0;
+            return Ok((Answer { shared, written, ..answer }, Opening::File { handle: 0, file }));
         }
         Ok((
             answer,

@@ -26,6 +26,8 @@ pub struct Answer {
     pub moved: Option<Attr>,
     /// The file is, or was, open for writing by another session too.
     pub shared: bool,
+    /// It is now, of a file that was opened to be read.
+    pub written: bool,
 }
 
 /// A name from a request.

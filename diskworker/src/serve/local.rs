@@ -421,9 +421,9 @@ fn data(engine: &Engine, bytes: Bytes) -> Done {
 }
 
 fn opened((answer, opening): (Answer, Opening)) -> Done {
-    let shared = answer.shared;
+    let (shared, written) = (answer.shared, answer.written);
     let (body, fd) = match opening {
-        Opening::File { handle, file } => (Opened { handle, shared, ..Opened::default() }, Some(file.into())),
+        Opening::File { handle, file } => (Opened { handle, shared, written, ..Opened::default() }, Some(file.into())),
         Opening::Inline(inline) => (Opened { has_inline: true, inline, ..Opened::default() }, None),
     };
     (Reply { body: Some(reply::Body::Opened(body)), ..reply(answer) }, fd)

@@ -84,15 +84,15 @@ impl<K: Kernel> Telling<K> {
     /// Have the kernel drop what is outdated of an inode that is being opened, and then do what is next: at once if there is nothing
     /// that waits for anybody, else on another thread. For those who answer the kernel.
     pub fn before(&self, ino: u64, opening: Opening, next: impl FnOnce(Opening) + Send + 'static) {
-        if opening.outdated == Some(Outdated::Pages) {
-            self.pages.put_awaited(ino, Pages::Before(opening, Box::new(next)));
-            return;
-        }
         if opening.outdated == Some(Outdated::Attributes) {
             let told = self.fs.drop_attr(ino, || self.kernel.inode(ino, false));
             note(&told, || format!("attributes of {ino:x}"));
         }
-        next(opening);
+        // Somebody may have read of the version before by now.
+        match self.fs.has_other_pages(&opening) {
+            true => self.pages.put_awaited(ino, Pages::Before(opening, Box::new(next))),
+            false => next(opening),
+        }
     }
 
     /// Carry out what comes, until nothing can come any more.

@@ -74,6 +74,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // Of what is read past the pages while another mount writes it.
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_EXPORT_SUPPORT,

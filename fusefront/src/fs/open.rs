@@ -49,6 +49,11 @@ impl Opening {
             OpeningState::Asked(asked) => Some((&asked.attr, asked.version)),
         }
     }
+
+    /// It is emptied by that.
+    pub(super) fn empties(&self) -> bool {
+        matches!(&self.state, OpeningState::Asked(asked) if asked.truncate)
+    }
 }
 
 #[derive(Debug)]
@@ -63,6 +68,7 @@ struct Asked {
     attr: Attr,
     version: Version,
     write: bool,
+    truncate: bool,
 }
 
 impl Fs {
@@ -137,17 +143,25 @@ impl Fs {
         let version = if is_shared { Version::default() } else { Version::of(&attr) };
         // What it empties the kernel empties, too.
         let outdated = self.holds_back().filter(|()| !truncate).and_then(|()| self.outdated(&attr, version));
-        let asked = Asked { answer, attr, version, write };
+        if truncate {
+            self.awaited.forget(ino);
+        }
+        let asked = Asked { answer, attr, version, write, truncate };
         Ok(Opening { outdated, state: OpeningState::Asked(Box::new(asked)) })
     }
 
     /// The second half of [`Self::open`].
     pub fn finish_open(&self, opening: Opening) -> Outcome<Opened> {
-        let Asked { mut answer, attr, version, write } = match opening.state {
+        let Asked { mut answer, attr, version, write, .. } = match opening.state {
             OpeningState::Done(opened) => return Ok(opened),
             OpeningState::Asked(asked) => *asked,
         };
         let ino = attr.ino;
+        // The worker was lost meanwhile, and perhaps left for another disk's: what is open was given back to the new link, and this was
+        // not among it. The kernel opens it anew.
+        if write && !self.cache.follows(answer.link) {
+            return Err(Errno::ESTALE.into());
+        }
         // Somebody else has opened a newer version meanwhile: it is opened anew before it is read.
         let is_older = self.holds_back().is_some() && self.known.is_older(ino, answer.stamp()) && !write;
         let dropping = if is_older { None } else { self.known.opened(ino, version) };
@@ -160,6 +174,7 @@ impl Fs {
             let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping });
             return Ok(Opened { handle, keep_pages, direct: false });
         }
+        let is_written = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.written);
         let inode = self.acquire(&attr, dropping.as_ref());
         let generation = match is_older {
             true => inode.generation().wrapping_sub(1),
@@ -169,7 +184,7 @@ impl Fs {
             Ok(source) => {
                 let source = RwLock::new(source);
                 let handle = self.files.put(FileHandle { inode, writes: false, source, dropping });
-                Ok(Opened { handle, keep_pages, direct: version == Version::default() })
+                Ok(Opened { handle, keep_pages, direct: is_written })
             }
             Err(error) => {
                 self.released(&inode);
@@ -465,6 +480,7 @@ impl Fs {
         match (node, written) {
             (Some(node), Some(written)) => {
                 *inode.last.lock() = node;
+                self.known.show(&node);
                 self.judge_pages(&node, written, unwritten);
                 self.recheck_pages(inode.ino, link);
                 let seen = |attr: &Attr| (attr.size, attr.mtime, attr.ctime, attr.mode);
@@ -547,7 +563,7 @@ impl Fs {
             let mut source = self.readable(&mut answer, generation)?;
             if self.holds_back().is_some() {
                 // Who has opened another version and not read it yet reads this one, too.
-                if source.version.is_some_and(|(version, _)| self.known.opened_other(ino, version)) {
+                if source.version.is_some_and(|(version, _)| self.known.reopened(ino, version)) {
                     source.generation = file.inode.content_changed_since(generation).unwrap_or(generation);
                 }
                 // Who has opened an older one at the same time must not count as the last.

@@ -114,6 +114,9 @@ impl Fs {
             }
             patch.node(answer.reply.dir);
         });
+        if change.size == Some(0) {
+            self.awaited.forget(ino);
+        }
         if change.size.is_some() {
             // The kernel cuts its pages itself; what is open here has the old content.
             if let Some(inode) = self.open.get(ino) {

@@ -50,9 +50,10 @@ impl Awaited {
         self.state.lock().files.get(&ino).copied()
     }
 
-    fn has_come(&self, ino: u64, written: i64) {
-        let mut state = self.state.lock();
-        if state.files.get(&ino).is_some_and(|known| *known <= written) {
+    /// The file has another content by now, or none.
+    pub fn forget(&self, ino: u64) {
+        if self.count.load(Ordering::Acquire) > 0 {
+            let mut state = self.state.lock();
             state.files.remove(&ino);
             self.count.store(state.files.len(), Ordering::Release);
         }
@@ -75,9 +76,16 @@ impl Fs {
             let written = known.max(being_written.and_then(|written| written.written));
             (ino, written.map_or(shown, |written| shown.max(written)))
         };
-        let mut files: Vec<(u64, i64)> = self.known.shown().into_iter().map(newest).filter(|file| file.1 > 0).collect();
-        files.sort_unstable_by_key(|(_, written)| std::cmp::Reverse(*written));
-        files.into_iter().take(FILES_MAX).for_each(|(ino, written)| self.awaited.await_version(ino, written));
+        let mut files: InoMap<i64> = self.known.shown().into_iter().map(newest).filter(|file| file.1 > 0).collect();
+        let mut state = self.awaited.state.lock();
+        for (ino, written) in state.files.drain() {
+            let known = files.entry(ino).or_default();
+            *known = written.max(*known);
+        }
+        let mut newest_first: Vec<(u64, i64)> = files.into_iter().collect();
+        newest_first.sort_unstable_by_key(|(_, written)| std::cmp::Reverse(*written));
+        state.files.extend(newest_first.into_iter().take(FILES_MAX));
+        self.awaited.count.store(state.files.len(), Ordering::Release);
     }
 
     /// Before the content of a file is opened, or part of it is kept.
@@ -89,11 +97,15 @@ impl Fs {
         // What is still being handed over counts as the file's in memory; this is what the disk has.
         let attr = match self.ask_attr(caller, ino) {
             // The request itself tells of that.
-            Err(Stop::Failed(error)) if is_gone(error.errno) => return Ok(()),
+            Err(Stop::Failed(error)) if is_gone(error.errno) => {
+                self.awaited.forget(ino);
+                return Ok(());
+            }
             other => other?,
         };
-        if attr.written >= shown {
-            self.awaited.has_come(ino, attr.written);
+        // A worker of an earlier version does not say it.
+        if attr.written >= shown || attr.written == 0 {
+            self.awaited.forget(ino);
             return Ok(());
         }
         let message = "the disk that was mounted is away and has a newer version of this file than the one that stands in for it: \

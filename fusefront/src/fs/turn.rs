@@ -105,7 +105,10 @@ impl Fs {
         let attr = self.getattr(&Caller::new(0, 0, Patience::Brief), ino);
         match attr {
             _ if self.holds_back().is_none() => drop(!self.pages_are_current(ino)),
-            Ok(attr) if attr.mode & S_IFMT == S_IFREG => self.drop_older(&attr, Version::of(&attr), drop),
+            Ok(attr) if attr.mode & S_IFMT == S_IFREG => {
+                self.known.show(&attr);
+                self.drop_older(&attr, Version::of(&attr), drop)
+            }
             _ => self.turn(ino, || drop(true)),
         }
     }
@@ -124,6 +127,12 @@ impl Fs {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether the kernel has pages of another version than the one that is being opened. Of what is emptied it drops them itself.
+    pub fn has_other_pages(&self, opening: &Opening) -> bool {
+        let asked = opening.opens().filter(|_| self.holds_back().is_some() && !opening.empties());
+        asked.is_some_and(|(attr, version)| self.outdated(attr, version) == Some(Outdated::Pages))
     }
 
     /// What the kernel has that is not of this version of a file.

@@ -135,6 +135,10 @@ fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
         tree.node(same).unwrap().attr.written = 1;
     });
     assert_eq!(bench.read_file(same), [4; 4]);
+    // One that is opened to be written when its disk is left is opened anew.
+    let opening = bench.fs.begin_open(&Caller::own(), same, true, false).unwrap();
+    move_to(&mut bench, "00", &|_| ());
+    assert_eq!(bench.fs.finish_open(opening).unwrap_err().errno(), Errno::ESTALE);
 }
 
 #[test]
