@@ -18,6 +18,9 @@ pub(super) struct Lost {
     contents: HashSet<ContentId>,
     /// Files that can be sealed anew: nothing of them is lost.
     staged: HashSet<Ino>,
+    /// Files whose staging file is what is left of a lost content. Later than the version that comes in its place, it looks like an edit of
+    /// that one.
+    stumps: HashSet<Ino>,
 }
 
 impl Lost {
@@ -65,7 +68,12 @@ impl Lost {
             };
         }
         staged.retain(|ino| !stumps.contains(ino));
-        Ok(Self { contents, staged })
+        Ok(Self { contents, staged, stumps })
+    }
+
+    /// Whether the staging file of this inode must not replace what is recorded of it.
+    pub fn has_stump(&self, ino: Ino) -> bool {
+        self.stumps.contains(&ino)
     }
 
     fn has(&self, element: &Element) -> bool {
