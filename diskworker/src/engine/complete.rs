@@ -56,10 +56,11 @@ impl Engine {
 
     /// One that stays open is sealed from its staging file in the end, also after a loss of power: what is there of it then takes the
     /// place of the other one, so it must be there. A file that is sealed needs no such wait: where its bytes did not reach the disk
-    /// the start sees that (`lost.rs`), and the other one has its name still.
+    /// the start sees that (`lost.rs`), and the other one has its name still. Nor does one that is recorded and whose staging file goes:
+    /// it is there for as long as a commit takes when another disk has the content, and to sync gigabytes of it would be in vain.
     fn sync_open(&self, ino: Ino) -> FsResult<()> {
-        let is_open = self.core().staged.get(ino).is_some();
-        if is_open { self.store.sync_staged(ino).map(drop) } else { Ok(()) }
+        let is_sealed_later = self.core().staged.get(ino).is_some_and(|staged| staged.work != Work::Making);
+        if is_sealed_later { self.store.sync_staged(ino).map(drop) } else { Ok(()) }
     }
 
     /// The same for a name that was free: nothing is lost if it fails.
@@ -164,5 +165,40 @@ impl Engine {
             };
             core.record(ino, at, content, base.as_deref(), mtime_ns, ctime_ns)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::recover::tests::start;
+    use super::super::staged::Staged;
+    use super::*;
+    use crate::engine::make_catalog;
+    use crate::folder::DiskFolder;
+
+    fn with_engine(test: impl FnOnce(&Engine)) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        test(&running.engine);
+        running.stop().unwrap();
+    }
+
+    /// The content of one is on another disk of the host, or in the catalog, and its staging file is about to go.
+    #[test]
+    fn only_what_is_sealed_later_is_synced_for_a_rename() {
+        with_engine(|engine| {
+            let ino = Ino::random();
+            // Who tries to sync it fails.
+            let staged = engine.folder.path("staging").join(ino.to_string());
+            std::os::unix::fs::symlink("nothing", &staged).unwrap();
+            for (writers, work) in [(1, Work::None), (1, Work::Sealing), (0, Work::Sealing), (0, Work::Making)] {
+                engine.core().staged.insert(ino, Staged { writers, work, ..Staged::default() });
+                assert_eq!(engine.sync_open(ino).is_ok(), work == Work::Making, "{work:?}");
+                engine.core().staged.remove(ino);
+            }
+            std::fs::remove_file(staged).unwrap();
+        });
     }
 }
