@@ -124,18 +124,25 @@ impl Engine {
         let Some((entry, session)) = self.core().staged.get(ino).map(|staged| (staged.entry, staged.session)) else {
             return Ok(());
         };
+        // Of the version that the copy has for certain: with the time of the copy it would pass for one with what is written meanwhile.
+        let Some(ctime_ns) = self.store.staged_stat(ino)?.map(|stat| stat.ctime_ns) else { return Ok(()) };
         // Under a number of its own. What a crash leaves of it has no name, and is removed at the next start.
         let copy = Ino::random();
         let made = self.with_room(|| self.store.stage_copy_of(copy, ino));
         let recorded = match made {
             Err(error) if error.errno == Errno::ENOENT => return Ok(()), // sealed or removed meanwhile
-            made => made.and_then(|()| self.record_from(session, ino, entry, copy)),
+            made => made.and_then(|()| self.record_from(session, (ino, entry, ctime_ns), copy)),
         };
         self.discard_staged(copy);
         recorded
     }
 
-    fn record_from(&self, session: Option<SessionId>, ino: Ino, entry: u64, copy: Ino) -> FsResult<()> {
+    fn record_from(
+        &self,
+        session: Option<SessionId>,
+        (ino, entry, ctime_ns): (Ino, u64, i64),
+        copy: Ino,
+    ) -> FsResult<()> {
         let (small, large) = match self.store.begin_seal(copy)? {
             Seal::Small(small) => (Some(small), None),
             Seal::Large(job) => (None, Some(job.run()?)),
@@ -151,15 +158,12 @@ impl Engine {
                 Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => return Ok(()),
                 at => at?,
             };
-            let (content, mtime_ns, ctime_ns) = match (&small, &large) {
-                (Some(small), _) => {
-                    let content = NewContent::Small(small.blob, small.bytes.clone());
-                    (content, small.mtime_ns, small.ticket.ctime_ns())
-                }
+            let (content, mtime_ns) = match (&small, &large) {
+                (Some(small), _) => (NewContent::Small(small.blob, small.bytes.clone()), small.mtime_ns),
                 (_, Some(sealed)) => {
                     // The content first: there is no staged file to find it in after a crash.
                     self.store.finish_seal(sealed)?;
-                    (stored(sealed), sealed.mtime_ns, sealed.ticket.ctime_ns())
+                    (stored(sealed), sealed.mtime_ns)
                 }
                 _ => return Ok(()),
             };
@@ -170,10 +174,15 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use delugefs_proto::local_pb as pb;
+
     use super::super::recover::tests::start;
     use super::super::staged::Staged;
     use super::*;
-    use crate::engine::make_catalog;
+    use crate::engine::{Opening, make_catalog};
     use crate::folder::DiskFolder;
 
     fn with_engine(test: impl FnOnce(&Engine)) {
@@ -199,6 +208,42 @@ mod tests {
                 engine.core().staged.remove(ino);
             }
             std::fs::remove_file(staged).unwrap();
+        });
+    }
+
+    fn ctime(file: &File) -> i64 {
+        crate::os::ctime_ns(&nix::sys::stat::fstat(file).unwrap())
+    }
+
+    /// What is written while the copy is made need not be in it.
+    #[test]
+    fn a_copy_that_is_recorded_is_of_the_time_before_it_was_made() {
+        with_engine(|engine| {
+            let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+            let (answer, opening) = engine.create(1, false, &q).unwrap();
+            let Opening::File { handle, file } = opening else { panic!() };
+            let ino = Ino(answer.node.unwrap().ino);
+            let written = |engine: &Engine| {
+                let mut core = engine.core();
+                let at = core.ns.locate(ino, Ino::ROOT).unwrap();
+                core.ns.node(&at).unwrap().written_ns
+            };
+            // Each is later than what was before it, as file systems count the time.
+            let begin = Instant::now();
+            let write_after = |time: i64, file: &File, bytes: &[u8]| {
+                while ctime(file) <= time {
+                    assert!(begin.elapsed() < Duration::from_secs(30), "no time passes");
+                    file.write_all_at(bytes, 0).unwrap();
+                }
+            };
+            for size in [100, 10_000] {
+                write_after(written(engine), &file, &vec![7; size]);
+                write_after(ctime(&file), &tempfile::tempfile().unwrap(), b"x");
+                engine.record_copy(ino).unwrap();
+                assert_eq!(written(engine), ctime(&file), "{size} bytes");
+            }
+            drop(file);
+            engine.close(1, handle, false).unwrap();
         });
     }
 }
