@@ -56,7 +56,7 @@ pub mod torrent;
 pub use copies::{Copied, Life};
 pub use garbage::Collected;
 #[cfg(test)]
-pub(crate) use hash::UNREADABLE;
+pub(crate) use hash::{HASHED, UNREADABLE};
 pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};
 pub use staging::StagedStat;
 
