@@ -48,6 +48,7 @@ mod garbage;
 mod hash;
 mod incoming;
 mod met;
+mod retouched;
 mod seal;
 mod staging;
 pub mod torrent;
@@ -55,7 +56,7 @@ pub mod torrent;
 pub use copies::{Copied, Life};
 pub use garbage::Collected;
 #[cfg(test)]
-pub(crate) use hash::UNREADABLE;
+pub(crate) use hash::{HASHED, UNREADABLE};
 pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};
 pub use staging::StagedStat;
 
@@ -69,6 +70,7 @@ pub struct ContentStore {
     staging: Mutex<staging::State>,
     /// There are copies to sync.
     copied: Condvar,
+    retouched: retouched::Retouched,
     durable: durable::Durable,
     keep: garbage::Keep,
     earlier: earlier::Earlier,
@@ -121,6 +123,7 @@ impl ContentStore {
             shards: (0..256).map(|_| Mutex::new(None)).collect(),
             staging: Mutex::default(),
             copied: Condvar::default(),
+            retouched: retouched::Retouched::default(),
             durable: durable::Durable::default(),
             keep: garbage::Keep::default(),
             earlier: earlier::Earlier::default(),

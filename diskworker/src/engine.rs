@@ -205,9 +205,10 @@ impl Core {
             attr.size = stat.size;
             attr.blocks = stat.blocks;
             attr.mtime = stat.mtime_ns;
-            if staged.baseline_ctime_ns != Some(stat.ctime_ns) {
+            if staged.baseline_ctime_ns != Some(stat.written_ns) {
                 attr.ctime = attr.ctime.max(stat.ctime_ns);
-                attr.written = attr.written.max(stat.ctime_ns);
+                // What was shown here and is never recorded would be waited for, for ever, where another disk stands in.
+                attr.written = attr.written.max(stat.written_ns);
             }
         }
         attr
@@ -234,5 +235,52 @@ impl Core {
 
     fn dir_attr(&mut self, dir: Ino) -> Option<Attr> {
         self.ns.dir_node(dir).ok().map(|node| node.attr())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use delugefs_proto::local_pb as pb;
+
+    use super::recover::tests::start;
+    use super::*;
+
+    /// `touch f`: nothing is written, and nothing of it recorded but the time.
+    #[test]
+    fn a_file_whose_time_is_set_was_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        let engine = &running.engine;
+        let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+        let (answer, opening) = engine.create(1, false, &q).unwrap();
+        let ino = answer.node.unwrap().ino;
+        let mut open = Some(opening);
+        for is_new in [true, false] {
+            let opening = open
+                .take()
+                .unwrap_or_else(|| engine.open(1, &pb::Open { ino, dir: 1, write: true, truncate: false }).unwrap().1);
+            let Opening::File { handle, file } = opening else { panic!() };
+            let (before, begin) = (os_ctime(&file), std::time::Instant::now());
+            let mut shown = pb::Attr::default();
+            while os_ctime(&file) == before {
+                assert!(begin.elapsed() < Duration::from_secs(30), "no time passes");
+                let q = pb::SetAttr { ino, dir: 1, mtime: Some(7), ..Default::default() };
+                shown = engine.set_attr(1, &q).unwrap().node.unwrap();
+            }
+            assert_eq!(shown.mtime, 7);
+            drop(file);
+            engine.close(1, handle, true).unwrap();
+            assert!(!engine.store.is_staged(Ino(ino)).unwrap());
+            let recorded = engine.get_attr(&pb::GetAttr { ino, dir: 1 }).unwrap().node.unwrap();
+            assert!(recorded.written >= shown.written, "it was shown as written, new: {is_new}");
+            assert!(recorded.ctime >= shown.ctime, "new: {is_new}");
+        }
+        running.stop().unwrap();
+    }
+
+    fn os_ctime(file: &std::fs::File) -> i64 {
+        crate::os::ctime_ns(&nix::sys::stat::fstat(file).unwrap())
     }
 }

@@ -51,6 +51,8 @@ struct Inner {
     has_spare: bool,
     /// A segment was dropped, and may come back when the machine goes down.
     has_dropped: bool,
+    /// The last segment that was begun is not used, for the folder could not be synced.
+    has_unused: bool,
     next_lsn: u64,
 }
 
@@ -187,8 +189,9 @@ impl Journal {
             }
             Err(error) => return Err(JournalError::Io("begin a segment of", error)),
         };
+        let has_unused = !failed.is_empty();
         old.extend(failed);
-        let inner = Inner { current, old, has_spare: false, has_dropped: false, next_lsn };
+        let inner = Inner { current, old, has_spare: false, has_dropped: false, has_unused, next_lsn };
         let journal = Self { dir, inner: inner.into(), synced: 0.into() };
         Ok((journal, Recovered { changes, actor, clean: clean && damage.is_none(), damage }))
     }
@@ -268,8 +271,17 @@ impl Journal {
         if inner.current.first_lsn == first_lsn {
             return Ok(());
         }
-        let with_spare = std::mem::take(&mut inner.has_spare);
-        let begun = begin(&self.dir, with_spare, first_lsn, &mut inner.old);
+        let begun = match inner.has_unused {
+            // Before another one is made: there would be one more for each attempt, and no commit drops them while none succeeds.
+            true => segment::sync_folder(&self.dir).map_err(io::Error::from),
+            false => Ok(()),
+        };
+        let begun = begun.and_then(|()| {
+            let with_spare = std::mem::take(&mut inner.has_spare);
+            let begun = begin(&self.dir, with_spare, first_lsn, &mut inner.old);
+            inner.has_unused = begun.is_err() && inner.old.last().is_some_and(|unused| unused.first_lsn == first_lsn);
+            begun
+        });
         if begun.is_err() {
             // It may have got its new name, and then failed.
             inner.has_spare = fstatat(&self.dir, SPARE, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
@@ -404,6 +416,25 @@ mod tests {
             let (_, recovered, numbers) = found(dir.path());
             assert_eq!((numbers, recovered.damage), (vec![4, 5], None));
         }
+    }
+
+    /// No commit succeeds meanwhile, and none drops them.
+    #[test]
+    fn a_folder_that_cannot_be_synced_does_not_fill_with_segments() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        segment::FOLDER_FAILS.set(Some(Errno::EIO));
+        for n in 0..5 {
+            journal.append(&change(n)).unwrap();
+            assert!(journal.rotate().is_err());
+        }
+        segment::FOLDER_FAILS.set(None);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "with `state`, and the one in use");
+        journal.rotate().unwrap();
+        journal.retire().unwrap();
+        journal.append(&change(5)).unwrap();
+        drop(journal);
+        assert_eq!(found(dir.path()).2, [5]);
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::time::{Duration, Instant};
 
+#[cfg(target_os = "linux")]
+use delugefs_diskworker::engine::Engine;
 use delugefs_diskworker::engine::{Opening, Running, Settings};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
@@ -258,6 +262,50 @@ fn what_a_file_without_fsync_replaced_is_there_after_a_loss_of_power() {
             assert!(found == old || found.starts_with(&new), "{} bytes, {staged:?}", found.len());
             after.stop().unwrap();
             open.into_iter().for_each(close);
+            running.stop().unwrap();
+        });
+    }
+}
+
+/// `echo new > f`, then an fsync of something else: that makes the log durable, and the new content has nothing but the name of its staging
+/// file on the disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_file_was_before_it_was_written_anew_is_there_after_a_loss_of_power() {
+    for size in [1000, 100_000] {
+        on_small_disk(Kind::Ext4Journal, 64, |small| {
+            let running = disk::new_at(&small.root());
+            let engine = &running.engine;
+            let (old, new) = (vec![7; size], vec![8; size]);
+            Posix::create(&**engine, &[b"f"], 0o644, &old).unwrap();
+            let ino = Ino(engine.resolve(&[b"f"]).unwrap().ino);
+            let wait_until_sealed = |engine: &Engine| {
+                let begin = Instant::now();
+                while !engine.store.staged().unwrap().is_empty() {
+                    assert!(begin.elapsed() < Duration::from_secs(30), "something stays staged");
+                    std::thread::yield_now();
+                }
+            };
+            wait_until_sealed(engine);
+            engine.commit().unwrap();
+            let sync =
+                || engine.fsync(&pb::Fsync { ino: Ino::ROOT.0, dir: Ino::ROOT.0, ..Default::default() }).unwrap();
+            sync(); // the next one needs no other names
+            let open = pb::Open { ino: ino.0, dir: Ino::ROOT.0, write: true, truncate: true };
+            let (_, Opening::File { handle, file }) = engine.open(SESSION, &open).unwrap() else { panic!() };
+            file.write_all_at(&new, 0).unwrap();
+            std::fs::File::create(small.dir.join("one")).unwrap().sync_all().unwrap();
+            drop(file);
+            engine.close(SESSION, handle, false).unwrap();
+            wait_until_sealed(engine);
+            sync();
+            let root = small.after_power_loss();
+            let staged = crate::small::names(&root.join("staging"));
+            let after = disk::start(disk::open(&root));
+            wait_until_sealed(&after.engine);
+            let found = after.engine.read(&[b"f"]).unwrap();
+            assert!(found == old || found == new, "{} bytes, {staged:?}", found.len());
+            after.stop().unwrap();
             running.stop().unwrap();
         });
     }

@@ -187,12 +187,7 @@ impl ContentStore {
         let mut said = [0; 100];
         let length = mark.read_at(&mut said, 0).unwrap_or(0);
         let said = String::from_utf8_lossy(&said[..length]);
-        match (said.split_once(' '), life_of(&mark).ok().as_deref().and_then(|life| life.split_once(' '))) {
-            (Some(then), Some(now)) if then == now => Life::This,
-            (Some((then, _)), Some((now, _))) if then != now => Life::Earlier,
-            // Another device: it was pulled, or mounted anew.
-            _ => Life::Unknown,
-        }
+        life_since(&said, &life_of(&mark).unwrap_or_default())
     }
 }
 
@@ -207,10 +202,21 @@ pub enum Life {
     Unknown,
 }
 
-/// This life of the machine, and of the file system's device in it. Empty where that cannot be told.
+/// This life of the machine, the file system's device, and which life of that it is, where the kernel counts them: who is pulled and plugged
+/// in again may get the number it had. Empty where not even the machine's can be told.
 fn life_of(file: &File) -> Result<String, Errno> {
     let device = fstat(file)?.st_dev;
-    Ok(os::boot_id().map(|boot| format!("{boot} {device}")).unwrap_or_default())
+    let count = os::disk_count(device).map(|count| format!(" {count}")).unwrap_or_default();
+    Ok(os::boot_id().map(|boot| format!("{boot} {device}{count}")).unwrap_or_default())
+}
+
+fn life_since(then: &str, now: &str) -> Life {
+    match (then.split_once(' '), now.split_once(' ')) {
+        (Some((_, device)), Some(_)) if then == now && device.contains(' ') => Life::This,
+        (Some((then, _)), Some((now, _))) if then != now => Life::Earlier,
+        // It was pulled, or mounted anew, or may have been.
+        _ => Life::Unknown,
+    }
 }
 
 /// What of a copy has reached the disk.
@@ -243,4 +249,20 @@ fn compare(file: &File, size: u64, read: impl Fn(&mut [u8], u64) -> Result<(), E
         (true, false) => Copied::Lacking,
         (true, true) => Copied::Changed,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_was_plugged_in_again_is_not_taken_for_one_that_stayed() {
+        assert_eq!(life_since("boot 2049 7", "boot 2049 7"), Life::This);
+        assert_eq!(life_since("boot 2049 7", "boot 2049 9"), Life::Unknown);
+        assert_eq!(life_since("boot 2049 7", "boot 2065 7"), Life::Unknown);
+        assert_eq!(life_since("boot 2049", "boot 2049"), Life::Unknown, "nothing counts its lives");
+        assert_eq!(life_since("boot 2049", "boot 2049 7"), Life::Unknown);
+        assert_eq!(life_since("boot 2049 7", "other 2049 7"), Life::Earlier);
+        assert_eq!(life_since("", ""), Life::Unknown);
+    }
 }

@@ -56,7 +56,8 @@ impl ContentStore {
     /// The same for one that is open. The caller holds the `staging` lock.
     pub(super) fn mark_doubtful(&self, state: &mut State, ino: Ino, file: &File) {
         state.doubt(ino);
-        let marked = fstat(file).and_then(|stat| fchmod(file, Mode::from_bits_truncate(stat.st_mode) | DOUBTFUL));
+        let mark = |stat: &FileStat| fchmod(file, Mode::from_bits_truncate(stat.st_mode) | DOUBTFUL);
+        let marked = self.retouch(ino, file, mark);
         if let Err(error) = marked {
             tracing::warn!("{}: cannot be marked for the next start: {error}", staging_path(ino));
         }

@@ -29,6 +29,8 @@ static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 thread_local! {
     /// Whether this thread's disk is one that cannot read its files any more.
     pub(crate) static UNREADABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// Files that this thread has hashed.
+    pub(crate) static HASHED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// What a pass over a file gives.
@@ -40,6 +42,8 @@ pub(super) struct Hashes {
 
 /// Hash the first `size` bytes. `EBUSY` as soon as `stop` says so, `EIO` when the file is shorter.
 pub(super) fn hash(file: &File, size: u64, pieces: bool, stop: &dyn Fn() -> bool) -> Result<Hashes, Errno> {
+    #[cfg(test)]
+    HASHED.set(HASHED.get() + 1);
     let mut reader = Reader { file, here: 0, data_end: 0, size, stop };
     let mut whole = Whole(Context::new(&SHA256));
     let pieces = match pieces {

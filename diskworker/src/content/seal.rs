@@ -196,6 +196,7 @@ impl ContentStore {
         }
         state.seals.remove(&sealed.ino);
         state.gone(sealed.ino);
+        self.retouched.forget(sealed.ino);
         self.unmark_gone_copy(&mut state, sealed.ino);
         Ok(())
     }

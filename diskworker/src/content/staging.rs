@@ -52,7 +52,7 @@ impl State {
     }
 }
 
-/// Length, time of last change (nanoseconds since 1970) and allocated blocks of 512 bytes of a staging file.
+/// Length, times (nanoseconds since 1970) and allocated blocks of 512 bytes of a staging file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StagedStat {
     /// Length in bytes.
@@ -61,6 +61,8 @@ pub struct StagedStat {
     pub mtime_ns: i64,
     /// Last change of anything; while it stays, nothing was written.
     pub ctime_ns: i64,
+    /// The same, but for what this process has changed: see [`super::retouched`].
+    pub written_ns: i64,
     /// Allocated blocks of 512 bytes.
     pub blocks: u64,
 }
@@ -289,6 +291,7 @@ impl ContentStore {
                 size: stat.st_size as u64,
                 mtime_ns: os::mtime_ns(&stat),
                 ctime_ns: os::ctime_ns(&stat),
+                written_ns: self.retouched.written_ns(ino, os::ctime_ns(&stat)),
                 blocks: stat.st_blocks as u64,
             })),
             Err(Errno::ENOENT) => Ok(None),
@@ -300,7 +303,7 @@ impl ContentStore {
     pub fn set_staged_mtime(&self, ino: Ino, mtime_ns: i64) -> FsResult<()> {
         let Some(file) = self.open_staged(ino, false)? else { return Ok(()) };
         let mtime = TimeSpec::new(mtime_ns.div_euclid(1_000_000_000), mtime_ns.rem_euclid(1_000_000_000));
-        futimens(&file, &TimeSpec::UTIME_OMIT, &mtime)
+        self.retouch(ino, &file, |_| futimens(&file, &TimeSpec::UTIME_OMIT, &mtime))
             .map_err(|errno| fail(errno, "set the time of", &staging_path(ino)))
     }
 
@@ -319,6 +322,7 @@ impl ContentStore {
     pub(super) fn unlink_staged(&self, state: &mut State, ino: Ino) -> FsResult<()> {
         state.seals.remove(&ino);
         state.gone(ino);
+        self.retouched.forget(ino);
         match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {
                 self.unmark_gone_copy(state, ino);

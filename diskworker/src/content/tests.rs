@@ -439,3 +439,4 @@ mod copies;
 mod doubt;
 mod earlier;
 pub(crate) mod full_disk;
+mod retouched;

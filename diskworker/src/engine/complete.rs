@@ -56,10 +56,11 @@ impl Engine {
 
     /// One that stays open is sealed from its staging file in the end, also after a loss of power: what is there of it then takes the
     /// place of the other one, so it must be there. A file that is sealed needs no such wait: where its bytes did not reach the disk
-    /// the start sees that (`lost.rs`), and the other one has its name still.
+    /// the start sees that (`lost.rs`), and the other one has its name still. Nor does one that is recorded and whose staging file goes:
+    /// it is there for as long as a commit takes when another disk has the content, and to sync gigabytes of it would be in vain.
     fn sync_open(&self, ino: Ino) -> FsResult<()> {
-        let is_open = self.core().staged.get(ino).is_some();
-        if is_open { self.store.sync_staged(ino).map(drop) } else { Ok(()) }
+        let is_sealed_later = self.core().staged.get(ino).is_some_and(|staged| staged.work != Work::Making);
+        if is_sealed_later { self.store.sync_staged(ino).map(drop) } else { Ok(()) }
     }
 
     /// The same for a name that was free: nothing is lost if it fails.
@@ -123,18 +124,25 @@ impl Engine {
         let Some((entry, session)) = self.core().staged.get(ino).map(|staged| (staged.entry, staged.session)) else {
             return Ok(());
         };
+        // Of the version that the copy has for certain: with the time of the copy it would pass for one with what is written meanwhile.
+        let Some(ctime_ns) = self.store.staged_stat(ino)?.map(|stat| stat.ctime_ns) else { return Ok(()) };
         // Under a number of its own. What a crash leaves of it has no name, and is removed at the next start.
         let copy = Ino::random();
         let made = self.with_room(|| self.store.stage_copy_of(copy, ino));
         let recorded = match made {
             Err(error) if error.errno == Errno::ENOENT => return Ok(()), // sealed or removed meanwhile
-            made => made.and_then(|()| self.record_from(session, ino, entry, copy)),
+            made => made.and_then(|()| self.record_from(session, (ino, entry, ctime_ns), copy)),
         };
         self.discard_staged(copy);
         recorded
     }
 
-    fn record_from(&self, session: Option<SessionId>, ino: Ino, entry: u64, copy: Ino) -> FsResult<()> {
+    fn record_from(
+        &self,
+        session: Option<SessionId>,
+        (ino, entry, ctime_ns): (Ino, u64, i64),
+        copy: Ino,
+    ) -> FsResult<()> {
         let (small, large) = match self.store.begin_seal(copy)? {
             Seal::Small(small) => (Some(small), None),
             Seal::Large(job) => (None, Some(job.run()?)),
@@ -150,19 +158,92 @@ impl Engine {
                 Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => return Ok(()),
                 at => at?,
             };
-            let (content, mtime_ns, ctime_ns) = match (&small, &large) {
-                (Some(small), _) => {
-                    let content = NewContent::Small(small.blob, small.bytes.clone());
-                    (content, small.mtime_ns, small.ticket.ctime_ns())
-                }
+            let (content, mtime_ns) = match (&small, &large) {
+                (Some(small), _) => (NewContent::Small(small.blob, small.bytes.clone()), small.mtime_ns),
                 (_, Some(sealed)) => {
                     // The content first: there is no staged file to find it in after a crash.
                     self.store.finish_seal(sealed)?;
-                    (stored(sealed), sealed.mtime_ns, sealed.ticket.ctime_ns())
+                    (stored(sealed), sealed.mtime_ns)
                 }
                 _ => return Ok(()),
             };
             core.record(ino, at, content, base.as_deref(), mtime_ns, ctime_ns)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use delugefs_proto::local_pb as pb;
+
+    use super::super::recover::tests::start;
+    use super::super::staged::Staged;
+    use super::*;
+    use crate::engine::{Opening, make_catalog};
+    use crate::folder::DiskFolder;
+
+    fn with_engine(test: impl FnOnce(&Engine)) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        test(&running.engine);
+        running.stop().unwrap();
+    }
+
+    /// The content of one is on another disk of the host, or in the catalog, and its staging file is about to go.
+    #[test]
+    fn only_what_is_sealed_later_is_synced_for_a_rename() {
+        with_engine(|engine| {
+            let ino = Ino::random();
+            // Who tries to sync it fails.
+            let staged = engine.folder.path("staging").join(ino.to_string());
+            std::os::unix::fs::symlink("nothing", &staged).unwrap();
+            for (writers, work) in [(1, Work::None), (1, Work::Sealing), (0, Work::Sealing), (0, Work::Making)] {
+                engine.core().staged.insert(ino, Staged { writers, work, ..Staged::default() });
+                assert_eq!(engine.sync_open(ino).is_ok(), work == Work::Making, "{work:?}");
+                engine.core().staged.remove(ino);
+            }
+            std::fs::remove_file(staged).unwrap();
+        });
+    }
+
+    fn ctime(file: &File) -> i64 {
+        crate::os::ctime_ns(&nix::sys::stat::fstat(file).unwrap())
+    }
+
+    /// What is written while the copy is made need not be in it.
+    #[test]
+    fn a_copy_that_is_recorded_is_of_the_time_before_it_was_made() {
+        with_engine(|engine| {
+            let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+            let (answer, opening) = engine.create(1, false, &q).unwrap();
+            let Opening::File { handle, file } = opening else { panic!() };
+            let ino = Ino(answer.node.unwrap().ino);
+            let written = |engine: &Engine| {
+                let mut core = engine.core();
+                let at = core.ns.locate(ino, Ino::ROOT).unwrap();
+                core.ns.node(&at).unwrap().written_ns
+            };
+            // Each is later than what was before it, as file systems count the time.
+            let begin = Instant::now();
+            let write_after = |time: i64, file: &File, bytes: &[u8]| {
+                while ctime(file) <= time {
+                    assert!(begin.elapsed() < Duration::from_secs(30), "no time passes");
+                    file.write_all_at(bytes, 0).unwrap();
+                }
+            };
+            for size in [100, 10_000] {
+                write_after(written(engine), &file, &vec![7; size]);
+                write_after(ctime(&file), &tempfile::tempfile().unwrap(), b"x");
+                engine.record_copy(ino).unwrap();
+                assert_eq!(written(engine), ctime(&file), "{size} bytes");
+            }
+            drop(file);
+            engine.close(1, handle, false).unwrap();
+        });
     }
 }

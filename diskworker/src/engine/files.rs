@@ -257,7 +257,7 @@ impl Engine {
             _ if truncate => return Ok((self.store.stage_new(ino)?, None)),
             _ => self.store.stage_bytes(ino, &[], Some(mtime_ns))?,
         };
-        Ok((file, self.store.staged_stat(ino)?.map(|stat| stat.ctime_ns)))
+        Ok((file, self.store.staged_stat(ino)?.map(|stat| stat.written_ns)))
     }
 
     fn opened(

@@ -18,6 +18,9 @@ pub(super) struct Lost {
     contents: HashSet<ContentId>,
     /// Files that can be sealed anew: nothing of them is lost.
     staged: HashSet<Ino>,
+    /// Files whose staging file is what is left of a lost content. Later than the version that comes in its place, it looks like an edit of
+    /// that one.
+    stumps: HashSet<Ino>,
 }
 
 impl Lost {
@@ -27,10 +30,11 @@ impl Lost {
     /// content may well be on another disk.
     pub fn find(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow::Result<Self> {
         let elements = || changes.iter().flat_map(|change| change.sets.values().flatten());
-        let mut contents = HashSet::new();
+        // Every change of a file has its content, and one with gigabytes is not to be hashed for each.
+        let (mut contents, mut verified) = (HashSet::new(), HashSet::new());
         for element in elements() {
             if let Body::Content { data: Data::Stored { content, size, .. }, .. } = &element.body
-                && !contents.contains(content)
+                && verified.insert((*content, *size))
                 && let Err(error) = store.verify(*content, *size)
             {
                 // What is damaged has been set aside.
@@ -48,10 +52,12 @@ impl Lost {
                 Ok(())
             })?;
         }
-        let (mut staged, mut stumps) = (HashSet::new(), HashSet::new());
+        let (mut staged, mut stumps, mut compared) = (HashSet::new(), HashSet::new(), HashSet::new());
         for element in elements() {
             let Some((ino, content)) = stored(element) else { continue };
-            if !contents.contains(&content) || !store.is_staged(ino)? || stumps.contains(&ino) {
+            // To compare means to hash too. What is whole for one version may be a stump of the next.
+            let is_compared = !compared.insert((ino, content, element.hlc));
+            if is_compared || !contents.contains(&content) || !store.is_staged(ino)? || stumps.contains(&ino) {
                 continue;
             }
             let is_whole = match store.is_unsynced_copy(ino) {
@@ -65,7 +71,12 @@ impl Lost {
             };
         }
         staged.retain(|ino| !stumps.contains(ino));
-        Ok(Self { contents, staged })
+        Ok(Self { contents, staged, stumps })
+    }
+
+    /// Whether the staging file of this inode must not replace what is recorded of it.
+    pub fn has_stump(&self, ino: Ino) -> bool {
+        self.stumps.contains(&ino)
     }
 
     fn has(&self, element: &Element) -> bool {
@@ -233,6 +244,7 @@ mod tests {
     use delugefs_proto::local_pb as pb;
 
     use super::*;
+    use crate::content::HASHED;
     use crate::engine::recover::tests::start;
     use crate::engine::{Engine, Opening, make_catalog};
     use crate::folder::DiskFolder;
@@ -300,6 +312,12 @@ mod tests {
 
     /// Make files that a commit has, do something that none has, and look at the disk as it is then without the content this gives.
     fn after(commits: impl Fn(&Engine), act: impl Fn(&Engine) -> ContentId, check: impl Fn(&Engine)) {
+        let (image, lost) = image_after(commits, act);
+        without(&image.path().join("d"), lost, check);
+    }
+
+    /// The same without the look: that disk, and what this gives.
+    fn image_after<T>(commits: impl Fn(&Engine), act: impl Fn(&Engine) -> T) -> (tempfile::TempDir, T) {
         let (dir, image) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let root = dir.path().join("d");
         drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
@@ -309,12 +327,30 @@ mod tests {
         engine.commit().unwrap();
         // No commit from here on.
         let one = engine.commit_lock.lock();
-        let lost = act(engine);
+        let done = act(engine);
         let copied = std::process::Command::new("cp").arg("-a").arg(&root).arg(image.path()).status();
         assert!(copied.unwrap().success());
         drop(one);
         running.stop().unwrap();
-        without(&image.path().join("d"), lost, check);
+        (image, done)
+    }
+
+    #[test]
+    fn a_start_hashes_a_content_once_however_often_the_journal_has_it() {
+        let act = |engine: &Engine| {
+            let ino = write(engine, "f", &[7; 10_000]).0;
+            for mode in [0o640, 0o644] {
+                engine
+                    .set_attr(1, &pb::SetAttr { ino: ino.0, dir: 1, mode: Some(mode), ..Default::default() })
+                    .unwrap();
+            }
+            rename(engine, "f", "g", false);
+        };
+        let (image, ()) = image_after(|_| (), act);
+        let before = HASHED.get();
+        let running = start(&image.path().join("d"));
+        assert_eq!(HASHED.get() - before, 1);
+        running.stop().unwrap();
     }
 
     /// A file was written, edited in place, and given another name; of the edited bytes nothing reached the disk.

@@ -60,12 +60,12 @@ impl Running {
         let published = tokio::sync::watch::channel(catalog.state().commit).0;
         let actor = recovered.actor;
         let mut ns = Namespace::new(catalog, journal.clone(), actor);
-        let homes = replay(&mut ns, &store, recovered)?;
+        let (homes, lost) = replay(&mut ns, &store, recovered)?;
         if ns.dir_node(Ino::ROOT).is_err() {
             let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
             ns.make_root(Perm { mode: 0o755, uid, gid })?;
         }
-        let staged = find_staged(&mut ns, &store, homes)?;
+        let staged = find_staged(&mut ns, &store, homes, &lost)?;
         let left = staged.waiting(Instant::now());
         let engine = Arc::new(Engine {
             folder,
@@ -162,8 +162,8 @@ fn open_journal(folder: &DiskFolder, ballast: &Ballast) -> anyhow::Result<(Journ
     opened.context("opening the journal")
 }
 
-/// Take what the journal has and no commit. Gives the directory of every file it mentions.
-fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> anyhow::Result<HashMap<Ino, Ino>> {
+/// Take what the journal has and no commit. Gives the directory of every file it mentions, and what of it is lost.
+fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> anyhow::Result<(HashMap<Ino, Ino>, Lost)> {
     let mut homes = HashMap::new();
     // A clean stop syncs everything. After another one nothing tells whether only the process ended: a disk that is pulled and
     // plugged in again loses what was not written yet while the machine runs on.
@@ -194,11 +194,16 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
     if ns.is_dirty() {
         tracing::info!("journal: changes of {} entries replayed", ns.pending_len());
     }
-    Ok(homes)
+    Ok((homes, lost))
 }
 
 /// Put every staged file into the table, or remove it when its name is gone.
-fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino, Ino>) -> anyhow::Result<StagedTable> {
+fn find_staged(
+    ns: &mut Namespace,
+    store: &ContentStore,
+    mut homes: HashMap<Ino, Ino>,
+    lost: &Lost,
+) -> anyhow::Result<StagedTable> {
     let inos = store.staged()?;
     let mut table = StagedTable::default();
     if inos.iter().any(|ino| !homes.contains_key(ino)) {
@@ -227,7 +232,7 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
         };
         match found {
             Ok(dir) => {
-                match copied(ns, store, ino, dir) {
+                match copied(ns, store, ino, dir, lost) {
                     Copied::Whole => {}
                     Copied::Lacking => {
                         tracing::warn!(
@@ -260,8 +265,11 @@ fn find_staged(ns: &mut Namespace, store: &ContentStore, mut homes: HashMap<Ino,
 }
 
 /// What a staging file has of what it is a copy of, or of what was recorded of it before.
-fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino) -> Copied {
+fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino, lost: &Lost) -> Copied {
     if !store.is_unsynced_copy(ino) {
+        if lost.has_stump(ino) {
+            return Copied::Changed;
+        }
         let recorded = ns.locate(ino, dir).and_then(|at| ns.content_at(&at));
         return match recorded {
             Ok(Some(recorded)) if is_stump(store, ino, &recorded) => Copied::Changed,

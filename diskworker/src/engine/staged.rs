@@ -37,7 +37,8 @@ pub(super) struct Staged {
     pub session: Option<SessionId>,
     /// The versions of the content its writers started from; `None` when that is not known any more, after a restart.
     pub base: Option<Vec<Dot>>,
-    /// Change time of the staged file when it was made, empty or as a copy: while it has not moved, that of the record is shown.
+    /// Change time of the staged file when it was made, empty or as a copy: while nobody but this process has moved it, that of the record
+    /// is shown.
     pub baseline_ctime_ns: Option<i64>,
     /// It was made as a copy, or empty for a new record, and whoever had it open has said that nothing was written. No time of the file tells that:
     /// before Linux 6.13, and on some file systems, a write within the tick of the copy leaves them as they are.

@@ -20,6 +20,14 @@ pub fn boot_id() -> Option<String> {
     Some(said.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
+/// How many disks the kernel had seen when this one was plugged in (Linux 5.15): two lives of one never have the same. Of a partition,
+/// that of its disk; `None` for a file system that has no block device, or may have several.
+pub fn disk_count(device: nix::libc::dev_t) -> Option<u64> {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let read = |name| std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{name}")).ok();
+    read("diskseq").or_else(|| read("../diskseq"))?.trim().parse().ok()
+}
+
 /// ext2 to ext4, XFS, btrfs, f2fs, tmpfs. On what is served by a program (FUSE, 9p) the whole of it cannot even be synced: the
 /// kernel answers syncfs(2) without asking it.
 pub fn is_plain(stat: &Statfs) -> bool {
@@ -94,6 +102,24 @@ pub fn peer_uid(socket: &std::os::unix::net::UnixStream) -> Result<u32, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On a kernel that numbers them.
+    #[test]
+    fn all_partitions_of_a_disk_have_its_number() {
+        for entry in std::fs::read_dir("/sys/dev/block").into_iter().flatten().flatten() {
+            let Ok(number) = std::fs::read_to_string(entry.path().join("diskseq")) else { continue };
+            let device_of = |dir: &Path| {
+                let text = std::fs::read_to_string(dir.join("dev")).ok()?;
+                let (major, minor) = text.trim().split_once(':')?;
+                Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
+            };
+            let parts = std::fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|part| part.path());
+            let parts = parts.filter(|part| part.join("partition").is_file());
+            for device in parts.chain([entry.path()]).filter_map(|dir| device_of(&dir)) {
+                assert_eq!(disk_count(device).map(|count| count.to_string()).as_deref(), Some(number.trim()));
+            }
+        }
+    }
 
     #[test]
     fn what_lies_in_a_mount_of_ours() {

@@ -1,0 +1,59 @@
+//! Change times of staging files that this process has moved itself: it sets the time of the last change for utimes(2), and a bit of
+//! the mode when a sync has failed. Neither is a write. Shown as one it would be a version that nobody records when nothing was
+//! written, or that was recorded just before: who has seen it would wait for it on every other disk, for ever.
+
+use std::collections::HashMap;
+use std::fs::File;
+
+use delugefs_proto::ids::Ino;
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, fstat};
+use parking_lot::Mutex;
+
+use super::ContentStore;
+use crate::os;
+
+/// By inode: the change time that was given last, and that of the last write before.
+#[derive(Default)]
+pub(super) struct Retouched(Mutex<HashMap<Ino, (i64, i64)>>);
+
+impl Retouched {
+    /// The file is gone, or is another one.
+    pub fn forget(&self, ino: Ino) {
+        self.0.lock().remove(&ino);
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    /// When a file was written that has this change time now.
+    pub fn written_ns(&self, ino: Ino, ctime_ns: i64) -> i64 {
+        match self.0.lock().get(&ino) {
+            Some((moved, written)) if *moved == ctime_ns => *written,
+            _ => ctime_ns,
+        }
+    }
+}
+
+impl ContentStore {
+    /// Change something about a staging file that is not its content.
+    pub(super) fn retouch(
+        &self,
+        ino: Ino,
+        file: &File,
+        change: impl FnOnce(&FileStat) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        // Until it is done, for of two at once the second would take the first for a write.
+        let mut known = self.retouched.0.lock();
+        let before = fstat(file)?;
+        change(&before)?;
+        let (before, after) = (os::ctime_ns(&before), os::ctime_ns(&fstat(file)?));
+        if before != after {
+            let written = known.get(&ino).filter(|(moved, _)| *moved == before).map_or(before, |(_, written)| *written);
+            known.insert(ino, (after, written));
+        }
+        Ok(())
+    }
+}
