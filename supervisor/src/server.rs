@@ -116,7 +116,7 @@ impl Control for Server {
     }
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
-        let (path, disks) = self.place(&request.into_inner().path)?;
+        let (path, disks) = self.place(&request.into_inner().path).await?;
         let ask = |mut client: worker::Client| {
             let request = worker_pb::WhereIsRequest { path: path.clone() };
             async move { client.where_is(request).await }
@@ -174,7 +174,12 @@ impl Control for Server {
     async fn remove_disk(&self, request: Request<pb::RemoveDiskRequest>) -> Answer<pb::RemoveDiskReply> {
         let request = request.into_inner();
         let (root, release) = (absolute(&request.root)?, request.release);
-        self.ask(|reply| Event::RemoveDisk { root, release, reply }).await?;
+        let mut mounts = self.now().mounts;
+        if !mounts.is_empty() {
+            show_disks(&mut mounts, &self.disks_with_status().await);
+        }
+        let shown = mounts.into_iter().map(|mount| (mount.dir.into(), mount.root.into())).collect();
+        self.ask(|reply| Event::RemoveDisk { root, release, shown, reply }).await?;
         Ok(Response::new(pb::RemoveDiskReply {}))
     }
 
@@ -290,7 +295,7 @@ impl Control for Server {
 
     async fn copies(&self, request: Request<worker_pb::CopiesRequest>) -> Answer<worker_pb::CopiesReply> {
         let request = request.into_inner();
-        let (path, disks) = self.place(&request.path)?;
+        let (path, disks) = self.place(&request.path).await?;
         let ask = |mut client: worker::Client| {
             let request = worker_pb::CopiesRequest { path: path.clone(), ..request.clone() };
             async move { client.copies(request).await }
@@ -405,14 +410,10 @@ impl Server {
         self.snapshots.borrow().as_ref().clone()
     }
 
-    /// A path as a person types it: what it is from the root of the file system, and the disks to ask, the one first that the mount shows.
-    fn place(&self, path: &[u8]) -> Result<(Vec<u8>, Vec<pb::Disk>), Failure> {
-        let host = self.now();
-        let below = |mount: &pb::Mount| Some((below(path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
-        let (inside, root) = host.mounts.iter().find_map(below).unwrap_or((path.to_vec(), String::new()));
-        let mut disks = self.disks_up();
-        disks.sort_by_key(|disk| disk.root != root);
-        if disks.is_empty() { Err(no_disk()) } else { Ok((inside, disks)) }
+    /// A path as a person types it: what it is from the root of the file system, and the disks to ask.
+    async fn place(&self, path: &[u8]) -> Result<(Vec<u8>, Vec<pb::Disk>), Failure> {
+        let disks = self.answering_first().await;
+        if disks.is_empty() { Err(no_disk()) } else { Ok(place(path, self.now().mounts, disks)) }
     }
 
     fn disks_up(&self) -> Vec<pb::Disk> {
@@ -491,6 +492,15 @@ fn show_disks(mounts: &mut [pb::Mount], disks: &[pb::Disk]) {
             mount.root = (*root).to_owned();
         }
     }
+}
+
+/// What a path is from the root of the file system, and whom to ask: first the disk that the mount shows now, unless it does not answer.
+fn place(path: &[u8], mut mounts: Vec<pb::Mount>, mut disks: Vec<pb::Disk>) -> (Vec<u8>, Vec<pb::Disk>) {
+    show_disks(&mut mounts, &disks);
+    let below = |mount: &pb::Mount| Some((below(path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
+    let (inside, root) = mounts.iter().find_map(below).unwrap_or((path.to_vec(), String::new()));
+    disks.sort_by_key(|disk| (disk.status.is_none(), disk.root != root));
+    (inside, disks)
 }
 
 /// An answer, or the sentence that came instead.
@@ -607,15 +617,34 @@ pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
 mod tests {
     use super::*;
 
+    /// One that says that it serves these mounts, or says nothing.
+    fn disk(root: &str, mounts: Option<&[&str]>) -> pb::Disk {
+        let status = mounts.map(|mounts| worker_pb::WorkerStatus {
+            mounts: mounts.iter().map(|dir| dir.as_bytes().to_vec()).collect(),
+            ..Default::default()
+        });
+        pb::Disk { root: root.into(), status, ..Default::default() }
+    }
+
+    #[test]
+    fn of_a_path_in_a_mount_the_disk_is_asked_that_serves_it() {
+        let asked = |disks: &[pb::Disk]| {
+            let mounts = vec![pb::Mount { dir: "/m".into(), root: "/a".into(), ..Default::default() }];
+            let (inside, disks) = place(b"/m/x", mounts, disks.to_vec());
+            assert_eq!(inside, b"/x");
+            disks.into_iter().map(|disk| disk.root).collect::<Vec<_>>()
+        };
+        assert_eq!(asked(&[disk("/b", Some(&[])), disk("/a", Some(&["/m"]))]), ["/a", "/b"]);
+        assert_eq!(
+            asked(&[disk("/a", Some(&[])), disk("/b", Some(&["/m"]))]),
+            ["/b", "/a"],
+            "it may not know of it yet"
+        );
+        assert_eq!(asked(&[disk("/a", None), disk("/b", Some(&[]))]), ["/b", "/a"], "it hangs");
+    }
+
     #[test]
     fn a_mount_shows_the_disk_that_serves_it() {
-        let disk = |root: &str, mounts: Option<&[&str]>| {
-            let status = mounts.map(|mounts| worker_pb::WorkerStatus {
-                mounts: mounts.iter().map(|dir| dir.as_bytes().to_vec()).collect(),
-                ..Default::default()
-            });
-            pb::Disk { root: root.into(), status, ..Default::default() }
-        };
         let shown = |disks: &[pb::Disk]| {
             let mut mounts = [pb::Mount { dir: "/m".into(), root: "/a".into(), ..Default::default() }];
             show_disks(&mut mounts, disks);

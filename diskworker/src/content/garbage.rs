@@ -47,7 +47,12 @@ impl Keep {
     }
 
     fn is_promised(&self, content: ContentId) -> bool {
-        self.promised.lock().get(&content).is_some_and(|until| *until > Instant::now())
+        self.promised_for(content).is_some()
+    }
+
+    fn promised_for(&self, content: ContentId) -> Option<Duration> {
+        let until = self.promised.lock().get(&content).copied()?;
+        Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
     }
 
     fn holds(&self, content: ContentId) -> bool {
@@ -113,6 +118,11 @@ impl ContentStore {
     /// Whether a content has to be kept because of [`ContentStore::promise`].
     pub fn is_promised(&self, content: ContentId) -> bool {
         self.keep.is_promised(content)
+    }
+
+    /// For how long it still has to be.
+    pub fn promised_for(&self, content: ContentId) -> Option<Duration> {
+        self.keep.promised_for(content)
     }
 
     /// Move what is not in `live` to the trash, take back what is, and delete what has been in the trash (or lies in

@@ -286,7 +286,7 @@ impl Fetcher {
     /// Why not, if so.
     async fn let_old_go(self: Arc<Self>, old: Old) -> Option<String> {
         let went = match old.wanted {
-            Some(wanted) => self.let_go(old.content, wanted).await,
+            Some(wanted) => self.let_go(old.content, wanted).await.map(|went| went.map_err(|stays| stays.why)),
             None => {
                 let removing = tokio::task::spawn_blocking(move || self.remove_left(old.content)).await;
                 let removed = removing.unwrap_or_else(|_| Err(Errno::EIO.into()));

@@ -27,6 +27,32 @@ const PROMISE_MAX: Duration = Duration::from_secs(3600);
 const FOLLOWS: Duration = Duration::from_secs(8);
 /// For one answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// What may be over at any time is asked for again after that.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Why a copy stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stays {
+    pub why: String,
+    /// When to ask again, if it is a matter of time.
+    pub again: Option<Duration>,
+}
+
+impl Stays {
+    fn now(why: impl Into<String>) -> Self {
+        Self { why: why.into(), again: None }
+    }
+
+    fn until(why: &str, again: Duration) -> Self {
+        Self { why: why.into(), again: Some(again) }
+    }
+
+    /// As it is sent: 0 for what is no matter of time.
+    pub fn again_s(&self) -> u32 {
+        // Never too early by a part of a second.
+        self.again.map_or(0, |again| u32::try_from(again.as_secs() + 1).unwrap_or(u32::MAX))
+    }
+}
 
 /// What this disk is about to let go. What it has promised the store knows.
 pub(super) struct Promises {
@@ -45,7 +71,13 @@ impl Default for Promises {
 impl Promises {
     /// Whether promises of an earlier life of this process have ended.
     pub(super) fn is_settled(&self) -> bool {
-        self.start.elapsed() >= PROMISE || self.settled.load(Ordering::Relaxed)
+        self.unsettled_for().is_none()
+    }
+
+    /// When they will have, if they have not.
+    fn unsettled_for(&self) -> Option<Duration> {
+        let left = PROMISE.saturating_sub(self.start.elapsed());
+        Some(left).filter(|left| !left.is_zero() && !self.settled.load(Ordering::Relaxed))
     }
 
     /// As if a promise's time had passed.
@@ -84,16 +116,19 @@ impl Promises {
 impl Fetcher {
     /// Another disk asks this one to keep a content.
     pub async fn promise(&self, request: &PromiseRequest) -> FsResult<PromiseReply> {
-        let no = |reason: &str| Ok(PromiseReply { promised: false, reason: reason.into() });
+        let not_now =
+            |stays: &Stays| Ok(PromiseReply { promised: false, reason: stays.why.clone(), again_s: stays.again_s() });
+        let no = |reason: &str| not_now(&Stays::now(reason));
+        let soon = |reason: &str| not_now(&Stays::until(reason, SOON));
         let Some(content) = ContentId::from_slice(&request.content) else { return no("no content id") };
-        if !self.promises.is_settled() {
-            return no("it has just started");
+        if let Some(left) = self.promises.unsettled_for() {
+            return not_now(&Stays::until("it has just started", left));
         }
         if self.net.is_lazy() || self.engine.refusal().is_some() {
             return no("nobody should rely on it");
         }
         if !self.follows(&request.seen).await {
-            return no("it does not know yet what the asker knows");
+            return soon("it does not know yet what the asker knows");
         }
         // Before promising: whoever is refused must not bind it.
         let (engine, me) = (self.engine.clone(), self.engine.folder.disk_id());
@@ -104,7 +139,7 @@ impl Fetcher {
             return no("it does not hold it, or is to be emptied");
         }
         if !self.promises.give(&self.engine.store, content, Duration::from_secs(request.seconds.into())) {
-            return no("it lets its own copy go");
+            return soon("it lets its own copy go");
         }
         let (engine, asked) = (self.engine.clone(), request.wanted);
         // After promising: what is there now stays.
@@ -124,7 +159,7 @@ impl Fetcher {
         });
         let held: Result<FsResult<bool>, _> = held.await;
         match held {
-            Ok(Ok(true)) => Ok(PromiseReply { promised: true, reason: String::new() }),
+            Ok(Ok(true)) => Ok(PromiseReply { promised: true, ..PromiseReply::default() }),
             Ok(Ok(false)) => no("it does not hold it, or knows more of what is wanted"),
             Ok(Err(error)) => Err(error),
             Err(_) => no("it is stopping"),
@@ -148,15 +183,18 @@ impl Fetcher {
     }
 
     /// Let this disk's copy go, if so many others promise to keep theirs. Why not, if so.
-    pub async fn let_go(self: &Arc<Self>, content: ContentId, others: u32) -> FsResult<Result<(), String>> {
+    pub async fn let_go(self: &Arc<Self>, content: ContentId, others: u32) -> FsResult<Result<(), Stays>> {
         if others == 0 {
-            return Ok(Err("this may be the last copy of a file's content".into()));
+            return Ok(Err(Stays::now("this may be the last copy of a file's content")));
         }
-        if !self.promises.is_settled() {
-            return Ok(Err("this disk has just started: it waits until older promises have ended".into()));
+        if let Some(left) = self.promises.unsettled_for() {
+            return Ok(Err(Stays::until("this disk has just started: it waits until older promises have ended", left)));
         }
         if !self.promises.begin(&self.engine.store, content) {
-            return Ok(Err("this disk has promised to keep its copy".into()));
+            return Ok(Err(match self.engine.store.promised_for(content) {
+                Some(left) => Stays::until("this disk has promised to keep its copy", left),
+                None => Stays::until("it was asked already to let it go", SOON),
+            }));
         }
         let this = self.clone();
         // A caller who hangs up must not stop it halfway.
@@ -168,11 +206,12 @@ impl Fetcher {
         letting_go.await.map_err(|_| FsError::from(Errno::EIO))?
     }
 
-    async fn let_go_if_promised(&self, content: ContentId, others: u32) -> FsResult<Result<(), String>> {
+    async fn let_go_if_promised(&self, content: ContentId, others: u32) -> FsResult<Result<(), Stays>> {
         let engine = self.engine.clone();
         let seen = tokio::task::spawn_blocking(move || engine.knowing(content)).await;
         let seen = encode_version_vector(&seen.map_err(|_| FsError::from(Errno::EIO))??);
-        let mut promised = 0;
+        // How many do, and when more may.
+        let (mut promised, mut later) = (0, Vec::new());
         for disk in self.net.keepers(content) {
             if promised == others {
                 break;
@@ -182,20 +221,34 @@ impl Fetcher {
                 let seen = seen.clone();
                 let request = PromiseRequest { content: content.0.to_vec(), seconds, wanted: others, seen };
                 let reply = self.net.client(disk).await.ok()?.promise(request).await.ok()?;
-                Some(reply.into_inner().promised)
+                Some(reply.into_inner())
             };
-            promised += u32::from(timeout(ANSWER, asked).await.ok().flatten() == Some(true));
+            match timeout(ANSWER, asked).await.ok().flatten() {
+                Some(reply) if reply.promised => promised += 1,
+                Some(PromiseReply { again_s: 0, .. }) => {}
+                Some(reply) => later.push(Duration::from_secs(reply.again_s.into())),
+                None => later.push(SOON),
+            }
         }
         if promised < others {
-            return Ok(Err(format!("only {promised} other disks promise to keep it, not {others}")));
+            let why = format!("only {promised} other disks promise to keep it, not {others}");
+            return Ok(Err(Stays { why, again: enough_at(later, others - promised) }));
         }
         let engine = self.engine.clone();
         let moved = tokio::task::spawn_blocking(move || engine.store.let_go(content)).await;
         match moved {
-            Ok(moved) => moved.map(|moved| if moved { Ok(()) } else { Err("something on this disk uses it".into()) }),
-            Err(_) => Ok(Err("this disk is stopping".into())),
+            Ok(Ok(true)) => Ok(Ok(())),
+            Ok(Ok(false)) => Ok(Err(Stays::until("something on this disk uses it", SOON))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Ok(Err(Stays::now("this disk is stopping"))),
         }
     }
+}
+
+/// When so many more may promise, of whom each may after one of these times.
+fn enough_at(mut later: Vec<Duration>, missing: u32) -> Option<Duration> {
+    later.sort_unstable();
+    later.get(missing.checked_sub(1)? as usize).copied()
 }
 
 #[cfg(test)]
@@ -217,6 +270,18 @@ mod tests {
         assert!(!promises.give(&store, other, PROMISE));
         promises.end(&store, other);
         assert!(promises.give(&store, other, Duration::ZERO) && promises.begin(&store, other));
+    }
+
+    #[test]
+    fn who_is_refused_for_now_knows_when_to_ask_again() {
+        let s = Duration::from_secs;
+        let promises = Promises::default();
+        assert!(promises.unsettled_for().is_some_and(|left| left <= PROMISE && left > s(500)));
+        promises.settle();
+        assert_eq!(promises.unsettled_for(), None);
+        let enough = [1, 2, 3, 4].map(|missing| enough_at(vec![s(90), s(3), s(20)], missing));
+        assert_eq!(enough, [Some(s(3)), Some(s(20)), Some(s(90)), None]);
+        assert_eq!([Stays::until("", s(3)).again_s(), Stays::now("").again_s()], [4, 0]);
     }
 
     #[test]

@@ -303,17 +303,19 @@ async fn a_copy_goes_only_when_another_is_promised() {
     let wanted = write(&nodes[0], "file", &bytes(70_000));
     known(&nodes[1], wanted).await;
     let (one, other) = (nodes[0].fetcher(), nodes[1].fetcher());
-    assert!(one.let_go(wanted.content, 1).await.unwrap().unwrap_err().contains("just started"));
+    let stays = one.let_go(wanted.content, 1).await.unwrap().unwrap_err();
+    assert!(stays.why.contains("just started") && (500..=601).contains(&stays.again_s()), "{stays:?}");
     one.promises.settle();
-    assert!(one.let_go(wanted.content, 0).await.unwrap().is_err());
-    assert!(one.let_go(wanted.content, 1).await.unwrap().is_err(), "nobody else has it");
+    assert_eq!(one.let_go(wanted.content, 0).await.unwrap().unwrap_err().again, None);
+    assert_eq!(one.let_go(wanted.content, 1).await.unwrap().unwrap_err().again, None, "nobody else has it");
     let fetcher = other.clone();
     blocking(move || fetcher.whole(wanted)).await.unwrap();
     until("the second holder", || !nodes[0].net().holders(wanted.content).is_empty()).await;
-    assert!(one.let_go(wanted.content, 1).await.unwrap().is_err(), "the other has just started");
+    let stays = one.let_go(wanted.content, 1).await.unwrap().unwrap_err();
+    assert!((500..=602).contains(&stays.again_s()), "the other has just started, and says for how long: {stays:?}");
     other.promises.settle();
     // Two are wanted, as far as the other one knows.
-    assert!(one.let_go(wanted.content, 1).await.unwrap().is_err());
+    assert_eq!(one.let_go(wanted.content, 1).await.unwrap().unwrap_err().again, None);
     let set = CopiesRequest { path: b"/".to_vec(), set: 1, inherit: false };
     nodes[0].engine().copies(&set).unwrap();
     let knows = || nodes[1].engine().ledger().unwrap().find(wanted.content).is_some_and(|entry| entry.wanted == 1);
@@ -322,7 +324,8 @@ async fn a_copy_goes_only_when_another_is_promised() {
     assert!(nodes[0].engine().store.has(wanted.content).unwrap().is_none());
     until("the news", || nodes[1].net().holders(wanted.content).is_empty()).await;
     // It has promised.
-    assert!(other.let_go(wanted.content, 1).await.unwrap().unwrap_err().contains("promised"));
+    let stays = other.let_go(wanted.content, 1).await.unwrap().unwrap_err();
+    assert!(stays.why.contains("promised") && (500..=601).contains(&stays.again_s()), "{stays:?}");
     // And it comes back.
     let fetcher = one.clone();
     blocking(move || fetcher.whole(wanted)).await.unwrap();

@@ -196,19 +196,23 @@ impl Worker for WorkerService {
         let (content, others) = (content(&request.get_ref().content)?, request.get_ref().others);
         let was_fetching = self.fetcher.cancel(content).await?;
         let here = self.blocking(move |engine| Ok((engine.store.has(content)?, engine.find_content(content)?))).await?;
+        let mut again_s = 0;
         let (outcome, reason) = match here {
             (None, _) if was_fetching => (Outcome::Stopped, String::new()),
             (None, _) => (Outcome::NotHere, String::new()),
             (Some(_), Some(_)) => match self.fetcher.let_go(content, others).await? {
                 Ok(()) => (Outcome::Stopped, format!("{others} other disks keep it")),
-                Err(why) => (Outcome::Refused, why),
+                Err(stays) => {
+                    again_s = stays.again_s();
+                    (Outcome::Refused, stays.why)
+                }
             },
             (Some(_), None) => {
                 self.blocking(Engine::collect).await?;
                 (Outcome::Stopped, "no file has it: it is in the trash until its retention ends".into())
             }
         };
-        Ok(Response::new(pb::StopMirroringReply { outcome: outcome.into(), reason }))
+        Ok(Response::new(pb::StopMirroringReply { outcome: outcome.into(), reason, again_s }))
     }
 
     async fn active_torrents(&self, request: Request<pb::ActiveTorrentsRequest>) -> Answer<pb::ActiveTorrentsReply> {

@@ -1,6 +1,7 @@
 //! What happens to disks: wanted, ready, registered by a worker that was there before, ended, not wanted any more.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use delugefs_proto::exit::Exit;
@@ -88,7 +89,14 @@ impl State {
         }
     }
 
-    pub(super) fn remove_disk(&mut self, root: &Path, release: bool, reply: Reply, now: Instant) {
+    pub(super) fn remove_disk(
+        &mut self,
+        root: &Path,
+        release: bool,
+        shown: &HashMap<PathBuf, PathBuf>,
+        reply: Reply,
+        now: Instant,
+    ) {
         let Some(at) = self.disks.iter().position(|disk| disk.spec.root == root) else {
             let failure = Failure::new(Exit::NoDisk, format!("no disk at {} is known to this host", root.display()));
             return self.answer([reply], Err(failure.hint("`delugefs disks` lists them")));
@@ -98,7 +106,10 @@ impl State {
             child.claimed = false;
             return self.answer([reply], Ok(String::new()));
         }
-        let shows_it = |mount: &&Mount| mount.root.as_deref() == Some(root) && mount.child.is_running();
+        let shows_it = |mount: &&Mount| {
+            let shows = shown.get(&mount.spec.dir).or(mount.root.as_ref());
+            shows.is_some_and(|shows| shows == root) && mount.child.is_running()
+        };
         if let Some(mount) = self.mounts.iter().find(shows_it) {
             let dir = mount.spec.dir.display();
             let failure = Failure::new(Exit::InUse, format!("the mount at {dir} shows the disk at {}", root.display()));

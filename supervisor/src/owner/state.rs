@@ -4,6 +4,7 @@
 //! directly. What happens to disks is in `disks.rs`, to mounts in `mounts.rs`; this file holds the types, the timers
 //! and the orderly end.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -147,6 +148,8 @@ pub enum Event {
         root: PathBuf,
         /// Only by the one that claimed it: a remembered one goes on.
         release: bool,
+        /// The disks that mounts show now, as far as these say so: others may have taken them over.
+        shown: HashMap<PathBuf, PathBuf>,
         /// Answered when it has stopped.
         reply: Reply,
     },
@@ -350,7 +353,7 @@ impl State {
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
             Event::AddDisk { spec, remember, reply } => self.add_disk(spec, remember, reply),
-            Event::RemoveDisk { root, release, reply } => self.remove_disk(&root, release, reply, now),
+            Event::RemoveDisk { root, release, shown, reply } => self.remove_disk(&root, release, &shown, reply, now),
             Event::FolderBack { root } => self.folder_back(&root),
             Event::AddMount { spec, remember, reply } => self.add_mount(spec, remember, reply),
             Event::RemoveMount { dir, release, reply } => self.remove_mount(&dir, release, reply, now),

@@ -362,7 +362,8 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
     // It ends: both go on, as if it had not been there, and the next may have them.
     sim.effects.clear();
     let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: true, reply });
-    let mut removed = sim.asks(|reply| Event::RemoveDisk { root: "/a".into(), release: true, reply });
+    let mut removed =
+        sim.asks(|reply| Event::RemoveDisk { root: "/a".into(), release: true, shown: HashMap::new(), reply });
     assert_eq!((unmounted.try_recv().unwrap(), removed.try_recv().unwrap()), (Ok(String::new()), Ok(String::new())));
     assert!(sim.effects.is_empty(), "{:?}", sim.effects);
     let again = |remember| move |reply| Event::AddDisk { spec: spec(false), remember, reply: Some(reply) };
@@ -436,7 +437,7 @@ fn a_live_frontend_is_adopted() {
 #[test]
 fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
     let (mut sim, worker, frontend) = Sim::with_mount();
-    let remove_disk = |reply| Event::RemoveDisk { root: "/a".into(), release: false, reply };
+    let remove_disk = |reply| remove("/a", &[], reply);
     assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::InUse);
     let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
     assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
@@ -452,6 +453,30 @@ fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
     assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
     assert!(sim.state.disks.is_empty() && sim.state.mounts.is_empty());
     assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::NoDisk);
+}
+
+/// `shown`: what the workers say about the mounts.
+fn remove(root: &str, shown: &[(&str, &str)], reply: Reply) -> Event {
+    let shown = shown.iter().map(|(dir, root)| (dir.into(), root.into())).collect();
+    Event::RemoveDisk { root: root.into(), release: false, shown, reply }
+}
+
+#[test]
+fn the_disk_that_serves_a_mount_is_protected_whichever_it_was_mounted_with() {
+    let (mut sim, worker, _) = Sim::with_mount();
+    let mut added = sim.add_disk("/b");
+    let other = sim.started();
+    sim.news(other, News::WorkerReady(served()));
+    assert!(added.try_recv().unwrap().is_ok());
+    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/a", &[("/m", "/a")], reply))), Exit::InUse);
+    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/b", &[("/m", "/b")], reply))), Exit::InUse);
+    // Its folder is gone, and the other disk has taken over.
+    sim.ends(worker, Exit::NoDisk);
+    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/a", &[("/m", "/a")], reply))), Exit::InUse, "nobody has");
+    let mut removed = sim.asks(|reply| remove("/a", &[("/m", "/b")], reply));
+    assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(sim.state.disks.len(), 1);
+    assert!(matches!(sim.state.mounts[0].child.phase, Phase::Up { .. }));
 }
 
 fn mount_id(text: &str) -> MountId {
@@ -618,7 +643,7 @@ proptest! {
             match step {
                 Step::AddDisk(n) => answers.push(sim.add_disk(&format!("/d{n}"))),
                 Step::AddMount(n, uid) => answers.push(sim.add_mount(&format!("/m{n}"), uid.map(u32::from))),
-                Step::RemoveDisk(n) => answers.push(sim.asks(|reply| Event::RemoveDisk { root: format!("/d{n}").into(), release: false, reply })),
+                Step::RemoveDisk(n) => answers.push(sim.asks(|reply| remove(&format!("/d{n}"), &[], reply))),
                 Step::RemoveMount(n) => answers.push(sim.asks(|reply| Event::RemoveMount { dir: format!("/m{n}").into(), release: false, reply })),
                 Step::Register(n, pid, own) => answers.push(sim.register(&format!("/d{n}"), 1000 + u32::from(pid), own)),
                 Step::Found(n) if !stopping => {

@@ -11,10 +11,12 @@ use delugefs_proto::worker_pb as wpb;
 
 use super::Replicator;
 use crate::policy::{self, Decision};
-use crate::worker;
+use crate::{sys, worker};
 
 /// The longest time that one round asks; the rest is decided anew.
 const ROUND_MAX: Duration = Duration::from_secs(2);
+/// A worker that refuses for now is not asked for the same sooner, whatever it says.
+const AGAIN_MIN_S: u64 = 5;
 
 impl Replicator {
     /// All of it, one after the other. A worker that does not answer is not asked again before the next round.
@@ -41,7 +43,7 @@ impl Replicator {
                         self.mirror(&mut asked, disk, content, size_bytes, reason, now).await
                     }
                     Decision::Confirm { content, keepers, wanted, .. } => {
-                        self.let_go(&mut asked, disk, content, &keepers, wanted, now).await
+                        self.let_go(&mut asked, disk, content, &keepers, wanted).await
                     }
                     // Never decided: no promise is ever recorded at this desk.
                     Decision::Trim { .. } => true,
@@ -96,26 +98,55 @@ impl Replicator {
         content: ContentId,
         keepers: &[DiskId],
         wanted: u32,
-        now: u64,
     ) -> bool {
-        let until = now + policy::PROMISE_S;
         let request = wpb::StopMirroringRequest { content: content.0.to_vec(), others: wanted };
         let answer = worker::within(client.stop_mirroring(request)).await;
         match &answer {
             Ok(reply) => {
                 let what = reply.outcome();
                 let (disk, why) = (disk.to_hex(), &reply.reason);
-                tracing::info!("disk {}: surplus copy of {content}: {what:?} {why}", short_id(&disk));
+                match reply.again_s {
+                    0 => tracing::info!("disk {}: surplus copy of {content}: {what:?} {why}", short_id(&disk)),
+                    // There may be a hundred thousand, and more than once.
+                    again_s => tracing::debug!(again_s, "disk {}: surplus copy of {content}: {why}", short_id(&disk)),
+                }
             }
             Err(error) => tracing::debug!(error = error.message(), "stop_mirroring failed"),
         }
+        // From the answer on: a round may take longer than what is left.
+        let until = sys::uptime_s() + again_s(&answer);
         self.desk.refused(disk, content, until);
         keepers.iter().for_each(|keeper| self.desk.declined(content, *keeper, until));
         answer.err().is_none_or(|error| is_there(&error))
     }
 }
 
+/// Seconds until a copy is asked for again: its worker knows when, where that is a matter of time. Else promises that others
+/// gave meanwhile may be over then.
+fn again_s(answer: &Result<wpb::StopMirroringReply, tonic::Status>) -> u64 {
+    match answer {
+        Ok(reply) if reply.again_s > 0 => u64::from(reply.again_s).clamp(AGAIN_MIN_S, policy::PROMISE_S),
+        Err(error) if !is_there(error) => policy::FAILED_S,
+        _ => policy::PROMISE_S,
+    }
+}
+
 /// Whether this is a worker's answer.
 fn is_there(error: &tonic::Status) -> bool {
     !matches!(error.code(), tonic::Code::Unavailable | tonic::Code::DeadlineExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_asked_for_again_when_its_worker_says() {
+        let refused = |again_s| Ok(wpb::StopMirroringReply { again_s, ..wpb::StopMirroringReply::default() });
+        assert_eq!([0, 1, 9, 3600].map(|said| again_s(&refused(said))), [600, 5, 9, 600]);
+        // It hangs, or starts again.
+        assert_eq!(again_s(&Err(tonic::Status::deadline_exceeded("late"))), 60);
+        assert_eq!(again_s(&Err(tonic::Status::unavailable("gone"))), 60);
+        assert_eq!(again_s(&Err(tonic::Status::internal("EIO"))), 600);
+    }
 }

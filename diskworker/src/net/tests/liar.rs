@@ -232,7 +232,7 @@ impl Peer for Lies {
     }
 
     async fn promise(&self, _: Request<pb::PromiseRequest>) -> Result<Response<pb::PromiseReply>, tonic::Status> {
-        Ok(Response::new(pb::PromiseReply { promised: true, reason: String::new() }))
+        Ok(Response::new(pb::PromiseReply { promised: true, ..pb::PromiseReply::default() }))
     }
 }
 
