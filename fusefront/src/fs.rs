@@ -2,11 +2,12 @@
 //! the cache. The adapter calls it for the kernel; tests call it for themselves.
 //!
 //! Reading order: [`lookup`](self) (names and attributes), `listing` (directories), `names` (what changes them),
-//! `open` (handles), `io`, `setattr`, `xattr`, and `link` for what happens when the worker comes, goes or tells news,
+//! `open` and `close` (handles), `io`, `setattr`, `xattr`, and `link` for what happens when the worker comes, goes or tells news,
 //! and `standin` when that is another disk's; `turn` for how the kernel comes to see it.
 //!
 //! No lock is held over a request to the worker. Permissions are the kernel's business (default_permissions).
 
+mod close;
 mod io;
 mod link;
 mod listing;
