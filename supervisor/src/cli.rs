@@ -132,7 +132,7 @@ enum Disk {
     },
     /// Empty a disk: what it holds is copied to others, then it lets go
     Drain {
-        /// The first 8 or more digits of its id
+        /// The first 8 or more digits of its id, or the folder (with a slash in it) of a disk of this host
         disk: String,
         /// Keep it after all
         #[arg(long)]
@@ -238,7 +238,8 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Disk(Disk::Drain { disk, undo }) => {
             let mark = if undo { Mark::None } else { Mark::Draining };
-            let marked = client::answer(control.mark_disk(pb::MarkDiskRequest { id: disk, mark: mark.into() }).await)?;
+            let id = members::disk_id(&mut control, disk).await?;
+            let marked = client::answer(control.mark_disk(pb::MarkDiskRequest { id, mark: mark.into() }).await)?;
             let id = delugefs_proto::disk::short_id(&marked.disk_id).to_owned();
             match undo {
                 true => println!("disk {id} is kept"),

@@ -83,15 +83,21 @@ fn a_disk_that_takes_no_changes_is_asked_last() {
     assert_eq!(lab.says(&["disk", "drain", disk(1)]).code, 0);
     lab.wait_for("the log", || heard("is told of a mark") == [1, 0]);
 
+    // As `disk add` and `disk remove` name it.
+    for (folder, code) in [("./nothing", 2), ("./b", 0)] {
+        assert_eq!(lab.says(&["disk", "drain", folder]).code, code, "{folder}");
+    }
+    lab.wait_for("the log", || heard("is told of a mark") == [2, 0]);
+
     lab.manners("worker", "member\nrefuses a");
     lab.wait_for("the policy to look elsewhere", || heard("says all contents") == [1, 1]);
     assert_eq!(lab.says(&["disk", "drain", disk(0)]).code, 0);
-    lab.wait_for("the log", || heard("is told of a mark") == [1, 1]);
+    lab.wait_for("the log", || heard("is told of a mark") == [2, 1]);
 
     // One that fails in this moment is passed over too.
     lab.manners("worker", "member\nno-marks a");
     assert_eq!(lab.says(&["disk", "drain", disk(0)]).code, 0);
-    lab.wait_for("the log", || heard("is told of a mark") == [2, 2]);
+    lab.wait_for("the log", || heard("is told of a mark") == [3, 2]);
     lab.manners("worker", "member\nno-marks a\nrefuses b");
     let said = lab.says(&["disk", "drain", disk(0)]);
     assert!(said.code != 0 && said.stderr.contains("the disk is full"), "{said:?}");

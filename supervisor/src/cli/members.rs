@@ -4,7 +4,7 @@ use std::path::Path;
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::short_id;
-use delugefs_proto::exit::Exit;
+use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::hex;
 use delugefs_proto::worker_pb as wpb;
 use serde::Serialize;
@@ -14,6 +14,23 @@ use super::client::{Control, answer};
 use super::show::{Places, print, print_json};
 use super::table::{row, size, table};
 use crate::escape::{escape_bytes, escape_line};
+use crate::paths;
+
+/// The id of the disk that was typed by its folder on this host, as other commands take it; an id has no slash, and is given back.
+pub async fn disk_id(control: &mut Control, typed: String) -> anyhow::Result<String> {
+    if !typed.contains('/') {
+        return Ok(typed);
+    }
+    let root = paths::typed(Path::new(&typed))?;
+    let host = answer(control.status(pb::StatusRequest {}).await)?;
+    match host.disks.into_iter().find(|disk| disk.root == root && !disk.disk_id.is_empty()) {
+        Some(disk) => Ok(disk.disk_id),
+        None => {
+            let error = UserError::new(Exit::Usage, format!("{root} is no disk that this host serves"));
+            Err(error.hint("`delugefs disks` lists those; one of another host is named by its id").into())
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Peers {
