@@ -240,7 +240,10 @@ impl Fs {
             }
             match node.nlink {
                 // What is written to it from now on is looked at when it is asked for.
-                0 => self.known.orphan(node),
+                0 => {
+                    self.awaited.was_removed(&node);
+                    self.known.orphan(node);
+                }
                 _ => self.known.moved(&node),
             }
         }

@@ -5,9 +5,11 @@
 //! Contents are compared by the time by which the disks order versions of one file, which nothing but writing changes: so it does
 //! not matter what else is changed meanwhile, and on which disk.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use delugefs_proto::errno::FsError;
+use delugefs_proto::local_pb::Attr;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
@@ -17,6 +19,8 @@ use crate::call::{Caller, Outcome, Stop};
 
 /// Files that are remembered, those that were written last.
 const FILES_MAX: usize = 100_000;
+/// The same of those that were removed last, or replaced: other disks know of it a moment later.
+const REMOVED_MAX: usize = 10_000;
 
 /// The disk that is asked, and what may be newer on another one.
 #[derive(Default)]
@@ -32,6 +36,8 @@ struct State {
     disk: String,
     /// When the newest content was written that is known, by inode.
     files: InoMap<i64>,
+    /// What was removed, and when its content was written.
+    removed: VecDeque<(u64, i64)>,
 }
 
 impl Awaited {
@@ -41,6 +47,15 @@ impl Awaited {
         let known = state.files.entry(ino).or_default();
         *known = written.max(*known);
         self.count.store(state.files.len(), Ordering::Release);
+    }
+
+    /// A file has lost its last name. A disk that has not heard of it has it still, under that name.
+    pub fn was_removed(&self, attr: &Attr) {
+        let mut state = self.state.lock();
+        if state.removed.len() == REMOVED_MAX {
+            state.removed.pop_front();
+        }
+        state.removed.push_back((attr.ino, attr.written));
     }
 
     fn version(&self, ino: u64) -> Option<i64> {
@@ -85,6 +100,9 @@ impl Fs {
         let mut newest_first: Vec<(u64, i64)> = files.into_iter().collect();
         newest_first.sort_unstable_by_key(|(_, written)| std::cmp::Reverse(*written));
         state.files.extend(newest_first.into_iter().take(FILES_MAX));
+        // Only what was written to it elsewhere since then brings such a file back.
+        let removed = std::mem::take(&mut state.removed);
+        state.files.extend(removed.into_iter().filter(|file| file.1 > 0).map(|(ino, written)| (ino, written + 1)));
         self.awaited.count.store(state.files.len(), Ordering::Release);
     }
 
@@ -108,8 +126,10 @@ impl Fs {
             self.awaited.forget(ino);
             return Ok(());
         }
-        let message = "the disk that was mounted is away and has a newer version of this file than the one that stands in for it: \
-            it can be read when that disk is back; to use the older version, unmount and mount again";
+        let message = format!(
+            "the disk that was mounted is away and has something newer in the place of file {ino:016x} than the one that stands in for it: \
+            it can be read when that disk is back; to use the older version, unmount and mount again"
+        );
         Err(FsError::new(Errno::EIO, message).into())
     }
 }

@@ -69,6 +69,14 @@ fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
     let before = all.map(|ino| bench.worker.shared.tree.lock().node(ino).unwrap().attr.written);
     [written, emptied, removed].iter().for_each(|ino| bench.fs.release(write(*ino, &[2; 20])));
     let writer = write(open, &[2; 20]);
+    // One that was replaced, and one that was removed.
+    let replaced = ["replaced", "gone"].map(|name| bench.write_file(1, name, &[1; 10]));
+    let known = replaced.map(|ino| bench.worker.shared.tree.lock().attr(ino).unwrap());
+    let newer = bench.write_file(1, "newer", &[2; 20]);
+    let (old, new) = ((1, &Bytes::from("newer")), (1, &Bytes::from("replaced")));
+    bench.fs.rename(&Caller::own(), old, new, RenameHow::default()).unwrap();
+    bench.fs.unlink(&Caller::own(), 1, &Bytes::from("gone")).unwrap();
+    replaced.iter().chain([&newer]).for_each(|ino| bench.fs.forget(*ino, 1));
     let move_to = |bench: &mut Bench, disk: &str, change: &dyn Fn(&mut Tree)| {
         let link = bench.fs.worker.link();
         bench.worker.crash();
@@ -84,6 +92,9 @@ fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
             tree.replace(ino, &[1; 10]);
             tree.node(ino).unwrap().attr.written = before;
         }
+        for (name, attr) in ["replaced", "gone"].into_iter().zip(known) {
+            tree.put_back(1, name.as_bytes(), attr, &[1; 10]);
+        }
     });
     let open_to = |bench: &Bench, ino, write, truncate| {
         bench.fs.open(&Caller::own(), ino, write, truncate).map(|opened| opened.handle).map_err(|stop| stop.errno())
@@ -97,6 +108,17 @@ fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
         bench.fs.setattr(&Caller::own(), written, &change).map(|attr| attr.size).map_err(|stop| stop.errno())
     };
     assert_eq!(bench.read_file(same), [1; 10]);
+    for (name, ino) in ["replaced", "gone"].into_iter().zip(replaced) {
+        assert_eq!(bench.lookup(1, name).unwrap().ino, ino);
+        assert_eq!(open_to(&bench, ino, false, false), Err(Errno::EIO), "{name}");
+        // Somebody else has written to it, and so it lives on.
+        bench.worker.elsewhere(|tree| {
+            tree.replace(ino, &[5; 5]);
+            vec![changed(0, &[], &[ino])]
+        });
+        bench.wait_for("it is heard of", || bench.fs.getattr(&Caller::own(), ino).unwrap().size == 5);
+        assert_eq!(bench.read_file(ino), [5; 5]);
+    }
     // As long as it is open here it is all there.
     assert_eq!(bench.read_file(open), [2; 20]);
     bench.fs.write(&bench.fs.file(writer).unwrap(), 20, &[2; 5]).unwrap();

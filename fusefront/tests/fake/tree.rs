@@ -401,6 +401,13 @@ impl Tree {
         }
     }
 
+    /// A file that was removed is there as another disk of the host knows it, which stands in for this one and has not heard of that.
+    pub fn put_back(&mut self, dir: u64, name: &[u8], attr: Attr, bytes: &[u8]) {
+        let content = Content::Inline(bytes.to_vec());
+        self.nodes.insert(attr.ino, Node { attr, content, ..Node::default() });
+        self.insert(dir, name, attr.ino);
+    }
+
     /// The content, as another host would see it.
     pub fn content(&self, ino: u64) -> Vec<u8> {
         match &self.nodes[&ino].content {
