@@ -9,7 +9,7 @@ use std::time::Duration;
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::DiskToml;
 use delugefs_proto::exit::Exit;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::owner::Event;
@@ -25,15 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Until the supervisor ends.
 pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, events: Events) {
     let mut pauses: HashMap<PathBuf, (Instant, Duration)> = HashMap::new();
+    let mut looks = Looks::default();
     loop {
         let host = snapshots.borrow_and_update().clone();
         let gone: Vec<pb::Disk> = host.disks.iter().filter(|disk| is_gone(disk)).cloned().collect();
         let is_waiting = !gone.is_empty();
         for disk in gone {
             let root = PathBuf::from(&disk.root);
-            let looked = tokio::task::spawn_blocking(move || is_back(&disk));
-            // One that hangs goes on in its thread, and is looked at again.
-            if !matches!(timeout(PATIENCE, looked).await, Ok(Ok(true))) {
+            if !looks.find(disk, PATIENCE).await {
                 pauses.remove(&root);
                 continue;
             }
@@ -55,6 +54,37 @@ pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, events:
     }
 }
 
+/// Looks at folders that have not ended: a folder may hang for ever, and one thread for it is enough.
+#[derive(Default)]
+struct Looks(HashMap<PathBuf, oneshot::Receiver<bool>>);
+
+impl Looks {
+    /// Whether the disk is back, as far as its folder says so in time. The next call waits for the same look.
+    async fn find(&mut self, disk: pb::Disk, patience: Duration) -> bool {
+        let root = PathBuf::from(&disk.root);
+        let mut look = self.0.remove(&root).unwrap_or_else(|| Self::begin(disk));
+        match timeout(patience, &mut look).await {
+            Ok(found) => found.unwrap_or(false),
+            Err(_) => {
+                self.0.insert(root, look);
+                false
+            }
+        }
+    }
+
+    /// In a thread of its own: the end of the supervisor waits for those of the runtime.
+    fn begin(disk: pb::Disk) -> oneshot::Receiver<bool> {
+        let (sender, look) = oneshot::channel();
+        let looks = move || {
+            let _unheard = sender.send(is_back(&disk)); // nobody listens when the supervisor ends
+        };
+        if let Err(error) = std::thread::Builder::new().name("disk-folder".into()).spawn(looks) {
+            tracing::warn!("cannot look whether a disk is back: {error}");
+        }
+        look
+    }
+}
+
 /// It is stopped because its folder was no disk.
 pub(crate) fn is_gone(disk: &pb::Disk) -> bool {
     let no_disk = |failure: &pb::Failure| failure.exit == Exit::NoDisk as u32;
@@ -72,6 +102,29 @@ mod tests {
     use delugefs_proto::disk::{DISK_FORMAT, DISK_TOML};
 
     use super::*;
+
+    /// A pipe takes the place of a file on a disk that hangs.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_folder_that_hangs_is_looked_at_by_one_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join(DISK_TOML), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let disk = pb::Disk { root: dir.path().display().to_string(), ..pb::Disk::default() };
+        let threads = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+            names.filter(|name| name.trim() == "disk-folder").count()
+        };
+        let mut looks = Looks::default();
+        for _ in 0..3 {
+            assert!(!looks.find(disk.clone(), Duration::from_millis(20)).await);
+            assert_eq!((looks.0.len(), threads()), (1, 1));
+        }
+        // It answers, with nothing.
+        drop(std::fs::File::options().write(true).open(dir.path().join(DISK_TOML)).unwrap());
+        assert!(!looks.find(disk, Duration::from_secs(60)).await);
+        assert!(looks.0.is_empty());
+    }
 
     #[test]
     fn only_the_same_disk_is_back() {
