@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     // Whoever reads the log may end before us: that must not end the disk.
     log.with_writer(std::io::stderr).with_ansi(is_terminal).log_internal_errors(false).init();
+    memory::give_back_when_idle();
     match run::run(&cli) {
         Ok(()) => Exit::Ok.into(),
         Err(error) => exit::report("delugefs-diskworker", error.as_ref()).into(),

@@ -73,6 +73,7 @@ impl Server {
         if cfg!(target_os = "linux") {
             self.fs.hold_back();
         }
+        delugefs_proto::memory::give_back_when_idle();
         let (fs, pool, invalidations) = (self.fs.clone(), self.pool.clone(), self.invalidations.clone());
         let session = adapter::connect(fs, pool, fuse, invalidations, os::FUSE_THREADS);
         session.context("answering the kernel")

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
 async fn serve() -> ExitCode {
     let options = run::Options::parse();
     log::init("info");
+    memory::give_back_when_idle();
     match run::run(options).await {
         Ok(()) => Exit::Ok.into(),
         Err(error) => report("delugefs-supervisor", error.as_ref()).into(),
