@@ -46,9 +46,18 @@ impl Signal {
         self.wake.notify_all();
     }
 
-    fn wait(&self, upto: Duration) {
+    /// Wait until this is so, or for so long. Looked at under the lock: what is noted before the wait begins is not missed.
+    fn wait(&self, upto: Duration, until: impl Fn() -> bool) {
         let mut guard = self.lock.lock();
-        self.wake.wait_for(&mut guard, upto);
+        self.wake.wait_while_for(&mut guard, |()| !until(), upto);
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Relaxed)
+    }
+
+    fn is_full(&self) -> bool {
+        self.keys.load(Ordering::Relaxed) >= KEYS_MAX
     }
 }
 
@@ -57,8 +66,8 @@ impl Engine {
     pub(super) fn commit_loop(&self) {
         let mut last = (Instant::now(), Duration::ZERO);
         while !self.is_stopping() {
-            if !self.commits.dirty.load(Ordering::Relaxed) {
-                self.commits.wait(DELAY);
+            if !self.commits.is_dirty() {
+                self.commits.wait(DELAY, || self.commits.is_dirty() || self.is_stopping());
                 continue;
             }
             let since = Instant::now();
@@ -66,15 +75,14 @@ impl Engine {
                 true => (since + GATHER).max(last.0 + last.1 * PAUSE_FACTOR).min(since + DELAY),
                 false => since + DELAY,
             };
-            while Instant::now() < due && self.commits.keys.load(Ordering::Relaxed) < KEYS_MAX && !self.is_stopping() {
-                self.commits.wait(due.saturating_duration_since(Instant::now()));
-            }
+            let left = due.saturating_duration_since(Instant::now());
+            self.commits.wait(left, || self.commits.is_full() || self.is_stopping());
             if self.is_stopping() {
                 break; // the stop commits
             }
             let begin = Instant::now();
             if self.commit().is_err() {
-                self.commits.wait(RETRY);
+                self.commits.wait(RETRY, || self.is_stopping());
             }
             last = (Instant::now(), begin.elapsed());
         }
@@ -155,5 +163,23 @@ impl Engine {
         if let Err(error) = done {
             tracing::warn!("packs stay as they are: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The committing thread has seen that there is nothing to do, and is about to wait.
+    #[test]
+    fn what_is_noted_just_before_a_wait_ends_it() {
+        let long = Duration::from_secs(600);
+        let (signal, begin) = (Signal::default(), Instant::now());
+        assert!(!signal.is_dirty());
+        signal.note(1);
+        signal.wait(long, || signal.is_dirty());
+        signal.note(KEYS_MAX);
+        signal.wait(long, || signal.is_full());
+        assert!(begin.elapsed() < long);
     }
 }
