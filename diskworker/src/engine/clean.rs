@@ -60,6 +60,9 @@ impl Engine {
             // Looked up first: a lock taken in the head of a loop is held to its end.
             let waiting = self.core().staged.waiting(Instant::now());
             waiting.into_iter().for_each(|ino| self.seals.push(ino));
+            if let Err(error) = self.store.sync_rest() {
+                tracing::debug!("{error}"); // the next commit says so
+            }
             if self.is_collection_due(&mut collecting) {
                 let begin = Instant::now();
                 if let Err(error) = self.collect() {
@@ -155,7 +158,8 @@ impl Engine {
     }
 }
 
-fn note(live: &mut HashSet<ContentId>, elements: &[Element]) {
+/// Note the contents outside the catalog that these name.
+pub(super) fn note(live: &mut HashSet<ContentId>, elements: &[Element]) {
     live.extend(elements.iter().filter_map(|e| match &e.body {
         Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
         _ => None,

@@ -196,7 +196,8 @@ impl Engine {
     fn commit_locked(&self, core: &mut Core) -> FsResult<()> {
         let catalog = core.ns.catalog().clone();
         let (changes, ctx) = core.ns.begin_commit()?;
-        let done = self.store.barrier().and_then(|()| catalog.commit(&changes, &ctx).map(drop).map_err(catalog_error));
+        let done =
+            self.sync_named(&changes).and_then(|()| catalog.commit(&changes, &ctx).map(drop).map_err(catalog_error));
         drop(changes);
         match done {
             Ok(()) => core.ns.committed(),

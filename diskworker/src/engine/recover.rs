@@ -136,7 +136,8 @@ impl Running {
         }
         engine.store.sync_copies();
         match engine.commit() {
-            Ok(()) => engine.journal.close(engine.actor)?,
+            // Of what was fetched commits have synced nothing.
+            Ok(()) => engine.store.barrier().and_then(|()| Ok(engine.journal.close(engine.actor)?))?,
             // Nothing is lost: the next start replays the journal.
             Err(error) if is_full(error.errno) => {
                 engine.store.barrier()?;
