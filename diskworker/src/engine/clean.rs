@@ -113,7 +113,7 @@ impl Engine {
             // Names removed are still in the packs.
             self.let_states_go();
             let _no_commit = self.commit_lock.lock();
-            if let Err(error) = self.core_catalog().compact(u64::MAX) {
+            if let Err(error) = self.catalog.compact(u64::MAX) {
                 tracing::debug!("packs stay as they are: {error}");
             }
         }
@@ -152,7 +152,7 @@ impl Engine {
             }
             Ok(())
         };
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         pending.values().for_each(|elements| note(&mut live, elements));
         Ok(live)
     }

@@ -124,7 +124,7 @@ impl Engine {
         let (changes, ctx) = self.core().ns.begin_commit()?;
         let attempt = || -> FsResult<()> {
             self.sync_named(&changes)?;
-            self.core_catalog().commit(&changes, &ctx).map_err(|error| {
+            self.catalog.commit(&changes, &ctx).map_err(|error| {
                 FsError::new(crate::namespace::catalog_errno(&error), format!("cannot commit the catalog: {error}"))
             })?;
             Ok(())
@@ -158,7 +158,7 @@ impl Engine {
 
     /// Rewrite the packs when there are many of them, and room to write before the old ones go.
     fn consolidate(&self) {
-        let catalog = self.core_catalog();
+        let catalog = &self.catalog;
         if catalog.packs() < CONSOLIDATE_AT_PACKS {
             return;
         }
