@@ -23,6 +23,7 @@ mod loose;
 mod lost;
 mod marks;
 mod meta;
+mod overdue;
 mod recover;
 mod report;
 mod room;
