@@ -9,7 +9,7 @@
 //! [`ContentStore::begin_seal`] and [`SealJob::run`] hash it; the caller records the result in the catalog and then calls
 //! [`ContentStore::finish_seal`], which renames it into `data/`. In this order: a crash in between leaves the staging
 //! file, which is simply sealed again; the other way round it would leave a content without a name. Before the record is
-//! committed [`ContentStore::barrier`] makes the file durable. [`ContentStore::collect`] moves what is not referred to
+//! committed [`ContentStore::barrier_for`] makes the file durable. [`ContentStore::collect`] moves what is not referred to
 //! into `trash/`, from where whoever asks for it gets it back until its time is over.
 //!
 //! **A staging file that could not be synced** is never sealed as it is: see [`doubt`].

@@ -23,6 +23,7 @@ mod loose;
 mod lost;
 mod marks;
 mod meta;
+mod overdue;
 mod recover;
 mod report;
 mod room;
@@ -67,6 +68,8 @@ pub struct Engine {
     /// Its contents.
     pub store: Arc<ContentStore>,
     journal: Arc<Journal>,
+    /// The same one for ever, as the namespace has it.
+    catalog: Arc<Catalog>,
     core: Mutex<Core>,
     /// Signalled when an inode stops being busy.
     idle: Condvar,
@@ -130,10 +133,6 @@ impl Engine {
             Some(error) if !room::is_full(error.errno) => Err(error),
             _ => Ok(()),
         }
-    }
-
-    fn core_catalog(&self) -> Arc<Catalog> {
-        self.core().ns.catalog().clone()
     }
 
     /// Drawn anew at each start.

@@ -316,6 +316,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether the next segment is there already.
+    #[cfg(test)]
+    pub fn has_spare(&self) -> bool {
+        self.inner.lock().has_spare
+    }
+
     /// Bytes appended to the current segment.
     pub fn len_bytes(&self) -> u64 {
         self.inner.lock().current.end

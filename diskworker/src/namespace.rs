@@ -38,6 +38,7 @@ use delugefs_proto::record::{Body, Dot, Element, Key, Name, VersionVector};
 use nix::errno::Errno;
 
 pub use self::edit::{Edit, NewContent};
+pub use self::foreign::Brought;
 pub use self::list::Page;
 pub use self::locate::Located;
 pub use self::make::Making;

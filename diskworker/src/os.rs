@@ -19,7 +19,9 @@ mod sys;
 #[path = "os/linux.rs"]
 mod sys;
 
-pub use sys::{ENOATTR, boot_id, disk_count, is_in_mount_of_ours, peer_uid, preallocate, reflink, sync_filesystem};
+pub use sys::{
+    ENOATTR, begin_sync, boot_id, disk_count, is_in_mount_of_ours, peer_uid, preallocate, reflink, sync_filesystem,
+};
 
 /// Take or change the flock(2) of this open file description without waiting; `EWOULDBLOCK` when somebody else's is in
 /// the way. Unlike a guard object it stays until the last copy of the descriptor is closed, in whatever process.

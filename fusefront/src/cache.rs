@@ -285,6 +285,11 @@ impl Cache {
         self.state.write().make_hole(dir, name);
     }
 
+    /// Whoever asks for this inode next, by a name of it too, is told what the worker says.
+    pub fn doubt(&self, ino: u64) {
+        self.state.write().make_stale(ino);
+    }
+
     /// The inode's extended attributes are known to be none; the same holds for this answer.
     pub fn finish_no_xattrs(&self, fetch: &Fetch, link: u64) {
         let mut state = self.state.write();

@@ -369,16 +369,6 @@ fn planted_links_are_not_followed() {
 }
 
 #[test]
-fn many_at_once_are_made_durable_together() {
-    let lab = Lab::new();
-    let contents: Vec<ContentId> = (0..40).map(|n| lab.seal(n, &noise(5000 + n as usize))).collect();
-    lab.store.sync_content(contents[0]).unwrap();
-    lab.store.barrier().unwrap();
-    lab.store.barrier().unwrap();
-    assert_eq!(lab.store.usage().contents, 40);
-}
-
-#[test]
 fn threads_that_seal_collect_and_read_lose_nothing() {
     let lab = Lab::new();
     let all: Vec<Vec<u8>> = (0..8).map(|n| noise(5000 + n)).collect();
@@ -437,6 +427,7 @@ fn a_large_sparse_file_is_sealed() {
 mod aside;
 mod copies;
 mod doubt;
+mod durable;
 mod earlier;
 pub(crate) mod full_disk;
 mod retouched;

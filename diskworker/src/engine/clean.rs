@@ -60,6 +60,9 @@ impl Engine {
             // Looked up first: a lock taken in the head of a loop is held to its end.
             let waiting = self.core().staged.waiting(Instant::now());
             waiting.into_iter().for_each(|ino| self.seals.push(ino));
+            if let Err(error) = self.store.sync_rest() {
+                tracing::debug!("{error}"); // the next commit says so
+            }
             if self.is_collection_due(&mut collecting) {
                 let begin = Instant::now();
                 if let Err(error) = self.collect() {
@@ -110,7 +113,7 @@ impl Engine {
             // Names removed are still in the packs.
             self.let_states_go();
             let _no_commit = self.commit_lock.lock();
-            if let Err(error) = self.core_catalog().compact(u64::MAX) {
+            if let Err(error) = self.catalog.compact(u64::MAX) {
                 tracing::debug!("packs stay as they are: {error}");
             }
         }
@@ -149,13 +152,14 @@ impl Engine {
             }
             Ok(())
         };
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         pending.values().for_each(|elements| note(&mut live, elements));
         Ok(live)
     }
 }
 
-fn note(live: &mut HashSet<ContentId>, elements: &[Element]) {
+/// Note the contents outside the catalog that these name.
+pub(super) fn note(live: &mut HashSet<ContentId>, elements: &[Element]) {
     live.extend(elements.iter().filter_map(|e| match &e.body {
         Body::Content { data: Data::Stored { content, .. }, .. } => Some(*content),
         _ => None,

@@ -1,5 +1,6 @@
 //! Group commits: about a second after the first change, or sooner when many have come together or others follow.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,8 @@ use delugefs_proto::errno::{FsError, FsResult};
 use parking_lot::{Condvar, Mutex};
 
 use super::Engine;
-use crate::catalog::CONSOLIDATE_AT_PACKS;
+use super::clean::note;
+use crate::catalog::{CONSOLIDATE_AT_PACKS, Changes};
 
 /// Longest time an acknowledged change waits for its commit (it is in the journal meanwhile).
 const DELAY: Duration = Duration::from_secs(1);
@@ -46,9 +48,18 @@ impl Signal {
         self.wake.notify_all();
     }
 
-    fn wait(&self, upto: Duration) {
+    /// Wait until this is so, or for so long. Looked at under the lock: what is noted before the wait begins is not missed.
+    fn wait(&self, upto: Duration, until: impl Fn() -> bool) {
         let mut guard = self.lock.lock();
-        self.wake.wait_for(&mut guard, upto);
+        self.wake.wait_while_for(&mut guard, |()| !until(), upto);
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Relaxed)
+    }
+
+    fn is_full(&self) -> bool {
+        self.keys.load(Ordering::Relaxed) >= KEYS_MAX
     }
 }
 
@@ -57,8 +68,8 @@ impl Engine {
     pub(super) fn commit_loop(&self) {
         let mut last = (Instant::now(), Duration::ZERO);
         while !self.is_stopping() {
-            if !self.commits.dirty.load(Ordering::Relaxed) {
-                self.commits.wait(DELAY);
+            if !self.commits.is_dirty() {
+                self.commits.wait(DELAY, || self.commits.is_dirty() || self.is_stopping());
                 continue;
             }
             let since = Instant::now();
@@ -66,15 +77,14 @@ impl Engine {
                 true => (since + GATHER).max(last.0 + last.1 * PAUSE_FACTOR).min(since + DELAY),
                 false => since + DELAY,
             };
-            while Instant::now() < due && self.commits.keys.load(Ordering::Relaxed) < KEYS_MAX && !self.is_stopping() {
-                self.commits.wait(due.saturating_duration_since(Instant::now()));
-            }
+            let left = due.saturating_duration_since(Instant::now());
+            self.commits.wait(left, || self.commits.is_full() || self.is_stopping());
             if self.is_stopping() {
                 break; // the stop commits
             }
             let begin = Instant::now();
             if self.commit().is_err() {
-                self.commits.wait(RETRY);
+                self.commits.wait(RETRY, || self.is_stopping());
             }
             last = (Instant::now(), begin.elapsed());
         }
@@ -113,9 +123,8 @@ impl Engine {
     fn commit_pending(&self) -> FsResult<()> {
         let (changes, ctx) = self.core().ns.begin_commit()?;
         let attempt = || -> FsResult<()> {
-            // Contents before the records that name them.
-            self.store.barrier()?;
-            self.core_catalog().commit(&changes, &ctx).map_err(|error| {
+            self.sync_named(&changes)?;
+            self.catalog.commit(&changes, &ctx).map_err(|error| {
                 FsError::new(crate::namespace::catalog_errno(&error), format!("cannot commit the catalog: {error}"))
             })?;
             Ok(())
@@ -140,9 +149,16 @@ impl Engine {
         }
     }
 
+    /// Contents before the records that name them. What earlier commits have named was synced then, or is a disk's from which it came.
+    pub(super) fn sync_named(&self, changes: &Changes) -> FsResult<()> {
+        let mut named = HashSet::new();
+        changes.sets.values().for_each(|elements| note(&mut named, elements));
+        self.store.barrier_for(&named)
+    }
+
     /// Rewrite the packs when there are many of them, and room to write before the old ones go.
     fn consolidate(&self) {
-        let catalog = self.core_catalog();
+        let catalog = &self.catalog;
         if catalog.packs() < CONSOLIDATE_AT_PACKS {
             return;
         }
@@ -155,5 +171,59 @@ impl Engine {
         if let Err(error) = done {
             tracing::warn!("packs stay as they are: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use delugefs_proto::ids::Ino;
+    use delugefs_proto::local_pb as pb;
+
+    use super::super::recover::tests::start;
+    use super::*;
+    use crate::engine::{Opening, make_catalog};
+    use crate::folder::DiskFolder;
+
+    #[test]
+    fn a_commit_syncs_the_contents_it_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        let engine = &running.engine;
+        let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+        let (answer, opening) = engine.create(1, false, &q).unwrap();
+        let Opening::File { handle, file } = opening else { panic!() };
+        file.write_all_at(&[7; 10_000], 0).unwrap();
+        drop(file);
+        let ino = Ino(answer.node.unwrap().ino);
+        {
+            // So that no other commit comes first.
+            let _one = engine.commit_lock.lock();
+            engine.close(1, handle, false).unwrap();
+            let begin = Instant::now();
+            while engine.stored(ino).unwrap().is_none() {
+                assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
+                std::thread::yield_now();
+            }
+        }
+        engine.commit_recorded().unwrap();
+        assert!(engine.store.is_synced(engine.stored(ino).unwrap().unwrap().content));
+        running.stop().unwrap();
+    }
+
+    /// The committing thread has seen that there is nothing to do, and is about to wait.
+    #[test]
+    fn what_is_noted_just_before_a_wait_ends_it() {
+        let long = Duration::from_secs(600);
+        let (signal, begin) = (Signal::default(), Instant::now());
+        assert!(!signal.is_dirty());
+        signal.note(1);
+        signal.wait(long, || signal.is_dirty());
+        signal.note(KEYS_MAX);
+        signal.wait(long, || signal.is_full());
+        assert!(begin.elapsed() < long);
     }
 }

@@ -95,7 +95,7 @@ impl Cramped {
 impl Engine {
     /// Without the contents, for which the disk may have to look at each once: minutes for a million where it turns.
     fn measure(&self) -> Option<Measure> {
-        let bytes = self.core_catalog().packs_bytes().ok()?;
+        let bytes = self.catalog.packs_bytes().ok()?;
         let available = self.store.free_space().ok()?.available;
         let contents = self.cramped.contents_bytes.load(Ordering::Relaxed);
         Some(Measure { bytes, limit: (bytes + available + contents) / SHARE })
@@ -159,7 +159,7 @@ impl Engine {
         let begin = Instant::now();
         // It writes what is needed before it removes anything; who writes files meanwhile is left half of what is free.
         let room = self.store.free_space().map_or(0, |space| space.available / 2);
-        if let Err(error) = self.core_catalog().compact(room) {
+        if let Err(error) = self.catalog.compact(room) {
             tracing::debug!("packs stay as they are: {error}");
         }
         let Some(after) = self.measure() else { return };

@@ -72,7 +72,7 @@ impl Engine {
             }
             Ok(())
         };
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         for (ino, mut places) in places {
             places.dedup();
             let renumbered = self.change(None, |core| match core.staged.get(ino) {

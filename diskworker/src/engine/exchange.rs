@@ -13,7 +13,7 @@ use super::ballast::BALLAST_BYTES;
 use super::room::is_full;
 use super::{Core, Engine};
 use crate::catalog::{CatalogError, ImportLimits, State};
-use crate::namespace::{catalog_errno, catalog_error};
+use crate::namespace::{Brought, catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
 const PATIENT_JOINS: u32 = 3;
@@ -58,7 +58,7 @@ impl Engine {
 
     /// The committed state. Everything of it stays here for as long as this lives.
     pub fn committed(&self) -> State {
-        self.core_catalog().state()
+        self.catalog.state()
     }
 
     /// How often those who keep states have been told to let go of all but the current one: it takes room that is needed.
@@ -83,7 +83,7 @@ impl Engine {
     }
 
     pub(super) fn publish_commit(&self) {
-        let commit = self.core_catalog().state().commit;
+        let commit = self.catalog.state().commit;
         self.published.send_if_modified(|last| std::mem::replace(last, commit) != commit);
     }
 
@@ -106,12 +106,12 @@ impl Engine {
 
     /// The first of these states of which all is here.
     pub fn known_base(&self, have: &[git2::Oid]) -> FsResult<Option<git2::Oid>> {
-        self.core_catalog().known(have).map_err(catalog_error)
+        self.catalog.known(have).map_err(catalog_error)
     }
 
     /// Write a pack for another disk.
     pub fn export(&self, offer: &Offer, out: &mut dyn Write) -> FsResult<()> {
-        self.core_catalog().export(&offer.state, offer.base, out).map_err(|error| match &error {
+        self.catalog.export(&offer.state, offer.base, out).map_err(|error| match &error {
             // The other disk has gone away, or refuses: nothing is wrong with ours.
             CatalogError::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => {
                 FsError::new(Errno::EPIPE, error.to_string())
@@ -122,12 +122,12 @@ impl Engine {
 
     /// What came of a pack before it was cut off.
     pub fn open_cut(&self, name: &str) -> Option<File> {
-        self.core_catalog().open_cut(name)
+        self.catalog.open_cut(name)
     }
 
     /// Remove it.
     pub fn drop_cut(&self, name: &str) {
-        self.core_catalog().drop_cut(name);
+        self.catalog.drop_cut(name);
     }
 
     /// Take in a pack another disk exported, check all of it, and join the state it leads to into ours. On an error
@@ -143,10 +143,10 @@ impl Engine {
             self.commit_recorded()?; // nothing can be joined without, and the pack would stay
         }
         let imported = match self.refusal() {
-            None => self.core_catalog().import(pack, commit, &limits, cut),
+            None => self.catalog.import(pack, commit, &limits, cut),
             Some(full) => match self.room_to_follow() {
                 0 => return Err(full),
-                left => self.core_catalog().import(&mut Fitting { pack, left }, commit, &limits, None),
+                left => self.catalog.import(&mut Fitting { pack, left }, commit, &limits, None),
             },
         };
         let theirs = imported.map_err(|error| {
@@ -154,29 +154,7 @@ impl Engine {
         })?;
         for attempt in 0.. {
             self.commit()?;
-            let one = self.commit_lock.lock();
-            let joined = self.change(None, |core| {
-                // Changed again between the commit and here: commit that first.
-                if core.ns.is_dirty() {
-                    if attempt < PATIENT_JOINS {
-                        return Ok(None);
-                    }
-                    self.commit_locked(core)?;
-                }
-                let brought = core.ns.join(&theirs)?;
-                for (ino, versions) in &brought.versions {
-                    if core.staged.has_met(*ino, versions) {
-                        self.store.mark_met(*ino);
-                    }
-                }
-                Ok(Some(brought))
-            })?;
-            if let Some(brought) = joined {
-                for step in &brought.successions {
-                    self.store.note_version(step.ino, step.newer, step.older);
-                }
-                self.publish_commit();
-                drop(one);
+            if let Some(brought) = self.join_state(&theirs, attempt >= PATIENT_JOINS)? {
                 // What had no file here any more may have one there: it must not go when room is needed.
                 if let Err(error) = self.store.take_back_all(&brought.stored) {
                     tracing::warn!("what is needed again is still in the trash: {error}");
@@ -187,6 +165,40 @@ impl Engine {
         Ok(theirs)
     }
 
+    /// Join a state into ours. `None`: something was changed since the commit, and that is not to be committed with writers waiting.
+    fn join_state(&self, theirs: &State, may_commit: bool) -> FsResult<Option<Brought>> {
+        let _one = self.commit_lock.lock();
+        let mut has_committed = false;
+        let joined = self.change(None, |core| {
+            if core.ns.is_dirty() {
+                if !may_commit {
+                    return Ok(None);
+                }
+                self.commit_locked(core)?;
+                has_committed = true;
+            }
+            let brought = core.ns.join(theirs)?;
+            for (ino, versions) in &brought.versions {
+                if core.staged.has_met(*ino, versions) {
+                    self.store.mark_met(*ino);
+                }
+            }
+            Ok(Some(brought))
+        });
+        // With nobody waiting. Else the next commit would find no emptied segment, and write a new one with all waiting.
+        if has_committed && let Err(error) = self.journal.retire() {
+            tracing::warn!("cannot drop what is committed from the journal: {error}"); // the next commit tries again
+        }
+        let joined = joined?;
+        if let Some(brought) = &joined {
+            for step in &brought.successions {
+                self.store.note_version(step.ino, step.newer, step.older);
+            }
+            self.publish_commit();
+        }
+        Ok(joined)
+    }
+
     /// How large what comes from others may be on a full disk, in bytes: it takes as much again to join it.
     fn room_to_follow(&self) -> u64 {
         self.store.free_space().map_or(0, |space| space.available.saturating_sub(REMOVALS_BYTES) / 2)
@@ -194,14 +206,47 @@ impl Engine {
 
     /// Commit the rest with writers waiting: who writes all the time must not keep the states of others out.
     fn commit_locked(&self, core: &mut Core) -> FsResult<()> {
-        let catalog = core.ns.catalog().clone();
         let (changes, ctx) = core.ns.begin_commit()?;
-        let done = self.store.barrier().and_then(|()| catalog.commit(&changes, &ctx).map(drop).map_err(catalog_error));
+        let done = self
+            .sync_named(&changes)
+            .and_then(|()| self.catalog.commit(&changes, &ctx).map(drop).map_err(catalog_error));
         drop(changes);
         match done {
             Ok(()) => core.ns.committed(),
             Err(_) => core.ns.commit_failed(),
         }
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use delugefs_proto::local_pb as pb;
+
+    use super::super::recover::tests::start;
+    use crate::engine::make_catalog;
+    use crate::folder::DiskFolder;
+
+    /// What was changed since the commit is committed with writers waiting; the next commit must not write 4 MiB while they wait.
+    #[test]
+    fn a_join_leaves_an_emptied_segment_for_the_next_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        let engine = &running.engine;
+        engine.commit().unwrap();
+        let theirs = engine.committed();
+        // Unless the committing thread comes first.
+        for n in 0.. {
+            let q = pb::SetAttr { ino: 1, dir: 1, mtime: Some(n), ..Default::default() };
+            engine.set_attr(1, &q).unwrap();
+            if engine.join_state(&theirs, false).unwrap().is_none() {
+                break;
+            }
+        }
+        assert!(engine.join_state(&theirs, true).unwrap().is_some());
+        assert!(engine.journal.has_spare());
+        running.stop().unwrap();
     }
 }

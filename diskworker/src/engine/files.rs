@@ -190,6 +190,7 @@ impl Engine {
         self.check_writable()?;
         let handle = self.new_handle();
         let mut core = self.core();
+        let mut is_due = true;
         loop {
             asker::check_asked()?;
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
@@ -200,6 +201,12 @@ impl Engine {
             match core.staged.get(ino).map(|s| s.work) {
                 Some(Work::Making) => {
                     self.idle.wait(&mut core);
+                    continue;
+                }
+                Some(_) if std::mem::take(&mut is_due) && core.is_overdue(ino) => {
+                    drop(core);
+                    self.seal_overdue(ino);
+                    core = self.core();
                     continue;
                 }
                 Some(_) => {

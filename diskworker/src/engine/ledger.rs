@@ -98,7 +98,7 @@ impl Engine {
     fn look_through(&self) -> FsResult<(Arc<Ledger>, Numbers, Option<Loose>)> {
         let (mut kept, mut numbers) = (self.ledger.lock(), Numbers::default());
         let mut loose = kept.is_none().then(Loose::default);
-        let commit = self.core_catalog().state().commit;
+        let commit = self.catalog.state().commit;
         if let Some(ledger) = kept.as_ref().filter(|ledger| ledger.commit == commit) {
             return Ok((ledger.clone(), numbers, None));
         }
@@ -130,7 +130,7 @@ impl Engine {
             }
             Ok(())
         };
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         let mut known: HashMap<Ino, u32> = HashMap::new();
         let mut entries: HashMap<ContentId, Entry> = HashMap::new();
         for (mut entry, own, dir) in files {
@@ -187,7 +187,7 @@ impl Engine {
             Ok(())
         };
         self.commit()?;
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         let mut paths: Vec<Vec<u8>> = found.into_iter().map(|(dir, name)| path(&places, dir, name)).collect();
         paths.sort();
         paths.dedup();

@@ -111,7 +111,7 @@ impl Engine {
                 }
                 Ok(())
             };
-            self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+            self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         }
         match keys.is_empty() {
             true => Ok(()),

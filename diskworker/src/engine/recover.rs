@@ -59,7 +59,7 @@ impl Running {
         }
         let published = tokio::sync::watch::channel(catalog.state().commit).0;
         let actor = recovered.actor;
-        let mut ns = Namespace::new(catalog, journal.clone(), actor);
+        let mut ns = Namespace::new(catalog.clone(), journal.clone(), actor);
         let (homes, lost) = replay(&mut ns, &store, recovered)?;
         if ns.dir_node(Ino::ROOT).is_err() {
             let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
@@ -71,6 +71,7 @@ impl Running {
             folder,
             store,
             journal,
+            catalog,
             core: Core { ns, staged }.into(),
             idle: Default::default(),
             refusal: Default::default(),
@@ -136,7 +137,8 @@ impl Running {
         }
         engine.store.sync_copies();
         match engine.commit() {
-            Ok(()) => engine.journal.close(engine.actor)?,
+            // Of what was fetched commits have synced nothing.
+            Ok(()) => engine.store.barrier().and_then(|()| Ok(engine.journal.close(engine.actor)?))?,
             // Nothing is lost: the next start replays the journal.
             Err(error) if is_full(error.errno) => {
                 engine.store.barrier()?;

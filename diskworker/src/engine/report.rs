@@ -142,7 +142,7 @@ impl Engine {
     /// every content on it byte by byte. A content that is `elsewhere` need not be here.
     pub fn scrub(&self, elsewhere: &dyn Fn(ContentId) -> Elsewhere) -> FsResult<ScrubReport> {
         self.commit()?;
-        let verified = self.core_catalog().verify().map_err(catalog_error)?;
+        let verified = self.catalog.verify().map_err(catalog_error)?;
         let mut report = ScrubReport { objects: verified.objects, problems: verified.problems, ..Default::default() };
         let mut live: HashMap<ContentId, (u64, Ino, String)> = HashMap::new();
         let mut entries = 0;
@@ -164,7 +164,7 @@ impl Engine {
             }
             Ok(())
         };
-        self.core_catalog().for_each(&mut visit).map_err(catalog_error)?;
+        self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         report.entries = entries;
         for (ino, place) in hanging {
             if !dirs.contains(&ino) {

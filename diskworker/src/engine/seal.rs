@@ -396,6 +396,9 @@ impl Core {
         let before = self.ns.content_dots(&at)?;
         self.ns.set_content(at.clone(), content, base, mtime_ns, ctime_ns)?;
         let after = self.ns.content_dots(&at)?;
+        if let Some(staged) = self.staged.get_mut(ino) {
+            staged.closed = None;
+        }
         if let Some(base) = self.staged.get_mut(ino).and_then(|staged| staged.base.as_mut()) {
             base.extend(after.into_iter().filter(|dot| !before.contains(dot)));
         }

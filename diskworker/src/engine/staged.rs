@@ -51,6 +51,8 @@ pub(super) struct Staged {
     pub failures: u32,
     /// Not to be sealed before: a disk that cannot read a large file need not try every second.
     pub not_before: Option<Instant>,
+    /// When it was closed first with something that is not recorded yet.
+    pub closed: Option<Instant>,
     /// Its name in the folder has been made durable by an fsync.
     pub name_synced: bool,
     /// Somebody was told that what he wrote is on stable storage, or may have been before a restart: the staged file must
@@ -70,6 +72,13 @@ pub(super) struct Closed {
 }
 
 impl Staged {
+    /// Whether it was closed so long ago, and nothing of that is recorded although nobody writes it now.
+    pub fn is_overdue(&self, age: Duration) -> bool {
+        let now = Instant::now();
+        let may_be_sealed = self.writers == 0 && self.not_before.is_none_or(|time| time <= now);
+        may_be_sealed && self.closed.is_some_and(|closed| now.saturating_duration_since(closed) >= age)
+    }
+
     /// Sealing it has failed: the next try is later than the last one was.
     pub fn failed(&mut self) {
         self.failures += 1;
@@ -160,6 +169,9 @@ impl StagedTable {
             Some(staged) => {
                 staged.writers -= 1;
                 staged.unwritten &= unwritten;
+                if staged.writers == 0 && !staged.unwritten {
+                    staged.closed.get_or_insert_with(Instant::now);
+                }
                 Closed { ino, dir: staged.dir, is_last: staged.writers == 0, shared: staged.session.is_none() }
             }
             None => Closed { ino, dir: Ino(0), is_last: false, shared: false }, // unlinked meanwhile

@@ -51,6 +51,11 @@ pub fn sync_filesystem(_of: impl AsFd) -> Result<bool, Errno> {
     Ok(false)
 }
 
+/// Nothing: there is no such call.
+pub fn begin_sync(_file: &File) -> Result<(), Errno> {
+    Ok(())
+}
+
 /// Give the file `bytes` of length, with blocks behind them where the file system can (ZFS cannot: EINVAL).
 pub fn preallocate(file: &File, bytes: u64) -> Result<(), Errno> {
     let length = i64::try_from(bytes).map_err(|_| Errno::EFBIG)?;

@@ -1,4 +1,4 @@
-//! Linux: FICLONE, syncfs(2), fallocate(2).
+//! Linux: FICLONE, syncfs(2), sync_file_range(2), fallocate(2).
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -81,6 +81,17 @@ pub fn sync_filesystem(of: impl AsFd) -> Result<bool, Errno> {
         return Ok(false);
     }
     nix::unistd::syncfs(of).map(|()| true)
+}
+
+/// Have what was written to the file go to the disk, and do not wait for that: a hint to the fsync that follows.
+#[allow(unsafe_code)]
+pub fn begin_sync(file: &File) -> Result<(), Errno> {
+    // SAFETY: takes a descriptor, which is open, and numbers.
+    let begun = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, nix::libc::SYNC_FILE_RANGE_WRITE) };
+    match Errno::result(begun) {
+        Err(errno @ (Errno::EIO | Errno::ENOSPC | Errno::EDQUOT)) => Err(errno),
+        _ => Ok(()), // not every kernel and file system has it
+    }
 }
 
 /// Give the file `bytes` of length, with blocks behind them where the file system can.

@@ -26,6 +26,8 @@ const CONNECTIONS_MAX: usize = 256;
 const GREETING_WAIT: Duration = Duration::from_secs(5);
 /// Fetches of a content for one who opens or cuts it: on a disk that makes room it may have gone again before it is opened.
 const FETCHES: u32 = 3;
+/// Versions of a file that are fetched for one who opens or cuts it, each of which was replaced elsewhere before it was here.
+const VERSIONS: u32 = 30;
 
 /// Accept frontends until the listener is shut down.
 pub fn serve(
@@ -328,17 +330,18 @@ enum Got<T> {
     Other,
 }
 
-/// Do what may need a content that is not here: `get` it then, and try again. With `here` EAGAIN instead.
+/// Do what may need a content that is not here: `get` it then, and try again. With `here` EAGAIN instead. ETIMEDOUT, as for one that
+/// does not come, when the file always has another one by then: nothing is damaged, and later it may succeed.
 fn with_content<T>(
     here: bool,
     act: impl Fn() -> FsResult<T>,
     absent: impl Fn() -> FsResult<Option<Wanted>>,
     mut get: impl FnMut(Wanted) -> FsResult<Got<T>>,
 ) -> FsResult<T> {
-    let (mut fetched, mut came) = (0, false);
+    let (mut last, mut versions, mut fetched, mut came) = (None, 0, 0, false);
     loop {
         let error = match act() {
-            Err(error) if error.errno == Errno::EIO && fetched < FETCHES => error,
+            Err(error) if error.errno == Errno::EIO => error,
             done => return done,
         };
         let Some(wanted) = absent()? else {
@@ -350,6 +353,16 @@ fn with_content<T>(
         };
         if here {
             return Err(Errno::EAGAIN.into());
+        }
+        if last.replace(wanted) != Some(wanted) {
+            (versions, fetched) = (versions + 1, 0);
+        }
+        if versions > VERSIONS {
+            let text = format!("the file was replaced {VERSIONS} times on other disks while its content was fetched");
+            return Err(FsError::new(Errno::ETIMEDOUT, text));
+        }
+        if fetched == FETCHES {
+            return Err(error);
         }
         came = false;
         match get(wanted)? {
@@ -470,5 +483,26 @@ mod tests {
         // Who does not wait is told, and only what has to be waited for.
         assert_eq!(with_content(true, || Err(eio()), || Ok(Some(wanted)), get), Err(Errno::EAGAIN.into()));
         assert_eq!(with_content(true, || Err(eio()), || Ok(None), get), Err(eio()));
+    }
+
+    /// Each fetch is of what the file had a moment ago.
+    #[test]
+    fn a_file_that_is_replaced_while_it_is_fetched_is_no_damage() {
+        let wanted = |n: u32| Wanted { content: ContentId([n as u8; 32]), size: 9000, pieces: None };
+        for (replaced, is_other) in [FETCHES, VERSIONS - 1, VERSIONS].into_iter().flat_map(|n| [(n, false), (n, true)])
+        {
+            let fetches = Cell::new(0);
+            let act = || match fetches.get() > replaced {
+                true => Ok("open"),
+                false => Err(FsError::new(Errno::EIO, "the content is missing on this disk")),
+            };
+            let get = |of| {
+                assert_eq!(of, wanted(fetches.get()));
+                fetches.set(fetches.get() + 1);
+                Ok(if is_other { Got::Other } else { Got::Whole })
+            };
+            let done = with_content(false, act, || Ok(Some(wanted(fetches.get()))), get).map_err(|error| error.errno);
+            assert_eq!(done, if replaced < VERSIONS { Ok("open") } else { Err(Errno::ETIMEDOUT) });
+        }
     }
 }

@@ -338,7 +338,7 @@ impl State {
         true
     }
 
-    fn make_stale(&mut self, ino: u64) {
+    pub(super) fn make_stale(&mut self, ino: u64) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.fresh = false;
             node.no_xattrs = false;

@@ -127,8 +127,17 @@ impl Fs {
         }
         let op = request::Op::Open(Open { ino, dir: self.dir_of(ino), write, truncate });
         let answer = match write {
-            true => self.worker.change(caller, op)?,
-            false => self.worker.ask(caller, op)?.check()?,
+            true => self.worker.change(caller, op),
+            false => self.worker.ask(caller, op).and_then(|answer| Ok(answer.check()?)),
+        };
+        let answer = match answer {
+            // Replaced or removed elsewhere, and the event of that is on its way. With ESTALE the kernel looks the name up once more,
+            // and must not be told of this inode again.
+            Err(Stop::Failed(error)) if is_gone(error.errno) => {
+                self.cache.doubt(ino);
+                return Err(FsError::new(Errno::ESTALE, error.message).into());
+            }
+            answer => answer?,
         };
         if let Some(node) = answer.reply.node {
             self.cache.apply(answer.stamp(), |patch| patch.node(Some(node)));

@@ -273,3 +273,27 @@ fn who_opened_while_it_was_written_reads_it_after_it_is_gone() {
         assert_eq!(bench.worker.open_handles(), 0);
     }
 }
+
+/// The event is late. The kernel looks the name up once more when it is told ESTALE, and opens what it finds then.
+#[test]
+fn a_file_that_was_replaced_elsewhere_is_opened_by_its_name_at_once() {
+    for write in [false, true] {
+        let bench = Bench::start();
+        let ino = bench.write_file(1, "f", b"first");
+        let other = bench.write_file(1, "g", b"second");
+        assert_eq!(bench.names(1), ["f", "g"]);
+        assert_eq!(bench.lookup(1, "f").unwrap().ino, ino);
+        bench.worker.shared.tree.lock().rename((1, b"g"), (1, b"f"), false, false).unwrap();
+        let opened = bench.fs.open(&Caller::own(), ino, write, false);
+        assert_eq!(opened.map(drop).map_err(|stop| stop.errno()), Err(Errno::ESTALE));
+        assert_eq!(bench.lookup(1, "f").unwrap().ino, other);
+        assert_eq!(bench.read_file(other), b"second");
+    }
+    // Removed: then there is nothing to be opened.
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"first");
+    assert_eq!(bench.names(1), ["f"]);
+    bench.worker.shared.tree.lock().unlink(1, b"f").unwrap();
+    assert!(bench.fs.open(&Caller::own(), ino, false, false).is_err());
+    assert!(bench.lookup(1, "f").is_none());
+}
