@@ -334,36 +334,6 @@ fn a_file_that_two_sessions_wrote_is_news_to_both() {
     }
 }
 
-/// Who replaces a file again and again has it closed in between, and not sealed yet.
-#[test]
-fn a_closed_file_may_be_written_again_as_long_as_its_mount_is_there() {
-    let disk = Disk::new();
-    let engine = disk.engine();
-    Posix::create(&**engine, &[b"a"], 0o644, &[1; 20_000]).unwrap();
-    disk.wait_until_sealed();
-    let other = SESSION + 1;
-    let queue = engine.begin_session(SESSION);
-    let (ino, handle, file) = open(&disk, &[b"a"]);
-    file.write_all_at(&[2; 10], 0).unwrap();
-    let seen_by = |session| {
-        let q = pb::Open { ino, dir: Ino::ROOT.0, write: false, truncate: false };
-        let (answer, _) = engine.open(session, &q).unwrap();
-        (answer.shared, answer.written)
-    };
-    assert_eq!(seen_by(other), (true, true));
-    assert_eq!(seen_by(SESSION), (false, false));
-    // Its descriptor keeps it from being sealed.
-    engine.close(SESSION, handle, false).unwrap();
-    assert_eq!(seen_by(other), (true, true));
-    assert_eq!(seen_by(SESSION), (false, false));
-    // What its mount left behind nobody changes, and who is mounted next may keep pages of it.
-    engine.session_lost(SESSION, &queue);
-    assert_eq!(seen_by(other), (true, false));
-    drop(file);
-    disk.wait_until_sealed();
-    assert_eq!(seen_by(other), (false, false));
-}
-
 /// Everybody was told of the copy that the writer had, which nobody wrote to.
 #[test]
 fn a_version_that_came_while_a_file_was_open_unwritten_is_news_to_all() {

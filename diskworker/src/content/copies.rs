@@ -138,8 +138,7 @@ impl ContentStore {
             let state = self.staging.lock();
             state.copies.iter().filter(|(_, copy)| !copy.is_doubtful).map(|(ino, copy)| (*ino, *copy)).collect()
         };
-        let are_synced =
-            copies.len() > ONE_BY_ONE_MAX && matches!(os::sync_filesystem(self.folder.root_fd()), Ok(true));
+        let are_synced = copies.len() > ONE_BY_ONE_MAX && matches!(self.sync_whole(), Ok(true));
         for (ino, Mark { number, .. }) in copies {
             // A sync of one that is doubtful says that all is well.
             let synced = match self.is_doubtful(ino) {

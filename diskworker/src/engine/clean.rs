@@ -47,6 +47,21 @@ impl Engine {
         }
     }
 
+    /// Body of the thread that syncs what no commit waits for. On a slow disk that others write to it may take minutes.
+    pub(super) fn rest_loop(&self) {
+        let mut has_failed = false;
+        while !self.is_stopping() {
+            self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
+            let synced = self.store.sync_rest();
+            if let Err(error) = &synced
+                && !has_failed
+            {
+                tracing::warn!("{error}");
+            }
+            has_failed = synced.is_err();
+        }
+    }
+
     /// Body of the cleaning thread.
     pub(super) fn clean_loop(&self) {
         let now = Instant::now();
@@ -60,9 +75,6 @@ impl Engine {
             // Looked up first: a lock taken in the head of a loop is held to its end.
             let waiting = self.core().staged.waiting(Instant::now());
             waiting.into_iter().for_each(|ino| self.seals.push(ino));
-            if let Err(error) = self.store.sync_rest() {
-                tracing::debug!("{error}"); // the next commit says so
-            }
             if self.is_collection_due(&mut collecting) {
                 let begin = Instant::now();
                 if let Err(error) = self.collect() {

@@ -158,7 +158,7 @@ impl Engine {
             && let Some(file) = self.store.open_staged(node.ino, false)?
         {
             let shared = staged.session != Some(session);
-            let written = shared && self.may_be_rewritten(staged);
+            let written = shared && staged.writers > 0;
             return Ok((Answer { shared, written, ..answer }, Opening::File { handle: 0, file }));
         }
         Ok((
@@ -173,17 +173,6 @@ impl Engine {
                 _ => Opening::Inline(Bytes::new()),
             },
         ))
-    }
-
-    /// Whether others write it, or may go on doing so before they are done with it: whoever replaces a file many times a second has it
-    /// closed and not sealed in between.
-    fn may_be_rewritten(&self, staged: &Staged) -> bool {
-        staged.writers > 0
-            || match staged.session {
-                Some(other) => self.has_session(other),
-                // Of two, or of none since the start.
-                None => staged.opened > 0,
-            }
     }
 
     fn open_write(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {

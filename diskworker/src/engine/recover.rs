@@ -108,6 +108,7 @@ impl Running {
             ("commit", Engine::commit_loop as fn(&Engine)),
             ("clean", Engine::clean_loop),
             ("copies", Engine::copies_loop),
+            ("rest", Engine::rest_loop),
         ];
         let threads = threads.into_iter().chain(sealers).map(|(name, body)| {
             let engine = engine.clone();
@@ -333,7 +334,15 @@ pub(super) mod tests {
     use crate::engine::{Opening, make_catalog};
 
     pub fn start(root: &std::path::Path) -> Running {
-        let folder = Arc::new(DiskFolder::open(root, None).unwrap());
+        let begin = Instant::now();
+        let folder = loop {
+            match DiskFolder::open(root, None) {
+                Ok(folder) => break Arc::new(folder),
+                // A program that another test is starting has our lock until it runs.
+                Err(error) => assert!(begin.elapsed() < Duration::from_secs(20), "{error:#}"),
+            }
+            std::thread::yield_now();
+        };
         Running::start(folder, Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) }).unwrap()
     }
 

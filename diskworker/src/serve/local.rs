@@ -28,6 +28,8 @@ const GREETING_WAIT: Duration = Duration::from_secs(5);
 const FETCHES: u32 = 3;
 /// Versions of a file that are fetched for one who opens or cuts it, each of which was replaced elsewhere before it was here.
 const VERSIONS: u32 = 30;
+/// Bytes above which there are no more of them than [`FETCHES`].
+const VERSIONS_BYTES: u64 = 64 << 20;
 
 /// Accept frontends until the listener is shut down.
 pub fn serve(
@@ -338,7 +340,7 @@ fn with_content<T>(
     absent: impl Fn() -> FsResult<Option<Wanted>>,
     mut get: impl FnMut(Wanted) -> FsResult<Got<T>>,
 ) -> FsResult<T> {
-    let (mut last, mut versions, mut fetched, mut came) = (None, 0, 0, false);
+    let (mut last, mut versions, mut bytes, mut fetched, mut came) = (None, 0, 0u64, 0, false);
     loop {
         let error = match act() {
             Err(error) if error.errno == Errno::EIO => error,
@@ -355,10 +357,11 @@ fn with_content<T>(
             return Err(Errno::EAGAIN.into());
         }
         if last.replace(wanted) != Some(wanted) {
-            (versions, fetched) = (versions + 1, 0);
+            (versions, bytes, fetched) = (versions + 1, bytes.saturating_add(wanted.size), 0);
         }
-        if versions > VERSIONS {
-            let text = format!("the file was replaced {VERSIONS} times on other disks while its content was fetched");
+        if versions > if bytes > VERSIONS_BYTES { FETCHES } else { VERSIONS } {
+            let replaced = versions - 1;
+            let text = format!("the file was replaced {replaced} times on other disks while its content was fetched");
             return Err(FsError::new(Errno::ETIMEDOUT, text));
         }
         if fetched == FETCHES {
@@ -488,9 +491,11 @@ mod tests {
     /// Each fetch is of what the file had a moment ago.
     #[test]
     fn a_file_that_is_replaced_while_it_is_fetched_is_no_damage() {
-        let wanted = |n: u32| Wanted { content: ContentId([n as u8; 32]), size: 9000, pieces: None };
-        for (replaced, is_other) in [FETCHES, VERSIONS - 1, VERSIONS].into_iter().flat_map(|n| [(n, false), (n, true)])
-        {
+        let cases =
+            [(9000, FETCHES), (9000, VERSIONS - 1), (9000, VERSIONS), (1 << 30, FETCHES - 1), (1 << 30, FETCHES)];
+        for ((size, replaced), is_other) in cases.into_iter().flat_map(|case| [(case, false), (case, true)]) {
+            let wanted = |n: u32| Wanted { content: ContentId([n as u8; 32]), size, pieces: None };
+            let most = if size > VERSIONS_BYTES { FETCHES } else { VERSIONS };
             let fetches = Cell::new(0);
             let act = || match fetches.get() > replaced {
                 true => Ok("open"),
@@ -502,7 +507,7 @@ mod tests {
                 Ok(if is_other { Got::Other } else { Got::Whole })
             };
             let done = with_content(false, act, || Ok(Some(wanted(fetches.get()))), get).map_err(|error| error.errno);
-            assert_eq!(done, if replaced < VERSIONS { Ok("open") } else { Err(Errno::ETIMEDOUT) });
+            assert_eq!(done, if replaced < most { Ok("open") } else { Err(Errno::ETIMEDOUT) });
         }
     }
 }
