@@ -54,7 +54,7 @@ mod staging;
 pub mod torrent;
 
 pub use copies::{Copied, Life};
-pub use garbage::Collected;
+pub use garbage::{Collected, Retention};
 #[cfg(test)]
 pub(crate) use hash::{HASHED, UNREADABLE};
 pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};

@@ -27,6 +27,7 @@ mod recover;
 mod report;
 mod room;
 mod seal;
+pub(crate) mod stable;
 mod staged;
 mod take;
 
@@ -95,6 +96,7 @@ pub struct Engine {
     placer: std::sync::OnceLock<take::Placer>,
     moves: take::Moves,
     retention: Duration,
+    stable: stable::Stable,
 }
 
 /// What the engine's mutex protects.
