@@ -318,6 +318,24 @@ fn what_a_disk_that_is_away_may_still_refer_to_stays_in_the_trash() {
     assert_eq!((lab.store.shed_trash(hour).unwrap(), lab.store.purge_trash().unwrap() > 0), (0, true));
 }
 
+/// To empty it may take seconds, and who holds a lock has none.
+#[test]
+fn a_file_made_in_the_room_there_is_leaves_the_trash() {
+    let lab = Lab::new();
+    let gone = lab.seal(1, &noise(5000));
+    for _ in 0..2 {
+        lab.store.collect(&HashSet::new(), Duration::from_secs(3600), SystemTime::now()).unwrap();
+    }
+    // A disk on which nothing is free.
+    let store = ContentStore::open(lab.store.folder().clone(), u64::MAX).unwrap();
+    let wanted = ContentId([1; 32]);
+    let is_full = |made: FsResult<File>| made.unwrap_err().errno == Errno::ENOSPC;
+    let is_in_trash = || lab.path(format!("trash/{gone}")).exists();
+    assert!(is_full(store.incoming_file_in_room(wanted, 9000)) && is_in_trash());
+    assert!(is_full(store.incoming_file(wanted, 9000)) && !is_in_trash());
+    assert_eq!(store.incoming().unwrap(), []);
+}
+
 #[test]
 fn a_fetched_file_is_verified_as_a_whole() {
     let lab = Lab::new();
