@@ -54,7 +54,7 @@ mod staging;
 pub mod torrent;
 
 pub use copies::{Copied, Life};
-pub use garbage::Collected;
+pub use garbage::{Collected, Retention};
 #[cfg(test)]
 pub(crate) use hash::{HASHED, UNREADABLE};
 pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};
@@ -296,13 +296,19 @@ impl ContentStore {
 
     /// Do something that takes room; when there is none, empty the trash and try once more.
     fn with_room<T>(&self, bytes: u64, act: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
-        let attempt = || match self.free_space() {
+        match self.in_room(bytes, &act) {
+            Err(Errno::ENOSPC | Errno::EDQUOT) if self.purge_trash().is_ok_and(|freed| freed > 0) => {
+                self.in_room(bytes, &act)
+            }
+            other => other,
+        }
+    }
+
+    /// The same in the room that there is: the trash stays.
+    fn in_room<T>(&self, bytes: u64, act: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match self.free_space() {
             Ok(space) if space.free < bytes.max(1) => Err(Errno::ENOSPC),
             _ => act(),
-        };
-        match attempt() {
-            Err(Errno::ENOSPC | Errno::EDQUOT) if self.purge_trash().is_ok_and(|freed| freed > 0) => attempt(),
-            other => other,
         }
     }
 

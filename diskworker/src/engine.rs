@@ -28,6 +28,7 @@ mod recover;
 mod report;
 mod room;
 mod seal;
+pub(crate) mod stable;
 mod staged;
 mod take;
 
@@ -98,6 +99,7 @@ pub struct Engine {
     placer: std::sync::OnceLock<take::Placer>,
     moves: take::Moves,
     retention: Duration,
+    stable: stable::Stable,
 }
 
 /// What the engine's mutex protects.

@@ -339,19 +339,28 @@ impl Fetcher {
     /// The transfer of a content, begun now unless it is under way; `None` while BitTorrent fetches it, or one that was given
     /// up has not ended.
     fn transfer(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<Option<Using>> {
-        let mut transfers = self.transfers.lock();
-        if let Some(transfer) = transfers.get(&wanted.content) {
-            let goes_on = !transfer.stopped().is_cancelled();
-            return Ok(goes_on.then(|| Using::new(transfer.clone(), counts)));
+        let under_way = |transfers: &HashMap<ContentId, Arc<Transfer>>| match transfers.get(&wanted.content) {
+            Some(transfer) => {
+                let goes_on = !transfer.stopped().is_cancelled();
+                Some(goes_on.then(|| Using::new(transfer.clone(), counts)))
+            }
+            None => self.swarming.lock().contains_key(&wanted.content).then_some(None),
+        };
+        if let Some(found) = under_way(&self.transfers.lock()) {
+            return Ok(found);
         }
-        if self.swarming.lock().contains_key(&wanted.content) {
-            return Ok(None);
-        }
+        // What takes long, before the lock: tasks of the runtime wait for that, and everything else for them.
+        let store = &self.engine.store;
+        store.make_room(store.incoming_needs(wanted.content, wanted.size))?;
         let pieces = match wanted.pieces {
             Some(pieces) => Some(self.engine.attachment(pieces)?),
             None => None,
         };
-        let file = self.engine.store.incoming_file(wanted.content, wanted.size)?;
+        let mut transfers = self.transfers.lock();
+        if let Some(found) = under_way(&transfers) {
+            return Ok(found);
+        }
+        let file = store.incoming_file_in_room(wanted.content, wanted.size)?;
         let transfer = Arc::new(Transfer::new(wanted, pieces, file, self.room.clone())?);
         transfers.insert(wanted.content, transfer.clone());
         let using = Using::new(transfer.clone(), counts);

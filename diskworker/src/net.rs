@@ -168,6 +168,10 @@ impl Net {
             cuts: Mutex::default(),
             log: LogOnce::default(),
         });
+        net.engine.watch_members({
+            let net = Arc::downgrade(&net);
+            Box::new(move || net.upgrade().map_or_else(Vec::new, |net| net.others()))
+        });
         let (accepted, incoming) = mpsc::channel(16);
         tokio::spawn(listener::accept(net.clone(), bound, accepted));
         tokio::spawn(serve(net.clone(), incoming));
@@ -189,6 +193,13 @@ impl Net {
     /// Whether there is no other disk in the cluster.
     pub fn is_alone(&self) -> bool {
         self.members.get().is_none_or(|members| members.disks().len() <= 1)
+    }
+
+    /// The other disks of the cluster.
+    fn others(&self) -> Vec<DiskId> {
+        let me = self.engine.folder.disk_id();
+        let members = self.members.get();
+        members.iter().flat_map(|members| members.disks().keys()).copied().filter(|disk| *disk != me).collect()
     }
 
     /// Whether this disk fetches contents only to read them.
@@ -319,6 +330,7 @@ impl Net {
             run: self.run,
             epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()),
             uptime_s: self.started.elapsed().as_secs(),
+            state: self.engine.commits().borrow().as_bytes().to_vec(),
         };
         pb::News { news: Some(news::News::About(about)) }
     }

@@ -60,6 +60,23 @@ impl Keep {
     }
 }
 
+/// For how long what nobody refers to is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// In `incoming/`, and in the trash what came there by `stable`.
+    pub usual: Duration,
+    /// In the trash what came later.
+    pub most: Duration,
+    /// What is in the trash since then nobody can refer to any more.
+    pub stable: SystemTime,
+}
+
+impl From<Duration> for Retention {
+    fn from(usual: Duration) -> Self {
+        Self { usual, most: usual, stable: UNIX_EPOCH }
+    }
+}
+
 /// What a collection did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -126,9 +143,15 @@ impl ContentStore {
     }
 
     /// Move what is not in `live` to the trash, take back what is, and delete what has been in the trash (or lies in
-    /// `incoming/` untouched) for `retention`. `live` must have been made after the last call of this returned; contents
+    /// `incoming/` untouched) for as long as `lasts` says. `live` must have been made after the last call of this returned; contents
     /// finished since that call began are spared, so a content must be recorded before the next call but one.
-    pub fn collect(&self, live: &HashSet<ContentId>, retention: Duration, now: SystemTime) -> FsResult<Collected> {
+    pub fn collect(
+        &self,
+        live: &HashSet<ContentId>,
+        lasts: impl Into<Retention>,
+        now: SystemTime,
+    ) -> FsResult<Collected> {
+        let lasts = lasts.into();
         let spared = std::mem::take(&mut *self.keep.fresh.lock());
         self.keep.unwanted.lock().clear();
         let mut done = Collected::default();
@@ -148,7 +171,7 @@ impl ContentStore {
             for content in self.in_dir(dir)? {
                 if live.contains(&content) {
                     done.restored += u64::from(dir == Dir::Trash && self.take_back(content)?.is_some());
-                } else if let Some(bytes) = self.delete_old(dir, content, retention, now)? {
+                } else if let Some(bytes) = self.delete_old(dir, content, lasts, now)? {
                     done.deleted += 1;
                     done.deleted_bytes += bytes;
                 }
@@ -159,9 +182,14 @@ impl ContentStore {
 
     /// Empty the trash now, because room is needed; the bytes that were freed.
     pub fn purge_trash(&self) -> FsResult<u64> {
+        self.shed_trash(Duration::ZERO)
+    }
+
+    /// Delete what has been in the trash for so long; the bytes that were freed.
+    pub fn shed_trash(&self, lasts: Duration) -> FsResult<u64> {
         let mut freed = 0;
         for content in self.in_dir(Dir::Trash)? {
-            freed += self.delete_old(Dir::Trash, content, Duration::ZERO, SystemTime::now())?.unwrap_or(0);
+            freed += self.delete_old(Dir::Trash, content, lasts.into(), SystemTime::now())?.unwrap_or(0);
         }
         Ok(freed)
     }
@@ -278,7 +306,7 @@ impl ContentStore {
         Ok(names.iter().filter_map(|name| content_of(name)).collect())
     }
 
-    fn delete_old(&self, dir: Dir, content: ContentId, retention: Duration, now: SystemTime) -> FsResult<Option<u64>> {
+    fn delete_old(&self, dir: Dir, content: ContentId, lasts: Retention, now: SystemTime) -> FsResult<Option<u64>> {
         let name = content.to_hex();
         let _shard = self.shard(content).lock();
         if self.keep.holds(content) {
@@ -288,7 +316,9 @@ impl ContentStore {
             let stat = fstatat(self.dir(dir), name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
             let since = Duration::from_nanos(u64::try_from(os::mtime_ns(&stat)).unwrap_or(0));
             let age = now.duration_since(UNIX_EPOCH).unwrap_or_default().checked_sub(since);
-            if !retention.is_zero() && age.is_none_or(|age| age < retention) {
+            let is_settled = dir == Dir::Incoming || UNIX_EPOCH + since <= lasts.stable;
+            let lasts = if is_settled { lasts.usual } else { lasts.most };
+            if !lasts.is_zero() && age.is_none_or(|age| age < lasts) {
                 return Ok(None);
             }
             unlinkat(self.dir(dir), name.as_str(), UnlinkatFlags::NoRemoveDir)

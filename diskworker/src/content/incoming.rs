@@ -26,16 +26,26 @@ impl ContentStore {
     /// # Errors
     /// `ENOSPC` when what is missing of it would not fit on the disk, even with the trash emptied.
     pub fn incoming_file(&self, content: ContentId, size: u64) -> FsResult<File> {
-        let at = self.dir(Dir::Incoming);
-        let made = self.with_room(self.incoming_needs(content, size), || {
-            let file = os::open_file(at, &content.to_hex(), OFlag::O_RDWR | OFlag::O_CREAT)?;
-            let length = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
-            if fstat(&file)?.st_size != length {
-                ftruncate(&file, length)?;
-            }
-            Ok(file)
-        });
+        let made = self.with_room(self.incoming_needs(content, size), || self.make_incoming(content, size));
         made.map_err(|errno| fail(errno, "make", &incoming_path(content)))
+    }
+
+    /// The same without emptying the trash, which may take seconds: for who holds a lock, and has made room before.
+    ///
+    /// # Errors
+    /// `ENOSPC` when what is missing of it would not fit on the disk.
+    pub fn incoming_file_in_room(&self, content: ContentId, size: u64) -> FsResult<File> {
+        let made = self.in_room(self.incoming_needs(content, size), || self.make_incoming(content, size));
+        made.map_err(|errno| fail(errno, "make", &incoming_path(content)))
+    }
+
+    fn make_incoming(&self, content: ContentId, size: u64) -> Result<File, Errno> {
+        let file = os::open_file(self.dir(Dir::Incoming), &content.to_hex(), OFlag::O_RDWR | OFlag::O_CREAT)?;
+        let length = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
+        if fstat(&file)?.st_size != length {
+            ftruncate(&file, length)?;
+        }
+        Ok(file)
     }
 
     /// Bytes that its file still lacks on the disk.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use delugefs_proto::limits::{INLINE_MAX_BYTES, TORRENT_MIN_BYTES};
@@ -294,6 +294,46 @@ fn garbage_goes_to_the_trash_and_comes_back_when_asked_for() {
     assert!(lab.store.purge_trash().unwrap() >= 6000);
     assert_eq!(lab.store.has(gone).unwrap(), None);
     assert_eq!(lab.store.usage(), Usage { contents: 1, bytes: 5000 });
+}
+
+#[test]
+fn what_a_disk_that_is_away_may_still_refer_to_stays_in_the_trash() {
+    let lab = Lab::new();
+    let [hour, month] = [3600, 30 * 86_400].map(Duration::from_secs);
+    let (now, live) = (SystemTime::now(), HashSet::new());
+    let lasts = |stable| Retention { usual: hour, most: month, stable };
+    let [first, second] = [1, 2].map(|n| {
+        let content = lab.seal(n, &noise(5000 + n as usize));
+        lab.store.collect(&live, lasts(UNIX_EPOCH), now).unwrap();
+        assert_eq!(lab.store.collect(&live, lasts(UNIX_EPOCH), now + hour * n as u32).unwrap().moved, 1);
+        content
+    });
+    let collect = |stable, at| lab.store.collect(&live, lasts(stable), at).unwrap().deleted;
+    assert_eq!(collect(UNIX_EPOCH, now + month), 0);
+    // The first is settled, and the second is not.
+    assert_eq!(collect(now + hour, now + hour * 2 - hour / 2), 0);
+    assert_eq!(collect(now + hour, now + month), 1);
+    assert!(!lab.path(format!("trash/{first}")).exists() && lab.path(format!("trash/{second}")).exists());
+    // Room is low.
+    assert_eq!((lab.store.shed_trash(hour).unwrap(), lab.store.purge_trash().unwrap() > 0), (0, true));
+}
+
+/// To empty it may take seconds, and who holds a lock has none.
+#[test]
+fn a_file_made_in_the_room_there_is_leaves_the_trash() {
+    let lab = Lab::new();
+    let gone = lab.seal(1, &noise(5000));
+    for _ in 0..2 {
+        lab.store.collect(&HashSet::new(), Duration::from_secs(3600), SystemTime::now()).unwrap();
+    }
+    // A disk on which nothing is free.
+    let store = ContentStore::open(lab.store.folder().clone(), u64::MAX).unwrap();
+    let wanted = ContentId([1; 32]);
+    let is_full = |made: FsResult<File>| made.unwrap_err().errno == Errno::ENOSPC;
+    let is_in_trash = || lab.path(format!("trash/{gone}")).exists();
+    assert!(is_full(store.incoming_file_in_room(wanted, 9000)) && is_in_trash());
+    assert!(is_full(store.incoming_file(wanted, 9000)) && !is_in_trash());
+    assert_eq!(store.incoming().unwrap(), []);
 }
 
 #[test]

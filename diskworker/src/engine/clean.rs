@@ -9,6 +9,7 @@ use delugefs_proto::record::{Body, Data, Element, Key};
 
 use super::Engine;
 use super::room::is_full;
+use crate::catalog::State;
 use crate::namespace::catalog_error;
 
 /// How often leftovers are looked at.
@@ -85,6 +86,7 @@ impl Engine {
                 // Never more than a hundredth of the time, however large the catalog is.
                 collecting.every = COLLECT_EVERY.max(collecting.took * 100);
             }
+            self.shed_trash();
             self.make_room_for_names();
             match self.refusal() {
                 None => drop(self.fill_ballast()),
@@ -118,8 +120,13 @@ impl Engine {
     /// One at a time: what is finished during one is spared by that and by the next, and by nobody else.
     pub fn collect(&self) -> FsResult<()> {
         let _one = self.collecting.lock();
-        let live = self.live_contents()?;
-        let collected = self.store.collect(&live, self.retention, SystemTime::now())?;
+        let lasts = self.trash_lasts();
+        let (live, committed) = self.live_contents()?;
+        let now = SystemTime::now();
+        let collected = self.store.collect(&live, lasts, now)?;
+        if let Some(state) = committed {
+            self.watch_state(now, &state);
+        }
         let purged = if self.is_pressed() { self.purge_trash() } else { 0 };
         if self.refusal().is_some_and(|error| is_full(error.errno)) {
             // Names removed are still in the packs.
@@ -139,9 +146,9 @@ impl Engine {
         Ok(())
     }
 
-    /// The contents that files have now. What is sealed from here on is spared by the store: its record may be younger
-    /// than the state looked at.
-    fn live_contents(&self) -> FsResult<HashSet<ContentId>> {
+    /// The contents that files have now, and a committed state in which they have no others. What is sealed from here on is spared by
+    /// the store: its record may be younger than the state looked at.
+    fn live_contents(&self) -> FsResult<(HashSet<ContentId>, Option<State>)> {
         let committed = self.commit();
         let _no_commit = self.commit_lock.lock();
         let pending = self.core().ns.pending_sets();
@@ -157,6 +164,7 @@ impl Engine {
             }
             Err(error) => return Err(error),
         };
+        let state = replaced.is_none().then(|| self.core_catalog().state());
         let mut live: HashSet<ContentId> = HashSet::new();
         let mut visit = |key: &Key, elements: &[Element]| {
             if !replaced.is_some_and(|sets| sets.contains_key(key)) {
@@ -166,7 +174,7 @@ impl Engine {
         };
         self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         pending.values().for_each(|elements| note(&mut live, elements));
-        Ok(live)
+        Ok((live, state))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Contents that one disk of a host gives to another when they are sealed, so that unequal disks fill evenly. The file was
 //! written on the disk that is mounted; the one with more room copies it, verifies it, and holds it from then on.
 //!
-//! Order: durable there, recorded and committed here, that commit followed there, and only then is the staged file removed. A
+//! Order: its bytes on stable storage there, then its name, recorded and committed here, that commit followed there, and only then is
+//! the staged file removed. A
 //! crash before that leaves the staged file, which is sealed anew; a copy that nothing refers to then is collected there.
 //! Without the third step the other disk might take the content for rubbish while this one is away.
 
@@ -158,10 +159,15 @@ impl Engine {
         // Nothing of the catalog refers to it yet.
         self.store.promise(content, KEPT);
         if self.store.has(content)? == Some(size) {
-            self.store.check(content, size)?;
-            // An earlier process may have put it there and ended before it was durable.
-            self.store.doubt(content);
-            return self.store.sync_content(content);
+            match self.store.verify(content, size) {
+                Ok(()) => {
+                    // An earlier process may have put it there and ended before it was durable.
+                    self.store.doubt(content);
+                    return self.store.sync_content(content);
+                }
+                // What is damaged or cannot be read is replaced by what is given.
+                Err(error) => tracing::warn!("{error}; another disk of this host gives a good one"),
+            }
         }
         if size < PLACED_MIN_BYTES || self.store.free_space()?.free < size {
             return Err(FsError::new(Errno::ENOSPC, "there is no room for it"));
@@ -189,6 +195,8 @@ impl Engine {
             os::copy_range(from, &file, start, end)?;
             at = end;
         }
+        // Before it gets its name: after a loss of power that would stand for a file of its length with holes in it, and be announced.
+        sync(&file)?;
         drop(file);
         let Seal::Large(job) = self.store.begin_seal(ino)? else { return Err(Errno::EBUSY.into()) };
         let sealed = job.run()?;
@@ -196,5 +204,59 @@ impl Engine {
             return Err(FsError::new(Errno::EINVAL, "what came is another content"));
         }
         self.store.finish_seal(&sealed)
+    }
+}
+
+fn sync(file: &File) -> FsResult<()> {
+    #[cfg(test)]
+    if tests::UNSYNCABLE.get() {
+        return Err(Errno::EIO.into());
+    }
+    Ok(file.sync_all()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::engine::make_catalog;
+    use crate::engine::recover::tests::start;
+    use crate::folder::DiskFolder;
+
+    thread_local! {
+        /// Whether this thread's disk is one that is pulled before it is synced.
+        pub static UNSYNCABLE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    #[test]
+    fn a_content_gets_its_name_when_its_bytes_are_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        let engine = &running.engine;
+        let bytes = vec![7; 3 << 20];
+        let id = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
+        let (content, size) = (ContentId::from_slice(id.as_ref()).unwrap(), bytes.len() as u64);
+        let given = tempfile::tempfile().unwrap();
+        given.write_all_at(&bytes, 0).unwrap();
+        UNSYNCABLE.set(true);
+        let taken = engine.take_content(content, size, &given);
+        UNSYNCABLE.set(false);
+        assert_eq!(taken.unwrap_err().errno, Errno::EIO);
+        assert_eq!(engine.store.has(content).unwrap(), None);
+        assert_eq!(std::fs::read_dir(root.join("staging")).unwrap().count(), 0);
+        engine.take_content(content, size, &given).unwrap();
+        engine.store.check(content, size).unwrap();
+        // A damaged one that is there already is no reason to give up.
+        let hex = content.to_hex();
+        let path = root.join("data").join(&hex[..2]).join(&hex);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, vec![0; bytes.len()]).unwrap();
+        engine.take_content(content, size, &given).unwrap();
+        engine.store.check(content, size).unwrap();
+        running.stop().unwrap();
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use delugefs_proto::errno::FsError;
 use delugefs_proto::ids::ContentId;
+use delugefs_proto::limits::piece_length_bytes;
 use delugefs_proto::peer_pb::{ReadContentReply, ReadContentRequest};
 use nix::errno::Errno;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -15,7 +16,7 @@ use tonic::Status;
 use crate::engine::Engine;
 use crate::net::pace::Pace;
 
-/// Most bytes of one request.
+/// Most bytes of one request, unless a piece has more: nobody asks for parts of pieces.
 const REQUEST_MAX_BYTES: u64 = 64 << 20;
 /// A peer that takes nothing for so long is given up.
 const UNREAD: Duration = Duration::from_secs(30);
@@ -31,8 +32,7 @@ pub fn read_content(
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
     let content = ContentId::from_slice(&request.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
     let (size, mut offset, length) = (request.size_bytes, request.offset, request.length);
-    let end = offset.checked_add(length).filter(|end| *end <= size && length <= REQUEST_MAX_BYTES);
-    let end = end.ok_or_else(|| Status::invalid_argument("no such range"))?;
+    let end = end_of(size, offset, length).ok_or_else(|| Status::invalid_argument("no such range"))?;
     let (sender, receiver) = mpsc::channel(4);
     let engine = engine.clone();
     tokio::task::spawn_blocking(move || {
@@ -68,4 +68,34 @@ pub fn read_content(
 pub(crate) fn hand_over<T>(sender: &mpsc::Sender<T>, message: T) -> bool {
     let sending = tokio::time::timeout(UNREAD, sender.send(message));
     matches!(tokio::runtime::Handle::current().block_on(sending), Ok(Ok(())))
+}
+
+/// Where a range ends that may be asked for.
+fn end_of(size: u64, offset: u64, length: u64) -> Option<u64> {
+    let most = REQUEST_MAX_BYTES.max(piece_length_bytes(size).into());
+    offset.checked_add(length).filter(|end| *end <= size && length <= most)
+}
+
+#[cfg(test)]
+mod tests {
+    use delugefs_proto::limits::{FILE_MAX_BYTES, piece_count};
+
+    use super::*;
+
+    #[test]
+    fn every_piece_may_be_asked_for() {
+        let mut size = 1;
+        while size <= FILE_MAX_BYTES {
+            for size in [size, size + 1, size * 3 / 2].into_iter().filter(|size| *size <= FILE_MAX_BYTES) {
+                let (length, last) = (u64::from(piece_length_bytes(size)), piece_count(size) - 1);
+                assert_eq!(end_of(size, 0, length.min(size)), Some(length.min(size)), "{size}");
+                assert_eq!(end_of(size, last * length, size - last * length), Some(size), "{size}");
+            }
+            size *= 2;
+        }
+        assert_eq!(end_of(1 << 30, 0, REQUEST_MAX_BYTES), Some(REQUEST_MAX_BYTES));
+        for (offset, length) in [(0, REQUEST_MAX_BYTES + 1), (1 << 30, 1), (u64::MAX, 2)] {
+            assert_eq!(end_of(1 << 30, offset, length), None);
+        }
+    }
 }

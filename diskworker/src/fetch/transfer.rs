@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::room::{self, Room};
@@ -51,6 +51,9 @@ const REQUEST_MIN_BYTES: u64 = 256 << 10;
 const SILENT: Duration = Duration::from_secs(8);
 /// Less than this is nothing; limited lines send as much at once, or what is left.
 const STEP_BYTES: usize = 16 << 10;
+/// A holder that needs longer for [`SLOW_BYTES`] is left for another one that may be faster: it keeps readers waiting.
+const SLOW: Duration = Duration::from_secs(3);
+const SLOW_BYTES: usize = 192 << 10;
 /// How long a holder that failed is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// With no holder for so long, the transfer fails: news of a new content travel beside it.
@@ -436,9 +439,12 @@ impl Transfer {
     ) -> FsResult<()> {
         let offset = first as u64 * self.piece_bytes;
         let length = (first..first + count).map(|piece| self.length(piece)).sum();
-        if let Some(pace) = net.pace_from(disk) {
-            self.wait_for_turn(&pace, length).await;
+        let pace = net.pace_from(disk);
+        if let Some(pace) = &pace {
+            self.wait_for_turn(pace, length).await;
         }
+        // A limited line is slow whoever sends.
+        let may_leave = || pace.is_none() && self.has_other(net, disk);
         let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
         let request = ReadContentRequest {
             content: self.wanted.content.0.to_vec(),
@@ -453,16 +459,29 @@ impl Transfer {
         let mut parts: Vec<Bytes> = Vec::new();
         let mut gathered = 0;
         let (mut waited, mut step) = (Duration::ZERO, 0);
+        let (mut slow_at, mut slowly) = (Instant::now() + SLOW, 0);
         while piece < first + count {
             let asked = Instant::now();
-            let reply = timeout(SILENT.saturating_sub(waited), replies.message()).await;
-            let reply = reply.map_err(|_| Errno::ETIMEDOUT)?.map_err(lost)?;
+            let silent_at = asked + SILENT.saturating_sub(waited);
+            let reply = loop {
+                if Instant::now() >= slow_at {
+                    if may_leave() {
+                        return Err(FsError::new(Errno::ETIMEDOUT, "it is slow, and another disk holds the content"));
+                    }
+                    (slow_at, slowly) = (Instant::now() + SLOW, 0);
+                }
+                match timeout_at(slow_at.min(silent_at).into(), replies.message()).await {
+                    Ok(reply) => break reply.map_err(lost)?,
+                    Err(_) if Instant::now() >= silent_at => return Err(Errno::ETIMEDOUT.into()),
+                    Err(_) => {}
+                }
+            };
             waited += asked.elapsed();
             let Some(reply) = reply else {
                 return Err(FsError::new(Errno::ECONNRESET, "it sent less than it was asked for"));
             };
             let mut data = reply.data;
-            step += data.len();
+            (step, slowly) = (step + data.len(), slowly + data.len());
             if step >= STEP_BYTES {
                 (waited, step) = (Duration::ZERO, 0);
                 self.state.lock().progress = Instant::now();
@@ -483,10 +502,21 @@ impl Transfer {
                         return self.write_with_room(engine, piece, whole, error).await;
                     }
                     (gathered, piece) = (0, piece + 1);
+                    // To write it took our time.
+                    slowly = SLOW_BYTES;
                 }
+            }
+            if slowly >= SLOW_BYTES {
+                (slow_at, slowly) = (Instant::now() + SLOW, 0);
             }
         }
         Ok(())
+    }
+
+    /// Whether another disk has the content, is there, and did not fail when it was last asked: else a slow one is the best there is.
+    fn has_other(&self, net: &Net, disk: DiskId) -> bool {
+        let holders = net.holders(self.wanted.content);
+        holders.into_iter().any(|other| other != disk && !net.is_in_doubt(other))
     }
 
     /// A limited line is used by one after the other, before they ask: what is asked for and not taken would keep back all

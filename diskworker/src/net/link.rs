@@ -366,6 +366,7 @@ fn is_bounded(about: &pb::About) -> bool {
     let texts = [&about.program, &about.host_label, &about.site];
     about.host_id.len() <= 32
         && about.cluster_id.len() == 16
+        && about.state.len() <= 20
         && texts.iter().all(|text| text.len() <= TEXT_MAX_BYTES)
         && about.epoch <= EPOCH_MAX
         && about.uptime_s <= UPTIME_MAX_S
@@ -410,6 +411,7 @@ mod tests {
             pb::About { host_id: vec![1; 1 << 20], ..good.clone() },
             pb::About { epoch: EPOCH_MAX + 1, ..good.clone() },
             pb::About { uptime_s: u64::MAX, ..good.clone() },
+            pb::About { state: vec![1; 21], ..good.clone() },
         ] {
             assert!(!is_bounded(&bad), "{bad:?}");
         }

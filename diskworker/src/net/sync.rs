@@ -21,6 +21,7 @@ use tonic::{Status, Streaming};
 
 use super::Net;
 use super::cut::{self, Way};
+use super::table::Other;
 use crate::catalog::State;
 use crate::fetch::hand_over;
 
@@ -107,6 +108,11 @@ pub(super) async fn follow(net: Arc<Net>) {
         }
         let now = Instant::now();
         note_reached(&mut reached, &net, &own, now);
+        if let Some(ours) = own.front() {
+            let states = |(disk, other): (&DiskId, &Other)| Some((*disk, other.state?));
+            let announced: Vec<_> = net.table.lock().disks.iter().filter_map(states).collect();
+            net.engine.note_states(ours, announced.into_iter());
+        }
         let free_at = is_free_at(&under_way, now);
         let wanted = free_at.filter(|at| *at <= now).and_then(|_| {
             let table = net.table.lock();
@@ -151,6 +157,7 @@ pub(super) async fn follow(net: Arc<Net>) {
             Ok((theirs, is_resumed)) => {
                 let got = theirs.commit;
                 included.add(got);
+                net.engine.note_taken(disk, &theirs);
                 if let Some(other) = net.table.lock().disks.get_mut(&disk) {
                     other.has_of_ours = theirs.ctx.0.get(&net.engine.actor()).copied().unwrap_or(0);
                 }

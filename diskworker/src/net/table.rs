@@ -180,6 +180,9 @@ impl Table {
         other.about = Some(about.clone());
         other.sighted = Some(Instant::now());
         other.last_seen = other.sighted;
+        if let Ok(state) = git2::Oid::from_bytes(&about.state) {
+            other.state = Some(state);
+        }
         !was_there
     }
 

@@ -1,5 +1,6 @@
 //! Disks in one process that meet on the loopback interface.
 
+mod away;
 mod figures;
 pub(crate) mod liar;
 

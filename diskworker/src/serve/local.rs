@@ -404,9 +404,13 @@ fn open(
         if !q.write
             && let Some((handle, file)) = fetcher.open(session, wanted)?
         {
-            let Some(node) = current()? else {
-                fetcher.close(session, handle);
-                return Ok(Got::Other);
+            let node = match current() {
+                Ok(Some(node)) => node,
+                // Nobody will hear of the handle, nor close it.
+                other => {
+                    fetcher.close(session, handle);
+                    return other.map(|_| Got::Other);
+                }
             };
             let body = Opened { handle, partial: true, size: wanted.size, ..Opened::default() };
             let reply = Reply { body: Some(reply::Body::Opened(body)), ..reply(node) };

@@ -6,7 +6,8 @@
 //!               |           |           |
 //!               +-----------+-----------+--> Failed (shown for a while) -> gone
 //! ```
-//! A torrent is stopped in the middle of Starting or Verifying by marking it; the end of that task finds the mark.
+//! A torrent is stopped in the middle of Starting or Verifying by marking it; the end of that task finds the mark. One that is offered
+//! and whose content is to be fetched is looked for first: what was set aside is offered no more.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -50,6 +51,14 @@ pub(super) enum Command {
 enum Event {
     Started(ContentId, FsResult<Started>),
     Verified(ContentId, FsResult<()>),
+    /// What is offered is to be fetched; whether it is still here.
+    Looked {
+        content: ContentId,
+        size: u64,
+        pieces: Bytes,
+        reply: Reply<FsResult<[u8; 20]>>,
+        is_here: bool,
+    },
 }
 
 /// See the module.
@@ -90,6 +99,14 @@ impl Manager {
                 Some(event) = self.tasks.join_next(), if !self.tasks.is_empty() => match event {
                     Ok(Event::Started(content, started)) => self.started(content, started).await,
                     Ok(Event::Verified(content, verified)) => self.verified(content, verified).await,
+                    Ok(Event::Looked { content, size, pieces, reply, is_here }) => {
+                        if !is_here && self.is_offered(content) {
+                            self.remove(content).await;
+                        }
+                        // As what is here it is only offered.
+                        let role = if is_here { Role::Seed } else { Role::Fetch };
+                        self.start(content, size, pieces, role, reply).await;
+                    }
                     Err(error) => tracing::error!("a task of the torrent session ended badly: {error}"),
                 },
                 () = news.notified() => self.look().await,
@@ -152,6 +169,15 @@ impl Manager {
         role: Role,
         reply: Reply<FsResult<[u8; 20]>>,
     ) {
+        if role == Role::Fetch && self.is_offered(content) {
+            let store = self.store.clone();
+            // Not here: the disk may hang.
+            self.tasks.spawn_blocking(move || {
+                let is_here = store.has(content) == Ok(Some(size));
+                Event::Looked { content, size, pieces, reply, is_here }
+            });
+            return;
+        }
         match self.live.get_mut(&content) {
             Some(Live { phase: Phase::Failed(_), .. }) => self.remove(content).await,
             Some(live) => {
@@ -196,6 +222,10 @@ impl Manager {
         };
         self.live.insert(content, live);
         self.begin(content);
+    }
+
+    fn is_offered(&self, content: ContentId) -> bool {
+        matches!(self.live.get(&content), Some(Live { phase: Phase::Running { .. }, role: Role::Seed, .. }))
     }
 
     /// Start the task that brings a torrent into the session.

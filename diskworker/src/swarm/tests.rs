@@ -232,6 +232,27 @@ fn only_what_is_missing_travels() {
     });
 }
 
+/// It is offered as long as somebody is connected: who fetches it anew was told that it is here.
+#[test]
+fn what_was_set_aside_while_it_was_offered_is_fetched_anew() {
+    run(async {
+        let (one, other) = (Disk::new(), Disk::new());
+        let bytes = noise(5 << 20, 12);
+        let sealed = one.seal(&bytes);
+        other.seal(&bytes);
+        one.activate(&sealed).await.unwrap();
+        one.flip_a_bit(sealed.content, 1 << 20);
+        assert_eq!(one.store.verify(sealed.content, sealed.size).unwrap_err().errno, Errno::EIO);
+        assert_eq!(one.store.has(sealed.content), Ok(None));
+        one.fetch(&sealed).await.unwrap();
+        one.wait_for(sealed.content, |torrent| !torrent.seeding).await;
+        other.activate(&sealed).await.unwrap();
+        one.meet(&other, sealed.content).await;
+        one.swarm.finished(sealed.content, PATIENCE).await.unwrap();
+        one.store.check(sealed.content, sealed.size).unwrap();
+    });
+}
+
 #[test]
 fn listing_refusals_and_the_end() {
     run(async {

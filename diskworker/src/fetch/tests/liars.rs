@@ -49,3 +49,19 @@ async fn what_one_disk_does_not_give_keeps_nothing_waiting_that_others_give() {
     until("what the other has", || nodes[1].engine().store.has(good.content).unwrap().is_some()).await;
     assert!(ids.iter().any(|content| fetcher.is_mirroring(*content)), "they take longer");
 }
+
+/// It sends all the time; a piece of 256 KiB would take it 20 seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_slow_disk_keeps_nobody_waiting_for_what_another_one_has() {
+    let (nodes, liars) = among_liars(|_| vec![Manner::Slow]).await;
+    until("it to be met", || liars[0].is_met_by(&nodes[1])).await;
+    let content = bytes(6 << 20);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    liars[0].claims(&nodes[1], wanted.content, 1);
+    let (fetcher, begin) = (nodes[1].fetcher().clone(), Instant::now());
+    blocking(move || fetcher.whole(wanted)).await.unwrap();
+    let took = begin.elapsed();
+    assert!(read(&nodes[1], wanted) == content && liars[0].asked() > 0);
+    assert!(took < Duration::from_secs(15), "it took {took:?}");
+}

@@ -35,6 +35,8 @@ pub(crate) enum Manner {
     Stall,
     /// A byte now and then, without end.
     Trickle,
+    /// The same with so much of a content that it is not taken for silent.
+    Slow,
 }
 
 /// See the module.
@@ -166,7 +168,9 @@ impl Peer for Lies {
 
     async fn meet(&self, _: Request<Streaming<pb::News>>) -> Result<Response<Self::MeetStream>, tonic::Status> {
         let cluster_id = self.cluster.0.to_vec();
-        let about = pb::About { version: 1, cluster_id, host_id: vec![9; 32], run: random_u64(), ..Default::default() };
+        // Who is on the same host is asked first.
+        let host_id = vec![if matches!(self.manner, Manner::Slow) { 1 } else { 9 }; 32];
+        let about = pb::About { version: 1, cluster_id, host_id, run: random_u64(), ..Default::default() };
         let commit = match &self.manner {
             Manner::Halves([_, (newest, _)]) => newest.as_bytes().into(),
             _ => vec![0xab; 20],
@@ -180,7 +184,9 @@ impl Peer for Lies {
         &self,
         request: Request<pb::FetchPackRequest>,
     ) -> Result<Response<Self::FetchPackStream>, tonic::Status> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
+        if !matches!(self.manner, Manner::Slow) {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+        }
         let reply = |pack: Vec<u8>| pb::FetchPackReply { commit: vec![0xab; 20], pack, ..Default::default() };
         match self.manner.clone() {
             Manner::Garbage => self.answer(vec![reply(vec![b'x'; 100_000]); 20], None),
@@ -211,7 +217,7 @@ impl Peer for Lies {
                 }
             }
             Manner::Stall => self.answer_and_stall(vec![reply(b"PACK".into())]),
-            Manner::Trickle => self.answer(vec![reply(BEGIN.into())], Some(reply(vec![b'x']))),
+            Manner::Trickle | Manner::Slow => self.answer(vec![reply(BEGIN.into())], Some(reply(vec![b'x']))),
         }
     }
 
@@ -228,6 +234,8 @@ impl Peer for Lies {
             Manner::Truncated(_) | Manner::Undeliverable(_) => self.answer(vec![reply(length / 2)], None),
             Manner::Stall | Manner::Halves(..) => self.answer_and_stall(vec![reply(length / 2)]),
             Manner::Trickle => self.answer(vec![reply(0)], Some(reply(1))),
+            // 100 KiB in 8 seconds: a piece takes 20.
+            Manner::Slow => self.answer(vec![reply(0)], Some(reply(2560))),
         }
     }
 
