@@ -187,8 +187,8 @@ fn looks_random(data: &[u8]) -> bool {
         return false;
     }
     // From all of it, as many formats begin with text; and in no step with the numbers or pixels of an array.
-    let mut step = data.len() / SAMPLE_BYTES | 1;
-    while step > 1 && (step % 3 == 0 || step % 5 == 0) {
+    let mut step = (data.len() / SAMPLE_BYTES) | 1;
+    while step > 1 && (step.is_multiple_of(3) || step.is_multiple_of(5)) {
         step += 2;
     }
     let (mut counts, mut sampled) = ([0usize; 256], 0);

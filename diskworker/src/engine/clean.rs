@@ -164,7 +164,7 @@ impl Engine {
             }
             Err(error) => return Err(error),
         };
-        let state = replaced.is_none().then(|| self.core_catalog().state());
+        let state = replaced.is_none().then(|| self.catalog.state());
         let mut live: HashSet<ContentId> = HashSet::new();
         let mut visit = |key: &Key, elements: &[Element]| {
             if !replaced.is_some_and(|sets| sets.contains_key(key)) {
