@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use delugefs_proto::ids::DiskId;
 use delugefs_proto::record::VersionVector;
+use delugefs_proto::worker_pb::Mark;
 use git2::Oid;
 use parking_lot::Mutex;
 
@@ -42,6 +43,8 @@ struct Known {
     /// When the last state was looked at that turned out to be stable.
     until: Option<SystemTime>,
     watched: Option<Watched>,
+    /// Members that are not waited for, as of the last collection.
+    forgotten: HashSet<DiskId>,
 }
 
 struct Watched {
@@ -75,7 +78,10 @@ impl Known {
 
     /// These are all.
     fn conclude(&mut self, others: &[DiskId]) {
-        if let Some(watched) = self.watched.take_if(|w| others.iter().all(|disk| w.followers.contains(disk))) {
+        let forgotten = &self.forgotten;
+        let is_done =
+            |w: &mut Watched| others.iter().all(|disk| forgotten.contains(disk) || w.followers.contains(disk));
+        if let Some(watched) = self.watched.take_if(is_done) {
             self.until = Some(watched.at);
         }
     }
@@ -123,11 +129,18 @@ impl Engine {
     /// How long the trash is kept. To be asked before it is found out what files have: what a disk that follows brings is looked at then.
     pub(super) fn trash_lasts(&self) -> Retention {
         let usual = Retention::from(self.retention);
-        if self.is_low() || self.others().is_empty() {
+        let marks = self.marks().unwrap_or_default();
+        let is_forgotten = |disk: &DiskId| marks.get(disk) == Some(&Mark::Forgotten);
+        let others = self.others();
+        if self.is_low() || others.iter().all(is_forgotten) {
             return usual;
         }
         self.stable.keeps.store(true, Ordering::Relaxed);
-        let stable = self.stable.known.lock().until(SystemTime::now());
+        let mut known = self.stable.known.lock();
+        let stable = known.until(SystemTime::now());
+        // From the next collection on: this one may not know yet what they brought last.
+        known.forgotten = others.iter().copied().filter(is_forgotten).collect();
+        known.conclude(&others);
         Retention { most: AWAY.max(self.retention), stable: stable.unwrap_or(SystemTime::UNIX_EPOCH), ..usual }
     }
 
@@ -183,7 +196,7 @@ pub(crate) mod tests {
         let at = SystemTime::now();
         let [one, two] = [1, 2].map(|n| DiskId([n; 32]));
         let watched = |at| Watched { at, ctx: vector(5), states: HashSet::new(), followers: HashSet::new() };
-        let mut known = Known { until: None, watched: Some(watched(at)) };
+        let mut known = Known { watched: Some(watched(at)), ..Known::default() };
         known.includes(commit(4), &vector(4));
         known.includes(commit(5), &vector(5));
         known.includes(commit(6), &vector(6));
@@ -196,11 +209,12 @@ pub(crate) mod tests {
         assert_eq!(known.until(at), Some(at));
         // The clock was set back.
         assert_eq!(known.until(at - AWAY), None);
-        // Who was away is a member no more.
+        // Who is away is forgotten, or a member no more.
         known.watched = Some(watched(at));
-        known.conclude(&[one]);
+        known.forgotten = [two].into();
+        known.conclude(&[one, two]);
         assert_eq!(known.until(at), None);
-        known.conclude(&[]);
+        known.conclude(&[two]);
         assert_eq!(known.until(at), Some(at));
     }
 }

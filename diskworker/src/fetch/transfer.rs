@@ -1,7 +1,7 @@
 //! One content on its way here by ranged requests: which pieces are verified, who waits for which, and the task that
 //! fetches. Readers' ranges come first, then what follows the last of them, then the rest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -91,6 +91,8 @@ struct State {
     jumped: Option<(Instant, usize)>,
     ended: Option<FsResult<()>>,
     progress: Instant,
+    /// Disks that have failed in this transfer.
+    failed: HashSet<DiskId>,
     /// A file is being hashed: that is no standstill.
     hashing: bool,
     /// What an earlier attempt left is known. Before, only what is waited for is asked for.
@@ -128,6 +130,7 @@ impl Transfer {
             jumped: None,
             ended: None,
             progress: Instant::now(),
+            failed: HashSet::new(),
             hashing: false,
             looked: false,
             unlooked: Vec::new(),
@@ -338,6 +341,7 @@ impl Transfer {
                         net.asked(disk, false);
                         let rest = if error.errno == Errno::EBADMSG { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
+                        self.state.lock().failed.insert(disk);
                         holders.error = Some(error.to_string());
                     }
                     Err(error) => tracing::error!("fetching panicked: {error}"),
@@ -444,7 +448,7 @@ impl Transfer {
             self.wait_for_turn(pace, length).await;
         }
         // A limited line is slow whoever sends.
-        let may_leave = || pace.is_none() && self.has_other(net, disk);
+        let may_leave = || pace.is_none() && self.leave_for_other(net, disk);
         let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
         let request = ReadContentRequest {
             content: self.wanted.content.0.to_vec(),
@@ -513,10 +517,18 @@ impl Transfer {
         Ok(())
     }
 
-    /// Whether another disk has the content, is there, and did not fail when it was last asked: else a slow one is the best there is.
-    fn has_other(&self, net: &Net, disk: DiskId) -> bool {
-        let holders = net.holders(self.wanted.content);
-        holders.into_iter().any(|other| other != disk && !net.is_in_doubt(other))
+    /// Whether another disk that is there has the content and did not fail when it was last asked; then this one counts as failed. Once in a transfer,
+    /// or where all are slow what had come of a piece would be thrown away over and over.
+    fn leave_for_other(&self, net: &Net, disk: DiskId) -> bool {
+        let sources = net.sources(self.wanted.content);
+        let mut state = self.state.lock();
+        let is_better =
+            |(other, in_doubt): &(DiskId, bool)| *other != disk && !in_doubt && !state.failed.contains(other);
+        let has_other = sources.iter().any(is_better);
+        if has_other {
+            state.failed.insert(disk);
+        }
+        has_other
     }
 
     /// A limited line is used by one after the other, before they ask: what is asked for and not taken would keep back all
