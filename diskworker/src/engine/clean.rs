@@ -120,12 +120,12 @@ impl Engine {
     /// One at a time: what is finished during one is spared by that and by the next, and by nobody else.
     pub fn collect(&self) -> FsResult<()> {
         let _one = self.collecting.lock();
-        let lasts = self.trash_lasts();
+        let (lasts, begin) = (self.trash_lasts(), SystemTime::now());
         let (live, committed) = self.live_contents()?;
-        let now = SystemTime::now();
-        let collected = self.store.collect(&live, lasts, now)?;
+        let collected = self.store.collect(&live, lasts, SystemTime::now())?;
+        // Not what this one has moved: a state that was joined since may name it, and whoever follows may have followed that.
         if let Some(state) = committed {
-            self.watch_state(now, &state);
+            self.watch_state(begin, &state);
         }
         let purged = if self.is_pressed() { self.purge_trash() } else { 0 };
         if self.refusal().is_some_and(|error| is_full(error.errno)) {

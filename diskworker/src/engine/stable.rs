@@ -21,8 +21,9 @@ use crate::content::Retention;
 
 /// The trash is kept for so long for disks that are away,
 const AWAY: Duration = Duration::from_secs(30 * 24 * 3600);
-/// as long as this part of the file system is free: a lazy disk lets contents go for room before it empties the trash.
-const FREE_SHARE: u64 = 16;
+/// as long as this part of the file system is free: what a disk has room for is judged by what is free, and a lazy one lets contents go
+/// for room before it empties the trash.
+const FREE_SHARE: u64 = 4;
 /// States that are known to include the one that is watched.
 const STATES_MAX: usize = 4096;
 
@@ -86,6 +87,13 @@ impl Known {
         }
     }
 
+    /// Nothing is stable for a disk that was forgotten and is not any more.
+    fn remember_again(&mut self, is_forgotten: impl Fn(&DiskId) -> bool) {
+        if !self.forgotten.iter().all(is_forgotten) {
+            *self = Self::default();
+        }
+    }
+
     /// When something was stable last. After the clock was set back no time of before tells anything.
     fn until(&mut self, now: SystemTime) -> Option<SystemTime> {
         if self.until.is_some_and(|until| until > now) || self.watched.as_ref().is_some_and(|w| w.at > now) {
@@ -132,15 +140,16 @@ impl Engine {
         let marks = self.marks().unwrap_or_default();
         let is_forgotten = |disk: &DiskId| marks.get(disk) == Some(&Mark::Forgotten);
         let others = self.others();
-        if self.is_low() || others.iter().all(is_forgotten) {
-            return usual;
-        }
-        self.stable.keeps.store(true, Ordering::Relaxed);
         let mut known = self.stable.known.lock();
+        known.remember_again(is_forgotten);
         let stable = known.until(SystemTime::now());
         // From the next collection on: this one may not know yet what they brought last.
         known.forgotten = others.iter().copied().filter(is_forgotten).collect();
         known.conclude(&others);
+        if self.is_low() || others.iter().all(is_forgotten) {
+            return usual;
+        }
+        self.stable.keeps.store(true, Ordering::Relaxed);
         Retention { most: AWAY.max(self.retention), stable: stable.unwrap_or(SystemTime::UNIX_EPOCH), ..usual }
     }
 
@@ -216,5 +225,9 @@ pub(crate) mod tests {
         assert_eq!(known.until(at), None);
         known.conclude(&[two]);
         assert_eq!(known.until(at), Some(at));
+        known.remember_again(|disk| *disk == two);
+        assert_eq!(known.until(at), Some(at));
+        known.remember_again(|_| false);
+        assert_eq!(known.until(at), None);
     }
 }

@@ -53,7 +53,10 @@ const SILENT: Duration = Duration::from_secs(8);
 const STEP_BYTES: usize = 16 << 10;
 /// A holder that needs longer for [`SLOW_BYTES`] is left for another one that may be faster: it keeps readers waiting.
 const SLOW: Duration = Duration::from_secs(3);
-const SLOW_BYTES: usize = 192 << 10;
+/// Of one request: up to eight share a line.
+const SLOW_BYTES: usize = 64 << 10;
+/// What that is as an error.
+const SLOWLY: Errno = Errno::ECANCELED;
 /// How long a holder that failed is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// With no holder for so long, the transfer fails: news of a new content travel beside it.
@@ -338,7 +341,10 @@ impl Transfer {
                     Ok((_, Err(error))) if is_ours(error.errno) => return Err(error),
                     Ok((disk, Err(error))) => {
                         tracing::debug!("content {} from disk {}: {error}", self.wanted.content, &disk.to_hex()[..8]);
-                        net.asked(disk, false);
+                        // A slow one is good for other contents.
+                        if error.errno != SLOWLY {
+                            net.asked(disk, false);
+                        }
                         let rest = if error.errno == Errno::EBADMSG { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
                         self.state.lock().failed.insert(disk);
@@ -470,7 +476,7 @@ impl Transfer {
             let reply = loop {
                 if Instant::now() >= slow_at {
                     if may_leave() {
-                        return Err(FsError::new(Errno::ETIMEDOUT, "it is slow, and another disk holds the content"));
+                        return Err(FsError::new(SLOWLY, "it is slow, and another disk holds the content"));
                     }
                     (slow_at, slowly) = (Instant::now() + SLOW, 0);
                 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
@@ -28,8 +28,10 @@ const GREETING_WAIT: Duration = Duration::from_secs(5);
 const FETCHES: u32 = 3;
 /// Versions of a file that are fetched for one who opens or cuts it, each of which was replaced elsewhere before it was here.
 const VERSIONS: u32 = 30;
-/// Bytes above which there are no more of them than [`FETCHES`].
+/// Bytes of them above which there are no more than [`FETCHES`].
 const VERSIONS_BYTES: u64 = 64 << 20;
+/// The same for what it has taken.
+const VERSIONS_TIME: Duration = Duration::from_secs(60);
 
 /// Accept frontends until the listener is shut down.
 pub fn serve(
@@ -341,6 +343,7 @@ fn with_content<T>(
     mut get: impl FnMut(Wanted) -> FsResult<Got<T>>,
 ) -> FsResult<T> {
     let (mut last, mut versions, mut bytes, mut fetched, mut came) = (None, 0, 0u64, 0, false);
+    let begin = Instant::now();
     loop {
         let error = match act() {
             Err(error) if error.errno == Errno::EIO => error,
@@ -359,7 +362,8 @@ fn with_content<T>(
         if last.replace(wanted) != Some(wanted) {
             (versions, bytes, fetched) = (versions + 1, bytes.saturating_add(wanted.size), 0);
         }
-        if versions > if bytes > VERSIONS_BYTES { FETCHES } else { VERSIONS } {
+        let is_much = bytes > VERSIONS_BYTES || begin.elapsed() > VERSIONS_TIME;
+        if versions > if is_much { FETCHES } else { VERSIONS } {
             let replaced = versions - 1;
             let text = format!("the file was replaced {replaced} times on other disks while its content was fetched");
             return Err(FsError::new(Errno::ETIMEDOUT, text));
