@@ -243,16 +243,13 @@ impl Core {
 mod tests {
     use delugefs_proto::local_pb as pb;
 
-    use super::recover::tests::start;
+    use super::recover::tests::fresh;
     use super::*;
 
     /// `touch f`: nothing is written, and nothing of it recorded but the time.
     #[test]
     fn a_file_whose_time_is_set_was_not_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("d");
-        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-        let running = start(&root);
+        let (_dir, running) = fresh();
         let engine = &running.engine;
         let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
         let (answer, opening) = engine.create(1, false, &q).unwrap();

@@ -40,16 +40,12 @@ mod tests {
     use delugefs_proto::local_pb as pb;
 
     use super::*;
-    use crate::engine::recover::tests::start;
-    use crate::engine::{Opening, make_catalog};
-    use crate::folder::DiskFolder;
+    use crate::engine::Opening;
+    use crate::engine::recover::tests::fresh;
 
     #[test]
     fn nothing_is_changed_for_who_has_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("d");
-        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-        let running = start(&root);
+        let (_dir, running) = fresh();
         let engine = &running.engine;
         let (ours, theirs) = UnixStream::pair().unwrap();
         let asked = asked_over(&Arc::new(ours));

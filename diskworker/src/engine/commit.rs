@@ -181,17 +181,13 @@ mod tests {
     use delugefs_proto::ids::Ino;
     use delugefs_proto::local_pb as pb;
 
-    use super::super::recover::tests::start;
+    use super::super::recover::tests::fresh;
     use super::*;
-    use crate::engine::{Opening, make_catalog};
-    use crate::folder::DiskFolder;
+    use crate::engine::Opening;
 
     #[test]
     fn a_commit_syncs_the_contents_it_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("d");
-        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-        let running = start(&root);
+        let (_dir, running) = fresh();
         let engine = &running.engine;
         let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
         let (answer, opening) = engine.create(1, false, &q).unwrap();

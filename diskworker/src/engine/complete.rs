@@ -179,17 +179,13 @@ mod tests {
 
     use delugefs_proto::local_pb as pb;
 
-    use super::super::recover::tests::start;
+    use super::super::recover::tests::fresh;
     use super::super::staged::Staged;
     use super::*;
-    use crate::engine::{Opening, make_catalog};
-    use crate::folder::DiskFolder;
+    use crate::engine::Opening;
 
     fn with_engine(test: impl FnOnce(&Engine)) {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("d");
-        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-        let running = start(&root);
+        let (_dir, running) = fresh();
         test(&running.engine);
         running.stop().unwrap();
     }

@@ -223,17 +223,12 @@ impl Engine {
 mod tests {
     use delugefs_proto::local_pb as pb;
 
-    use super::super::recover::tests::start;
-    use crate::engine::make_catalog;
-    use crate::folder::DiskFolder;
+    use super::super::recover::tests::fresh;
 
     /// What was changed since the commit is committed with writers waiting; the next commit must not write 4 MiB while they wait.
     #[test]
     fn a_join_leaves_an_emptied_segment_for_the_next_commit() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("d");
-        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-        let running = start(&root);
+        let (_dir, running) = fresh();
         let engine = &running.engine;
         engine.commit().unwrap();
         let theirs = engine.committed();

@@ -51,10 +51,9 @@ mod tests {
 
     use delugefs_proto::local_pb as pb;
 
-    use super::super::recover::tests::start;
+    use super::super::recover::tests::fresh;
     use super::*;
-    use crate::engine::{Opening, make_catalog};
-    use crate::folder::DiskFolder;
+    use crate::engine::Opening;
 
     fn open(engine: &Engine, ino: Ino) -> (u64, File) {
         let q = pb::Open { ino: ino.0, dir: 1, write: true, truncate: false };
@@ -76,10 +75,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_opened_again_and_again_is_recorded_now_and_then() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("d");
-        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-        let running = start(&root);
+        let (_dir, running) = fresh();
         let engine = &running.engine;
         let threads = Arc::strong_count(engine);
         // The sealing threads never get to it in time.

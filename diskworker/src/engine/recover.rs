@@ -334,6 +334,15 @@ pub(super) mod tests {
     use crate::content::UNREADABLE;
     use crate::engine::{Opening, make_catalog};
 
+    /// A new disk, in the folder `d` of this one.
+    pub fn fresh() -> (tempfile::TempDir, Running) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("d");
+        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
+        let running = start(&root);
+        (dir, running)
+    }
+
     pub fn start(root: &std::path::Path) -> Running {
         let begin = Instant::now();
         let folder = loop {

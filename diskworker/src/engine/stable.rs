@@ -139,14 +139,15 @@ impl Engine {
         let usual = Retention::from(self.retention);
         let marks = self.marks().unwrap_or_default();
         let is_forgotten = |disk: &DiskId| marks.get(disk) == Some(&Mark::Forgotten);
-        let others = self.others();
+        // Before the lock: the disk may hang, and who follows other disks waits for the lock.
+        let (others, is_low) = (self.others(), self.is_low());
         let mut known = self.stable.known.lock();
         known.remember_again(is_forgotten);
         let stable = known.until(SystemTime::now());
         // From the next collection on: this one may not know yet what they brought last.
         known.forgotten = others.iter().copied().filter(is_forgotten).collect();
         known.conclude(&others);
-        if self.is_low() || others.iter().all(is_forgotten) {
+        if is_low || others.iter().all(is_forgotten) {
             return usual;
         }
         self.stable.keeps.store(true, Ordering::Relaxed);

@@ -221,9 +221,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::engine::make_catalog;
-    use crate::engine::recover::tests::start;
-    use crate::folder::DiskFolder;
+    use crate::engine::recover::tests::fresh;
 
     thread_local! {
         /// Whether this thread's disk is one that is pulled before it is synced.
@@ -232,10 +230,8 @@ mod tests {
 
     #[test]
     fn a_content_gets_its_name_when_its_bytes_are_on_the_disk() {
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, running) = fresh();
         let root = dir.path().join("d");
-        drop(DiskFolder::create_with(&root, "test", None, make_catalog).unwrap());
-        let running = start(&root);
         let engine = &running.engine;
         let bytes = vec![7; 3 << 20];
         let id = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
