@@ -12,6 +12,7 @@ mod invalidate;
 mod lanes;
 mod requests;
 mod waiting;
+mod writing;
 
 use std::fs::File;
 use std::io;
@@ -39,6 +40,8 @@ pub struct Adapter {
     pool: Arc<Pool>,
     /// For what waits for another disk: however much there is, everything else is served.
     remote: Arc<Pool>,
+    /// For writes that the disk is slow with.
+    writing: Pool,
 }
 
 struct Shared {
@@ -124,7 +127,12 @@ pub fn connect(
     config.n_threads = Some(threads);
     // Who may come in is the kernel's decision, by the mount's options.
     let telling = shared.clone();
-    let session = Session::from_fd(Adapter { shared, pool, remote: Arc::default() }, fuse, SessionACL::All, config)?;
+    let session = Session::from_fd(
+        Adapter { shared, pool, remote: Arc::default(), writing: Pool::default() },
+        fuse,
+        SessionACL::All,
+        config,
+    )?;
     let invalidate = move || telling.telling.carry_out_all(&invalidations);
     std::thread::Builder::new().name("invalidations".into()).spawn(invalidate)?;
     Ok(session)

@@ -48,8 +48,8 @@ pub const S_IFMT: u32 = 0o170_000;
 pub const S_IFDIR: u32 = 0o040_000;
 /// Mode bits of a regular file.
 pub const S_IFREG: u32 = 0o100_000;
-const S_ISUID: u32 = 0o4000;
-const S_ISGID: u32 = 0o2000;
+pub(crate) const S_ISUID: u32 = 0o4000;
+pub(crate) const S_ISGID: u32 = 0o2000;
 const S_IXGRP: u32 = 0o010;
 
 /// Invalidations waiting for the kernel above which they become one for everything.

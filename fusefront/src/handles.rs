@@ -71,6 +71,8 @@ pub struct FileHandle {
     pub source: RwLock<Source>,
     /// With its opening the kernel drops the pages it had.
     pub dropping: Option<Dropping>,
+    /// The kernel was told to write past its pages.
+    pub(crate) direct: AtomicBool,
 }
 
 /// Where the content of one version can be read.
@@ -160,6 +162,8 @@ pub struct OpenInode {
     /// To read what the last writer left, for handles that were opened while it wrote: when they come to read, the file may
     /// have lost its name.
     pub kept: Mutex<Option<File>>,
+    /// It has had two handles at a time.
+    shared: AtomicBool,
 }
 
 /// The one descriptor through which an inode is written. Who works on it for long takes a [`Use`] of it, and not the lock it is
@@ -324,6 +328,11 @@ impl OpenInode {
         self.writer.read().as_ref().map(Writer::in_use)
     }
 
+    /// Whether it has had two handles at a time since the first of those that it has.
+    pub fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Acquire)
+    }
+
     /// The current version of the content.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire) >> 1
@@ -409,8 +418,12 @@ impl OpenInodes {
                 told: AtomicBool::new(false),
                 last: Mutex::new(*attr),
                 kept: Mutex::new(None),
+                shared: AtomicBool::new(false),
             }),
         });
+        if open.handles > 0 {
+            open.inode.shared.store(true, Ordering::Release);
+        }
         open.handles += 1;
         *open.inode.last.lock() = *attr;
         open.inode.clone()
@@ -421,6 +434,7 @@ impl OpenInodes {
     pub fn acquire_open(&self, ino: u64) -> Option<Arc<OpenInode>> {
         let mut shard = self.shard(ino).lock();
         let open = shard.get_mut(&ino)?;
+        open.inode.shared.store(true, Ordering::Release);
         open.handles += 1;
         Some(open.inode.clone())
     }

@@ -429,6 +429,8 @@ impl Shared {
                 plain(tree, tree.attr(handle.ino).ok(), None)
             }
             Op::Fsync(op) if op.sync_failed => Err(Errno::EIO),
+            // It is written on another disk.
+            Op::Fsync(op) if op.writes && op.handle == 0 => Err(Errno::EIO),
             Op::Fsync(_) => plain(tree, None, None),
             Op::Adopt(op) => {
                 let Some(fd) = fd else { return Err(Errno::EPROTO) };

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use crate::fake::FakeWorker;
 
 mod descriptors;
+mod direct;
 mod ending;
 mod export;
 mod posix;

@@ -16,6 +16,8 @@ pub(super) trait Kernel: Send + Sync + 'static {
     /// The attributes of an inode, and its content if `content`. For the content it waits for whoever reads or writes it; for the
     /// attributes alone it waits for nobody, and so they may be dropped while a request about the inode is being answered.
     fn inode(&self, ino: u64, content: bool) -> io::Result<()>;
+    /// The attributes of an inode, and so many bytes of its content from this offset. It waits as [`Self::inode`] does.
+    fn range(&self, ino: u64, offset: u64, length: u64) -> io::Result<()>;
     /// Every name, also those known to be absent. It waits for nobody.
     fn all_names(&self) -> io::Result<()>;
 }
@@ -51,9 +53,12 @@ where
     }
 
     fn inode(&self, ino: u64, content: bool) -> io::Result<()> {
-        // A negative offset spares the pages.
-        let (from, length) = (if content { 0_i64 } else { -1 }, 0_i64);
-        self.notify(FUSE_NOTIFY_INVAL_INODE, &[&ino.to_ne_bytes(), &from.to_ne_bytes(), &length.to_ne_bytes()])
+        // A negative offset spares the pages; no length is all there is behind it.
+        self.range(ino, if content { 0 } else { u64::MAX }, 0)
+    }
+
+    fn range(&self, ino: u64, offset: u64, length: u64) -> io::Result<()> {
+        self.notify(FUSE_NOTIFY_INVAL_INODE, &[&ino.to_ne_bytes(), &offset.to_ne_bytes(), &length.to_ne_bytes()])
     }
 
     /// Linux 6.16; FreeBSD says ENOSYS.
@@ -87,7 +92,13 @@ mod tests {
     #[test]
     fn what_the_kernel_does_not_have_is_heard_of() {
         let kernel = Device(Absent::default());
-        let told = [kernel.inode(7, true), kernel.inode(8, false), kernel.name(9, b"abc"), kernel.all_names()];
+        let told = [
+            kernel.inode(7, true),
+            kernel.inode(8, false),
+            kernel.name(9, b"abc"),
+            kernel.all_names(),
+            kernel.range(7, 3, 4),
+        ];
         for result in told {
             assert_eq!(result.map_err(|error| error.raw_os_error()), Err(Some(Errno::ENOENT as i32)));
         }
@@ -100,5 +111,6 @@ mod tests {
         assert_eq!(words(&heard[1]), [header(40, 2), 0, 8, u64::MAX, 0]);
         assert_eq!((words(&heard[2]), &heard[2][32..]), (vec![header(36, 3), 0, 9, 3], &b"abc\0"[..]));
         assert_eq!(words(&heard[3]), [header(16, 8), 0]);
+        assert_eq!(words(&heard[4]), [header(40, 2), 0, 7, 3, 4]);
     }
 }

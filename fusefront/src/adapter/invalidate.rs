@@ -95,6 +95,14 @@ impl<K: Kernel> Telling<K> {
         }
     }
 
+    /// So many bytes were written past the kernel's pages, at this offset: it drops what was read of them meanwhile. It waits for
+    /// whoever reads.
+    pub fn written(&self, ino: u64, offset: u64, bytes: usize) {
+        if bytes > 0 {
+            note(&self.kernel.range(ino, offset, bytes as u64), || format!("written pages of {ino:x}"));
+        }
+    }
+
     /// Carry out what comes, until nothing can come any more.
     pub fn carry_out_all(&self, invalidations: &Receiver<Invalidation>) {
         let mut again: VecDeque<(Instant, u64)> = VecDeque::new();
@@ -220,6 +228,10 @@ mod tests {
 
         fn inode(&self, ino: u64, content: bool) -> io::Result<()> {
             self.hear(format!("{ino}{}", if content { " pages" } else { "" }))
+        }
+
+        fn range(&self, ino: u64, offset: u64, length: u64) -> io::Result<()> {
+            self.hear(format!("{ino} {length} from {offset}"))
         }
 
         fn all_names(&self) -> io::Result<()> {

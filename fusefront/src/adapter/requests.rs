@@ -24,7 +24,7 @@ use super::convert::{
 };
 use super::{Adapter, Done, Shared, Way, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
-use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Opening, Page, RenameHow};
+use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Opening, Page, RenameHow, S_ISGID, S_ISUID};
 
 /// Largest write request, and largest read, in bytes.
 const IO_MAX_BYTES: u32 = 1 << 20;
@@ -55,6 +55,13 @@ fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl FnOnce(&Fs) -> Vec<Invalidat
         }
         doubtful
     }
+}
+
+/// Whether a new file is best written past the kernel's pages: then Linux does not ask for the capabilities of each one first, which is
+/// a round trip. Not where the kernel does more than write ([`Adapter::serve_write`]), or needs the pages.
+fn writes_only(mode: u32, flags: i32) -> bool {
+    let is_plain = flags & (libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC) == 0 && mode & (S_ISUID | S_ISGID) == 0;
+    cfg!(target_os = "linux") && is_plain && flags & libc::O_ACCMODE == libc::O_WRONLY
 }
 
 impl Adapter {
@@ -285,9 +292,13 @@ impl Filesystem for Adapter {
         let name = bytes(name);
         // FreeBSD's kernel does not look again.
         let exclusive = flags & libc::O_EXCL != 0 || !cfg!(target_os = "linux");
+        let is_direct = writes_only(mode, flags);
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
         let made = name.clone();
-        let create = move |fs: &Fs, caller: &Caller| fs.create(caller, parent.0, &name, mode, exclusive);
+        let create = move |fs: &Fs, caller: &Caller| {
+            let (attr, opened) = fs.create(caller, parent.0, &name, mode, exclusive)?;
+            Ok((attr, if is_direct { fs.make_direct(opened) } else { opened }))
+        };
         let send = move |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
             Ok((since, (attr, opened))) => {
                 fs.remember_as(&attr, parent.0, &made);
@@ -342,7 +353,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -352,27 +363,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // What comes from a memory map has its place, whatever file it is mapped through.
-        let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        // Always here: the bytes are in this thread's buffer, and go to the page cache.
-        let fs = &self.shared.fs;
-        let written = guarded(|| {
-            let file = fs.file(handle.0)?;
-            match appends {
-                true => fs.append(&file, offset, data),
-                false => Ok((fs.write(&file, offset, data)?, false)),
-            }
-        });
-        match written {
-            Ok((n, is_elsewhere)) => {
-                reply.written(n as u32);
-                // Only now: the kernel holds the pages until it has the answer.
-                if is_elsewhere {
-                    fs.invalidate(Invalidation::Pages(ino.0));
-                }
-            }
-            Err(stop) => reply.error(errno(stop)),
-        }
+        self.serve_write(request, (ino, handle, offset), data, (write_flags, flags), reply);
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -72,7 +72,11 @@ impl Fs {
             let attr = match known {
                 Some(attr) => attr,
                 None => match self.ask_attr(caller, ino) {
-                    Err(Stop::Failed(error)) if is_gone(error.errno) => self.bereave(ino).ok_or(Stop::Failed(error))?,
+                    Err(Stop::Failed(error)) if is_gone(error.errno) => match self.awaited.is_awaited(ino) {
+                        // As it was shown.
+                        true => *self.open.get(ino).ok_or(Stop::Failed(error))?.last.lock(),
+                        false => self.bereave(ino).ok_or(Stop::Failed(error))?,
+                    },
                     other => other?,
                 },
             };

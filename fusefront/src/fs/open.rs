@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
@@ -27,8 +27,8 @@ pub struct Opened {
     pub handle: u64,
     /// The pages the kernel has of this inode are still good.
     pub keep_pages: bool,
-    /// The kernel must not keep pages of it at all: it is being written through another mount, and any two reads may be of
-    /// different contents under one size.
+    /// The kernel must not read or write its pages through this handle: it is being written through another mount, and any two
+    /// reads may be of different contents under one size; or it is new, and is only written.
     pub direct: bool,
 }
 
@@ -100,8 +100,17 @@ impl Fs {
         let (file, ticket) = self.writable(&mut answer)?;
         let inode = self.open.acquire(&attr);
         self.join_writers(&inode, file, ticket);
-        let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping: None });
+        let (source, direct) = <(RwLock<Source>, AtomicBool)>::default();
+        let handle = self.files.put(FileHandle { inode, writes: true, source, dropping: None, direct });
         Ok((attr, Opened { handle, keep_pages: true, direct: false }))
+    }
+
+    /// The kernel is to write a new file past its pages.
+    pub fn make_direct(&self, opened: Opened) -> Opened {
+        if let Some(file) = self.files.get(opened.handle) {
+            file.direct.store(true, Ordering::Release);
+        }
+        Opened { direct: true, ..opened }
     }
 
     /// Open a regular file. `truncate` empties it, and needs `write`.
@@ -179,7 +188,8 @@ impl Fs {
             let (file, ticket) = self.writable(&mut answer)?;
             let inode = self.acquire(&attr, dropping.as_ref());
             self.join_writers(&inode, file, ticket);
-            let handle = self.files.put(FileHandle { inode, writes: true, source: RwLock::default(), dropping });
+            let (source, direct) = <(RwLock<Source>, AtomicBool)>::default();
+            let handle = self.files.put(FileHandle { inode, writes: true, source, dropping, direct });
             return Ok(Opened { handle, keep_pages, direct: false });
         }
         let is_written = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.written);
@@ -190,8 +200,8 @@ impl Fs {
         };
         match self.readable(&mut answer, generation) {
             Ok(source) => {
-                let source = RwLock::new(source);
-                let handle = self.files.put(FileHandle { inode, writes: false, source, dropping });
+                let (source, direct) = (RwLock::new(source), AtomicBool::new(false));
+                let handle = self.files.put(FileHandle { inode, writes: false, source, dropping, direct });
                 Ok(Opened { handle, keep_pages, direct: is_written })
             }
             Err(error) => {
@@ -242,7 +252,8 @@ impl Fs {
         }
         let dropping = self.known.joined(ino);
         let keep_pages = dropping.is_none();
-        let handle = self.files.put(FileHandle { inode, writes: write, source: RwLock::default(), dropping });
+        let (source, direct) = <(RwLock<Source>, AtomicBool)>::default();
+        let handle = self.files.put(FileHandle { inode, writes: write, source, dropping, direct });
         Ok(Some(Opened { handle, keep_pages, direct: false }))
     }
 
@@ -269,10 +280,16 @@ impl Fs {
         }
     }
 
+    /// Whether it may have set-user-id bits that writing clears.
+    pub(crate) fn has_privileges(&self, ino: u64) -> bool {
+        let attr = self.known.orphan_attr(ino).or_else(|| self.cache.attr(ino));
+        attr.is_none_or(|attr| attr.mode & (S_ISUID | S_ISGID) != 0)
+    }
+
     /// What the kernel does not do when the file system empties a file on open. The mode is given as a whole, so it must be
     /// made from what it is now: what was known when the file was opened before may have been changed since. Done before the file
     /// is emptied, so that the whole can begin again on a thread that may wait.
-    fn clear_privileges(&self, caller: &Caller, ino: u64) -> Outcome<()> {
+    pub(crate) fn clear_privileges(&self, caller: &Caller, ino: u64) -> Outcome<()> {
         if caller.uid == 0 {
             return Ok(());
         }
@@ -428,6 +445,11 @@ impl Fs {
 }
 
 impl FileHandle {
+    /// Whether the kernel writes past its pages.
+    pub fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Acquire)
+    }
+
     /// Whether reading needs no request.
     pub fn is_readable(&self) -> bool {
         if self.inode.writer.read().is_some() {

@@ -61,6 +61,9 @@ impl Fs {
             self.is_not_behind(caller, ino)?;
         }
         match self.ask_setattr(caller, ino, &rest) {
+            Err(Stop::Failed(error)) if is_gone(error.errno) && self.awaited.is_awaited(ino) => {
+                Err(if self.open.get(ino).is_some() { Self::unheard_of(ino) } else { Stop::Failed(error) })
+            }
             Err(Stop::Failed(error)) if is_gone(error.errno) => match self.bereave(ino) {
                 Some(_) => self.setattr_orphan(ino, &rest),
                 None => Err(Stop::Failed(error)),

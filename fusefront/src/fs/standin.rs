@@ -58,6 +58,11 @@ impl Awaited {
         state.removed.push_back((attr.ino, attr.written));
     }
 
+    /// Whether the disk that is asked may not have heard of the inode: it does not know it, and that says nothing.
+    pub fn is_awaited(&self, ino: u64) -> bool {
+        self.version(ino).is_some()
+    }
+
     fn version(&self, ino: u64) -> Option<i64> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
@@ -86,7 +91,10 @@ impl Fs {
             }
         }
         let newest = |(ino, shown): (u64, i64)| {
-            let being_written = self.open.get(ino).and_then(|inode| inode.writer.read().as_ref().and_then(written));
+            let open = self.open.get(ino);
+            // Of what is open it matters also whether it is there at all.
+            let shown = if open.is_some() { shown.max(1) } else { shown };
+            let being_written = open.and_then(|inode| inode.writer.read().as_ref().and_then(written));
             let known = self.cache.attr(ino).map(|attr| attr.written);
             let written = known.max(being_written.and_then(|written| written.written));
             (ino, written.map_or(shown, |written| shown.max(written)))
@@ -115,10 +123,7 @@ impl Fs {
         // What is still being handed over counts as the file's in memory; this is what the disk has.
         let attr = match self.ask_attr(caller, ino) {
             // The request itself tells of that.
-            Err(Stop::Failed(error)) if is_gone(error.errno) => {
-                self.awaited.forget(ino);
-                return Ok(());
-            }
+            Err(Stop::Failed(error)) if is_gone(error.errno) => return Ok(()),
             other => other?,
         };
         // A worker of an earlier version does not say it.
@@ -131,5 +136,14 @@ impl Fs {
             it can be read when that disk is back; to use the older version, unmount and mount again"
         );
         Err(FsError::new(Errno::EIO, message).into())
+    }
+
+    /// A change of what only the disk that is away has would be a change of nothing.
+    pub(super) fn unheard_of(ino: u64) -> Stop {
+        let message = format!(
+            "the disk that was mounted is away, and the one that stands in for it has not heard of file {ino:016x}: it can be changed when \
+            that disk is back"
+        );
+        FsError::new(Errno::EIO, message).into()
     }
 }

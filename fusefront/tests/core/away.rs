@@ -55,6 +55,50 @@ fn what_a_stand_in_has_nothing_of_is_not_shown_once_it_is_closed() {
 }
 
 #[test]
+fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
+    let mut bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("new"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    let read_only = bench.write_file(1, "read", b"");
+    let reader = bench.fs.open(&Caller::own(), read_only, false, false).unwrap();
+    bench.fs.write(&bench.fs.file(opened.handle).unwrap(), 0, b"bytes").unwrap();
+    let before = [attr.ino, read_only].map(|ino| bench.fs.getattr(&Caller::own(), ino).unwrap());
+    let sync = |bench: &Bench| bench.fs.fsync(&Caller::own(), opened.handle, false).map_err(|stop| stop.errno());
+    assert_eq!(sync(&bench), Ok(()));
+    let move_to = |bench: &mut Bench, disk: &str, change: &dyn Fn(&mut Tree)| {
+        let link = bench.fs.worker.link();
+        bench.worker.crash();
+        disk.clone_into(&mut bench.worker.shared.disk.lock());
+        change(&mut bench.worker.shared.tree.lock());
+        bench.worker.resume();
+        bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+    };
+    move_to(&mut bench, "01", &|tree| {
+        tree.lose_staged();
+        for name in ["new", "read"] {
+            tree.unlink(1, name.as_bytes()).unwrap();
+        }
+    });
+    let mode = Change { mode: Some(0o600), ..Change::default() };
+    let chmod = |bench: &Bench, ino| bench.fs.setattr(&Caller::own(), ino, &mode).map_err(|stop| stop.errno());
+    for before in before {
+        let now = bench.fs.getattr(&Caller::own(), before.ino).unwrap();
+        assert_eq!((now.nlink, now.size, now.mode), (1, before.size, before.mode));
+        assert_eq!(chmod(&bench, before.ino), Err(Errno::EIO));
+        assert_eq!(sync(&bench), Err(Errno::EIO), "it was not asked for what it has not heard of");
+    }
+    // It hears of both.
+    bench.worker.elsewhere(|tree| {
+        before.into_iter().for_each(|attr| tree.put_back(1, format!("{:x}", attr.ino).as_bytes(), attr, b"bytes"));
+        vec![changed(1, &[], &before.map(|attr| attr.ino))]
+    });
+    for before in before {
+        assert_eq!(chmod(&bench, before.ino).map(|attr| attr.mode & 0o7777), Ok(0o600));
+    }
+    [opened.handle, reader.handle].into_iter().for_each(|handle| bench.fs.release(handle));
+}
+
+#[test]
 fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
     let mut bench = Bench::start();
     let names = ["as it was", "written", "open", "emptied", "removed"];

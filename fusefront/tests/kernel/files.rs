@@ -4,7 +4,7 @@ use delugefs_fusefront::os::ENOATTR;
 use delugefs_proto::local_pb::Changed;
 use nix::errno::Errno;
 
-use super::wire::{Body, CALLER, op};
+use super::wire::{Body, CALLER, notice, op};
 use super::{BLOCK_BYTES, KERNELS, Mount, ROOT};
 
 /// More than three blocks.
@@ -34,6 +34,50 @@ fn a_file_of_several_blocks_comes_back_as_written() {
             read.extend(block);
         }
         assert!(read == bytes);
+        mount.release(file.ino, handle);
+    }
+}
+
+#[test]
+fn writes_that_the_disk_hangs_with_keep_nothing_else_waiting() {
+    let mut mount = Mount::new(KERNELS[0]);
+    let (other, (file, handle)) = (mount.file(ROOT, "other", b"x"), mount.create(ROOT, "f"));
+    // More than there are threads for them.
+    let (fs, mut begun) = (mount.fs.clone(), Vec::new());
+    let open = fs.file(handle).unwrap();
+    let stuck = open.inode.writer.write();
+    begun.extend((0..100_u8).map(|n| mount.begin_write(file.ino, handle, &[n])));
+    assert_eq!(mount.lookup(ROOT, "other").unwrap().ino, other.ino);
+    assert_eq!(mount.getattr(other.ino).unwrap().size, 1);
+    mount.mkdir(ROOT, "d");
+    drop(stuck);
+    for write in begun {
+        assert_eq!(mount.kernel.reply_to(write).u32(0), 1);
+    }
+    assert_eq!(mount.read(file.ino, handle, 0).len(), 1);
+    mount.release(file.ino, handle);
+}
+
+/// Newer kernels do that themselves.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_written_past_the_pages_of_readers_is_dropped_from_them() {
+    const FOPEN_DIRECT_IO: u32 = 1;
+    let mut mount = Mount::new(KERNELS[0]);
+    let (file, handle, flags) = mount.create_with(ROOT, "f", libc::O_WRONLY);
+    assert_eq!(flags & FOPEN_DIRECT_IO, FOPEN_DIRECT_IO);
+    mount.write(file.ino, handle, b"nobody reads");
+    let reader = mount.open(file.ino, libc::O_RDONLY).unwrap();
+    mount.write(file.ino, handle, b"somebody");
+    // Before the answer: nothing else has been said.
+    let told = mount.kernel.notice();
+    assert_eq!((told.errno, told.u64(0), told.u64(8), told.u64(16)), (notice::INVAL_INODE, file.ino, 0, 8));
+    for handle in [reader, handle] {
+        mount.release(file.ino, handle);
+    }
+    for not_alone in [libc::O_RDWR, libc::O_WRONLY | libc::O_APPEND, libc::O_WRONLY | libc::O_SYNC] {
+        let (file, handle, flags) = mount.create_with(ROOT, &format!("f{not_alone}"), not_alone);
+        assert_eq!(flags & FOPEN_DIRECT_IO, 0);
         mount.release(file.ino, handle);
     }
 }

@@ -79,11 +79,18 @@ impl Mount {
 
     /// The new file and its handle, open for reading and writing.
     pub fn create(&mut self, dir: u64, name: &str) -> (Node, u64) {
-        let flags = (libc::O_CREAT | libc::O_RDWR) as u32;
+        let (node, handle, _) = self.create_with(dir, name, libc::O_RDWR);
+        (node, handle)
+    }
+
+    /// The new file, its handle, and how the kernel is to treat that.
+    pub fn create_with(&mut self, dir: u64, name: &str, flags: i32) -> (Node, u64, u32) {
+        let flags = (libc::O_CREAT | flags) as u32;
         let body = Body::new().u32(flags).u32(0o100_644).u32(0o022).u32(0).name(name);
         let reply = self.kernel.call(op::CREATE, dir, &body);
         assert_eq!(reply.body.len(), ENTRY_ATTR + ATTR_BYTES + 16);
-        (Node::entry(&reply), reply.u64(ENTRY_ATTR + ATTR_BYTES))
+        let opened = ENTRY_ATTR + ATTR_BYTES;
+        (Node::entry(&reply), reply.u64(opened), reply.u32(opened + 8))
     }
 
     pub fn open(&mut self, ino: u64, flags: i32) -> Result<u64, Errno> {
@@ -99,6 +106,12 @@ impl Mount {
             let reply = self.kernel.call(op::WRITE, ino, &body.bytes(block));
             assert_eq!((reply.u32(0), reply.body.len()), (size, 8));
         }
+    }
+
+    /// Send one write, and do not wait for it: its number.
+    pub fn begin_write(&mut self, ino: u64, handle: u64, bytes: &[u8]) -> u64 {
+        let body = Body::new().u64(handle).u64(0).u32(bytes.len() as u32).u32(0).u64(0).u32(libc::O_RDWR as u32).u32(0);
+        self.kernel.send(op::WRITE, ino, &body.bytes(bytes))
     }
 
     /// Read one block.

@@ -75,7 +75,7 @@ fn a_restarted_worker_may_know_better() {
 }
 
 /// Tells other threads to end, also after a panic: nobody else does.
-struct Ending<'a>(&'a AtomicBool);
+pub struct Ending<'a>(pub &'a AtomicBool);
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
