@@ -11,6 +11,7 @@
 //! The rules a change has to follow so that joins lose nothing are in `delugefs_proto::record`; the operations are in
 //! the files below this one, a kind each.
 
+mod departed;
 mod dir;
 mod edit;
 mod foreign;
@@ -78,6 +79,8 @@ pub struct Namespace {
     seq: u64,
     /// Directories removed since the start: their numbers are not given out again.
     removed_dirs: HashSet<Ino>,
+    /// Files replaced a moment ago.
+    departed: departed::Departed,
     /// What the last applied changes touched, until the engine takes it to tell the mounts.
     touched: Touched,
     /// Contents that got a new dot and are the same: file, old dot, new dot. Until the engine takes it.
@@ -151,6 +154,7 @@ impl Namespace {
             last_hlc: 0,
             seq: 1,
             removed_dirs: HashSet::new(),
+            departed: departed::Departed::default(),
             touched: Touched::default(),
             renewed: Vec::new(),
             unmended: BTreeSet::new(),

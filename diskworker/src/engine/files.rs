@@ -122,8 +122,7 @@ impl Engine {
     pub fn absent(&self, ino: Ino, dir: Ino) -> FsResult<Option<Wanted>> {
         let data = {
             let mut core = self.core();
-            let at = core.ns.locate(ino, dir)?;
-            let node = core.ns.node(&at)?;
+            let node = core.ns.node_to_read(ino, dir)?;
             // One that has just been sealed is still in the table for a moment.
             if core.staged.get(node.ino).is_some() && self.store.is_staged(node.ino)? {
                 return Ok(None);
@@ -150,9 +149,11 @@ impl Engine {
 
     fn open_read(&self, session: SessionId, q: &pb::Open) -> FsResult<(Answer, Opening)> {
         let mut core = self.core();
-        let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
-        let node = core.ns.node(&at)?;
+        let node = core.ns.node_to_read(Ino(q.ino), Ino(q.dir))?;
         let data = node.regular()?.clone();
+        // Of a file that was replaced a moment ago nothing is fetched, and what is missing is no damage.
+        let is_gone = node.nlink == 0;
+        let or_gone = |error| if is_gone { Errno::ESTALE.into() } else { error };
         let answer = Answer { seq: core.ns.seq(), node: Some(core.attr(&self.store, &node)), ..Answer::default() };
         if let Some(staged) = core.staged.get(node.ino)
             && let Some(file) = self.store.open_staged(node.ino, false)?
@@ -164,10 +165,11 @@ impl Engine {
         Ok((
             answer,
             match data {
-                Data::Inline { blob, .. } => Opening::Inline(core.ns.attachment(blob)?),
+                Data::Inline { blob, .. } => Opening::Inline(core.ns.attachment(blob).map_err(or_gone)?),
                 Data::Stored { content, size, .. } => {
                     drop(core);
-                    let file = self.store.open_content(content, size).map_err(|error| missing(node.ino, error))?;
+                    let opened = self.store.open_content(content, size);
+                    let file = opened.map_err(|error| or_gone(missing(node.ino, error)))?;
                     Opening::File { handle: 0, file }
                 }
                 _ => Opening::Inline(Bytes::new()),

@@ -122,8 +122,7 @@ impl Engine {
     /// GetAttr.
     pub fn get_attr(&self, q: &pb::GetAttr) -> FsResult<Answer> {
         let mut core = self.core();
-        let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
-        let node = core.ns.node(&at)?;
+        let node = core.ns.node_to_read(Ino(q.ino), Ino(q.dir))?;
         Ok(self.answer(&mut core, Some(&node), None))
     }
 
@@ -314,6 +313,8 @@ impl Engine {
         if node.nlink > 0 || core.staged.get(node.ino).is_none() {
             return;
         }
+        // What was recorded of it is older than what was written.
+        core.ns.forget_departed(node.ino);
         // A file that is being hashed stays; the sealer finds the name gone and removes it.
         if core.staged.is_idle(node.ino) {
             core.staged.remove(node.ino);

@@ -45,6 +45,7 @@ impl Namespace {
         let joined = self.catalog.join(theirs).map_err(catalog_error)?;
         self.ctx = joined.state.ctx.clone();
         self.seq += 1;
+        self.replaced_by(&joined.changed).into_iter().for_each(|node| self.departed.insert(node));
         let far = now_ns() as u64 + FOLLOWED_NS;
         for (key, elements) in &joined.changed {
             let seen = elements.iter().map(|e| e.hlc.0).filter(|hlc| *hlc < far);

@@ -113,7 +113,7 @@ impl Namespace {
         self.locate(ino, hint)
     }
 
-    fn locate_in(&mut self, ino: Ino, dir: Ino) -> FsResult<Option<Located>> {
+    pub(super) fn locate_in(&mut self, ino: Ino, dir: Ino) -> FsResult<Option<Located>> {
         if !dir.is_storable() {
             return Ok(None); // no hint, or none that can be right
         }

@@ -78,6 +78,9 @@ impl Namespace {
             Some(other) => Some(self.after_unlink(other, ctime_ns)?),
             None => None,
         };
+        if let Some(gone) = other.as_ref().filter(|other| other.nlink == 0) {
+            self.departed.insert(gone.clone());
+        }
         Ok(Renamed { moved, other })
     }
 

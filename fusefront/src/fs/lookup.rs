@@ -103,9 +103,17 @@ impl Fs {
         let op = request::Op::GetAttr(GetAttr { ino, dir: self.dir_of(ino) });
         let answer = self.worker.ask(caller, op)?.check()?;
         let attr = required(answer.reply.node)?;
-        self.cache.apply(answer.stamp(), |patch| patch.node(Some(attr)));
+        self.take_in(&answer);
         self.known.moved(&attr);
         Ok(attr)
+    }
+
+    /// The node of an answer about an inode; one without a name was replaced a moment ago.
+    pub(super) fn take_in(&self, answer: &Answer) {
+        match answer.reply.node {
+            Some(node) if node.nlink == 0 => self.known.orphan(node),
+            node => self.cache.apply(answer.stamp(), |patch| patch.node(node)),
+        }
     }
 
     /// The worker does not know the inode any more: somebody else removed it. If it is open here it lives on as an

@@ -126,7 +126,8 @@ impl Fs {
         if let Some(opened) = self.open_shared(ino, write, truncate)? {
             return Ok(Opening { outdated: None, state: OpeningState::Done(opened) });
         }
-        if self.known.orphan_attr(ino).is_some() {
+        // One that was replaced a moment ago can be read yet: who opens it by its name looked that up before.
+        if self.known.orphan_attr(ino).is_some() && write {
             return Err(Errno::ESTALE.into());
         }
         if truncate {
@@ -148,9 +149,7 @@ impl Fs {
             }
             answer => answer?,
         };
-        if let Some(node) = answer.reply.node {
-            self.cache.apply(answer.stamp(), |patch| patch.node(Some(node)));
-        }
+        self.take_in(&answer);
         let attr = match answer.reply.node {
             Some(node) => node,
             None => self.getattr(caller, ino)?,
@@ -364,7 +363,7 @@ impl Fs {
             if let Some(node) = answer.reply.node.filter(|_| file.inode.generation() == generation) {
                 *file.inode.last.lock() = node;
                 // What the kernel is told has to be as new as what it reads.
-                self.cache.apply(answer.stamp(), |patch| patch.node(Some(node)));
+                self.take_in(&answer);
             }
             let mut source = self.readable(&mut answer, generation)?;
             if self.holds_back().is_some() {

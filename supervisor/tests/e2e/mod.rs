@@ -8,6 +8,7 @@ mod crash;
 mod host;
 mod mount_figures;
 mod random;
+mod replaced;
 mod shelf;
 mod tree;
 mod two_mounts;
