@@ -479,6 +479,28 @@ mod tests {
         assert!(next.has_dropped && next.upto == journal.inner.lock().next_lsn);
     }
 
+    /// The machine goes down after a spare segment was taken, and before any of its names but the first reached the disk.
+    #[test]
+    fn a_segment_used_again_is_whole_under_its_old_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        let name = |journal: &Journal| segment::name(journal.inner.lock().current.first_lsn);
+        (0..3).for_each(|n| journal.append(&change(n)).unwrap());
+        let first = name(&journal);
+        journal.rotate().unwrap();
+        (3..6).for_each(|n| journal.append(&change(n)).unwrap());
+        let second = name(&journal);
+        journal.sync().unwrap();
+        journal.retire().unwrap();
+        journal.rotate().unwrap();
+        let again = name(&journal);
+        drop(journal);
+        std::fs::rename(dir.path().join(again), dir.path().join(first)).unwrap();
+        assert!(dir.path().join(second).exists());
+        let (_, recovered, numbers) = found(dir.path());
+        assert_eq!((numbers, recovered.damage), (vec![0, 1, 2, 3, 4, 5], None), "what was synced is there");
+    }
+
     /// The end of a segment did not reach the disk, and the one begun after it did.
     #[test]
     fn nothing_is_taken_without_what_was_before_it() {
