@@ -11,7 +11,7 @@ use super::world::*;
 use crate::catalog::layout::{Place, SHARD_LEVELS, width};
 use crate::catalog::pack::PackWriter;
 use crate::catalog::tree::{self, Node, Root};
-use crate::catalog::{Catalog, CatalogError, ImportLimits, blob_id};
+use crate::catalog::{Catalog, CatalogError, ImportLimits, OBJECT_MAX_BYTES, blob_id};
 
 const ME: ActorId = ActorId(5);
 
@@ -407,7 +407,7 @@ fn roots_that_must_not_exist_are_refused() {
 fn a_bomb_is_refused_before_it_goes_off() {
     let (_d, target) = new_catalog();
     let mut bomb = Forged::default();
-    let blob = bomb.put(ObjectType::Blob, &vec![0; 20 << 20]);
+    let blob = bomb.put(ObjectType::Blob, &vec![0; OBJECT_MAX_BYTES + 1]);
     let pack = bomb.pack();
     assert!(pack.len() < 200 << 10);
     assert!(refusal(&target, &pack, blob, &ImportLimits::default()).contains("more than"));
