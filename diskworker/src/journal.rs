@@ -28,7 +28,7 @@ use nix::sys::stat::fstatat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
 
-use self::record::HEADER_BYTES;
+use self::record::{HEADER_BYTES, RECORD_MAX_BYTES};
 use self::segment::{SEGMENT_BYTES, SPARE, Segment};
 use crate::catalog::Changes;
 use crate::os;
@@ -198,9 +198,15 @@ impl Journal {
 
     /// Append a change. When this returns, the change survives the end of this process; [`Self::sync`] makes it survive
     /// the end of the machine. On an error nothing was appended.
+    ///
+    /// # Errors
+    /// `EFBIG` for what would not be taken back at the next start, nor anything after it.
     pub fn append(&self, change: &Changes) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let mut record = record::encode(inner.next_lsn, change);
+        if record.len() - HEADER_BYTES > RECORD_MAX_BYTES {
+            return Err(Errno::EFBIG.into());
+        }
         let at = inner.current.end;
         inner.current.end += record.len() as u64;
         // Behind it an empty header, which the next record replaces: in a segment used again there is the middle of
@@ -546,6 +552,27 @@ mod tests {
         drop(journal);
         let (_, recovered, numbers) = found(dir.path());
         assert_eq!((numbers, recovered.damage), (vec![6], None));
+    }
+
+    #[test]
+    fn what_could_not_be_replayed_is_not_appended() {
+        let with = |n: u64, len: usize| {
+            let mut change = change(n);
+            let blob = Bytes::from(vec![7; len]);
+            change.blobs.insert(blob_id(&blob), blob);
+            change
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        journal.append(&change(0)).unwrap();
+        let end = journal.len_bytes();
+        let refused = journal.append(&with(1, RECORD_MAX_BYTES)).unwrap_err();
+        assert_eq!((os::errno(&refused), journal.len_bytes()), (Errno::EFBIG, end));
+        journal.append(&with(2, RECORD_MAX_BYTES - 1000)).unwrap();
+        journal.append(&change(3)).unwrap();
+        drop(journal);
+        let (_, recovered, numbers) = found(dir.path());
+        assert_eq!((numbers, recovered.damage), (vec![0, 2, 3], None));
     }
 
     #[test]

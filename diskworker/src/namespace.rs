@@ -230,7 +230,13 @@ impl Namespace {
         self.load(&txn.change)?;
         self.journal.append(&txn.change).map_err(|error| {
             let error = FsError::from(error);
-            FsError::new(error.errno, format!("cannot write the journal: {}", error.errno.desc()))
+            let what_to_do = match error.errno {
+                Errno::EFBIG => {
+                    "; it takes more at once than the journal can hold: remove some of the names it is about first"
+                }
+                _ => "",
+            };
+            FsError::new(error.errno, format!("cannot write the journal: {}{what_to_do}", error.errno.desc()))
         })?;
         // Not from what it had to be later than.
         if txn.hlc.0 < now_ns() as u64 + foreign::FOLLOWED_NS {
