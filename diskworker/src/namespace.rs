@@ -22,13 +22,14 @@ mod make;
 mod mend;
 mod node;
 mod remove;
+mod removed;
 mod rename;
 #[cfg(test)]
 mod tests;
 mod txn;
 mod xattr;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use delugefs_proto::errno::{FsError, FsResult};
@@ -47,6 +48,7 @@ pub use self::rename::Renamed;
 pub use self::txn::{Txn, now_ns};
 
 use self::dir::Dir;
+use self::removed::RemovedDirs;
 use crate::catalog::{Catalog, CatalogError, Changes};
 use crate::journal::Journal;
 
@@ -77,7 +79,7 @@ pub struct Namespace {
     /// Counts changes; orders answers against events.
     seq: u64,
     /// Directories removed since the start: their numbers are not given out again.
-    removed_dirs: HashSet<Ino>,
+    removed_dirs: RemovedDirs,
     /// What the last applied changes touched, until the engine takes it to tell the mounts.
     touched: Touched,
     /// Contents that got a new dot and are the same: file, old dot, new dot. Until the engine takes it.
@@ -150,7 +152,7 @@ impl Namespace {
             actor,
             last_hlc: 0,
             seq: 1,
-            removed_dirs: HashSet::new(),
+            removed_dirs: RemovedDirs::default(),
             touched: Touched::default(),
             renewed: Vec::new(),
             unmended: BTreeSet::new(),

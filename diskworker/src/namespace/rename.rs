@@ -72,7 +72,7 @@ impl Namespace {
         let other = match other {
             Some(_) if exchange => Some(self.lookup(from.0, from.1)?),
             Some(other) if other.kind == Kind::Dir => {
-                self.removed_dirs.insert(other.ino);
+                self.removed_dirs.add(other.ino);
                 Some(Node { nlink: 0, ..other })
             }
             Some(other) => Some(self.after_unlink(other, ctime_ns)?),

@@ -188,6 +188,29 @@ fn what_lies_under_the_name_of_nothing_is_there_when_the_name_is_taken() {
     }
 }
 
+/// A name that is used over and over: each directory is another one, and none costs more than the one before.
+#[test]
+fn a_name_may_be_a_directorys_as_often_as_one_likes() {
+    let root = tempfile::tempdir().unwrap();
+    let mut ns = new(root.path());
+    for (at, is_moved) in [("lock", false), ("new", true)] {
+        let mut seen = std::collections::HashSet::new();
+        for n in 0..20 {
+            let ino = mkdir(&mut ns, Ino::ROOT, at);
+            assert!(seen.insert(ino), "{ino} was another one's");
+            let agreed = crate::view::directory_ino(Ino::ROOT, &name(at), n);
+            assert_eq!(ino == agreed, n < 8, "{at} {n}");
+            match is_moved {
+                true => {
+                    let to = name(&format!("job {n}"));
+                    ns.rename((Ino::ROOT, &name(at)), (Ino::ROOT, &to), false, false).map(drop).unwrap();
+                }
+                false => drop(ns.rmdir(Ino::ROOT, &name(at)).unwrap()),
+            }
+        }
+    }
+}
+
 /// Else what two hosts make apart could be more than a catalog holds when they meet.
 #[test]
 fn names_and_attributes_of_one_file_have_a_bound_in_bytes() {
