@@ -52,7 +52,7 @@ use crate::engine::{Elsewhere, Engine};
 use crate::fetch::Fetcher;
 use crate::swarm::Swarm;
 use book::Book;
-use holdings::Holdings;
+use holdings::{EPOCH_MAX, Holdings};
 use members::MembersStore;
 use pace::Limits;
 use table::Table;
@@ -328,7 +328,7 @@ impl Net {
             read_only: space.read_only,
             full: space.full,
             run: self.run,
-            epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()),
+            epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()).min(EPOCH_MAX),
             uptime_s: self.started.elapsed().as_secs(),
             state: self.engine.commits().borrow().as_bytes().to_vec(),
         };
