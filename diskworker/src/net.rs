@@ -434,16 +434,18 @@ async fn renew_about(net: Arc<Net>) {
     }
 }
 
-/// Remembers what was logged: a stranger who calls a thousand times is logged once.
+/// Remembers what was logged: a stranger who calls a thousand times is logged once. So many of each kind: a thousand strangers hide
+/// nothing but others like them.
 #[derive(Default)]
-struct LogOnce(Mutex<HashSet<(String, String)>>);
+struct LogOnce(Mutex<HashMap<&'static str, HashSet<String>>>);
 
 impl LogOnce {
     const MAX: usize = 1000;
 
-    fn once(&self, kind: &str, what: &str, log: impl FnOnce()) {
+    fn once(&self, kind: &'static str, what: &str, log: impl FnOnce()) {
         let mut logged = self.0.lock();
-        if logged.len() < Self::MAX && logged.insert((kind.into(), what.into())) {
+        let logged = logged.entry(kind).or_default();
+        if logged.len() < Self::MAX && logged.insert(what.into()) {
             log();
         }
     }
