@@ -72,12 +72,12 @@ impl Namespace {
         }
         // Of a large value its record has the name alone.
         let inline = |len: usize| if len > XATTR_INLINE_MAX_BYTES { 0 } else { len };
-        let record_len = |(name, value): (&Box<[u8]>, &XattrValue)| match value {
+        let record_len = |name: &[u8], value: &XattrValue| match value {
             XattrValue::Inline(value) => name.len() + value.len(),
             XattrValue::Blob { .. } => name.len(),
         };
-        let before = old.iter().map(record_len).sum::<usize>();
-        let replaced = old.get_key_value(name).map_or(0, record_len);
+        let before = old.iter().map(|(name, value)| record_len(name, value)).sum::<usize>();
+        let replaced = old.get(name).map_or(0, |value| record_len(name, value));
         let after = before - replaced + name.len() + inline(value.len());
         // Older versions made longer ones.
         if after > XATTRS_MAX_BYTES.max(before) {
