@@ -74,7 +74,7 @@ fn the_state_before_is_still_the_base_of_a_difference_after_consolidation() {
         model.sets.insert(Key::Entry(Ino(20), name(n)), vec![element(dot, 4)]);
         source.commit(&model.changes_from(&before), &model.ctx).unwrap();
     }
-    source.consolidate().unwrap();
+    source.consolidate(u64::MAX).unwrap();
     assert_eq!(source.packs(), 1);
     let (mut small, mut full) = (Vec::new(), Vec::new());
     export(&source, Some(old), &mut small).unwrap();
@@ -89,14 +89,14 @@ fn imported_states_survive_consolidation_while_they_are_held() {
     let mut pack = Vec::new();
     let commit = export(&source, None, &mut pack).unwrap();
     let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap();
-    target.consolidate().unwrap();
+    target.consolidate(u64::MAX).unwrap();
     assert_eq!(target.packs(), 1);
     assert_eq!(target.join(&theirs).unwrap().changed.len(), 101);
     sample(100).assert_is(&target);
     // And go when they are not.
     let (_d, other) = new_catalog();
     drop(other.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap());
-    other.consolidate().unwrap();
+    other.consolidate(u64::MAX).unwrap();
     let (id, _) = small_attachment(2);
     assert!(target.attachment(id).unwrap().is_some() && other.attachment(id).unwrap().is_none());
 }

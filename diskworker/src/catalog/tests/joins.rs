@@ -115,7 +115,7 @@ proptest! {
                     let (to, from) = two(&mut replicas, *to, *from);
                     to.pull(from);
                 }
-                Step::Consolidate(r) => replicas[*r].catalog.consolidate().unwrap(),
+                Step::Consolidate(r) => replicas[*r].catalog.consolidate(u64::MAX).unwrap(),
             }
         }
         for (to, from) in [(1, 0), (2, 1), (0, 2), (1, 0)] {

@@ -66,7 +66,7 @@ proptest! {
             prop_assert_eq!(scratch.tree, state.tree, "not the canonical tree");
             prop_assert_eq!(scratch.commit, state.commit);
             match number % 3 {
-                0 => catalog.consolidate().unwrap(),
+                0 => catalog.consolidate(u64::MAX).unwrap(),
                 1 => {
                     drop(catalog);
                     catalog = Catalog::open(&dir.path().join("catalog.git")).unwrap();
