@@ -165,7 +165,7 @@ fn main() -> Result<()> {
     let (dirs, ctx) = build(&catalog, files)?;
     timer.print(&format!("build {files} files in {} directories, {} packs", dirs.len(), catalog.packs()), 1);
     let timer = Timer::start();
-    catalog.consolidate()?;
+    catalog.consolidate(u64::MAX)?;
     timer.print("consolidate to one pack", 1);
     println!("on disk: {:.1} bytes per file", disk_bytes(&dir)? as f64 / files as f64);
     drop(catalog);
@@ -194,7 +194,7 @@ fn main() -> Result<()> {
     catalog.commit(&maker.edits(&dirs, 1000)?, &maker.ctx)?;
     timer.print("commit 1,000 changes in as many directories", 1);
     let timer = Timer::start();
-    catalog.consolidate()?;
+    catalog.consolidate(u64::MAX)?;
     timer.print(&format!("consolidate again, to {} packs", catalog.packs()), 1);
 
     // Another disk with the same state.

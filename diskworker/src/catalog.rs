@@ -73,9 +73,10 @@ pub use versions::Succession;
 /// Version of the layout, in the state's `version` blob. A reader refuses a newer one and touches nothing.
 pub const STATE_FORMAT: u32 = 1;
 
-/// Largest object of a catalog, in bytes. The largest that make sense are an inode with 32,000 long names (9 MB) and
-/// the piece hashes of a 64 TiB file (2.6 MB); what decodes from 16 MiB still fits into memory several times over.
-pub const OBJECT_MAX_BYTES: usize = 16 << 20;
+/// Largest object of a catalog, in bytes. One host makes none above some 4 MB: an inode with 2 MiB of names, a leaf with all the
+/// attributes that its files may have, the piece hashes of a 64 TiB file. But what hosts make apart becomes one when they meet, and
+/// an object that is refused then is refused for ever: there is room for what twenty have made. It is bounded for memory.
+pub const OBJECT_MAX_BYTES: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests;

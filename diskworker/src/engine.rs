@@ -246,6 +246,24 @@ mod tests {
     use super::recover::tests::fresh;
     use super::*;
 
+    /// A join holds all up for as long as it takes, and a frontend that is not greeted turns to another worker.
+    #[test]
+    fn who_greets_waits_for_no_change() {
+        let (_dir, running) = fresh();
+        let (welcomed, engine) = (std::sync::mpsc::channel(), running.engine.clone());
+        let change = running.engine.core();
+        let greeting = std::thread::spawn(move || {
+            drop(engine.begin_session(7));
+            engine.session_mounted(7, b"/mnt");
+            welcomed.0.send(crate::serve::local::welcome(&engine))
+        });
+        let said = welcomed.1.recv_timeout(Duration::from_secs(30));
+        drop(change);
+        assert!(said.is_ok(), "it waits for the change");
+        greeting.join().unwrap().unwrap();
+        running.stop().unwrap();
+    }
+
     /// `touch f`: nothing is written, and nothing of it recorded but the time.
     #[test]
     fn a_file_whose_time_is_set_was_not_written() {

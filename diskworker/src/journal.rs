@@ -28,7 +28,7 @@ use nix::sys::stat::fstatat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::Mutex;
 
-use self::record::HEADER_BYTES;
+use self::record::{HEADER_BYTES, RECORD_MAX_BYTES};
 use self::segment::{SEGMENT_BYTES, SPARE, Segment};
 use crate::catalog::Changes;
 use crate::os;
@@ -198,9 +198,15 @@ impl Journal {
 
     /// Append a change. When this returns, the change survives the end of this process; [`Self::sync`] makes it survive
     /// the end of the machine. On an error nothing was appended.
+    ///
+    /// # Errors
+    /// `EFBIG` for what would not be taken back at the next start, nor anything after it.
     pub fn append(&self, change: &Changes) -> io::Result<()> {
         let mut inner = self.inner.lock();
         let mut record = record::encode(inner.next_lsn, change);
+        if record.len() - HEADER_BYTES > RECORD_MAX_BYTES {
+            return Err(Errno::EFBIG.into());
+        }
         let at = inner.current.end;
         inner.current.end += record.len() as u64;
         // Behind it an empty header, which the next record replaces: in a segment used again there is the middle of
@@ -479,6 +485,28 @@ mod tests {
         assert!(next.has_dropped && next.upto == journal.inner.lock().next_lsn);
     }
 
+    /// The machine goes down after a spare segment was taken, and before any of its names but the first reached the disk.
+    #[test]
+    fn a_segment_used_again_is_whole_under_its_old_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        let name = |journal: &Journal| segment::name(journal.inner.lock().current.first_lsn);
+        (0..3).for_each(|n| journal.append(&change(n)).unwrap());
+        let first = name(&journal);
+        journal.rotate().unwrap();
+        (3..6).for_each(|n| journal.append(&change(n)).unwrap());
+        let second = name(&journal);
+        journal.sync().unwrap();
+        journal.retire().unwrap();
+        journal.rotate().unwrap();
+        let again = name(&journal);
+        drop(journal);
+        std::fs::rename(dir.path().join(again), dir.path().join(first)).unwrap();
+        assert!(dir.path().join(second).exists());
+        let (_, recovered, numbers) = found(dir.path());
+        assert_eq!((numbers, recovered.damage), (vec![0, 1, 2, 3, 4, 5], None), "what was synced is there");
+    }
+
     /// The end of a segment did not reach the disk, and the one begun after it did.
     #[test]
     fn nothing_is_taken_without_what_was_before_it() {
@@ -524,6 +552,27 @@ mod tests {
         drop(journal);
         let (_, recovered, numbers) = found(dir.path());
         assert_eq!((numbers, recovered.damage), (vec![6], None));
+    }
+
+    #[test]
+    fn what_could_not_be_replayed_is_not_appended() {
+        let with = |n: u64, len: usize| {
+            let mut change = change(n);
+            let blob = Bytes::from(vec![7; len]);
+            change.blobs.insert(blob_id(&blob), blob);
+            change
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, ..) = found(dir.path());
+        journal.append(&change(0)).unwrap();
+        let end = journal.len_bytes();
+        let refused = journal.append(&with(1, RECORD_MAX_BYTES)).unwrap_err();
+        assert_eq!((os::errno(&refused), journal.len_bytes()), (Errno::EFBIG, end));
+        journal.append(&with(2, RECORD_MAX_BYTES - 1000)).unwrap();
+        journal.append(&change(3)).unwrap();
+        drop(journal);
+        let (_, recovered, numbers) = found(dir.path());
+        assert_eq!((numbers, recovered.damage), (vec![0, 2, 3], None));
     }
 
     #[test]

@@ -23,13 +23,14 @@ mod make;
 mod mend;
 mod node;
 mod remove;
+mod removed;
 mod rename;
 #[cfg(test)]
 mod tests;
 mod txn;
 mod xattr;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use delugefs_proto::errno::{FsError, FsResult};
@@ -48,6 +49,7 @@ pub use self::rename::Renamed;
 pub use self::txn::{Txn, now_ns};
 
 use self::dir::Dir;
+use self::removed::RemovedDirs;
 use crate::catalog::{Catalog, CatalogError, Changes};
 use crate::journal::Journal;
 
@@ -78,7 +80,7 @@ pub struct Namespace {
     /// Counts changes; orders answers against events.
     seq: u64,
     /// Directories removed since the start: their numbers are not given out again.
-    removed_dirs: HashSet<Ino>,
+    removed_dirs: RemovedDirs,
     /// Files replaced a moment ago.
     departed: departed::Departed,
     /// What the last applied changes touched, until the engine takes it to tell the mounts.
@@ -153,7 +155,7 @@ impl Namespace {
             actor,
             last_hlc: 0,
             seq: 1,
-            removed_dirs: HashSet::new(),
+            removed_dirs: RemovedDirs::default(),
             departed: departed::Departed::default(),
             touched: Touched::default(),
             renewed: Vec::new(),
@@ -234,7 +236,13 @@ impl Namespace {
         self.load(&txn.change)?;
         self.journal.append(&txn.change).map_err(|error| {
             let error = FsError::from(error);
-            FsError::new(error.errno, format!("cannot write the journal: {}", error.errno.desc()))
+            let what_to_do = match error.errno {
+                Errno::EFBIG => {
+                    "; it takes more at once than the journal can hold: remove some of the names it is about first"
+                }
+                _ => "",
+            };
+            FsError::new(error.errno, format!("cannot write the journal: {}{what_to_do}", error.errno.desc()))
         })?;
         // Not from what it had to be later than.
         if txn.hlc.0 < now_ns() as u64 + foreign::FOLLOWED_NS {

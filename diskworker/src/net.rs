@@ -52,7 +52,7 @@ use crate::engine::{Elsewhere, Engine};
 use crate::fetch::Fetcher;
 use crate::swarm::Swarm;
 use book::Book;
-use holdings::Holdings;
+use holdings::{EPOCH_MAX, Holdings};
 use members::MembersStore;
 use pace::Limits;
 use table::Table;
@@ -328,7 +328,7 @@ impl Net {
             read_only: space.read_only,
             full: space.full,
             run: self.run,
-            epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()),
+            epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()).min(EPOCH_MAX),
             uptime_s: self.started.elapsed().as_secs(),
             state: self.engine.commits().borrow().as_bytes().to_vec(),
         };
@@ -434,16 +434,18 @@ async fn renew_about(net: Arc<Net>) {
     }
 }
 
-/// Remembers what was logged: a stranger who calls a thousand times is logged once.
+/// Remembers what was logged: a stranger who calls a thousand times is logged once. So many of each kind: a thousand strangers hide
+/// nothing but others like them.
 #[derive(Default)]
-struct LogOnce(Mutex<HashSet<(String, String)>>);
+struct LogOnce(Mutex<HashMap<&'static str, HashSet<String>>>);
 
 impl LogOnce {
     const MAX: usize = 1000;
 
-    fn once(&self, kind: &str, what: &str, log: impl FnOnce()) {
+    fn once(&self, kind: &'static str, what: &str, log: impl FnOnce()) {
         let mut logged = self.0.lock();
-        if logged.len() < Self::MAX && logged.insert((kind.into(), what.into())) {
+        let logged = logged.entry(kind).or_default();
+        if logged.len() < Self::MAX && logged.insert(what.into()) {
             log();
         }
     }

@@ -10,6 +10,9 @@ pub const XATTR_NAME_MAX_BYTES: usize = 255;
 pub const XATTR_VALUE_MAX_BYTES: usize = 64 << 10;
 /// Most extended attributes of one node: keeps the list of names below Linux's XATTR_LIST_MAX.
 pub const XATTRS_MAX: usize = 200;
+/// All names and values in the record of one node's extended attributes, in bytes: 64 nodes, which is a leaf, take 4 MiB, and stay far
+/// below what a catalog's object may be where hosts have set others before they meet.
+pub const XATTRS_MAX_BYTES: usize = 64 << 10;
 /// Extended attribute values above this size are attachments instead of part of the record.
 pub const XATTR_INLINE_MAX_BYTES: usize = 256;
 /// Contents up to this size live in the catalog, and so on every disk. One page: the smallest unit the kernel caches,
@@ -27,6 +30,8 @@ pub const FRAME_MAX_BYTES: usize = 4 << 20;
 pub const READDIR_MAX_ENTRIES: u32 = 4096;
 /// Hard links of one inode (ext4 has 65,000). Each is a record in the inode's own leaf.
 pub const LINKS_MAX: u32 = 32_000;
+/// All names of one inode together, in bytes: for the same reason.
+pub const LINK_NAMES_MAX_BYTES: usize = 2 << 20;
 /// Largest file size, in bytes: what the piece arithmetic holds (131,072 pieces of 512 MiB; see `piece_length_bytes`).
 pub const FILE_MAX_BYTES: u64 = 64 << 40;
 

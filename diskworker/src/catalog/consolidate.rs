@@ -3,7 +3,8 @@
 //!
 //! One large pack, the *base*, holds a complete state. As long as the other packs are small beside it, only they are
 //! rewritten, without what the base has: so a change a minute in a million files does not write 100 MB every half an
-//! hour. When they have grown to half of it, all is rewritten and becomes the new base.
+//! hour. When they have grown to half of it, all is rewritten and becomes the new base; where there is no room for that, only they are,
+//! for packs must not pile up on a full disk.
 //!
 //! The long part, writing, runs beside commits and imports. At the end both are held up for a moment: what came in
 //! meanwhile may rely on objects of the old packs, so everything reachable then and not yet rewritten is written too, and
@@ -35,27 +36,35 @@ struct Base {
     pack: String,
     /// Root of the state that is complete in it.
     tree: Oid,
+    bytes: u64,
 }
 
 impl Catalog {
     /// Rewrite what any ref or living [`State`](super::State) reaches into one pack (or two, see the module) and remove
-    /// the other packs.
+    /// the other packs. At most `room` bytes are written beside the old packs: without room for any of that nothing is done.
     ///
     /// # Errors
     /// When an object cannot be read or written. Nothing was removed then.
-    pub fn consolidate(&self) -> Result<(), CatalogError> {
+    pub fn consolidate(&self, room: u64) -> Result<(), CatalogError> {
         let _one = self.consolidation.lock();
         let dir = packdir::path(&self.dir);
         let mut old = packdir::list(&dir)?;
         let repo = libgit2::open(&self.dir)?;
-        let base = self.base(&repo, &dir, &old)?;
-        if let Some(base) = &base {
-            old.retain(|stem| *stem != base.pack);
+        let mut base = self.base(&repo, &dir, &old)?;
+        let mut bytes = self.packs_bytes()?;
+        if let Some(found) = &base {
+            let others_bytes = bytes.saturating_sub(found.bytes);
+            if others_bytes * 2 <= found.bytes || bytes > room {
+                old.retain(|stem| *stem != found.pack);
+                bytes = others_bytes;
+            } else {
+                base = None;
+            }
         }
-        if old.len() < 2 {
+        if old.len() < 2 || bytes > room {
             return Ok(());
         }
-        self.rewrite_packs(&repo, &dir, base, old, u64::MAX)
+        self.rewrite_packs(&repo, &dir, base, old, room)
     }
 
     /// Keep nothing but the committed state, what somebody holds and what other refs reach, in one pack: for a disk that
@@ -99,15 +108,6 @@ impl Catalog {
         Ok(())
     }
 
-    /// Bytes that [`Catalog::consolidate`] may write before it removes any: the packs it would rewrite.
-    pub fn consolidation_bytes(&self) -> Result<u64, CatalogError> {
-        let dir = packdir::path(&self.dir);
-        let packs = packdir::list(&dir)?;
-        let base = self.base(&libgit2::open(&self.dir)?, &dir, &packs)?;
-        let rewritten = packs.iter().filter(|stem| base.as_ref().is_none_or(|base| base.pack != **stem));
-        rewritten.map(|stem| packdir::size_bytes(&dir, stem)).sum()
-    }
-
     /// Bytes of all packs, with what earlier states have left in them.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Catalog {
         packdir::list(&dir)?.iter().map(|stem| packdir::size_bytes(&dir, stem)).sum()
     }
 
-    /// The base, if there is one and the packs beside it are small.
+    /// The base, if there is one.
     fn base(&self, repo: &Repository, dir: &Path, packs: &[String]) -> Result<Option<Base>, CatalogError> {
         let path = self.dir.join(BASE);
         let text = match fs::read_to_string(&path) {
@@ -129,17 +129,11 @@ impl Catalog {
         let Some((pack, commit)) = named.filter(|(pack, _)| packs.iter().any(|stem| stem == pack)) else {
             return Ok(None);
         };
-        let mut others_bytes = 0;
-        for stem in packs.iter().filter(|stem| *stem != pack) {
-            others_bytes += packdir::size_bytes(dir, stem)?;
-        }
-        if others_bytes * 2 > packdir::size_bytes(dir, pack)? {
-            return Ok(None);
-        }
+        let bytes = packdir::size_bytes(dir, pack)?;
         let objects = Objects::new(repo)?;
         let found = objects.find(commit)?.filter(|(kind, _)| *kind == ObjectType::Commit);
         let tree = found.and_then(|(_, bytes)| tree_of_commit(&bytes));
-        Ok(tree.map(|tree| Base { pack: pack.to_owned(), tree }))
+        Ok(tree.map(|tree| Base { pack: pack.to_owned(), tree, bytes }))
     }
 
     /// Write a pack of all that is reachable now, neither in `seen` nor in the tree `have`, if it is not larger than `room`.

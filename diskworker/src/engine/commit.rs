@@ -163,12 +163,7 @@ impl Engine {
             return;
         }
         let available = self.store.free_space().map_or(0, |space| space.available);
-        let done = match catalog.consolidation_bytes() {
-            Ok(bytes) if bytes > available => return,
-            Ok(_) => catalog.consolidate(),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = done {
+        if let Err(error) = catalog.consolidate(available) {
             tracing::warn!("packs stay as they are: {error}");
         }
     }

@@ -8,11 +8,12 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use bytes::Bytes;
 use delugefs_proto::codec;
 
-use crate::catalog::{Changes, blob_id};
+use crate::catalog::{Changes, OBJECT_MAX_BYTES, blob_id};
 
 pub(super) const HEADER_BYTES: usize = 16;
-/// Largest record, in bytes: an attribute value and an inline content with a lot of room. Anything larger is damage.
-const RECORD_MAX_BYTES: usize = 16 << 20;
+/// Largest record after its header, in bytes: what a change of the largest set that a catalog can have takes. None larger is appended,
+/// so what says it is larger is damage, and to read one costs no more memory than to make it did.
+pub(super) const RECORD_MAX_BYTES: usize = OBJECT_MAX_BYTES;
 
 /// Why a segment was not read to its end.
 pub(super) enum End {

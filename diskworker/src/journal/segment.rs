@@ -47,11 +47,11 @@ impl Segment {
         made
     }
 
-    /// The spare one. The same holds of its name.
+    /// The spare one. The same holds of its name. Nothing is written to it: that it became the spare one may not be on the disk yet,
+    /// and when the machine goes down it may be the segment that it was, with others behind it. Replay ends at its first record, of a
+    /// lower lsn than its name says.
     pub fn reuse(dir: &File, first_lsn: u64) -> io::Result<Self> {
         let file = os::open_file(dir, SPARE, OFlag::O_RDWR)?;
-        // A first header that is empty: the log ends here until something is appended.
-        file.write_all_at(&[0; super::HEADER_BYTES], 0)?;
         place(dir, SPARE, file, first_lsn)
     }
 }

@@ -1,8 +1,8 @@
 //! Hard links, and making a set unambiguous before it is changed.
 
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::Ino;
-use delugefs_proto::limits::LINKS_MAX;
+use delugefs_proto::limits::{LINK_NAMES_MAX_BYTES, LINKS_MAX};
 use delugefs_proto::record::{Body, Data, Element, Key, Name};
 use nix::errno::Errno;
 
@@ -44,6 +44,7 @@ impl Namespace {
         if elements.iter().filter(|e| matches!(e.body, Body::Ref { .. })).count() >= LINKS_MAX as usize {
             return Err(Errno::EMLINK.into());
         }
+        check_names(&elements, name.as_bytes().len())?;
         txn.after(&elements);
         renew(&mut txn, &mut elements);
         txn.set_times(&mut elements, ino, None, None);
@@ -246,6 +247,20 @@ pub(super) fn renew(txn: &mut Txn, elements: &mut [Element]) {
         if matches!(element.body, Body::Content { .. } | Body::Attrs { .. } | Body::Times { .. }) {
             element.dot = txn.dot;
         }
+    }
+}
+
+/// EMLINK when an inode's names would be too long together with this many bytes more. What hosts have made apart may be.
+pub(super) fn check_names(inode: &[Element], more: usize) -> FsResult<()> {
+    let len = |e: &Element| match &e.body {
+        Body::Ref { name, .. } => name.as_bytes().len(),
+        _ => 0,
+    };
+    match inode.iter().map(len).sum::<usize>() + more > LINK_NAMES_MAX_BYTES {
+        true => {
+            Err(FsError::new(Errno::EMLINK, "the names of this file are too long together: use shorter ones, or fewer"))
+        }
+        false => Ok(()),
     }
 }
 

@@ -10,6 +10,8 @@ use super::{Namespace, Node, Txn, node};
 use crate::view;
 
 const S_ISGID: u16 = 0o2000;
+/// Directories of one name, while those before are there or were removed in this life, whose numbers hosts agree on.
+const GENERATIONS: u32 = 8;
 
 /// What all makers say.
 pub struct Making<'a> {
@@ -121,16 +123,26 @@ impl Namespace {
     }
 
     /// The number for a directory about to be made: the same on hosts that make it without knowing of each other, but
-    /// none that is or was in use.
+    /// none that is or was in use. Of a name that is used over and over (a lock, what is moved away when it is done) any number: each
+    /// one that is not free costs a look, and hosts that take turns know of each other.
     fn free_dir_ino(&mut self, making: &Making<'_>) -> FsResult<Ino> {
-        for generation in 0..1 << 16 {
+        for generation in 0..GENERATIONS {
             let ino = view::directory_ino(making.dir, making.name, generation);
-            // Entries without a header are those of a directory removed elsewhere: not ours to revive either.
-            if !self.removed_dirs.contains(&ino) && self.dir(ino)?.len() == 0 && self.inode(ino)?.is_empty() {
+            if self.is_free_dir(ino)? {
                 return Ok(ino);
             }
         }
-        Err(FsError::new(Errno::ENOSPC, "no free number for a directory of this name"))
+        loop {
+            let ino = Ino::random();
+            if self.is_free_dir(ino)? {
+                return Ok(ino);
+            }
+        }
+    }
+
+    fn is_free_dir(&mut self, ino: Ino) -> FsResult<bool> {
+        // Entries without a header are those of a directory removed elsewhere: not ours to revive either.
+        Ok(!self.removed_dirs.contains(ino) && self.dir(ino)?.len() == 0 && self.inode(ino)?.is_empty())
     }
 }
 

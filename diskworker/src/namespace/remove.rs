@@ -34,7 +34,7 @@ impl Namespace {
         txn.set(Key::Entry(dir, name.clone()), Vec::new());
         self.touch_dir(&mut txn, dir)?;
         self.apply(txn)?;
-        self.removed_dirs.insert(ino);
+        self.removed_dirs.add(ino);
         node.nlink = 0;
         Ok(node)
     }

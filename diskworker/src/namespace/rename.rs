@@ -5,7 +5,7 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Element, Key, Name};
 use nix::errno::Errno;
 
-use super::links::{renew, replace_ref};
+use super::links::{check_names, renew, replace_ref};
 use super::{Kind, Located, Namespace, Node, Txn, node};
 use crate::view;
 
@@ -72,7 +72,7 @@ impl Namespace {
         let other = match other {
             Some(_) if exchange => Some(self.lookup(from.0, from.1)?),
             Some(other) if other.kind == Kind::Dir => {
-                self.removed_dirs.insert(other.ino);
+                self.removed_dirs.add(other.ino);
                 Some(Node { nlink: 0, ..other })
             }
             Some(other) => Some(self.after_unlink(other, ctime_ns)?),
@@ -138,6 +138,9 @@ impl Namespace {
             Some(Body::Link { ino }) => {
                 let mut inode = self.set_in(txn, &Key::Inode(ino))?;
                 txn.after(&inode);
+                if to.1.as_bytes().len() > from.1.as_bytes().len() {
+                    check_names(&inode, to.1.as_bytes().len() - from.1.as_bytes().len())?;
+                }
                 replace_ref(txn, &mut inode, from, Some(to));
                 renew(txn, &mut inode); // its last name may be removed elsewhere meanwhile, and all it is with that
                 txn.set_times(&mut inode, ino, None, None);

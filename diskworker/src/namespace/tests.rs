@@ -4,11 +4,12 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Data, Hlc, Key, Name, Perm};
 use nix::errno::Errno;
 
-use super::{Making, Namespace};
+use super::{Located, Making, Namespace};
 use crate::catalog::{Catalog, ImportLimits};
 use crate::journal::Journal;
 
@@ -185,4 +186,69 @@ fn what_lies_under_the_name_of_nothing_is_there_when_the_name_is_taken() {
             assert!(!ns.dir(dir).unwrap().get(&at).iter().any(|e| e.body == place), "{what}");
         }
     }
+}
+
+/// A name that is used over and over: each directory is another one, and none costs more than the one before.
+#[test]
+fn a_name_may_be_a_directorys_as_often_as_one_likes() {
+    let root = tempfile::tempdir().unwrap();
+    let mut ns = new(root.path());
+    for (at, is_moved) in [("lock", false), ("new", true)] {
+        let mut seen = std::collections::HashSet::new();
+        for n in 0..20 {
+            let ino = mkdir(&mut ns, Ino::ROOT, at);
+            assert!(seen.insert(ino), "{ino} was another one's");
+            let agreed = crate::view::directory_ino(Ino::ROOT, &name(at), n);
+            assert_eq!(ino == agreed, n < 8, "{at} {n}");
+            match is_moved {
+                true => {
+                    let to = name(&format!("job {n}"));
+                    ns.rename((Ino::ROOT, &name(at)), (Ino::ROOT, &to), false, false).map(drop).unwrap();
+                }
+                false => drop(ns.rmdir(Ino::ROOT, &name(at)).unwrap()),
+            }
+        }
+    }
+}
+
+/// Else what two hosts make apart could be more than a catalog holds when they meet.
+#[test]
+fn names_and_attributes_of_one_file_have_a_bound_in_bytes() {
+    use delugefs_proto::limits::{LINK_NAMES_MAX_BYTES, XATTRS_MAX, XATTRS_MAX_BYTES};
+
+    let root = tempfile::tempdir().unwrap();
+    let mut ns = new(root.path());
+    let errno = |done: FsResult<()>| done.map_err(|error| error.errno);
+    let ino = Ino(4000);
+    ns.make_file(&Making { dir: Ino::ROOT, name: &name("f"), perm: PERM }, ino, Data::Empty, None).unwrap();
+    let long = |n: usize| name(&format!("{n:0>255}"));
+    ns.link(ino, Ino::ROOT, Ino::ROOT, &long(0)).unwrap();
+    ns.link(ino, Ino::ROOT, Ino::ROOT, &name("g")).unwrap();
+    // As if it had as many as it may have.
+    let mut txn = ns.txn();
+    let mut set = ns.inode(ino).unwrap().to_vec();
+    let fits = (LINK_NAMES_MAX_BYTES - 2) / 255;
+    set.extend((1..fits).map(|n| txn.element(Body::Ref { dir: Ino::ROOT, name: long(n) })));
+    (1..fits).for_each(|n| txn.set(Key::Entry(Ino::ROOT, long(n)), vec![txn.element(Body::Link { ino })]));
+    txn.set(Key::Inode(ino), set);
+    ns.apply(txn).unwrap();
+    assert_eq!(errno(ns.link(ino, Ino::ROOT, Ino::ROOT, &long(fits)).map(drop)), Err(Errno::EMLINK));
+    let mut rename =
+        |from: &Name, to: &Name| errno(ns.rename((Ino::ROOT, from), (Ino::ROOT, to), false, false).map(drop));
+    assert_eq!(rename(&name("g"), &long(fits)), Err(Errno::EMLINK));
+    assert_eq!(rename(&long(0), &long(fits)), Ok(()));
+    ns.unlink(Ino::ROOT, &long(fits)).unwrap();
+    ns.link(ino, Ino::ROOT, Ino::ROOT, &long(fits)).unwrap();
+
+    let dir = mkdir(&mut ns, Ino::ROOT, "d");
+    let mut set = |n: usize, len: usize| {
+        let (attribute, value) = (format!("user.{n:0>240}"), vec![7; len].into());
+        errno(ns.set_xattr(Located::Dir(dir), attribute.as_bytes(), value, false, false).map(drop))
+    };
+    let fits = XATTRS_MAX_BYTES / (245 + 256);
+    assert!(fits < XATTRS_MAX);
+    (0..fits).for_each(|n| set(n, 256).unwrap());
+    assert_eq!(set(fits, 256), Err(Errno::ENOSPC));
+    // Of a large value the record has no more than the name.
+    assert_eq!((set(0, 300), set(fits, 256), set(1, 256)), (Ok(()), Ok(()), Ok(())));
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb as pb;
@@ -15,8 +16,22 @@ const LOG_MAX: usize = 8192;
 /// Ids in one message.
 const CHUNK: usize = 4096;
 
-/// Counts are begun at the milliseconds since 1970: what is above this is nobody's, and could not be outdone.
+/// No disk says of itself that its count is above this.
 pub(super) const EPOCH_MAX: u64 = 1 << 62;
+
+/// How far a clock may be ahead, in milliseconds: a hundred years.
+const AHEAD_MAX_MS: u64 = 100 * 366 * 24 * 3_600_000;
+
+/// Above what a count is nobody's: they are begun at the milliseconds since 1970. A bound that stays where it is could be claimed by
+/// somebody who tells lies, and then not be outdone for ever; this one moves on, and the disk it was said of is heard again.
+pub(super) fn latest() -> u64 {
+    now_ms().saturating_add(AHEAD_MAX_MS).min(EPOCH_MAX - 1)
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
 
 /// What one disk holds.
 #[derive(Debug, Default)]
@@ -108,7 +123,7 @@ impl Holdings {
     pub fn hear(&mut self, news: &pb::Holdings) -> Heard {
         let Some(id) = DiskId::from_slice(&news.disk_id) else { return Heard::Nothing };
         let disk = self.disks.entry(id).or_default();
-        if (news.epoch, news.generation) <= (disk.epoch, disk.generation) || news.epoch > EPOCH_MAX {
+        if (news.epoch, news.generation) <= (disk.epoch, disk.generation) || news.epoch > latest() {
             return Heard::Nothing;
         }
         let ids = |bytes: &[u8]| bytes.as_chunks::<16>().0.to_vec();
@@ -128,7 +143,7 @@ impl Holdings {
     pub fn outdo(&mut self, me: DiskId, heard: &pb::Holdings) -> bool {
         let Some(disk) = self.disks.get_mut(&me) else { return false };
         let is_later = (heard.epoch, heard.generation) > (disk.epoch, disk.generation);
-        if !is_later || heard.epoch > EPOCH_MAX {
+        if !is_later || heard.epoch > latest() {
             return false;
         }
         (disk.epoch, disk.generation) = (heard.epoch + 1, 1);
@@ -428,6 +443,28 @@ mod tests {
         hear(&mut far, lacks);
         assert_eq!(far.hear(&late), Heard::Nothing);
         assert_eq!((far.count(ME), far.epoch(ME), &*far.holders(content(1))), (1, 8, &[ME][..]));
+    }
+
+    /// A member tells lies about another one, until it is revoked.
+    #[test]
+    fn whatever_is_said_of_a_disk_it_can_be_heard_again() {
+        let (mut mine, mut others) = (Holdings::default(), Holdings::default());
+        let claim = |epoch| message(ME, epoch, 0, 1, &[], &[]);
+        mine.begin(ME, 7, [content(1)].into_iter());
+        hear(&mut others, mine.all_of(ME));
+        for epoch in [1 << 44, EPOCH_MAX / 2, EPOCH_MAX - 1, EPOCH_MAX, u64::MAX] {
+            assert_eq!(others.hear(&claim(epoch)), Heard::Nothing, "{epoch}");
+            assert!(!mine.outdo(ME, &claim(epoch)), "{epoch}");
+        }
+        let last = claim(latest());
+        assert_eq!(others.hear(&last), Heard::News);
+        assert!(mine.outdo(ME, &last));
+        let begin = std::time::Instant::now();
+        while mine.all_of(ME).iter().any(|message| others.hear(message) != Heard::News) {
+            assert!(begin.elapsed().as_secs() < 30, "it is not heard");
+            std::thread::yield_now();
+        }
+        assert_eq!(*others.holders(content(1)), [ME]);
     }
 
     #[test]

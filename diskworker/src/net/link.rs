@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::Net;
-use super::holdings::{EPOCH_MAX, Heard, Part, Parts, announcement, is_announcement, split};
+use super::holdings::{EPOCH_MAX, Heard, Part, Parts, announcement, is_announcement, latest, split};
 use super::io::PeerInfo;
 use super::table::{ALL_MAX, Link, Met};
 
@@ -358,7 +358,7 @@ async fn write_until(
 /// Whether this may be what another disk said, and can be outdone by what it will say.
 fn is_plausible(about: &pb::About) -> bool {
     // Before its supervisor has told it a disk does not know where it is.
-    about.host_id.len() == 32 && is_bounded(about)
+    about.host_id.len() == 32 && is_bounded(about) && about.epoch <= latest()
 }
 
 /// Whether a disk may say this of itself. It is passed on, many of them in one message.
@@ -402,6 +402,8 @@ mod tests {
         assert!(is_plausible(&good));
         let new = pb::About { host_id: Vec::new(), ..good.clone() };
         assert!(is_bounded(&new) && !is_plausible(&new));
+        let late = pb::About { epoch: EPOCH_MAX, ..good.clone() };
+        assert!(is_bounded(&late) && !is_plausible(&late), "somebody else says so");
         let label = |len| "x".repeat(len);
         for bad in [
             pb::About { host_label: label(TEXT_MAX_BYTES + 1), ..good.clone() },

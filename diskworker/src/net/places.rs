@@ -8,10 +8,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections that are not known to be a member's, at once.
-const ALL_MAX: usize = 64;
 /// Of one address. All disks of a host that come back at once need fewer, and try again.
 const EACH_MAX: usize = 32;
+/// Connections that are not known to be a member's, at once: a host with two addresses keeps nobody out. Each is a descriptor, of which
+/// we ask for 65,536, and of 1,024 half would be left.
+const ALL_MAX: usize = 16 * EACH_MAX;
 
 /// See the module.
 #[derive(Clone)]
@@ -60,9 +61,10 @@ impl Drop for Place {
     }
 }
 
-/// Who can call from one IPv6 address can do so from all that begin alike.
+/// Who can call from one IPv6 address can do so from all that begin alike. Those of a link begin alike on all its hosts.
 fn source(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
+        IpAddr::V6(address) if address.is_unicast_link_local() => address.into(),
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
             Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
@@ -74,6 +76,21 @@ fn source(from: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn two_addresses_of_a_host_do_not_get_all_places_either() {
+        let places = Places::default();
+        let take = async |from: &str| places.take(from.parse().unwrap()).await;
+        let mut held = Vec::new();
+        for _ in 0..EACH_MAX {
+            held.push(take("192.0.2.1").await.unwrap());
+            held.push(take("fe80::1").await.unwrap());
+        }
+        assert!(places.free.available_permits() > 0, "who takes one would wait");
+        assert!(take("192.0.2.1").await.is_none() && take("fe80::1").await.is_none());
+        assert!(take("192.0.2.2").await.is_some());
+        assert!(take("fe80::2").await.is_some(), "another host of the link");
+    }
 
     #[tokio::test]
     async fn one_address_does_not_get_all_places() {

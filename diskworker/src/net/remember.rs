@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::peer_pb as pb;
@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, renameat};
 use prost::Message;
 
 use super::Net;
-use super::holdings::{EPOCH_MAX, Part, Parts};
+use super::holdings::{Part, Parts, latest, now_ms};
 
 const FILE: &str = "holdings";
 const UNFINISHED: &str = "holdings.new";
@@ -52,14 +52,14 @@ impl Net {
             let is_counted = message.part > 0 || begun.as_ref() != Some(&series);
             begun = message.more.then_some(series);
             if message.disk_id == me.0 {
-                last_epoch = message.epoch.min(EPOCH_MAX);
+                // What nobody would listen to is a wrong bit, or the last word of a quarrel with somebody who told lies.
+                last_epoch = if message.epoch <= latest() { message.epoch } else { 0 };
             } else if !is_counted {
                 parts = Parts::default();
             } else if let Ok(Part::Whole(message)) = parts.add(message) {
                 self.holdings.lock().hear(&message);
             }
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let mut held = HashSet::new();
         for content in self.engine.store.held() {
             match content {
@@ -67,7 +67,7 @@ impl Net {
                 Err(error) => tracing::warn!("not counted as held: {error}"),
             }
         }
-        self.holdings.lock().begin(me, now.max(last_epoch + 1), held.into_iter());
+        self.holdings.lock().begin(me, now_ms().max(last_epoch + 1), held.into_iter());
         // Links may be up already, and have said that nothing is known of this disk.
         let known = self.holdings.lock().all_of(me);
         known.into_iter().for_each(|message| self.tell(None, message));
@@ -156,6 +156,7 @@ mod tests {
         // Nor does a wrong bit keep it from that.
         let own = pb::Holdings { disk_id: me.0.into(), epoch: u64::MAX, ..Default::default() };
         net.recall_from(&own.encode_length_delimited_to_vec()[..]);
+        assert!(net.holdings.lock().epoch(me) <= latest(), "others listen");
         net.recall_from(BadSector);
     }
 }

@@ -382,3 +382,16 @@ async fn strangers_get_nowhere() {
     assert_eq!(tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 1]).await.unwrap_or(0), 0);
     assert_eq!(nodes[0].net.table.lock().disks.len(), 0);
 }
+
+#[test]
+fn strangers_hide_no_other_warning() {
+    let (log, mut said) = (LogOnce::default(), 0);
+    for n in 0..2 * LogOnce::MAX {
+        log.once("no member", &n.to_string(), || said += 1);
+    }
+    assert_eq!(said, LogOnce::MAX);
+    for _ in 0..2 {
+        log.once("refused", "", || said += 1);
+    }
+    assert_eq!(said, LogOnce::MAX + 1);
+}

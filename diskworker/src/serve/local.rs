@@ -107,6 +107,20 @@ fn failure(error: FsError, seq: u64) -> Reply {
     Reply { errno: error.errno as u32, message: error.message, seq, ..Reply::default() }
 }
 
+/// The answer to a greeting. It waits for no change, however long one takes: who is not greeted takes us for hung. So it has no `seq`,
+/// which nobody needs before the first answer.
+pub(crate) fn welcome(engine: &Engine) -> Reply {
+    let identity = engine.folder.identity();
+    let welcome = Welcome {
+        version: LOCAL_VERSION,
+        cluster: identity.cluster.clone(),
+        disk_id: identity.disk_id.clone(),
+        root: Ino::ROOT.0,
+        worker_run: engine.run_id(),
+    };
+    Reply { body: Some(reply::Body::Welcome(welcome)), ..Reply::default() }
+}
+
 struct Connection<'a> {
     engine: &'a Arc<Engine>,
     fetcher: &'a Arc<Fetcher>,
@@ -149,23 +163,11 @@ impl<'a> Connection<'a> {
         result
     }
 
-    fn welcome(&self) -> Reply {
-        let identity = self.engine.folder.identity();
-        let welcome = Welcome {
-            version: LOCAL_VERSION,
-            cluster: identity.cluster.clone(),
-            disk_id: identity.disk_id.clone(),
-            root: Ino::ROOT.0,
-            worker_run: self.engine.run_id(),
-        };
-        Reply { seq: self.engine.seq(), body: Some(reply::Body::Welcome(welcome)), ..Reply::default() }
-    }
-
     /// The session lives as long as this connection.
     fn push_events(&mut self, hello: &Hello) -> std::io::Result<()> {
         let queue = self.engine.begin_session(hello.session);
         self.engine.session_mounted(hello.session, &hello.mount);
-        let result = frame::send(self.socket, &self.welcome(), None).and_then(|()| {
+        let result = frame::send(self.socket, &welcome(self.engine), None).and_then(|()| {
             std::thread::scope(|scope| {
                 // The reading side notices the frontend's end; the frontend sends nothing here.
                 let mut receiver = std::mem::take(&mut self.receiver);
@@ -198,7 +200,7 @@ impl<'a> Connection<'a> {
     }
 
     fn answer_requests(&mut self, hello: &Hello) -> std::io::Result<()> {
-        frame::send(self.socket, &self.welcome(), None)?;
+        frame::send(self.socket, &welcome(self.engine), None)?;
         while let Some((request, fd)) = self.receiver.receive::<Request>(self.socket)? {
             // We may have hung for so long that he was answered elsewhere. It is asked again when it is its turn to change something.
             if crate::os::has_hung_up(self.socket) {

@@ -116,7 +116,7 @@ fn git_itself_finds_nothing_wrong() {
     catalog.commit(&model.changes_from(&Model::default()), &model.ctx).unwrap();
     for consolidate in [false, true] {
         if consolidate {
-            catalog.consolidate().unwrap();
+            catalog.consolidate(u64::MAX).unwrap();
         }
         let fsck = std::process::Command::new("git")
             .args(["-c", "safe.directory=*", "--git-dir"])
@@ -153,7 +153,7 @@ fn consolidation_beside_readers_and_writers() {
             .collect();
         let consolidator = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                catalog.consolidate().unwrap();
+                catalog.consolidate(u64::MAX).unwrap();
             }
         });
         for n in 150..260 {
@@ -165,12 +165,42 @@ fn consolidation_beside_readers_and_writers() {
         consolidator.join().unwrap();
         assert!(readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u64>() > 0);
     });
-    catalog.consolidate().unwrap();
+    catalog.consolidate(u64::MAX).unwrap();
     assert!(catalog.packs() <= 2, "{} packs", catalog.packs());
     model.assert_is(&catalog);
     assert_eq!(catalog.verify().unwrap().problems, Vec::<String>::new());
     let reopened = Catalog::open(&catalog.dir).unwrap();
     model.assert_is(&reopened);
+}
+
+/// As on a full disk, where each change is a commit of its own because others follow.
+#[test]
+fn without_room_for_a_new_base_the_other_packs_become_one() {
+    let (_d, catalog) = new_catalog();
+    let mut model = Model::default();
+    let edit = |model: &mut Model, names: std::ops::Range<u16>| {
+        let before = model.clone();
+        names.for_each(|n| put(model, n));
+        catalog.commit(&model.changes_from(&before), &model.ctx).unwrap();
+    };
+    edit(&mut model, 0..1000);
+    catalog.consolidate(u64::MAX).unwrap();
+    let packs = || crate::catalog::packdir::list(&catalog.dir.join("objects/pack")).unwrap();
+    let (base, base_bytes) = (packs(), catalog.packs_bytes().unwrap());
+    (0..5).for_each(|n| edit(&mut model, n * 200..n * 200 + 200));
+    let others_bytes = catalog.packs_bytes().unwrap() - base_bytes;
+    assert!(others_bytes * 2 > base_bytes, "else they are the others in any case");
+    catalog.consolidate(others_bytes - 1).unwrap();
+    assert_eq!(packs().len(), 6, "there is no room for that either");
+    catalog.consolidate(base_bytes + others_bytes - 1).unwrap();
+    assert!(packs().len() == 2 && packs().contains(&base[0]), "{:?}", packs());
+    model.assert_is(&catalog);
+    assert_eq!(catalog.verify().unwrap().problems, Vec::<String>::new());
+    model.assert_is(&Catalog::open(&catalog.dir).unwrap());
+    edit(&mut model, 0..1);
+    catalog.consolidate(u64::MAX).unwrap();
+    assert!(packs().len() == 1 && packs() != base, "{:?}", packs());
+    model.assert_is(&catalog);
 }
 
 #[test]
@@ -179,7 +209,7 @@ fn small_changes_leave_the_base_alone() {
     let mut model = Model::default();
     (0..1000).for_each(|n| put(&mut model, n));
     catalog.commit(&model.changes_from(&Model::default()), &model.ctx).unwrap();
-    catalog.consolidate().unwrap();
+    catalog.consolidate(u64::MAX).unwrap();
     let base = crate::catalog::packdir::list(&catalog.dir.join("objects/pack")).unwrap();
     assert_eq!(base.len(), 1);
     let edit = |catalog: &Catalog, model: &mut Model, names: std::ops::Range<u16>| {
@@ -189,7 +219,7 @@ fn small_changes_leave_the_base_alone() {
     };
     for round in 0..3 {
         (0..3).for_each(|n| edit(&catalog, &mut model, n..n + 1));
-        catalog.consolidate().unwrap();
+        catalog.consolidate(u64::MAX).unwrap();
         let packs = crate::catalog::packdir::list(&catalog.dir.join("objects/pack")).unwrap();
         assert!(packs.len() == 2 && packs.contains(&base[0]), "round {round}: {packs:?}");
         let dir = catalog.dir.clone();
@@ -200,7 +230,7 @@ fn small_changes_leave_the_base_alone() {
     }
     // Much has changed: a new base.
     edit(&catalog, &mut model, 0..900);
-    catalog.consolidate().unwrap();
+    catalog.consolidate(u64::MAX).unwrap();
     let packs = crate::catalog::packdir::list(&catalog.dir.join("objects/pack")).unwrap();
     assert!(packs.len() == 1 && packs != base, "{packs:?}");
     model.assert_is(&catalog);
@@ -208,7 +238,7 @@ fn small_changes_leave_the_base_alone() {
     for text in ["", "nonsense", &format!("pack-{} {}\n", "0".repeat(40), "0".repeat(40))] {
         fs::write(catalog.dir.join("base"), text).unwrap();
         (0..2).for_each(|n| edit(&catalog, &mut model, n..n + 1));
-        catalog.consolidate().unwrap();
+        catalog.consolidate(u64::MAX).unwrap();
         assert_eq!(catalog.packs(), 1);
         model.assert_is(&catalog);
     }
@@ -234,7 +264,7 @@ fn consolidation_may_stop_anywhere() {
             .collect()
     };
     let before = files();
-    catalog.consolidate().unwrap();
+    catalog.consolidate(u64::MAX).unwrap();
     drop(catalog);
     let (after, base) = (files(), fs::read(dir.join("base")).unwrap());
     // The steps in their order: the new pack, its index, the base, then each old index and pack go.
@@ -258,7 +288,7 @@ fn consolidation_may_stop_anywhere() {
         let opened = Catalog::open(&dir).unwrap();
         model.assert_is(&opened);
         assert_eq!(opened.verify().unwrap().problems, Vec::<String>::new(), "after step {done}");
-        opened.consolidate().unwrap();
+        opened.consolidate(u64::MAX).unwrap();
         model.assert_is(&opened);
     }
 }

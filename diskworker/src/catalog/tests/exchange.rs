@@ -11,7 +11,7 @@ use super::world::*;
 use crate::catalog::layout::{Place, SHARD_LEVELS, width};
 use crate::catalog::pack::PackWriter;
 use crate::catalog::tree::{self, Node, Root};
-use crate::catalog::{Catalog, CatalogError, ImportLimits, blob_id};
+use crate::catalog::{Catalog, CatalogError, ImportLimits, OBJECT_MAX_BYTES, blob_id};
 
 const ME: ActorId = ActorId(5);
 
@@ -74,7 +74,7 @@ fn the_state_before_is_still_the_base_of_a_difference_after_consolidation() {
         model.sets.insert(Key::Entry(Ino(20), name(n)), vec![element(dot, 4)]);
         source.commit(&model.changes_from(&before), &model.ctx).unwrap();
     }
-    source.consolidate().unwrap();
+    source.consolidate(u64::MAX).unwrap();
     assert_eq!(source.packs(), 1);
     let (mut small, mut full) = (Vec::new(), Vec::new());
     export(&source, Some(old), &mut small).unwrap();
@@ -89,14 +89,14 @@ fn imported_states_survive_consolidation_while_they_are_held() {
     let mut pack = Vec::new();
     let commit = export(&source, None, &mut pack).unwrap();
     let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap();
-    target.consolidate().unwrap();
+    target.consolidate(u64::MAX).unwrap();
     assert_eq!(target.packs(), 1);
     assert_eq!(target.join(&theirs).unwrap().changed.len(), 101);
     sample(100).assert_is(&target);
     // And go when they are not.
     let (_d, other) = new_catalog();
     drop(other.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap());
-    other.consolidate().unwrap();
+    other.consolidate(u64::MAX).unwrap();
     let (id, _) = small_attachment(2);
     assert!(target.attachment(id).unwrap().is_some() && other.attachment(id).unwrap().is_none());
 }
@@ -407,9 +407,9 @@ fn roots_that_must_not_exist_are_refused() {
 fn a_bomb_is_refused_before_it_goes_off() {
     let (_d, target) = new_catalog();
     let mut bomb = Forged::default();
-    let blob = bomb.put(ObjectType::Blob, &vec![0; 20 << 20]);
+    let blob = bomb.put(ObjectType::Blob, &vec![0; OBJECT_MAX_BYTES + 1]);
     let pack = bomb.pack();
-    assert!(pack.len() < 200 << 10);
+    assert!(pack.len() < 1 << 20, "{}", pack.len());
     assert!(refusal(&target, &pack, blob, &ImportLimits::default()).contains("more than"));
     // A header that announces less than there is, and one that announces a delta.
     let mut small = Forged::default();

@@ -115,7 +115,7 @@ proptest! {
                     let (to, from) = two(&mut replicas, *to, *from);
                     to.pull(from);
                 }
-                Step::Consolidate(r) => replicas[*r].catalog.consolidate().unwrap(),
+                Step::Consolidate(r) => replicas[*r].catalog.consolidate(u64::MAX).unwrap(),
             }
         }
         for (to, from) in [(1, 0), (2, 1), (0, 2), (1, 0)] {
@@ -198,4 +198,32 @@ fn fast_forward_writes_nothing() {
     assert_eq!((joined.state.commit, b.catalog.packs()), (a.catalog.state().commit, packs));
     assert_eq!(joined.changed.len(), 50);
     assert!(a.catalog.join(&joined.state).unwrap().changed.is_empty());
+}
+
+/// Two hosts have given one file names before they met. Each set alone is as large as older versions made them.
+#[test]
+fn large_sets_that_were_made_apart_are_joined() {
+    let ino = Ino(90);
+    let made = |actor: u64| {
+        let mut model = Model::default();
+        let long = |n: u32| Name::new(format!("{actor}{n:0>254}").as_bytes()).unwrap();
+        let names = (0..32_000).map(|n| {
+            let (dot, body) = (model.draw(ActorId(actor)), Body::Ref { dir: Ino::ROOT, name: long(n) });
+            Element { dot, body, hlc: Hlc(1) }
+        });
+        let set: Vec<Element> = names.collect();
+        model.sets.insert(Key::Inode(ino), set);
+        model.build_anew()
+    };
+    let ((_d, one, _), (_e, two, _)) = (made(1), made(2));
+    let mut pack = Vec::new();
+    let commit = export(&two, None, &mut pack).unwrap();
+    let theirs = one.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap();
+    let joined = one.join(&theirs).unwrap();
+    assert_eq!(joined.changed[&Key::Inode(ino)].len(), 64_000);
+    // The other one takes that as it is.
+    let mut pack = Vec::new();
+    let commit = export(&one, Some(two.state().commit), &mut pack).unwrap();
+    let theirs = two.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap();
+    assert_eq!(two.join(&theirs).unwrap().state.commit, joined.state.commit);
 }

@@ -66,7 +66,7 @@ proptest! {
             prop_assert_eq!(scratch.tree, state.tree, "not the canonical tree");
             prop_assert_eq!(scratch.commit, state.commit);
             match number % 3 {
-                0 => catalog.consolidate().unwrap(),
+                0 => catalog.consolidate(u64::MAX).unwrap(),
                 1 => {
                     drop(catalog);
                     catalog = Catalog::open(&dir.path().join("catalog.git")).unwrap();
@@ -197,6 +197,6 @@ fn golden_state() {
 #[test]
 fn what_can_be_attached() {
     assert!([&b""[..], &vec![7; 1 << 20]].iter().all(|data| attachable(data) == Some(blob_id(data))));
-    assert!(attachable(&vec![7; (16 << 20) + 1]).is_none());
+    assert!(attachable(&vec![7; crate::catalog::OBJECT_MAX_BYTES + 1]).is_none());
     assert_eq!(blob_id(b"").to_hex(), "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
 }

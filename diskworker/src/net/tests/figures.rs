@@ -43,7 +43,7 @@ fn fill(catalog: &Catalog, names: u64) {
         }
         catalog.commit(&changes, &ctx).unwrap();
         if folder % 100 == 99 {
-            catalog.consolidate().unwrap();
+            catalog.consolidate(u64::MAX).unwrap();
         }
     }
 }
