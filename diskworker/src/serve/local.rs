@@ -157,6 +157,7 @@ impl<'a> Connection<'a> {
             disk_id: identity.disk_id.clone(),
             root: Ino::ROOT.0,
             worker_run: self.engine.run_id(),
+            cluster_id: identity.cluster_id.clone(),
         };
         Reply { seq: self.engine.seq(), body: Some(reply::Body::Welcome(welcome)), ..Reply::default() }
     }
