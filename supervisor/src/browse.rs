@@ -11,8 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::control_pb as pb;
-use delugefs_proto::disk::DiskToml;
-use delugefs_proto::ids::DiskId;
+use delugefs_proto::ids::{ClusterId, DiskId};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 
@@ -48,8 +47,7 @@ pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, found: 
     loop {
         let hints: BTreeSet<String> = {
             let host = snapshots.borrow_and_update();
-            let identities = host.disks.iter().filter_map(|disk| DiskToml::read(disk.root.as_ref()).ok());
-            identities.filter_map(|identity| identity.cluster_id()).map(cluster_hint).collect()
+            host.disks.iter().filter_map(|disk| ClusterId::from_hex(&disk.cluster_id)).map(cluster_hint).collect()
         };
         if !hints.is_empty() {
             let answers = tokio::task::spawn_blocking(ask).await.unwrap_or_default();

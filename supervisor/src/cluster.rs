@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use delugefs_proto::control_pb as pb;
-use delugefs_proto::disk::{DiskToml, short_id};
-use delugefs_proto::ids::{DiskId, HostId};
+use delugefs_proto::disk::short_id;
+use delugefs_proto::ids::{ClusterId, DiskId, HostId};
 use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest, Peer, PeersRequest};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -128,8 +128,9 @@ async fn meet(
     addresses: &Addresses,
     hints: &[Hint],
 ) -> Result<(), String> {
-    let identity = DiskToml::read(Path::new(&disk.root)).map_err(|error| error.to_string())?;
-    let (Some(cluster), Some(id)) = (identity.cluster_id(), identity.disk_id()) else { return Ok(()) };
+    // Until its worker has said of which cluster it is, in a moment, there is nothing to do.
+    let ids = (ClusterId::from_hex(&disk.cluster_id), DiskId::from_hex(&disk.disk_id));
+    let (Some(cluster), Some(id)) = ids else { return Ok(()) };
     let socket = Path::new(&disk.grpc_socket);
     let busy = |_| (); // it is asked again in a moment
     let request = PeersRequest {};

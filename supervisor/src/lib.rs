@@ -14,6 +14,7 @@ pub mod drain;
 pub mod escape;
 pub mod failure;
 pub mod farewell;
+pub mod identity;
 pub mod join;
 pub mod libexec;
 pub mod log;

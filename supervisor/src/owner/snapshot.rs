@@ -2,6 +2,7 @@
 
 use delugefs_proto::control_pb::{self as pb, disk, mount};
 use delugefs_proto::disk::short_id;
+use delugefs_proto::exit::Exit;
 
 use super::child::{Child, Phase};
 use super::state::State;
@@ -24,6 +25,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         tcp_port: disk.tcp_port.into(),
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
         drain: None,
+        cluster_id: disk.spec.cluster_id.map(|id| id.to_hex()).unwrap_or_default(),
     });
     let mounts = state.mounts.iter().map(|mount| pb::Mount {
         dir: mount.spec.dir.display().to_string(),
@@ -37,7 +39,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
     });
     pb::HostStatus {
         cluster: state.cluster().unwrap_or_default().into(),
-        cluster_id: String::new(),
+        cluster_id: state.cluster_id(None).map(|id| id.to_hex()).unwrap_or_default(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         disks: disks.collect(),
@@ -77,10 +79,12 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
             (disk::State::BackingOff, _) => problems.push(format!("{name} is started again: {}", disk.last_error)),
             (disk::State::Stopped, _) => {
                 let (why, root) = (&disk.last_error, &disk.root);
+                let is_other = disk.failure.as_ref().is_some_and(|failure| failure.exit == Exit::WrongCluster as u32);
                 let then = match returned::is_gone(disk) {
                     true => format!(
                         "it goes on when its folder is there again; `delugefs disk remove {root}` if it will not be"
                     ),
+                    false if is_other => format!("`delugefs disk remove {root}` takes it from this supervisor"),
                     false => format!("`delugefs disk add {root}` starts it again"),
                 };
                 problems.push(format!("{name} is stopped: {why}; {then}"));
@@ -128,7 +132,6 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use delugefs_proto::exit::Exit;
     use delugefs_proto::worker_pb::{FreeSpaceReply, WorkerStatus};
 
     use super::*;
