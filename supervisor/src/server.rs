@@ -236,7 +236,7 @@ impl Control for Server {
         let disks = self.disks_up();
         let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(no_disk)?;
         let (cluster, inviter) = ids(disk)?;
-        let addresses = own_addresses(disk.tcp_port);
+        let addresses = own_addresses(&disk.listen, disk.tcp_port);
         let token = self.membership.invite(cluster, inviter, addresses, expires_s)?;
         Ok(Response::new(pb::InviteReply { token: token.to_string() }))
     }
@@ -583,8 +583,12 @@ fn ids(disk: &pb::Disk) -> Result<(ClusterId, DiskId), Failure> {
     })
 }
 
-/// This host's addresses with a port; loopback only when there is no other.
-fn own_addresses(port: u32) -> Vec<String> {
+/// This host's addresses with a port; loopback only when there is no other. One that listens on a particular address has only that.
+fn own_addresses(listen: &str, port: u32) -> Vec<String> {
+    let port = u16::try_from(port).unwrap_or(0);
+    if let Some(ip) = listen.parse::<std::net::IpAddr>().ok().filter(|ip| !ip.is_unspecified()) {
+        return vec![std::net::SocketAddr::new(ip, port).to_string()];
+    }
     let mut found: Vec<std::net::IpAddr> = Vec::new();
     for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
         let address = interface.address.as_ref();
@@ -602,7 +606,6 @@ fn own_addresses(port: u32) -> Vec<String> {
     found.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
     let loopback_only = found.iter().all(std::net::IpAddr::is_loopback);
     let usable = found.into_iter().filter(|ip| loopback_only || !ip.is_loopback());
-    let port = u16::try_from(port).unwrap_or(0);
     usable.take(ADDRESSES_MAX).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
 }
 
@@ -695,6 +698,14 @@ mod tests {
         assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x", "/m"]))]), "/b", "the first hangs");
         assert_eq!(shown(&[disk("/a", Some(&[])), disk("/b", Some(&["/m"]))]), "/b", "and has come back");
         assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x"]))]), "/a", "nobody says anything else");
+    }
+
+    #[test]
+    fn an_invitation_names_only_addresses_at_which_the_disk_listens() {
+        assert_eq!(own_addresses("192.0.2.7", 4711), ["192.0.2.7:4711"]);
+        assert_eq!(own_addresses("fd00::2", 4711), ["[fd00::2]:4711"]);
+        let all = own_addresses("", 4711);
+        assert!(!all.is_empty() && own_addresses("0.0.0.0", 4711) == all && !all.contains(&"0.0.0.0:4711".into()));
     }
 
     #[test]
