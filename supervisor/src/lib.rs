@@ -22,6 +22,7 @@ pub mod logtail;
 pub mod marks;
 pub mod membership;
 pub mod mountpoint;
+pub mod nearby;
 pub mod notes;
 pub mod owner;
 pub mod paths;

@@ -137,7 +137,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (shown, replicated) = watch::channel(Shown::default());
     tokio::spawn(replicate::run(watcher.clone(), shown, Settings::default()));
     if !options.no_mdns {
-        tokio::spawn(browse::follow(watcher.clone(), found.clone()));
+        tokio::spawn(browse::follow(watcher.clone(), membership.clone(), found.clone()));
     }
     let discovery = (!options.no_mdns).then(|| tokio::spawn(discovery::follow(watcher.clone())));
 

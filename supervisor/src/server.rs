@@ -288,7 +288,7 @@ impl Control for Server {
             return Err(not_ours(&now.cluster).into());
         }
         let mut more = self.addresses.of(token.inviter);
-        more.extend(self.found.nearby.lock().get(&token.inviter).cloned());
+        more.extend(self.found.nearby.lock().of(token.inviter));
         more.extend(self.found.peers.iter().cloned());
         let cluster = join::join(&self.membership, &token, &request.cluster, &more).await?;
         self.addresses.learn(token.inviter, &token.addresses);
