@@ -263,10 +263,20 @@ async fn identities(roots: impl Iterator<Item = PathBuf>) -> Vec<Option<DiskToml
 async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool) -> anyhow::Result<()> {
     let mounted = sys::delugefs_mounts().context("cannot read the mount table")?;
     for mount in &config.mounts {
-        let uid = uid_of(mount.user.as_deref()).map_err(UserError::from)?;
         let dir = paths::resolve(&mount.dir, &mounted);
-        let spec = MountSpec { dir, user: mount.user.clone(), uid, root: None };
-        send(events, Event::AddMount { spec, remember, reply: None });
+        let spec = |uid| MountSpec { dir: dir.clone(), user: mount.user.clone(), uid, root: None };
+        match uid_of(mount.user.as_deref()) {
+            Ok(uid) => send(events, Event::AddMount { spec: spec(uid), remember, reply: None }),
+            // Somebody who was removed: no reason for the disks not to start.
+            Err(failure) => {
+                tracing::error!("the mount {} is not started: {}", dir.display(), failure.message);
+                let failure = match remember {
+                    true => failure.hint(format!("`delugefs umount {}` forgets the mount", dir.display())),
+                    false => failure.hint("name another user for the mount in the configuration"),
+                };
+                send(events, Event::MountStuck { spec: spec(None), remember, failure });
+            }
+        }
     }
     if !config.disks.is_empty() && cluster.is_none() {
         let error = UserError::new(Exit::Usage, "the configuration has disks, but does not say of which cluster");

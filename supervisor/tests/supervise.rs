@@ -287,3 +287,31 @@ fn a_disk_whose_folder_hangs_holds_up_neither_the_others_nor_the_end() {
     assert_eq!(lab.wait(sup), 0, "{}", lab.logs());
     lab.assert_clean();
 }
+
+#[test]
+fn a_mount_of_somebody_who_is_gone_keeps_nothing_else_from_starting() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create"]);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    let added = format!(
+        "cluster = 'home'\n[[disk]]\nroot = '{}'\n[[mount]]\ndir = '{}'\nuser = 'no such user'\n[[mount]]\ndir = '{}'\n",
+        lab.path("a").display(),
+        lab.path("m").display(),
+        lab.path("n").display(),
+    );
+    fs::write(lab.path("s/added.toml"), added).unwrap();
+    lab.supervisor("sup", &["--no-mdns"]);
+    let status = lab.wait_for_status("the others", |status| {
+        status["disks"][0]["state"] == "up" && status["mounts"][1]["state"] == "up"
+    });
+    assert_eq!(
+        (&status["mounts"][0]["state"], &status["mounts"][0]["last_error"]["exit"]),
+        (&"stopped".into(), &2.into())
+    );
+    let said = lab.says(&["status", "-x"]);
+    insta::assert_snapshot!(said.stdout, @r#"mount LAB/m is stopped: there is no user "no such user" on this machine; `delugefs umount LAB/m` forgets the mount"#);
+    assert_eq!(lab.says(&["umount", "m"]).code, 0);
+    assert_eq!(lab.says(&["status", "-x"]).code, 0);
+    assert!(!fs::read_to_string(lab.path("s/added.toml")).unwrap().contains("no such user"));
+}

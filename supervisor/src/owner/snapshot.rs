@@ -109,7 +109,12 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         let (dir, error) = (&mount.dir, &mount.last_error);
         match mount.state() {
             mount::State::BackingOff => problems.push(format!("mount {dir} is started again: {error}")),
-            mount::State::Stopped => problems.push(format!("mount {dir} is stopped: {error}")),
+            mount::State::Stopped => {
+                // Of a user who is gone: said by nobody who has asked for it.
+                let then = mount.failure.iter().filter(|failure| failure.exit == Exit::Usage as u32);
+                let then: String = then.map(|failure| format!("; {}", failure.hint)).collect();
+                problems.push(format!("mount {dir} is stopped: {error}{then}"));
+            }
             _ => {}
         }
     }

@@ -182,6 +182,15 @@ pub enum Event {
         /// Answered when the mount answers, or cannot.
         reply: Option<Reply>,
     },
+    /// A mount that is configured, or remembered, cannot be started as it is.
+    MountStuck {
+        /// What was wanted.
+        spec: MountSpec,
+        /// It is remembered.
+        remember: bool,
+        /// Why.
+        failure: Failure,
+    },
     /// A mount is not wanted any more.
     RemoveMount {
         /// The mountpoint.
@@ -383,6 +392,7 @@ impl State {
             Event::RemoveDisk { root, release, shown, reply } => self.remove_disk(&root, release, &shown, reply, now),
             Event::FolderBack { root, found } => self.folder_back(&root, &found),
             Event::AddMount { spec, remember, reply } => self.add_mount(spec, remember, reply),
+            Event::MountStuck { spec, remember, failure } => self.mount_stuck(spec, remember, failure),
             Event::RemoveMount { dir, release, reply } => self.remove_mount(&dir, release, reply, now),
             Event::Register(registration) => self.register(registration, now),
             Event::MountFound { dir, pid, socket, mounted } => self.mount_found((dir, mounted), pid, &socket, now),
