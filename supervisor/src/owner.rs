@@ -37,7 +37,7 @@ use crate::identity;
 use crate::membership::Membership;
 use crate::notes::{self, FRONTEND, WORKER};
 use crate::process::{End, Events, Job, detach_dead};
-use crate::remember;
+use crate::remember::Memory;
 
 /// The task's surroundings.
 #[derive(Debug)]
@@ -46,8 +46,6 @@ pub struct Owner {
     pub state: State,
     /// Sockets, notes and logs.
     pub run_dir: PathBuf,
-    /// What the next supervisor has to know.
-    pub state_dir: PathBuf,
     /// Where process tasks send their news; the other end is what [`Owner::run`] reads.
     pub events: Events,
     /// Who may take part.
@@ -58,6 +56,8 @@ pub struct Owner {
     pub snapshots: watch::Sender<Arc<pb::HostStatus>>,
     /// Clusters that were founded for a first disk that is being made: which start of a worker, and its folder.
     pub founded: HashMap<Run, (ClusterId, PathBuf)>,
+    /// What is remembered, and what is to be.
+    pub memory: Memory,
 }
 
 impl Owner {
@@ -69,6 +69,11 @@ impl Owner {
             let event = tokio::select! {
                 event = inbox.recv() => event.unwrap_or(Event::Stop { reply: None }),
                 () = sleep_until(deadline) => Event::Tick,
+                () = sleep_until(self.memory.again_at()) => {
+                    self.memory.again();
+                    self.publish();
+                    continue;
+                }
             };
             self.log(&event);
             match &event {
@@ -80,8 +85,19 @@ impl Owner {
                 _ => {}
             }
             let effects = self.state.apply(event, Instant::now());
+            let mut forgotten = None;
             self.publish();
             for effect in effects {
+                // It comes before the answers to those who asked for it.
+                let effect = match (effect, &forgotten) {
+                    (Effect::Remember(config), _) => {
+                        forgotten = self.memory.keep(config).err();
+                        self.publish();
+                        continue;
+                    }
+                    (Effect::Answer(reply, Ok(_)), Some(failure)) => Effect::Answer(reply, Err(failure.clone())),
+                    (effect, _) => effect,
+                };
                 if matches!(effect, Effect::Exit) {
                     return;
                 }
@@ -102,7 +118,8 @@ impl Owner {
     }
 
     fn publish(&self) {
-        let now = snapshot(&self.state);
+        let mut now = snapshot(&self.state);
+        now.problems.extend(self.memory.problem());
         self.snapshots.send_if_modified(|last| {
             let changed = **last != now;
             if changed {
@@ -145,13 +162,8 @@ impl Owner {
                     tracing::error!("detaching a mount panicked");
                 }
             }
-            Effect::Remember(config) => {
-                if let Err(error) = remember::write(&self.state_dir, &config) {
-                    tracing::error!("what was added cannot be remembered for the next start: {error:#}");
-                }
-            }
             Effect::Answer(reply, result) => drop(reply.send(result)), // the caller may have gone away
-            Effect::Exit => {}
+            Effect::Remember(_) | Effect::Exit => {}                   // see `run`
         }
     }
 

@@ -32,6 +32,7 @@ use crate::notes::{self, Note};
 use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
 use crate::policy::Settings;
 use crate::process::Events;
+use crate::remember::Memory;
 use crate::replicate::{self, Shown};
 use crate::server::{Server, no_cluster_name, uid_of};
 use crate::{discovery, identity, paths, remember, returned, sys, uds};
@@ -120,12 +121,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let owner = Owner {
         state: State::new(configured.cluster.clone()),
         run_dir,
-        state_dir,
         events,
         snapshots,
         membership: membership.clone(),
         addresses: addresses.clone(),
         founded: Default::default(),
+        memory: Memory::new(state_dir, added.clone()),
     };
     let events = owner.events.clone();
     notes::sweep(&owner.run_dir)?;

@@ -315,3 +315,30 @@ fn a_mount_of_somebody_who_is_gone_keeps_nothing_else_from_starting() {
     assert_eq!(lab.says(&["status", "-x"]).code, 0);
     assert!(!fs::read_to_string(lab.path("s/added.toml")).unwrap().contains("no such user"));
 }
+
+/// A folder in the place of the file that is written first: as if the file system of the state directory were full.
+#[test]
+fn what_cannot_be_remembered_is_said_and_remembered_later() {
+    let mut lab = Lab::new();
+    lab.run(&["--create"]);
+    let full = lab.path("s/added.toml.new");
+    fs::create_dir(&full).unwrap();
+    let said = lab.says(&["disk", "add", "b", "--create"]);
+    assert_eq!(said.code, 1);
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs: it is done, but would not be remembered at the next start: cannot write LAB/s/added.toml: Is a directory (os error 21)
+    Hint: make room there; it is tried again every few seconds, and `delugefs status -x` says so until it is written
+    ");
+    assert_eq!(lab.status()["disks"][1]["state"], "up");
+    let said = lab.says(&["status", "-x"]);
+    assert!(said.code == 20 && said.stdout.contains("what was added or removed is not remembered"), "{said:?}");
+    assert!(!lab.path("s/added.toml").exists());
+    fs::remove_dir(&full).unwrap();
+    lab.wait_for("it to be written", || lab.says(&["status", "-x"]).code == 0);
+    assert!(fs::read_to_string(lab.path("s/added.toml")).unwrap().contains("/b"));
+    fs::create_dir(&full).unwrap();
+    assert_eq!(lab.says(&["disk", "remove", "b"]).code, 1, "it would come back");
+    fs::remove_dir(&full).unwrap();
+    lab.wait_for("it to be written", || lab.says(&["status", "-x"]).code == 0);
+    assert!(!fs::read_to_string(lab.path("s/added.toml")).unwrap().contains("/b"));
+}

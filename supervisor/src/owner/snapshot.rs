@@ -69,7 +69,8 @@ const MAKE_ROOM: &str = "delete something, or add a disk: `delugefs disk add ROO
 
 /// What a person should look at, one sentence each; the disks carry what their workers said, if they answered.
 pub fn problems(host: &pb::HostStatus) -> Vec<String> {
-    let mut problems = Vec::new();
+    let mut problems = host.problems.clone(); // the owner's own
+
     for disk in &host.disks {
         let name = match short_id(&disk.disk_id) {
             "" => format!("disk {}", disk.root),
