@@ -24,6 +24,7 @@ fn crashed_processes_come_back() {
     });
     assert_eq!(after["disks"][0]["last_error"]["message"], "delugefs-diskworker was killed by SIGKILL");
     assert_eq!(after["problems"].as_array().unwrap().len(), 0, "what is up again is no problem");
+    assert!(!lab.says(&["disks"]).stdout.contains("last error"), "{}", lab.says(&["disks"]).stdout);
     assert!(lab.err("sup").contains("] fake worker started with --root LAB/a"), "{}", lab.err("sup"));
     terminate(sup);
     assert_eq!(lab.wait(sup), 0);
