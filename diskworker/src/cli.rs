@@ -18,8 +18,9 @@ pub struct Cli {
     /// Make the folder a new disk; it must not exist or be empty
     #[arg(long)]
     pub create: bool,
-    /// With --create: the id of the existing cluster the disk is to join; without it a new cluster begins
-    #[arg(long, value_name = "HEX", requires = "create")]
+    /// The id of the cluster, for another one may have the same name; with --create: of the existing cluster the disk is to join,
+    /// without it a new one begins
+    #[arg(long, value_name = "HEX")]
     pub cluster_id: Option<String>,
     /// Where the sockets go
     #[arg(long, value_name = "DIR", default_value_os_t = rundir::default_run_dir())]

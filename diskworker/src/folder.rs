@@ -241,7 +241,10 @@ fn refusal(path: &Path, name: &str, errno: Errno) -> anyhow::Error {
         Errno::ENOENT | Errno::ENOTDIR if name.is_empty() => (
             Exit::NoDisk,
             format!("there is no folder {root}"),
-            format!("mount the disk first if it is not mounted; to make a new disk: delugefs run NAME {root} --create"),
+            format!(
+                "mount the disk first if it is not mounted; to make a new disk: `delugefs disk add {root} --create` where \
+                 delugefs runs, or `delugefs run NAME {root} --create`"
+            ),
         ),
         Errno::ENOENT => (
             Exit::BadDisk,

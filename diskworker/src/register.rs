@@ -24,6 +24,7 @@ pub async fn keep_registered(
         root: root.canonicalize().unwrap_or(root).display().to_string(),
         disk_id: identity.disk_id,
         cluster: identity.cluster,
+        cluster_id: identity.cluster_id,
         pid: std::process::id(),
         tcp_port: tcp_port.into(),
         local_socket: sockets.0,

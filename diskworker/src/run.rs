@@ -64,16 +64,24 @@ fn open_folder(cli: &Cli) -> anyhow::Result<DiskFolder> {
         let text = format!("{:?} is not a cluster name: use letters, digits, '-', '_' and '.'", cli.cluster);
         return Err(UserError::new(Exit::Usage, text).into());
     }
+    let id = match &cli.cluster_id {
+        None => None,
+        Some(hex) => Some(ClusterId::from_hex(hex).ok_or_else(|| {
+            UserError::new(Exit::Usage, format!("--cluster-id {hex:?}: a cluster id has 32 hex digits"))
+        })?),
+    };
     if cli.create {
-        let id = match &cli.cluster_id {
-            None => None,
-            Some(hex) => Some(ClusterId::from_hex(hex).ok_or_else(|| {
-                UserError::new(Exit::Usage, format!("--cluster-id {hex:?}: a cluster id has 32 hex digits"))
-            })?),
-        };
         return DiskFolder::create_with(&cli.root, &cli.cluster, id, engine::make_catalog);
     }
-    DiskFolder::open(&cli.root, Some(&cli.cluster))
+    let folder = DiskFolder::open(&cli.root, Some(&cli.cluster))?;
+    match id {
+        Some(id) if id != folder.cluster_id() => {
+            let (root, name) = (cli.root.display(), &cli.cluster);
+            let text = format!("the cluster of the disk {root} has the same name, {name}, but is another cluster");
+            Err(UserError::new(Exit::WrongCluster, text).hint(disk::own_supervisor(name, &cli.root)).into())
+        }
+        _ => Ok(folder),
+    }
 }
 
 /// What the exit code of a failed start is.

@@ -224,3 +224,14 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// Two clusters may have been founded under one name.
+#[test]
+fn a_disk_of_another_cluster_with_the_same_name_is_refused() {
+    let (host, ours, other) = (Host::new(), "01".repeat(16), "02".repeat(16));
+    host.create(&["--cluster-id", &ours]).stop();
+    let ended = host.try_start(host.command(&["--cluster-id", &other])).err().unwrap();
+    assert_eq!(ended.exit, Exit::WrongCluster);
+    assert!(ended.log.contains("has the same name, test, but is another cluster"), "{}", ended.log);
+    host.start(&["--cluster-id", &ours]).stop();
+}

@@ -120,7 +120,8 @@ struct State {
     lost: Option<Instant>,
     /// That one's worker hangs: it is not asked first, nor waited for.
     hangs: bool,
-    cluster: String,
+    /// Name and id: another cluster may have the same name, and has other files.
+    cluster: (String, String),
 }
 
 impl State {
@@ -216,7 +217,7 @@ impl Worker {
         paths.into_iter().find_map(|path| {
             // The supervisor's socket does not understand the greeting, and hangs up.
             let client = connect(&path).ok()?;
-            (client.welcome.cluster == cluster).then_some((path, client))
+            (cluster_of(&client.welcome) == cluster).then_some((path, client))
         })
     }
 
@@ -280,7 +281,7 @@ impl Worker {
         state.run = link.welcome.worker_run;
         state.lost = None;
         state.hangs = false;
-        state.cluster.clone_from(&link.welcome.cluster);
+        state.cluster = cluster_of(&link.welcome);
         self.changed.notify_all();
     }
 
@@ -495,6 +496,11 @@ impl Worker {
     fn gone(&self) -> FsError {
         FsError::new(Errno::EIO, format!("no diskworker answers at {}; see `delugefs status`", self.path().display()))
     }
+}
+
+/// Of an older worker the id is empty: it is taken for one of the cluster of another such one only.
+fn cluster_of(welcome: &Welcome) -> (String, String) {
+    (welcome.cluster.clone(), welcome.cluster_id.clone())
 }
 
 fn of_run(client: Client, run: u64) -> io::Result<Client> {

@@ -56,6 +56,8 @@ pub struct Shared {
     run: Mutex<u64>,
     /// The disk's id.
     pub disk: Mutex<String>,
+    /// The cluster's id.
+    pub cluster_id: Mutex<String>,
     broken_promises: Mutex<Vec<String>>,
 }
 
@@ -103,6 +105,7 @@ impl FakeWorker {
             handles: Mutex::default(),
             run: Mutex::new(0),
             disk: Mutex::new("00".into()),
+            cluster_id: Mutex::new("c1".into()),
             broken_promises: Mutex::default(),
         });
         // A frontend under test may have dropped its privileges.
@@ -235,6 +238,7 @@ impl Shared {
                     disk_id: self.disk.lock().clone(),
                     root: 1,
                     worker_run: *self.run.lock(),
+                    cluster_id: self.cluster_id.lock().clone(),
                 };
                 let reply = Reply { body: Some(reply::Body::Welcome(welcome)), ..Reply::default() };
                 // Whoever has the answer hears of every change after it.

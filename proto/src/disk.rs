@@ -110,6 +110,12 @@ impl DiskToml {
     }
 }
 
+/// What to do with a disk of another cluster than the host's, as a hint.
+pub fn own_supervisor(cluster: &str, root: &Path) -> String {
+    let root = root.display();
+    format!("give it a supervisor of its own: `delugefs --run-dir DIR run {cluster} {root} --state-dir DIR`")
+}
+
 /// First 8 hex digits of a disk id: what people see, and the stem of its sockets' names.
 pub fn short_id(disk_id: &str) -> &str {
     disk_id.get(..8).unwrap_or(disk_id)

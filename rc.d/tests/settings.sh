@@ -74,6 +74,9 @@ wrong "a relative path" 'delugefs_d2_root=mnt/d2' 'must be an absolute path'
 wrong "a path with a quote" "delugefs_d2_root=\"/mnt/it's\"" 'must have no quotes'
 wrong "no path" 'delugefs_d2_root=' 'delugefs_d2_root is not set'
 wrong "another cluster" 'delugefs_cluster=away' 'belongs to the cluster "home"'
+sed -i.good 's/^cluster_id = "./&x/' "${d2}/disk.toml"
+wrong "another cluster of the same name" '' 'has the same name as that of d1, but is another cluster'
+mv "${d2}/disk.toml.good" "${d2}/disk.toml"
 wrong "a number that is none" 'delugefs_d2_reserve_bytes=1G' 'is not a number'
 wrong "a user that is none" 'delugefs_user=nosuchuser' 'pw useradd nosuchuser'
 wrong "no programs" 'delugefs_bin_dir=/nonexistent' 'set delugefs_bin_dir'

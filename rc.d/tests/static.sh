@@ -90,6 +90,8 @@ if [ -f "${top}/../Cargo.toml" ]; then
 		"^version = \"$(sed -n 's/^DISTVERSION=[[:space:]]*//p' "${top}/port/Makefile")\"" "${top}/../Cargo.toml"
 fi
 
+check "systemd: another disk of the host can take a mount over" grep -q '^ExecStart=.* --fallback /run/delugefs ' \
+	"${top}/systemd/delugefs-mount@.service"
 if command -v systemd-analyze >/dev/null; then
 	mkdir "${H}/units"
 	for unit in "${top}"/systemd/*; do

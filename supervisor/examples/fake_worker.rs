@@ -64,6 +64,7 @@ async fn serve() -> anyhow::Result<()> {
         root: root.display().to_string(),
         disk_id: disk.disk_id,
         cluster: disk.cluster,
+        cluster_id: disk.cluster_id,
         pid: std::process::id(),
         local_socket: local.display().to_string(),
         grpc_socket: grpc.display().to_string(),
@@ -93,7 +94,7 @@ fn open(root: &Path, cluster: &str, create: bool, cluster_id: Option<String>) ->
         (true, false) => {
             let random = || hex(&delugefs_proto::ids::random_u64().to_le_bytes());
             let disk_id = random() + &random() + &random() + &random();
-            let cluster_id = cluster_id.unwrap_or_else(|| random() + &random());
+            let cluster_id = cluster_id.clone().unwrap_or_else(|| random() + &random());
             let disk = DiskToml { format: DISK_FORMAT, cluster: cluster.into(), cluster_id, disk_id };
             fs::write(&path, toml::to_string(&disk)?)?;
         }
@@ -104,6 +105,9 @@ fn open(root: &Path, cluster: &str, create: bool, cluster_id: Option<String>) ->
     })?;
     if disk.cluster != cluster {
         return Err(UserError::new(Exit::WrongCluster, format!("{shown} belongs to cluster {}", disk.cluster)).into());
+    }
+    if cluster_id.is_some_and(|id| id != disk.cluster_id) {
+        return Err(UserError::new(Exit::WrongCluster, format!("{shown} belongs to another cluster")).into());
     }
     Ok(disk)
 }

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::control_pb as pb;
-use delugefs_proto::disk::DiskToml;
-use delugefs_proto::ids::DiskId;
+use delugefs_proto::ids::{ClusterId, DiskId};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 
 use crate::cluster::Found;
 use crate::discovery::{SERVICE, cluster_hint};
+use crate::membership::Membership;
+use crate::nearby;
 
 /// Where questions go.
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 251), 5353);
@@ -26,8 +27,6 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// Between two questions; the first ones come sooner.
 const EVERY: Duration = Duration::from_secs(10);
 const FIRST: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
-/// Disks remembered.
-const NEARBY_MAX: usize = 1000;
 /// Longest chain of compressed names.
 const JUMPS_MAX: usize = 16;
 /// Kinds of records.
@@ -43,22 +42,24 @@ struct Nearby {
 }
 
 /// Ask now and then, until the supervisor ends.
-pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, found: Arc<Found>) {
+pub async fn follow(
+    mut snapshots: watch::Receiver<Arc<pb::HostStatus>>,
+    membership: Arc<Membership>,
+    found: Arc<Found>,
+) {
     let mut asked = 0;
     loop {
-        let hints: BTreeSet<String> = {
-            let host = snapshots.borrow_and_update();
-            let identities = host.disks.iter().filter_map(|disk| DiskToml::read(disk.root.as_ref()).ok());
-            identities.filter_map(|identity| identity.cluster_id()).map(cluster_hint).collect()
-        };
-        if !hints.is_empty() {
-            let answers = tokio::task::spawn_blocking(ask).await.unwrap_or_default();
-            let mut nearby = found.nearby.lock();
-            for (disk, address) in answers.into_iter().filter(|(one, _)| hints.contains(&one.hint)).map(located) {
-                if nearby.len() < NEARBY_MAX || nearby.contains_key(&disk) {
-                    nearby.insert(disk, address);
-                }
+        let cluster = ClusterId::from_hex(&snapshots.borrow_and_update().cluster_id);
+        if let Some(cluster) = cluster {
+            let set = membership.set(cluster);
+            let members: BTreeSet<DiskId> = set.iter().flat_map(|set| set.disks().keys()).copied().collect();
+            let known = members.clone();
+            let answers = tokio::task::spawn_blocking(move || ask(&known)).await.unwrap_or_default();
+            let (mut nearby, now, hint) = (found.nearby.lock(), Instant::now(), cluster_hint(cluster));
+            for (disk, address) in answers.into_iter().filter(|(one, _)| one.hint == hint).map(located) {
+                nearby.hear(disk, address, members.contains(&disk), now);
             }
+            nearby.forget(now);
         }
         let pause = FIRST.get(asked).copied().unwrap_or(EVERY);
         asked += 1;
@@ -78,8 +79,8 @@ fn located((nearby, from): (Nearby, SocketAddr)) -> (DiskId, String) {
     (nearby.disk, SocketAddr::new(from.ip(), nearby.port).to_string())
 }
 
-/// One question on every interface, and what is answered.
-fn ask() -> Vec<(Nearby, SocketAddr)> {
+/// One question on every interface, and what is answered; of those that are no members, so many as are remembered.
+fn ask(members: &BTreeSet<DiskId>) -> Vec<(Nearby, SocketAddr)> {
     let mut sockets = Vec::new();
     for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
         let address = interface.address.as_ref().and_then(|address| address.as_sockaddr_in().map(|v4| v4.ip()));
@@ -90,7 +91,7 @@ fn ask() -> Vec<(Nearby, SocketAddr)> {
             }
         }
     }
-    let mut answers = Vec::new();
+    let (mut answers, mut strangers) = (Vec::new(), 0);
     let end = Instant::now() + LISTEN;
     let mut buffer = [0; 9000];
     for socket in &sockets {
@@ -98,14 +99,20 @@ fn ask() -> Vec<(Nearby, SocketAddr)> {
             // Those behind the first one have been listening meanwhile.
             let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             // Anybody can send as much as he likes.
-            if Instant::now() > end + LISTEN || answers.len() >= NEARBY_MAX {
+            if Instant::now() > end + LISTEN || answers.len() >= nearby::MAX * 2 {
                 break;
             }
             if socket.set_read_timeout(Some(left)).is_err() {
                 break;
             }
             let Ok((length, from)) = socket.recv_from(&mut buffer) else { break };
-            answers.extend(parse(&buffer[..length]).into_iter().map(|nearby| (nearby, from)));
+            for one in parse(&buffer[..length]) {
+                let is_member = members.contains(&one.disk);
+                strangers += usize::from(!is_member);
+                if is_member || strangers <= nearby::MAX {
+                    answers.push((one, from));
+                }
+            }
         }
     }
     answers

@@ -1,14 +1,14 @@
 //! Keeps this host's workers and the cluster together: joins their membership with the host's, admits the host's disks, and
 //! tells every worker where others may be. Once a second, over the workers' own sockets; nothing here talks to the network.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use delugefs_proto::control_pb as pb;
-use delugefs_proto::disk::{DiskToml, short_id};
-use delugefs_proto::ids::{DiskId, HostId};
+use delugefs_proto::disk::short_id;
+use delugefs_proto::ids::{ClusterId, DiskId, HostId};
 use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest, Peer, PeersRequest};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::addresses::Addresses;
 use crate::log::Logged;
 use crate::membership::Membership;
+use crate::nearby::Nearby;
 use crate::worker;
 
 /// Between two looks.
@@ -30,7 +31,7 @@ pub struct Found {
     /// Given by the user, without a disk: asked who is there.
     pub peers: Vec<String>,
     /// Found on the local network.
-    pub nearby: Mutex<BTreeMap<DiskId, String>>,
+    pub nearby: Mutex<Nearby>,
 }
 
 /// What a worker was told last.
@@ -71,8 +72,8 @@ pub async fn follow(
         });
         let mut hints: Vec<Hint> = local.collect();
         hints.extend(addresses.hints());
-        let nearby = found.nearby.lock().clone();
-        hints.extend(nearby.into_iter().map(|(disk, address)| Hint { disk_id: disk.0.to_vec(), address }));
+        let nearby = |(disk, address): (DiskId, &str)| Hint { disk_id: disk.0.to_vec(), address: address.into() };
+        hints.extend(found.nearby.lock().all().map(nearby));
         hints.extend(found.peers.iter().map(|address| Hint { disk_id: Vec::new(), address: address.clone() }));
         let hints = Arc::new(hints);
         let sockets: Arc<[PathBuf]> = up.iter().map(|disk| PathBuf::from(&disk.grpc_socket)).collect();
@@ -128,8 +129,9 @@ async fn meet(
     addresses: &Addresses,
     hints: &[Hint],
 ) -> Result<(), String> {
-    let identity = DiskToml::read(Path::new(&disk.root)).map_err(|error| error.to_string())?;
-    let (Some(cluster), Some(id)) = (identity.cluster_id(), identity.disk_id()) else { return Ok(()) };
+    // Until its worker has said of which cluster it is, in a moment, there is nothing to do.
+    let ids = (ClusterId::from_hex(&disk.cluster_id), DiskId::from_hex(&disk.disk_id));
+    let (Some(cluster), Some(id)) = ids else { return Ok(()) };
     let socket = Path::new(&disk.grpc_socket);
     let busy = |_| (); // it is asked again in a moment
     let request = PeersRequest {};

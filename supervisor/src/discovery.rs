@@ -11,12 +11,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::control_pb as pb;
-use delugefs_proto::disk::{DiskToml, short_id};
+use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ClusterId, hex};
 use libmdns::{Responder, Service};
 use tokio::sync::watch;
@@ -50,8 +49,7 @@ impl Announcement {
         if disk.state() != pb::disk::State::Up {
             return None;
         }
-        let identity = DiskToml::read(Path::new(&disk.root)).ok()?;
-        let cluster_hint = cluster_hint(identity.cluster_id()?);
+        let cluster_hint = cluster_hint(ClusterId::from_hex(&disk.cluster_id)?);
         Some(Self { disk_id: disk.disk_id.clone(), cluster_hint, port })
     }
 }
@@ -155,13 +153,9 @@ mod tests {
 
     #[test]
     fn only_what_can_be_reached_is_announced() {
-        let dir = tempfile::tempdir().unwrap();
-        let toml =
-            DiskToml { format: 1, cluster: "home".into(), cluster_id: "ab".repeat(16), disk_id: "cd".repeat(32) };
-        std::fs::write(dir.path().join("disk.toml"), toml::to_string(&toml).unwrap()).unwrap();
         let disk = pb::Disk {
-            root: dir.path().display().to_string(),
-            disk_id: toml.disk_id.clone(),
+            cluster_id: "ab".repeat(16),
+            disk_id: "cd".repeat(32),
             state: pb::disk::State::Up.into(),
             tcp_port: 4711,
             ..Default::default()

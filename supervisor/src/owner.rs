@@ -22,7 +22,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use delugefs_proto::control_pb as pb;
-use delugefs_proto::disk::{DiskToml, short_id};
+use delugefs_proto::disk::short_id;
+use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::ClusterId;
 use tokio::sync::{mpsc, watch};
 
@@ -32,10 +33,11 @@ pub use snapshot::{problems, snapshot};
 pub use state::{DiskSpec, Effect, Event, MountSpec, News, Registration, Served, State};
 
 use crate::addresses::Addresses;
+use crate::identity;
 use crate::membership::Membership;
 use crate::notes::{self, FRONTEND, WORKER};
 use crate::process::{End, Events, Job, detach_dead};
-use crate::remember;
+use crate::remember::Memory;
 
 /// The task's surroundings.
 #[derive(Debug)]
@@ -44,8 +46,6 @@ pub struct Owner {
     pub state: State,
     /// Sockets, notes and logs.
     pub run_dir: PathBuf,
-    /// What the next supervisor has to know.
-    pub state_dir: PathBuf,
     /// Where process tasks send their news; the other end is what [`Owner::run`] reads.
     pub events: Events,
     /// Who may take part.
@@ -56,6 +56,8 @@ pub struct Owner {
     pub snapshots: watch::Sender<Arc<pb::HostStatus>>,
     /// Clusters that were founded for a first disk that is being made: which start of a worker, and its folder.
     pub founded: HashMap<Run, (ClusterId, PathBuf)>,
+    /// What is remembered, and what is to be.
+    pub memory: Memory,
 }
 
 impl Owner {
@@ -67,19 +69,35 @@ impl Owner {
             let event = tokio::select! {
                 event = inbox.recv() => event.unwrap_or(Event::Stop { reply: None }),
                 () = sleep_until(deadline) => Event::Tick,
+                () = sleep_until(self.memory.again_at()) => {
+                    self.memory.again();
+                    self.publish();
+                    continue;
+                }
             };
             self.log(&event);
             match &event {
                 Event::Child { run, news: News::Ended(_) } => {
                     processes.remove(run);
-                    self.unfound(*run);
+                    self.unfound(*run).await;
                 }
                 Event::Child { run, news: News::WorkerReady(_) } => drop(self.founded.remove(run)),
                 _ => {}
             }
             let effects = self.state.apply(event, Instant::now());
+            let mut forgotten = None;
             self.publish();
             for effect in effects {
+                // It comes before the answers to those who asked for it.
+                let effect = match (effect, &forgotten) {
+                    (Effect::Remember(config), _) => {
+                        forgotten = self.memory.keep(config).err();
+                        self.publish();
+                        continue;
+                    }
+                    (Effect::Answer(reply, Ok(_)), Some(failure)) => Effect::Answer(reply, Err(failure.clone())),
+                    (effect, _) => effect,
+                };
                 if matches!(effect, Effect::Exit) {
                     return;
                 }
@@ -89,9 +107,9 @@ impl Owner {
     }
 
     /// A worker has ended: if it was to make the first disk of a new cluster and did not, there is no such cluster.
-    fn unfound(&mut self, run: Run) {
+    async fn unfound(&mut self, run: Run) {
         if let Some((cluster, root)) = self.founded.remove(&run)
-            && DiskToml::read(&root).is_err()
+            && identity::read(&root).await.is_err_and(|failure| failure.exit == Exit::NoDisk)
             && self.state.disks.iter().all(|disk| disk.spec.root == root) // another one may be about to be of that cluster
             && let Err(error) = self.membership.unfound(cluster)
         {
@@ -100,7 +118,8 @@ impl Owner {
     }
 
     fn publish(&self) {
-        let now = snapshot(&self.state);
+        let mut now = snapshot(&self.state);
+        now.problems.extend(self.memory.problem());
         self.snapshots.send_if_modified(|last| {
             let changed = **last != now;
             if changed {
@@ -143,13 +162,8 @@ impl Owner {
                     tracing::error!("detaching a mount panicked");
                 }
             }
-            Effect::Remember(config) => {
-                if let Err(error) = remember::write(&self.state_dir, &config) {
-                    tracing::error!("what was added cannot be remembered for the next start: {error:#}");
-                }
-            }
             Effect::Answer(reply, result) => drop(reply.send(result)), // the caller may have gone away
-            Effect::Exit => {}
+            Effect::Remember(_) | Effect::Exit => {}                   // see `run`
         }
     }
 
@@ -164,39 +178,40 @@ impl Owner {
         for uid in &spec.allow_uids {
             args.extend(arguments([("--allow-uid", uid.to_string().into())]));
         }
+        let mut cluster_id = spec.cluster_id;
         if spec.create {
             args.push("--create".into());
             // Disks of one cluster carry one id: a new one takes it from the invitation, from those that are here, or from
             // the clusters that this host is a member of, and else begins one.
-            let joined = spec.cluster_id.map(|id| id.to_hex());
-            let cluster_id = joined.or_else(|| self.cluster_id(&spec.root));
             let is_known = self.membership.known(&spec.cluster).is_some();
-            let cluster_id = cluster_id.or_else(|| match self.membership.cluster_for(&spec.cluster) {
+            cluster_id = cluster_id.or_else(|| match self.membership.cluster_for(&spec.cluster) {
                 Ok(id) => {
                     if !is_known {
                         self.founded.insert(run, (id, spec.root.clone()));
                     }
-                    Some(id.to_hex())
+                    Some(id)
                 }
                 Err(error) => {
                     tracing::error!("this disk will stay alone: {error:#}");
                     None
                 }
             });
-            if let Some(cluster_id) = cluster_id {
-                args.extend(arguments([("--cluster-id", cluster_id.into())]));
+        }
+        if let Some(id) = cluster_id {
+            if let Some(disk) = self.state.disks.iter_mut().find(|disk| disk.child.run == Some(run)) {
+                disk.spec.cluster_id = Some(id);
             }
+            args.extend(arguments([("--cluster-id", id.to_hex().into())]));
         }
         if nix::unistd::geteuid().is_root() {
             args.push("--allow-root".into()); // whoever runs us as root has said so
         }
-        let identity = DiskToml::read(&spec.root);
         args.extend(network(&spec.net));
-        let last_port = identity.as_ref().map_or(0, |disk| self.addresses.port(&disk.disk_id));
+        let last_port = spec.disk_id.as_ref().map_or(0, |disk_id| self.addresses.port(disk_id));
         if spec.net.port == 0 && last_port != 0 {
             args.extend(arguments([("--last-port", last_port.to_string().into())]));
         }
-        let prefix = identity.map(|disk| short_id(&disk.disk_id).to_string());
+        let prefix = spec.disk_id.as_ref().map(|disk_id| short_id(disk_id).to_string());
         Job {
             run,
             program: WORKER,
@@ -204,13 +219,8 @@ impl Owner {
             path: spec.root.clone(),
             socket: None,
             note: notes::worker_note(&self.run_dir, &spec.root),
-            prefix: prefix.unwrap_or_else(|_| "new disk".into()),
+            prefix: prefix.unwrap_or_else(|| "new disk".into()),
         }
-    }
-
-    fn cluster_id(&self, but: &Path) -> Option<String> {
-        let others = self.state.disks.iter().filter(|disk| disk.spec.root != but);
-        others.filter_map(|disk| DiskToml::read(&disk.spec.root).ok()).map(|disk| disk.cluster_id).next()
     }
 
     fn frontend_job(&self, run: Run, spec: &MountSpec, socket: &Path, cluster: &str) -> Job {

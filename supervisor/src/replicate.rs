@@ -112,7 +112,11 @@ pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: wat
     let mut this = Replicator::new(settings);
     loop {
         let host = snapshots.borrow_and_update().clone();
-        let up = |disk: &&pb::Disk| disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty();
+        // What one cluster has says nothing of another, also of one with the same name.
+        let up = |disk: &&pb::Disk| {
+            let is_ours = !disk.cluster_id.is_empty() && disk.cluster_id == host.cluster_id;
+            disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty() && is_ours
+        };
         let workers: Vec<(DiskId, PathBuf)> = host
             .disks
             .iter()

@@ -2,16 +2,17 @@
 //! the bare directory below. When the folder is the disk again, the worker is started again.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::DiskToml;
 use delugefs_proto::exit::Exit;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::identity;
 use crate::owner::Event;
 use crate::process::Events;
 
@@ -20,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Longest pause: it doubles while a disk that is there does not stay up.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A folder that does not answer for so long is looked at no further in this round.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = identity::PATIENCE;
 
 /// Until the supervisor ends.
 pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, events: Events) {
@@ -32,15 +33,15 @@ pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, events:
         let is_waiting = !gone.is_empty();
         for disk in gone {
             let root = PathBuf::from(&disk.root);
-            if !looks.find(disk, PATIENCE).await {
+            let Some(found) = looks.find(&disk, PATIENCE).await else {
                 pauses.remove(&root);
                 continue;
-            }
+            };
             let (next, pause) = pauses.entry(root.clone()).or_insert((Instant::now(), PAUSE));
             if Instant::now() >= *next {
                 *next = Instant::now() + *pause;
                 *pause = (*pause * 2).min(PAUSE_MAX);
-                let _ = events.send(Event::FolderBack { root }); // fails only when the owner has ended
+                let _ = events.send(Event::FolderBack { root, found }); // fails only when the owner has ended
             }
         }
         tokio::select! {
@@ -56,32 +57,20 @@ pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, events:
 
 /// Looks at folders that have not ended: a folder may hang for ever, and one thread for it is enough.
 #[derive(Default)]
-struct Looks(HashMap<PathBuf, oneshot::Receiver<bool>>);
+struct Looks(HashMap<PathBuf, identity::Look>);
 
 impl Looks {
-    /// Whether the disk is back, as far as its folder says so in time. The next call waits for the same look.
-    async fn find(&mut self, disk: pb::Disk, patience: Duration) -> bool {
+    /// The disk, if it is back, as far as its folder says so in time. The next call waits for the same look.
+    async fn find(&mut self, disk: &pb::Disk, patience: Duration) -> Option<DiskToml> {
         let root = PathBuf::from(&disk.root);
-        let mut look = self.0.remove(&root).unwrap_or_else(|| Self::begin(disk));
+        let mut look = self.0.remove(&root).unwrap_or_else(|| identity::look(root.clone()));
         match timeout(patience, &mut look).await {
-            Ok(found) => found.unwrap_or(false),
+            Ok(read) => read.ok()?.ok().filter(|found| is_back(disk, found)),
             Err(_) => {
                 self.0.insert(root, look);
-                false
+                None
             }
         }
-    }
-
-    /// In a thread of its own: the end of the supervisor waits for those of the runtime.
-    fn begin(disk: pb::Disk) -> oneshot::Receiver<bool> {
-        let (sender, look) = oneshot::channel();
-        let looks = move || {
-            let _unheard = sender.send(is_back(&disk)); // nobody listens when the supervisor ends
-        };
-        if let Err(error) = std::thread::Builder::new().name("disk-folder".into()).spawn(looks) {
-            tracing::warn!("cannot look whether a disk is back: {error}");
-        }
-        look
     }
 }
 
@@ -92,9 +81,8 @@ pub(crate) fn is_gone(disk: &pb::Disk) -> bool {
 }
 
 /// The folder is this disk. One that was never up since this supervisor's start has no id yet: then any of the cluster is it, as at a start.
-fn is_back(disk: &pb::Disk) -> bool {
-    DiskToml::read(Path::new(&disk.root))
-        .is_ok_and(|found| found.cluster == disk.cluster && (disk.disk_id.is_empty() || found.disk_id == disk.disk_id))
+fn is_back(disk: &pb::Disk, found: &DiskToml) -> bool {
+    found.cluster == disk.cluster && (disk.disk_id.is_empty() || found.disk_id == disk.disk_id)
 }
 
 #[cfg(test)]
@@ -117,21 +105,19 @@ mod tests {
         };
         let mut looks = Looks::default();
         for _ in 0..3 {
-            assert!(!looks.find(disk.clone(), Duration::from_millis(20)).await);
+            assert!(looks.find(&disk, Duration::from_millis(20)).await.is_none());
             assert_eq!((looks.0.len(), threads()), (1, 1));
         }
         // It answers, with nothing.
         drop(std::fs::File::options().write(true).open(dir.path().join(DISK_TOML)).unwrap());
-        assert!(!looks.find(disk, Duration::from_secs(60)).await);
+        assert!(looks.find(&disk, Duration::from_secs(60)).await.is_none());
         assert!(looks.0.is_empty());
     }
 
     #[test]
     fn only_the_same_disk_is_back() {
-        let dir = tempfile::tempdir().unwrap();
         let failure = |exit: Exit| Some(pb::Failure { exit: exit as u32, ..pb::Failure::default() });
         let disk = |id: &str| pb::Disk {
-            root: dir.path().display().to_string(),
             disk_id: id.into(),
             cluster: "home".into(),
             state: pb::disk::State::Stopped.into(),
@@ -141,16 +127,14 @@ mod tests {
         assert!(is_gone(&disk("aa")));
         assert!(!is_gone(&pb::Disk { failure: failure(Exit::NewerFormat), ..disk("aa") }));
         assert!(!is_gone(&pb::Disk { state: pb::disk::State::Up.into(), ..disk("aa") }));
-        assert!(!is_back(&disk("aa")) && !is_back(&disk("")), "the directory that it was mounted on");
         let toml = DiskToml {
             format: DISK_FORMAT,
             cluster: "home".into(),
             cluster_id: "c".repeat(32),
             disk_id: "a".repeat(64),
         };
-        std::fs::write(dir.path().join(DISK_TOML), toml::to_string(&toml).unwrap()).unwrap();
-        assert!(is_back(&disk(&"a".repeat(64))) && is_back(&disk("")));
-        assert!(!is_back(&disk(&"b".repeat(64))), "another one was plugged in there");
-        assert!(!is_back(&pb::Disk { cluster: "work".into(), ..disk("") }));
+        assert!(is_back(&disk(&"a".repeat(64)), &toml) && is_back(&disk(""), &toml));
+        assert!(!is_back(&disk(&"b".repeat(64)), &toml), "another one was plugged in there");
+        assert!(!is_back(&pb::Disk { cluster: "work".into(), ..disk("") }, &toml));
     }
 }

@@ -32,9 +32,10 @@ use crate::notes::{self, Note};
 use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
 use crate::policy::Settings;
 use crate::process::Events;
+use crate::remember::Memory;
 use crate::replicate::{self, Shown};
 use crate::server::{Server, no_cluster_name, uid_of};
-use crate::{discovery, paths, remember, returned, sys, uds};
+use crate::{discovery, identity, paths, remember, returned, sys, uds};
 
 /// How long open calls get to finish after everything has stopped.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -120,24 +121,24 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let owner = Owner {
         state: State::new(configured.cluster.clone()),
         run_dir,
-        state_dir,
         events,
         snapshots,
         membership: membership.clone(),
         addresses: addresses.clone(),
         founded: Default::default(),
+        memory: Memory::new(state_dir, added.clone()),
     };
     let events = owner.events.clone();
     notes::sweep(&owner.run_dir)?;
-    find_living(&events, &owner.run_dir)?;
-    wish(&events, &configured, cluster.as_deref(), false)?;
-    wish(&events, &added, cluster.as_deref(), true)?;
+    find_living(&events, &owner.run_dir).await?;
+    wish(&events, &configured, cluster.as_deref(), false).await?;
+    wish(&events, &added, cluster.as_deref(), true).await?;
     tokio::spawn(cluster::follow(watcher.clone(), membership.clone(), addresses.clone(), found.clone()));
     tokio::spawn(returned::follow(watcher.clone(), events.clone()));
     let (shown, replicated) = watch::channel(Shown::default());
     tokio::spawn(replicate::run(watcher.clone(), shown, Settings::default()));
     if !options.no_mdns {
-        tokio::spawn(browse::follow(watcher.clone(), found.clone()));
+        tokio::spawn(browse::follow(watcher.clone(), membership.clone(), found.clone()));
     }
     let discovery = (!options.no_mdns).then(|| tokio::spawn(discovery::follow(watcher.clone())));
 
@@ -228,12 +229,16 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// What an earlier supervisor left running goes on. Workers first: a mount is matched with the disk it shows.
-fn find_living(events: &Events, run_dir: &Path) -> anyhow::Result<()> {
-    for (note, served) in Note::living_workers(run_dir)? {
-        let Ok(identity) = DiskToml::read(&note.path) else { continue }; // it registers by itself, too
+async fn find_living(events: &Events, run_dir: &Path) -> anyhow::Result<()> {
+    let workers = Note::living_workers(run_dir)?;
+    let identities = identities(workers.iter().map(|(note, _)| note.path.clone())).await;
+    for ((note, served), identity) in workers.into_iter().zip(identities) {
+        let Some(identity) = identity else { continue }; // it registers by itself, too
         let (reply, _) = tokio::sync::oneshot::channel();
-        let (root, cluster, pid) = (note.path, identity.cluster, note.pid);
-        send(events, Event::Register(Registration { root, cluster, pid, served, tcp_port: 0, inherited: true, reply }));
+        let (root, cluster_id, cluster, pid) = (note.path, identity.cluster_id(), identity.cluster, note.pid);
+        let (tcp_port, inherited) = (0, true);
+        let it = Registration { root, cluster, cluster_id, pid, served, tcp_port, inherited, reply };
+        send(events, Event::Register(it));
     }
     for note in Note::living_frontends(run_dir)? {
         let socket = note.socket.unwrap_or_default();
@@ -243,22 +248,46 @@ fn find_living(events: &Events, run_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What folders say, all within the time that one of them gets.
+async fn identities(roots: impl Iterator<Item = PathBuf>) -> Vec<Option<DiskToml>> {
+    let looks: Vec<_> = roots.map(identity::look).collect();
+    let deadline = tokio::time::Instant::now() + identity::PATIENCE;
+    let mut found = Vec::new();
+    for look in looks {
+        let read = tokio::time::timeout_at(deadline, look).await;
+        found.push(read.ok().and_then(Result::ok).and_then(Result::ok));
+    }
+    found
+}
+
 /// Mounts first: the workers let in the users of the mounts that are known when they start.
-fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool) -> anyhow::Result<()> {
+async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool) -> anyhow::Result<()> {
     let mounted = sys::delugefs_mounts().context("cannot read the mount table")?;
     for mount in &config.mounts {
-        let uid = uid_of(mount.user.as_deref()).map_err(UserError::from)?;
         let dir = paths::resolve(&mount.dir, &mounted);
-        let spec = MountSpec { dir, user: mount.user.clone(), uid, root: None };
-        send(events, Event::AddMount { spec, remember, reply: None });
+        let spec = |uid| MountSpec { dir: dir.clone(), user: mount.user.clone(), uid, root: None };
+        match uid_of(mount.user.as_deref()) {
+            Ok(uid) => send(events, Event::AddMount { spec: spec(uid), remember, reply: None }),
+            // Somebody who was removed: no reason for the disks not to start.
+            Err(failure) => {
+                tracing::error!("the mount {} is not started: {}", dir.display(), failure.message);
+                let failure = match remember {
+                    true => failure.hint(format!("`delugefs umount {}` forgets the mount", dir.display())),
+                    false => failure.hint("name another user for the mount in the configuration"),
+                };
+                send(events, Event::MountStuck { spec: spec(None), remember, failure });
+            }
+        }
     }
     if !config.disks.is_empty() && cluster.is_none() {
         let error = UserError::new(Exit::Usage, "the configuration has disks, but does not say of which cluster");
         return Err(error.hint("add a line `cluster = \"NAME\"` at its top").into());
     }
-    for disk in &config.disks {
+    let roots: Vec<PathBuf> = config.disks.iter().map(|disk| paths::resolve(&disk.root, &mounted)).collect();
+    let identities = identities(roots.iter().cloned()).await;
+    for ((disk, root), identity) in config.disks.iter().zip(roots).zip(identities) {
         let spec = DiskSpec {
-            root: paths::resolve(&disk.root, &mounted),
+            root,
             cluster: cluster.unwrap_or_default().into(),
             create: false,
             reserve_bytes: disk.reserve_bytes,
@@ -273,7 +302,9 @@ fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool)
                 download_bytes_per_s: disk.download_bytes_per_s.unwrap_or(0),
             },
             cluster_id: None,
+            disk_id: None,
         };
+        let spec = spec.found(identity.as_ref());
         send(events, Event::AddDisk { spec, remember, reply: None });
     }
     Ok(())

@@ -29,7 +29,7 @@ use crate::notes::{self, Note, WORKER};
 use crate::owner::{DiskSpec, Event, MountSpec, Registration, Reply, Served, other_cluster, problems};
 use crate::process::Events;
 use crate::replicate::Shown;
-use crate::{drain, farewell, join, marks, paths, sys, worker};
+use crate::{drain, farewell, identity, join, marks, paths, sys, worker};
 
 /// The service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -64,9 +64,10 @@ impl Control for Server {
     async fn status(&self, _: Request<pb::StatusRequest>) -> Answer<pb::HostStatus> {
         let mut host = self.now();
         host.disks = self.disks_with_status().await;
-        let known = host.disks.iter().find_map(|disk| disk.status.as_ref()).map(|status| status.cluster_id.clone());
-        let on_disk = || DiskToml::read(Path::new(&host.disks.first()?.root)).ok().map(|disk| disk.cluster_id);
-        host.cluster_id = known.or_else(on_disk).unwrap_or_default();
+        if host.cluster_id.is_empty() {
+            let said = host.disks.iter().find_map(|disk| disk.status.as_ref()).map(|status| status.cluster_id.clone());
+            host.cluster_id = said.unwrap_or_default();
+        }
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
         show_disks(&mut host.mounts, &host.disks);
@@ -145,7 +146,8 @@ impl Control for Server {
     async fn add_disk(&self, request: Request<pb::AddDiskRequest>) -> Answer<pb::AddDiskReply> {
         let request = request.into_inner();
         let root = absolute(&request.root)?;
-        let cluster = self.cluster_for(&request, &root)?;
+        let found = if request.create { None } else { Some(identity::read(&root).await) };
+        let cluster = self.cluster_for(&request, &root, found.as_ref())?;
         let spec = DiskSpec {
             root,
             cluster,
@@ -155,7 +157,10 @@ impl Control for Server {
             allow_uids: request.allow_uids,
             net: request.net.unwrap_or_default(),
             cluster_id: ClusterId::from_slice(&request.cluster_id),
+            disk_id: None,
         };
+        // What is wrong with the folder its worker says better.
+        let spec = spec.found(found.and_then(Result::ok).as_ref());
         let remember = request.remember;
         let disk_id = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await?;
         Ok(Response::new(pb::AddDiskReply { disk_id }))
@@ -195,15 +200,33 @@ impl Control for Server {
         let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
         let request = request.into_inner();
         let pid = peer.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(request.pid);
-        let mounts = sys::delugefs_mounts().map_err(|error| Status::internal(error.to_string()))?;
-        let root = paths::resolve(&absolute(&request.root)?, &mounts); // as those who add disks write it
+        let mut root = absolute(&request.root)?;
+        let known = self.now().disks.into_iter().find(|disk| Path::new(&disk.root) == root);
+        if known.is_none() {
+            let mounts = sys::delugefs_mounts().map_err(|error| Status::internal(error.to_string()))?;
+            root = paths::resolve(&root, &mounts); // as those who add disks write it
+        }
+        let said = known.map(|disk| disk.cluster_id).filter(|_| request.cluster_id.is_empty());
+        let mut cluster_id = ClusterId::from_hex(said.as_ref().unwrap_or(&request.cluster_id));
+        if cluster_id.is_none() {
+            // An older worker: it does not say.
+            cluster_id = identity::read(&root).await.ok().and_then(|found| found.cluster_id());
+        }
         let tcp_port = u16::try_from(request.tcp_port).map_err(|_| Failure::new(Exit::Usage, "no such TCP port"))?;
         let note = Note::read_living(&notes::worker_note(&self.run_dir, &root), WORKER);
         let (disk_id, local_socket) = (request.disk_id, request.local_socket.into());
         let served = Served { disk_id, local_socket, grpc_socket: request.grpc_socket.into() };
         let inherited = note.is_some_and(|note| note.pid == pid);
-        let registration =
-            |reply| Registration { root, cluster: request.cluster, pid, served, tcp_port, inherited, reply };
+        let registration = |reply| Registration {
+            root,
+            cluster: request.cluster,
+            cluster_id,
+            pid,
+            served,
+            tcp_port,
+            inherited,
+            reply,
+        };
         self.ask(|reply| Event::Register(registration(reply))).await?;
         Ok(Response::new(pb::RegisterReply {}))
     }
@@ -213,7 +236,7 @@ impl Control for Server {
         let disks = self.disks_up();
         let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(no_disk)?;
         let (cluster, inviter) = ids(disk)?;
-        let addresses = own_addresses(disk.tcp_port);
+        let addresses = own_addresses(&disk.listen, disk.tcp_port);
         let token = self.membership.invite(cluster, inviter, addresses, expires_s)?;
         Ok(Response::new(pb::InviteReply { token: token.to_string() }))
     }
@@ -257,12 +280,15 @@ impl Control for Server {
         let request = request.into_inner();
         let token: Token = request.token.parse().map_err(|error| no_token(&error))?;
         // Else the invitation would be used up, and the disk be refused then.
-        let current = self.now().cluster;
-        if !request.cluster.is_empty() && !current.is_empty() && request.cluster != current {
-            return Err(other_cluster(&current, &request.cluster).into());
+        let now = self.now();
+        if !request.cluster.is_empty() && !now.cluster.is_empty() && request.cluster != now.cluster {
+            return Err(other_cluster(&now.cluster, &request.cluster).into());
+        }
+        if ClusterId::from_hex(&now.cluster_id).is_some_and(|ours| ours != token.cluster) {
+            return Err(not_ours(&now.cluster).into());
         }
         let mut more = self.addresses.of(token.inviter);
-        more.extend(self.found.nearby.lock().get(&token.inviter).cloned());
+        more.extend(self.found.nearby.lock().of(token.inviter));
         more.extend(self.found.peers.iter().cloned());
         let cluster = join::join(&self.membership, &token, &request.cluster, &more).await?;
         self.addresses.learn(token.inviter, &token.addresses);
@@ -454,7 +480,12 @@ impl Server {
     }
 
     /// The cluster a disk is added to: as asked, else the host's, else what the folder says.
-    fn cluster_for(&self, request: &pb::AddDiskRequest, root: &Path) -> Result<String, Failure> {
+    fn cluster_for(
+        &self,
+        request: &pb::AddDiskRequest,
+        root: &Path,
+        found: Option<&Result<DiskToml, Failure>>,
+    ) -> Result<String, Failure> {
         let current = self.now().cluster;
         if !request.cluster.is_empty() {
             if is_cluster_name(&request.cluster) {
@@ -465,17 +496,18 @@ impl Server {
         if !current.is_empty() {
             return Ok(current);
         }
-        if request.create {
+        let Some(found) = found else {
             return Err(Failure::new(Exit::Usage, "the cluster of the new disk is not known")
                 .hint(format!("`delugefs run CLUSTER {} --create` makes the first disk of one", root.display())));
-        }
-        DiskToml::read(root).map(|disk| disk.cluster).map_err(|error| {
-            let hint = format!(
+        };
+        let found = found.clone().map_err(|failure| match failure.hint {
+            None => failure.hint(format!(
                 "mount the disk if it is not mounted; `delugefs run CLUSTER {} --create` makes a new one",
                 root.display()
-            );
-            Failure::new(Exit::NoDisk, error.to_string()).hint(hint)
-        })
+            )),
+            Some(_) => failure,
+        });
+        Ok(found?.cluster)
     }
 }
 
@@ -544,13 +576,19 @@ fn not_there(error: Status, path: &[u8]) -> Status {
 }
 
 fn ids(disk: &pb::Disk) -> Result<(ClusterId, DiskId), Failure> {
-    let identity = DiskToml::read(Path::new(&disk.root)).ok();
-    let ids = identity.and_then(|identity| Some((identity.cluster_id()?, identity.disk_id()?)));
-    ids.ok_or_else(|| Failure::new(Exit::BadDisk, format!("{} has no identity", disk.root)))
+    let ids = ClusterId::from_hex(&disk.cluster_id).zip(DiskId::from_hex(&disk.disk_id));
+    ids.ok_or_else(|| {
+        let failure = Failure::new(Exit::BadDisk, format!("{} has not said yet who it is", disk.root));
+        failure.hint("try again in a few seconds")
+    })
 }
 
-/// This host's addresses with a port; loopback only when there is no other.
-fn own_addresses(port: u32) -> Vec<String> {
+/// This host's addresses with a port; loopback only when there is no other. One that listens on a particular address has only that.
+fn own_addresses(listen: &str, port: u32) -> Vec<String> {
+    let port = u16::try_from(port).unwrap_or(0);
+    if let Some(ip) = listen.parse::<std::net::IpAddr>().ok().filter(|ip| !ip.is_unspecified()) {
+        return vec![std::net::SocketAddr::new(ip, port).to_string()];
+    }
     let mut found: Vec<std::net::IpAddr> = Vec::new();
     for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
         let address = interface.address.as_ref();
@@ -568,8 +606,14 @@ fn own_addresses(port: u32) -> Vec<String> {
     found.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
     let loopback_only = found.iter().all(std::net::IpAddr::is_loopback);
     let usable = found.into_iter().filter(|ip| loopback_only || !ip.is_loopback());
-    let port = u16::try_from(port).unwrap_or(0);
     usable.take(ADDRESSES_MAX).map(|ip| std::net::SocketAddr::new(ip, port).to_string()).collect()
+}
+
+/// What was typed for an invitation is one to another cluster than this supervisor's.
+fn not_ours(cluster: &str) -> Failure {
+    let text = format!("this invitation is to another cluster than {cluster}, which this host's supervisor runs");
+    Failure::new(Exit::WrongCluster, text)
+        .hint("give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR")
 }
 
 /// What was typed for a cluster's.
@@ -654,6 +698,14 @@ mod tests {
         assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x", "/m"]))]), "/b", "the first hangs");
         assert_eq!(shown(&[disk("/a", Some(&[])), disk("/b", Some(&["/m"]))]), "/b", "and has come back");
         assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x"]))]), "/a", "nobody says anything else");
+    }
+
+    #[test]
+    fn an_invitation_names_only_addresses_at_which_the_disk_listens() {
+        assert_eq!(own_addresses("192.0.2.7", 4711), ["192.0.2.7:4711"]);
+        assert_eq!(own_addresses("fd00::2", 4711), ["[fd00::2]:4711"]);
+        let all = own_addresses("", 4711);
+        assert!(!all.is_empty() && own_addresses("0.0.0.0", 4711) == all && !all.contains(&"0.0.0.0:4711".into()));
     }
 
     #[test]

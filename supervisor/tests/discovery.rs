@@ -1,13 +1,11 @@
 //! Announcing, in a network namespace of its own: nothing of it reaches the machine's networks.
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::control_pb as pb;
-use delugefs_proto::disk::DiskToml;
 use delugefs_proto::ids::ClusterId;
 use delugefs_supervisor::discovery;
 
@@ -41,24 +39,18 @@ fn in_namespace(prepare: &str, test: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-/// A disk in a folder of its own.
-fn disk(dir: &Path, n: u8, tcp_port: u32) -> pb::Disk {
-    let root = dir.join(n.to_string());
-    let disk_id = format!("{n:02x}").repeat(32);
-    let toml = DiskToml { format: 1, cluster: "home".into(), cluster_id: "ab".repeat(16), disk_id: disk_id.clone() };
-    std::fs::create_dir_all(&root).unwrap();
-    std::fs::write(root.join("disk.toml"), toml::to_string(&toml).unwrap()).unwrap();
-    let (root, state) = (root.display().to_string(), pb::disk::State::Up.into());
-    pb::Disk { root, disk_id, state, tcp_port, ..Default::default() }
+/// A disk that is up.
+fn disk(n: u8, tcp_port: u32) -> pb::Disk {
+    let (disk_id, cluster_id) = (format!("{n:02x}").repeat(32), "ab".repeat(16));
+    pb::Disk { disk_id, cluster_id, state: pb::disk::State::Up.into(), tcp_port, ..Default::default() }
 }
 
 #[test]
 #[ignore = "only in a namespace of its own, see above"]
 fn inside_with_a_network_that_comes_later() {
     assert!(std::fs::read_to_string("/proc/net/dev").unwrap().contains("v0:"), "not in the namespace");
-    let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let disks = vec![disk(dir.path(), 1, 4711)];
+    let disks = vec![disk(1, 4711)];
     let (sender, receiver) = tokio::sync::watch::channel(Arc::new(pb::HostStatus { disks, ..Default::default() }));
     let following = runtime.spawn(discovery::follow(receiver));
     wait_for_answer_at([10, 78, 0, 1], |answer| answer.is_some());
@@ -73,8 +65,6 @@ fn inside_with_a_network_that_comes_later() {
 #[ignore = "only in a namespace of its own, see above"]
 fn inside() {
     assert!(std::fs::read_to_string("/proc/net/dev").unwrap().contains("v0:"), "not in the namespace");
-    let dir = tempfile::tempdir().unwrap();
-    let disk = |n, tcp_port| disk(dir.path(), n, tcp_port);
     let host = |disks| Arc::new(pb::HostStatus { disks, ..Default::default() });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (sender, receiver) = tokio::sync::watch::channel(host(vec![disk(1, 4711), disk(2, 0)]));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use delugefs_proto::disk::{DISK_TOML, DiskToml};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -66,6 +67,13 @@ impl Lab {
         self.manners("frontend", "exit-before-ready 15");
         assert_eq!(self.says(&["run", "home", "a", "--create", "--mount", "m", "--state-dir", "s"]).code, 15);
         fs::remove_file(self.run_dir().join("fake-frontend")).unwrap();
+    }
+
+    /// As somebody who founded a cluster of that name elsewhere made it.
+    pub fn make_disk_of_another_home(&self, folder: &str) {
+        let (cluster_id, disk_id) = ("02".repeat(16), "03".repeat(32));
+        let disk = DiskToml { format: 1, cluster: "home".into(), cluster_id, disk_id };
+        fs::write(self.path(folder).join(DISK_TOML), toml::to_string(&disk).unwrap()).unwrap();
     }
 
     /// Have frontends really mount, where that is possible; the caller is skipped elsewhere.

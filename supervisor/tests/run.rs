@@ -281,6 +281,19 @@ fn beside_a_supervisor_that_was_there_it_takes_away_only_its_own() {
 }
 
 #[test]
+fn beside_a_supervisor_that_was_there_it_ends_in_peace_when_others_take_away_what_is_its() {
+    let mut lab = Lab::new();
+    lab.supervisor("sup", &["--no-mdns"]);
+    let run = lab.run(&["--create", "--mount", "m"]);
+    assert_eq!(lab.says(&["umount", "m"]).code, 0);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    assert_eq!(lab.status()["disks"].as_array().unwrap().len(), 0, "its disk is stopped too");
+    let run = lab.run(&[]);
+    assert_eq!(lab.says(&["disk", "remove", "a"]).code, 0);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+}
+
+#[test]
 fn a_child_that_died_for_good_ends_it_with_that_childs_code() {
     let mut lab = Lab::new();
     let run = lab.run(&["--create", "--mount", "m"]);

@@ -24,6 +24,7 @@ fn crashed_processes_come_back() {
     });
     assert_eq!(after["disks"][0]["last_error"]["message"], "delugefs-diskworker was killed by SIGKILL");
     assert_eq!(after["problems"].as_array().unwrap().len(), 0, "what is up again is no problem");
+    assert!(!lab.says(&["disks"]).stdout.contains("last error"), "{}", lab.says(&["disks"]).stdout);
     assert!(lab.err("sup").contains("] fake worker started with --root LAB/a"), "{}", lab.err("sup"));
     terminate(sup);
     assert_eq!(lab.wait(sup), 0);
@@ -210,4 +211,135 @@ fn a_missing_program_is_explained() {
     delugefs: cannot start delugefs-diskworker: No such file or directory (os error 2)
     Hint: install it beside delugefs-supervisor, or say where it is in DELUGEFS_LIBEXEC
     ");
+}
+
+/// Two clusters that were founded under one name have different files.
+#[test]
+fn a_disk_of_another_cluster_with_the_same_name_is_refused() {
+    let mut lab = Lab::new();
+    lab.manners("worker", "member");
+    let run = lab.run(&["--create"]);
+    lab.make_disk_of_another_home("b");
+    let said = lab.says(&["disk", "add", "b"]);
+    assert_eq!(said.code, 12);
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs: the cluster of the disk at LAB/b has the same name, home, but is another cluster
+    Hint: give it a supervisor of its own: `delugefs --run-dir DIR run home LAB/b --state-dir DIR`
+    ");
+    // One that is started by hand makes itself known.
+    let mut command = std::process::Command::new(lab.path("lib/delugefs-diskworker"));
+    lab.hermetic(&mut command);
+    command.args(["--root", lab.path("b").to_str().unwrap(), "--cluster", "home"]).arg("--run-dir").arg(lab.run_dir());
+    let by_hand = lab.spawn(command, "run2");
+    lab.wait_for("it to be refused", || lab.err("run2").contains("cannot register: the cluster of the disk at LAB/b"));
+    let status = lab.wait_for_status("the policy to look", |status| status["replication"].is_object());
+    assert_eq!(status["disks"].as_array().unwrap().len(), 1);
+    assert_eq!(status["replication"]["disks"].as_array().unwrap().len(), 1);
+    for pid in [by_hand, run] {
+        terminate(pid);
+        assert_eq!(lab.wait(pid), 0, "{}", lab.logs());
+    }
+
+    // Both in the configuration: the first that can be read says which cluster this is.
+    let disk = |folder| format!("[[disk]]\nroot = '{}'\n", lab.path(folder).display());
+    fs::write(lab.path("delugefs.toml"), ["cluster = 'home'\n", &disk("a"), &disk("b")].concat()).unwrap();
+    let sup = lab.supervisor("sup", &["--config", "delugefs.toml"]);
+    let status = lab.wait_for_status("the first disk", |status| status["disks"][0]["state"] == "up");
+    assert_eq!(status["disks"][1]["state"], "stopped");
+    assert_eq!(lab.says(&["disk", "add", "b"]).code, 12);
+    let said = lab.says(&["status", "-x"]);
+    assert!(said.stdout.ends_with("`delugefs disk remove LAB/b` takes it from this supervisor\n"), "{}", said.stdout);
+    assert_eq!(lab.says(&["disk", "remove", "b"]).code, 0);
+    assert_eq!(lab.says(&["status", "-x"]).code, 0);
+    terminate(sup);
+    assert_eq!(lab.wait(sup), 0);
+    lab.assert_clean();
+}
+
+/// A pipe takes the place of a file on a disk that hangs.
+#[test]
+fn a_disk_whose_folder_hangs_holds_up_neither_the_others_nor_the_end() {
+    let mut lab = Lab::new();
+    lab.manners("worker", "member\nport 4711");
+    let hang = |lab: &Lab, folder: &str| {
+        let pipe = lab.path(&format!("{folder}/pipe"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::rename(pipe, lab.path(&format!("{folder}/disk.toml"))).unwrap();
+    };
+    let run = lab.run(&["--create"]);
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    lab.wait_for_status("both", |status| status["disks"][1]["worker"].is_object());
+    hang(&lab, "a");
+    for (log, arguments) in
+        [("run2", &["disk", "remove", "b"][..]), ("sup", &["disk", "add", "b"]), ("sup2", &["invite"])]
+    {
+        let pid = lab.spawn(lab.delugefs(arguments), log);
+        assert_eq!(lab.wait(pid), 0, "{arguments:?} {}", lab.logs());
+    }
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+
+    let disk = |folder| format!("[[disk]]\nroot = '{}'\n", lab.path(folder).display());
+    fs::write(lab.path("delugefs.toml"), ["cluster = 'home'\n", &disk("a"), &disk("b")].concat()).unwrap();
+    let sup = lab.supervisor("sup", &["--config", "delugefs.toml"]);
+    lab.wait_for_status("the other disk", |status| status["disks"][1]["state"] == "up");
+    terminate(sup);
+    assert_eq!(lab.wait(sup), 0, "{}", lab.logs());
+    lab.assert_clean();
+}
+
+#[test]
+fn a_mount_of_somebody_who_is_gone_keeps_nothing_else_from_starting() {
+    let mut lab = Lab::new();
+    let run = lab.run(&["--create"]);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    let added = format!(
+        "cluster = 'home'\n[[disk]]\nroot = '{}'\n[[mount]]\ndir = '{}'\nuser = 'no such user'\n[[mount]]\ndir = '{}'\n",
+        lab.path("a").display(),
+        lab.path("m").display(),
+        lab.path("n").display(),
+    );
+    fs::write(lab.path("s/added.toml"), added).unwrap();
+    lab.supervisor("sup", &["--no-mdns"]);
+    let status = lab.wait_for_status("the others", |status| {
+        status["disks"][0]["state"] == "up" && status["mounts"][1]["state"] == "up"
+    });
+    assert_eq!(
+        (&status["mounts"][0]["state"], &status["mounts"][0]["last_error"]["exit"]),
+        (&"stopped".into(), &2.into())
+    );
+    let said = lab.says(&["status", "-x"]);
+    insta::assert_snapshot!(said.stdout, @r#"mount LAB/m is stopped: there is no user "no such user" on this machine; `delugefs umount LAB/m` forgets the mount"#);
+    assert_eq!(lab.says(&["umount", "m"]).code, 0);
+    assert_eq!(lab.says(&["status", "-x"]).code, 0);
+    assert!(!fs::read_to_string(lab.path("s/added.toml")).unwrap().contains("no such user"));
+}
+
+/// A folder in the place of the file that is written first: as if the file system of the state directory were full.
+#[test]
+fn what_cannot_be_remembered_is_said_and_remembered_later() {
+    let mut lab = Lab::new();
+    lab.run(&["--create"]);
+    let full = lab.path("s/added.toml.new");
+    fs::create_dir(&full).unwrap();
+    let said = lab.says(&["disk", "add", "b", "--create"]);
+    assert_eq!(said.code, 1);
+    insta::assert_snapshot!(said.stderr, @"
+    delugefs: it is done, but would not be remembered at the next start: cannot write LAB/s/added.toml: Is a directory (os error 21)
+    Hint: make room there; it is tried again every few seconds, and `delugefs status -x` says so until it is written
+    ");
+    assert_eq!(lab.status()["disks"][1]["state"], "up");
+    let said = lab.says(&["status", "-x"]);
+    assert!(said.code == 20 && said.stdout.contains("what was added or removed is not remembered"), "{said:?}");
+    assert!(!lab.path("s/added.toml").exists());
+    fs::remove_dir(&full).unwrap();
+    lab.wait_for("it to be written", || lab.says(&["status", "-x"]).code == 0);
+    assert!(fs::read_to_string(lab.path("s/added.toml")).unwrap().contains("/b"));
+    fs::create_dir(&full).unwrap();
+    assert_eq!(lab.says(&["disk", "remove", "b"]).code, 1, "it would come back");
+    fs::remove_dir(&full).unwrap();
+    lab.wait_for("it to be written", || lab.says(&["status", "-x"]).code == 0);
+    assert!(!fs::read_to_string(lab.path("s/added.toml")).unwrap().contains("/b"));
 }

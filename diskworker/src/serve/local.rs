@@ -117,6 +117,7 @@ pub(crate) fn welcome(engine: &Engine) -> Reply {
         disk_id: identity.disk_id.clone(),
         root: Ino::ROOT.0,
         worker_run: engine.run_id(),
+        cluster_id: identity.cluster_id.clone(),
     };
     Reply { body: Some(reply::Body::Welcome(welcome)), ..Reply::default() }
 }

@@ -418,6 +418,29 @@ fn another_worker_serves_when_the_first_hangs() {
     first.answer();
 }
 
+/// Both were founded under one name; what the other has are other files.
+#[test]
+fn a_worker_of_another_cluster_with_the_same_name_never_serves() {
+    let (mut first, stranger, second) = (FakeWorker::start(), FakeWorker::start(), FakeWorker::start());
+    *stranger.shared.cluster_id.lock() = "c2".into();
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(&stranger.socket, folder.path().join("a.sock")).unwrap();
+    let (sender, _invalidations) = crossbeam_channel::unbounded();
+    let worker = Worker::new(&first.socket).with_fallback(folder.path(), Duration::from_millis(100));
+    let fs = Arc::new(Fs::new(worker, CAPACITY_ENTRIES, sender));
+    let (events, _) = Events::start(fs.clone()).unwrap();
+    let making = Making::Dir { mode: 0o755 };
+    fs.make(&Caller::own(), 1, &Bytes::from("one"), &making).unwrap();
+    let link = fs.worker.link().unwrap();
+    assert!(!fs.worker.desert(link), "it hangs, and nobody of its cluster is there");
+    first.crash();
+    // Taken only once the stranger was looked at.
+    std::os::unix::fs::symlink(&second.socket, folder.path().join("b.sock")).unwrap();
+    fs.make(&Caller::own(), 1, &Bytes::from("two"), &making).unwrap();
+    assert_eq!((stranger.count("mkdir"), second.count("mkdir")), (0, 1));
+    events.stop();
+}
+
 #[test]
 fn where_there_is_no_other_worker_one_that_hangs_is_waited_for() {
     let (worker, folder) = (FakeWorker::start(), tempfile::tempdir().unwrap());

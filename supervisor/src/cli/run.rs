@@ -420,13 +420,19 @@ async fn stop(run_dir: &Path, wish: &Wish, mut started: Started) -> anyhow::Resu
     let Some(mut supervisor) = started.supervisor.take() else {
         if let Ok(mut control) = client::connect(run_dir).await {
             let dir = wish.mount.as_ref().filter(|_| started.mount).map(|mount| mount.dir.clone());
+            // What is not known any more somebody else has taken away. Whatever comes of the mount, the disk is ours to stop.
+            let mut failed = None;
             if let Some(dir) = dir {
-                answer(control.remove_mount(pb::RemoveMountRequest { dir, release: true }).await)?;
+                let removed = answer(control.remove_mount(pb::RemoveMountRequest { dir, release: true }).await);
+                failed = removed.err().filter(|error| error.exit != Exit::BadMountpoint);
             }
             if started.disk {
-                answer(
-                    control.remove_disk(pb::RemoveDiskRequest { root: wish.disk.root.clone(), release: true }).await,
-                )?;
+                let request = pb::RemoveDiskRequest { root: wish.disk.root.clone(), release: true };
+                let removed = answer(control.remove_disk(request).await);
+                failed = failed.or(removed.err().filter(|error| error.exit != Exit::NoDisk));
+            }
+            if let Some(error) = failed {
+                return Err(error.into());
             }
         }
         return Ok(true);

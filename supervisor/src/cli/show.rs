@@ -120,7 +120,9 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
         };
         line("disk", &disk.disk_id);
         line("state", &format!("{}{pid}{by_hand}, {} restarts", disk_state(disk), disk.restarts));
-        line("last error", &escape_line(&disk.last_error));
+        // How it ended before says nothing of one that is up again.
+        let last_error = if disk.state() == pb::disk::State::Up { "" } else { &disk.last_error };
+        line("last error", &escape_line(last_error));
         let hint = disk.failure.as_ref().filter(|_| disk.status.is_none()).map(|failure| failure.hint.as_str());
         line("hint", &escape_line(hint.unwrap_or_default()));
         let Some(status) = &disk.status else { continue };

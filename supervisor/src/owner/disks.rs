@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use delugefs_proto::disk::{DiskToml, own_supervisor};
 use delugefs_proto::exit::Exit;
+use delugefs_proto::ids::ClusterId;
 
 use super::child::{Child, Next, Phase, Reply, Then};
 use super::state::{
@@ -20,6 +22,16 @@ impl State {
         let root = spec.root.display().to_string();
         if let Some(cluster) = self.cluster().filter(|cluster| *cluster != spec.cluster) {
             let failure = other_cluster(cluster, &spec.cluster);
+            return self.answer(reply, Err(failure));
+        }
+        let known = self.disks.iter().any(|disk| disk.spec.root == spec.root);
+        if let Some(failure) = self.is_of_another(&spec.root, spec.cluster_id, &spec.cluster) {
+            if reply.is_none() && !known {
+                // Of the configuration, or remembered: shown, for it is wanted.
+                let mut child = Child::new(true, remember);
+                (child.phase, child.failure) = (Phase::Stopped, Some(failure.clone()));
+                self.disks.push(Disk::new(spec, child));
+            }
             return self.answer(reply, Err(failure));
         }
         // The state file only remembers it: the first that asks for it has it.
@@ -55,6 +67,8 @@ impl State {
             Phase::BackingOff { .. } | Phase::Stopped => {
                 disk.child.added.extend(reply);
                 disk.spec.allow_uids = spec.allow_uids;
+                disk.spec.cluster_id = spec.cluster_id.or(disk.spec.cluster_id);
+                disk.spec.disk_id = spec.disk_id.or(disk.spec.disk_id.take());
                 disk.child.remember |= remember;
                 self.start_worker(at);
             }
@@ -124,13 +138,21 @@ impl State {
         }
     }
 
-    pub(super) fn folder_back(&mut self, root: &Path) {
+    pub(super) fn folder_back(&mut self, root: &Path, found: &DiskToml) {
         let no_disk = |child: &Child| child.failure.as_ref().is_some_and(|failure| failure.exit == Exit::NoDisk);
         let waits = |disk: &Disk| disk.spec.root == root && disk.child.phase == Phase::Stopped && no_disk(&disk.child);
         if let Some(at) = self.disks.iter().position(waits).filter(|_| !self.is_stopping()) {
-            self.disks[at].child.restarts += 1;
+            let disk = &mut self.disks[at];
+            disk.child.restarts += 1;
+            disk.spec = disk.spec.clone().found(Some(found));
             self.start_worker(at);
         }
+    }
+
+    /// Why a disk of this cluster is refused: that of the host's other disks is another one, which has the same name.
+    fn is_of_another(&self, root: &Path, cluster_id: Option<ClusterId>, cluster: &str) -> Option<Failure> {
+        let ours = self.cluster_id(Some(root))?;
+        (cluster_id? != ours).then(|| same_name(root, cluster))
     }
 
     pub(super) fn register(&mut self, it: Registration, now: Instant) {
@@ -142,6 +164,10 @@ impl State {
             return self.answer([it.reply], Err(failure));
         }
         let known = self.disks.iter().position(|disk| disk.spec.root == it.root);
+        if let Some(failure) = self.is_of_another(&it.root, it.cluster_id, &it.cluster) {
+            self.answer([it.reply], Err(failure));
+            return self.turn_away(known.filter(|at| self.disks[*at].child.pid == Some(it.pid)), now);
+        }
         let at = known.unwrap_or_else(|| {
             let mut child = Child::new(false, false);
             (child.claimed, child.watched) = (false, it.inherited);
@@ -153,7 +179,8 @@ impl State {
                 retention_s: delugefs_proto::config::default_retention_s(),
                 allow_uids: Vec::new(),
                 net: Default::default(),
-                cluster_id: None,
+                cluster_id: it.cluster_id,
+                disk_id: Some(it.served.disk_id.clone()),
             };
             self.disks.push(Disk::new(spec, child));
             self.disks.len() - 1
@@ -166,9 +193,25 @@ impl State {
         self.adopt(at, it, now);
     }
 
+    /// A worker that runs is of another cluster, which could not be known before: started again it finds that out by itself, and stays
+    /// stopped. One that is not ours goes on without us.
+    fn turn_away(&mut self, at: Option<usize>, now: Instant) {
+        let Some(at) = at else { return };
+        let child = &mut self.disks[at].child;
+        match (child.phase, child.run) {
+            (Phase::Up { .. }, Some(run)) if child.watched => {
+                child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
+                self.effects.push(Effect::Terminate { run });
+            }
+            (Phase::Up { .. }, _) => self.drop_disk(at, Ok(String::new())),
+            _ => {}
+        }
+    }
+
     fn adopt(&mut self, at: usize, it: Registration, now: Instant) {
         self.answer([it.reply], Ok(String::new()));
         let disk = &mut self.disks[at];
+        disk.spec.cluster_id = it.cluster_id.or(disk.spec.cluster_id);
         disk.tcp_port = it.tcp_port;
         if disk.child.pid == Some(it.pid) {
             return; // our own, or one that registers again
@@ -253,8 +296,12 @@ impl State {
     pub(super) fn start_worker(&mut self, at: usize) {
         let run = self.new_run();
         let users = self.mounts.iter().filter_map(|mount| mount.spec.uid);
+        let cluster_id = self.cluster_id(Some(&self.disks[at].spec.root));
         let disk = &mut self.disks[at];
         let mut spec = disk.spec.clone();
+        // What the others are it is to be too, whatever was in its folder before.
+        spec.cluster_id = cluster_id.or(spec.cluster_id);
+        spec.disk_id = disk.served.as_ref().map(|served| served.disk_id.clone()).or(spec.disk_id);
         spec.allow_uids.extend(users);
         spec.allow_uids.sort_unstable();
         spec.allow_uids.dedup();
@@ -293,6 +340,13 @@ impl State {
 pub(crate) fn other_cluster(ours: &str, asked: &str) -> Failure {
     Failure::new(Exit::WrongCluster, format!("this host's supervisor runs cluster {ours}, not {asked}"))
         .hint("give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR")
+}
+
+/// Nor two of one name: they have other files.
+fn same_name(root: &Path, cluster: &str) -> Failure {
+    let root_shown = root.display();
+    let text = format!("the cluster of the disk at {root_shown} has the same name, {cluster}, but is another cluster");
+    Failure::new(Exit::WrongCluster, text).hint(own_supervisor(cluster, root))
 }
 
 /// What to do about a folder that was a disk when it was added, and is none, or seems to be none.

@@ -65,6 +65,17 @@ impl State {
         }
     }
 
+    /// It is shown as stopped: nothing else has to wait for somebody to look at it.
+    pub(super) fn mount_stuck(&mut self, spec: MountSpec, remember: bool, failure: Failure) {
+        if let Some(mount) = self.mounts.iter_mut().find(|mount| mount.spec.dir == spec.dir) {
+            mount.child.remember |= remember; // it was alive, and goes on
+            return;
+        }
+        let mut child = Child::new(true, remember);
+        (child.phase, child.failure, child.claimed) = (Phase::Stopped, Some(failure), false);
+        self.mounts.push(Mount::new(spec, child));
+    }
+
     pub(super) fn remove_mount(&mut self, dir: &Path, release: bool, reply: Reply, now: Instant) {
         let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == dir) else {
             let failure = Failure::new(Exit::BadMountpoint, format!("{} is no mount of this host", dir.display()));

@@ -2,6 +2,7 @@
 
 use delugefs_proto::control_pb::{self as pb, disk, mount};
 use delugefs_proto::disk::short_id;
+use delugefs_proto::exit::Exit;
 
 use super::child::{Child, Phase};
 use super::state::State;
@@ -24,6 +25,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         tcp_port: disk.tcp_port.into(),
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
         drain: None,
+        cluster_id: disk.spec.cluster_id.map(|id| id.to_hex()).unwrap_or_default(),
     });
     let mounts = state.mounts.iter().map(|mount| pb::Mount {
         dir: mount.spec.dir.display().to_string(),
@@ -37,7 +39,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
     });
     pb::HostStatus {
         cluster: state.cluster().unwrap_or_default().into(),
-        cluster_id: String::new(),
+        cluster_id: state.cluster_id(None).map(|id| id.to_hex()).unwrap_or_default(),
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         disks: disks.collect(),
@@ -67,7 +69,8 @@ const MAKE_ROOM: &str = "delete something, or add a disk: `delugefs disk add ROO
 
 /// What a person should look at, one sentence each; the disks carry what their workers said, if they answered.
 pub fn problems(host: &pb::HostStatus) -> Vec<String> {
-    let mut problems = Vec::new();
+    let mut problems = host.problems.clone(); // the owner's own
+
     for disk in &host.disks {
         let name = match short_id(&disk.disk_id) {
             "" => format!("disk {}", disk.root),
@@ -77,10 +80,12 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
             (disk::State::BackingOff, _) => problems.push(format!("{name} is started again: {}", disk.last_error)),
             (disk::State::Stopped, _) => {
                 let (why, root) = (&disk.last_error, &disk.root);
+                let is_other = disk.failure.as_ref().is_some_and(|failure| failure.exit == Exit::WrongCluster as u32);
                 let then = match returned::is_gone(disk) {
                     true => format!(
                         "it goes on when its folder is there again; `delugefs disk remove {root}` if it will not be"
                     ),
+                    false if is_other => format!("`delugefs disk remove {root}` takes it from this supervisor"),
                     false => format!("`delugefs disk add {root}` starts it again"),
                 };
                 problems.push(format!("{name} is stopped: {why}; {then}"));
@@ -105,7 +110,12 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         let (dir, error) = (&mount.dir, &mount.last_error);
         match mount.state() {
             mount::State::BackingOff => problems.push(format!("mount {dir} is started again: {error}")),
-            mount::State::Stopped => problems.push(format!("mount {dir} is stopped: {error}")),
+            mount::State::Stopped => {
+                // Of a user who is gone: said by nobody who has asked for it.
+                let then = mount.failure.iter().filter(|failure| failure.exit == Exit::Usage as u32);
+                let then: String = then.map(|failure| format!("; {}", failure.hint)).collect();
+                problems.push(format!("mount {dir} is stopped: {error}{then}"));
+            }
             _ => {}
         }
     }
@@ -128,7 +138,6 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use delugefs_proto::exit::Exit;
     use delugefs_proto::worker_pb::{FreeSpaceReply, WorkerStatus};
 
     use super::*;

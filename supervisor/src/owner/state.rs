@@ -5,11 +5,12 @@
 //! and the orderly end.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use delugefs_proto::config::{Config, DiskConfig, MountConfig};
 use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::DiskToml;
 use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::ClusterId;
 use serde::{Deserialize, Serialize};
@@ -42,8 +43,20 @@ pub struct DiskSpec {
     pub allow_uids: Vec<u32>,
     /// How it takes part in the network.
     pub net: pb::NetSettings,
-    /// With `create`: of the cluster that was joined.
+    /// Of the cluster, as the folder says, and then its worker; with `create` of the one that was joined.
     pub cluster_id: Option<ClusterId>,
+    /// 64 hex digits, as the folder says.
+    pub disk_id: Option<String>,
+}
+
+impl DiskSpec {
+    /// With what the disk's folder says.
+    #[must_use]
+    pub fn found(self, identity: Option<&DiskToml>) -> Self {
+        let (cluster_id, disk_id) = (self.cluster_id, self.disk_id);
+        let cluster_id = identity.and_then(DiskToml::cluster_id).or(cluster_id);
+        Self { cluster_id, disk_id: identity.map(|identity| identity.disk_id.clone()).or(disk_id), ..self }
+    }
 }
 
 /// What a frontend is started with.
@@ -157,6 +170,8 @@ pub enum Event {
     FolderBack {
         /// Which.
         root: PathBuf,
+        /// What it says.
+        found: DiskToml,
     },
     /// A mount is wanted; without `reply` it comes from the configuration.
     AddMount {
@@ -166,6 +181,15 @@ pub enum Event {
         remember: bool,
         /// Answered when the mount answers, or cannot.
         reply: Option<Reply>,
+    },
+    /// A mount that is configured, or remembered, cannot be started as it is.
+    MountStuck {
+        /// What was wanted.
+        spec: MountSpec,
+        /// It is remembered.
+        remember: bool,
+        /// Why.
+        failure: Failure,
     },
     /// A mount is not wanted any more.
     RemoveMount {
@@ -212,6 +236,8 @@ pub struct Registration {
     pub root: PathBuf,
     /// Its cluster.
     pub cluster: String,
+    /// And that one's id, if it is known.
+    pub cluster_id: Option<ClusterId>,
     /// The worker.
     pub pid: u32,
     /// How to reach it.
@@ -349,13 +375,24 @@ impl State {
         self.configured_cluster.as_deref().or_else(|| self.disks.first().map(|disk| disk.spec.cluster.as_str()))
     }
 
+    /// That one's id, as the first disk says of which it is known, but for the one at `but`. One that was refused for it does not count.
+    pub fn cluster_id(&self, but: Option<&Path>) -> Option<ClusterId> {
+        let is_refused = |disk: &Disk| {
+            let is_other = |failure: &Failure| failure.exit == Exit::WrongCluster;
+            disk.child.phase == Phase::Stopped && disk.child.failure.as_ref().is_some_and(is_other)
+        };
+        let mut others = self.disks.iter().filter(|disk| Some(&*disk.spec.root) != but && !is_refused(disk));
+        others.find_map(|disk| disk.spec.cluster_id)
+    }
+
     /// The only way anything changes.
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
             Event::AddDisk { spec, remember, reply } => self.add_disk(spec, remember, reply),
             Event::RemoveDisk { root, release, shown, reply } => self.remove_disk(&root, release, &shown, reply, now),
-            Event::FolderBack { root } => self.folder_back(&root),
+            Event::FolderBack { root, found } => self.folder_back(&root, &found),
             Event::AddMount { spec, remember, reply } => self.add_mount(spec, remember, reply),
+            Event::MountStuck { spec, remember, failure } => self.mount_stuck(spec, remember, failure),
             Event::RemoveMount { dir, release, reply } => self.remove_mount(&dir, release, reply, now),
             Event::Register(registration) => self.register(registration, now),
             Event::MountFound { dir, pid, socket, mounted } => self.mount_found((dir, mounted), pid, &socket, now),

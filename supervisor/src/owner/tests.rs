@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use delugefs_proto::exit::Exit;
+use delugefs_proto::disk::DiskToml;
 use proptest::prelude::*;
 use tokio::sync::oneshot;
 
@@ -45,7 +45,16 @@ impl Sim {
     }
 
     fn add_disk_of(&mut self, cluster: &str, root: &str, create: bool) -> Answer {
-        let spec = DiskSpec {
+        self.add_disk_with(cluster, root, create, None)
+    }
+
+    fn add_disk_with(&mut self, cluster: &str, root: &str, create: bool, cluster_id: Option<ClusterId>) -> Answer {
+        let spec = Self::spec(cluster, root, create, cluster_id);
+        self.asks(|reply| Event::AddDisk { spec, remember: false, reply: Some(reply) })
+    }
+
+    fn spec(cluster: &str, root: &str, create: bool, cluster_id: Option<ClusterId>) -> DiskSpec {
+        DiskSpec {
             root: root.into(),
             cluster: cluster.into(),
             create,
@@ -53,9 +62,9 @@ impl Sim {
             retention_s: 2,
             allow_uids: Vec::new(),
             net: Default::default(),
-            cluster_id: None,
-        };
-        self.asks(|reply| Event::AddDisk { spec, remember: false, reply: Some(reply) })
+            cluster_id,
+            disk_id: None,
+        }
     }
 
     fn add_mount(&mut self, dir: &str, uid: Option<u32>) -> Answer {
@@ -64,9 +73,13 @@ impl Sim {
     }
 
     fn register(&mut self, root: &str, pid: u32, inherited: bool) -> Answer {
+        self.register_as(root, pid, inherited, None)
+    }
+
+    fn register_as(&mut self, root: &str, pid: u32, inherited: bool, cluster_id: Option<ClusterId>) -> Answer {
         self.asks(|reply| {
-            let (root, cluster) = (root.into(), "home".into());
-            Event::Register(Registration { root, cluster, pid, served: served(), tcp_port: 0, inherited, reply })
+            let (root, cluster, served) = (root.into(), "home".into(), served());
+            Event::Register(Registration { root, cluster, cluster_id, pid, served, tcp_port: 0, inherited, reply })
         })
     }
 
@@ -127,6 +140,10 @@ impl Sim {
         assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
         (sim, worker, frontend)
     }
+}
+
+fn id(n: u8) -> ClusterId {
+    ClusterId([n; 16])
 }
 
 fn served() -> Served {
@@ -192,6 +209,55 @@ fn a_frontend_that_was_unmounted_by_hand_stays_so_until_it_is_asked_for() {
 }
 
 #[test]
+fn a_disk_of_another_cluster_with_the_same_name_is_refused() {
+    let mut sim = Sim::new();
+    let (ours, other) = (Some(id(1)), Some(id(2)));
+    let _answer = sim.add_disk_with("home", "/a", false, ours);
+    let run = sim.started();
+    sim.news(run, News::Started { pid: 100 });
+    sim.news(run, News::WorkerReady(served()));
+    let mut answer = sim.add_disk_with("home", "/b", false, other);
+    let failure = answer.try_recv().unwrap().unwrap_err();
+    assert_eq!(failure.exit, Exit::WrongCluster);
+    assert!(failure.message.contains("has the same name, home, but is another cluster"), "{failure:?}");
+    assert_eq!(exit_of(&mut sim.register_as("/b", 300, false, other)), Exit::WrongCluster);
+    assert!(sim.effects.is_empty() && sim.state.disks.len() == 1);
+
+    // One that is remembered is shown, and does not count when it comes to which cluster this is.
+    sim.event(Event::AddDisk { spec: Sim::spec("home", "/b", false, other), remember: true, reply: None });
+    assert!(sim.effects.is_empty(), "{:?}", sim.effects);
+    assert_eq!((sim.state.disks[1].child.phase, sim.state.cluster_id(Some(Path::new("/a")))), (Phase::Stopped, None));
+
+    // What could not be read is told whose it has to be.
+    let _answer = sim.add_disk("/c");
+    let Effect::StartWorker { spec, .. } = sim.effect() else { panic!() };
+    assert_eq!(spec.cluster_id, ours);
+}
+
+#[test]
+fn a_running_worker_that_turns_out_to_be_of_another_cluster_is_not_kept() {
+    let (mut sim, _) = Sim::with_disk();
+    assert_eq!(sim.register_as("/a", 100, false, Some(id(1))).try_recv().unwrap(), Ok(String::new()));
+    let _answer = sim.add_disk("/b");
+    let run = sim.started();
+    sim.news(run, News::Started { pid: 101 });
+    sim.news(run, News::WorkerReady(served()));
+    assert_eq!(exit_of(&mut sim.register_as("/b", 101, false, Some(id(2)))), Exit::WrongCluster);
+    assert!(matches!(sim.effect(), Effect::Terminate { run: stopped } if stopped == run));
+    sim.ends(run, Exit::Ok);
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert_eq!(spec.cluster_id, Some(id(1)));
+    sim.ends(run, Exit::WrongCluster);
+    assert_eq!(sim.state.disks[1].child.phase, Phase::Stopped);
+
+    // One that was started by hand goes on without us.
+    sim.register("/c", 300, false).try_recv().unwrap().unwrap();
+    assert!(matches!(sim.effects.pop(), Some(Effect::WatchWorker { .. })));
+    assert_eq!(exit_of(&mut sim.register_as("/c", 300, false, Some(id(2)))), Exit::WrongCluster);
+    assert!(sim.effects.is_empty() && sim.state.disks.len() == 2);
+}
+
+#[test]
 fn what_cannot_help_is_not_tried_again() {
     let (mut sim, worker) = Sim::with_disk();
     sim.ends(worker, Exit::NewerFormat);
@@ -207,12 +273,13 @@ fn what_cannot_help_is_not_tried_again() {
 #[test]
 fn a_disk_starts_again_when_its_folder_is_back() {
     let (mut sim, worker) = Sim::with_disk();
-    let back = || Event::FolderBack { root: "/a".into() };
+    let found = || DiskToml { format: 1, cluster: "home".into(), cluster_id: id(1).to_hex(), disk_id: "1a".repeat(32) };
+    let back = || Event::FolderBack { root: "/a".into(), found: found() };
     sim.event(back());
     assert!(sim.effects.is_empty(), "it is up");
     sim.ends(worker, Exit::NoDisk);
     assert_eq!(sim.state.disks[0].child.phase, Phase::Stopped);
-    sim.event(Event::FolderBack { root: "/b".into() });
+    sim.event(Event::FolderBack { root: "/b".into(), found: found() });
     assert!(sim.effects.is_empty());
     sim.event(back());
     let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
@@ -336,6 +403,7 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
         allow_uids: Vec::new(),
         net: delugefs_proto::control_pb::NetSettings { lazy, ..Default::default() },
         cluster_id: None,
+        disk_id: None,
     };
     sim.event(Event::AddMount {
         spec: MountSpec { dir: "/m".into(), user: None, uid: None, root: None },
