@@ -255,12 +255,12 @@ mod tests {
         let greeting = std::thread::spawn(move || {
             drop(engine.begin_session(7));
             engine.session_mounted(7, b"/mnt");
-            welcomed.0.send(crate::serve::local::welcome(&engine))
+            welcomed.0.send(crate::serve::local::welcome(&engine)).unwrap();
         });
         let said = welcomed.1.recv_timeout(Duration::from_secs(30));
         drop(change);
         assert!(said.is_ok(), "it waits for the change");
-        greeting.join().unwrap().unwrap();
+        greeting.join().unwrap();
         running.stop().unwrap();
     }
 
