@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use delugefs_diskworker::{cli::Cli, run};
 use delugefs_proto::exit::{self, Exit};
-use delugefs_proto::memory;
+use delugefs_proto::{filesize, memory};
 
 /// What is logged unless RUST_LOG says otherwise. librqbit calls every ordinary pause of a torrent an error.
 const LOG: &str = "info,librqbit_core=off,librqbit=warn";
 
 fn main() -> ExitCode {
     memory::return_early();
+    filesize::fail_instead_of_dying();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOG.into());
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());

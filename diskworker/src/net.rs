@@ -48,6 +48,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+pub use self::members::check as check_members;
 use crate::engine::{Elsewhere, Engine};
 use crate::fetch::Fetcher;
 use crate::swarm::Swarm;

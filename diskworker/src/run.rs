@@ -21,7 +21,7 @@ use crate::engine::{self, Placer, Running, Settings};
 use crate::fetch::{Fetcher, Goes};
 use crate::folder::DiskFolder;
 use crate::journal::JournalError;
-use crate::net::{Net, NetSettings};
+use crate::net::{self, Net, NetSettings};
 use crate::serve::neighbours::Neighbours;
 use crate::serve::{AllowedUids, grpc, local};
 use crate::swarm::Swarm;
@@ -41,6 +41,8 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     rundir::prepare(&cli.run_dir).map_err(|e| UserError::new(Exit::NotPermitted, e.to_string()))?;
     let folder = Arc::new(open_folder(cli)?);
     tracing::info!("disk {} of cluster {} at {}", short(&folder), cli.cluster, cli.root.display());
+
+    net::check_members(&folder)?;
 
     let settings = Settings { reserve_bytes: cli.reserve_bytes, retention: Duration::from_secs(cli.retention_s) };
     let running = Running::start(folder.clone(), settings).map_err(cannot_use)?;
@@ -91,7 +93,15 @@ fn cannot_use(error: anyhow::Error) -> anyhow::Error {
         (Some(CatalogError::NotACatalog(_)), _) => Exit::NoDisk,
         _ => Exit::BadDisk,
     };
-    UserError::new(exit, "this disk cannot be used").because(error).into()
+    let hint = match exit {
+        Exit::NewerFormat => "install the newest delugefs on this host, then run the same command",
+        Exit::NoDisk => "is it the right folder?",
+        _ => {
+            "what it holds is in ROOT/data, named by its SHA-256. Where other disks have copies: `delugefs disk add NEWROOT --create` makes \
+            a disk in its place, and `delugefs disk forget DISK` has the others make up for this one"
+        }
+    };
+    UserError::new(exit, "this disk cannot be used").because(error).hint(hint).into()
 }
 
 fn short(folder: &DiskFolder) -> &str {

@@ -313,8 +313,10 @@ fn finish(mount: &Mount, child: &mut Child) -> anyhow::Result<Exit> {
 /// The serving process: the launcher's socket is its standard input.
 pub fn child(args: &Args) -> anyhow::Result<Exit> {
     privileges::raise_descriptor_limit();
-    if let Some(user) = &args.user {
-        privileges::drop_to(user)?;
+    match (&args.user, &args.worker) {
+        (Some(user), _) => privileges::drop_to(user)?,
+        (None, Some(worker)) => privileges::drop_rights_of_root(worker)?,
+        (None, None) => {}
     }
     let launcher = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let server = Arc::new(Server::connect(args)?);

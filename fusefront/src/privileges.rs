@@ -1,9 +1,14 @@
 //! Becoming somebody else for good, before the first request is served.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use anyhow::{Context, ensure};
 use delugefs_proto::exit::{Exit, UserError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Uid, User, setgid, setgroups, setuid};
+
+use crate::os;
 
 /// Become this user, with no group but his own.
 pub fn drop_to(name: &str) -> anyhow::Result<()> {
@@ -12,6 +17,17 @@ pub fn drop_to(name: &str) -> anyhow::Result<()> {
     setgid(user.gid).context("changing the group")?;
     setuid(user.uid).context("changing the user")?;
     ensure!(user.uid.is_root() || setuid(Uid::from_raw(0)).is_err(), "root can be had back after becoming {name}");
+    Ok(())
+}
+
+/// Stay root in name only, if that is enough: where the diskworker at this socket is another user's, it takes root's rights to reach it.
+pub fn drop_rights_of_root(worker: &Path) -> anyhow::Result<()> {
+    let of_root = |path: &Path| path.metadata().map(|metadata| metadata.uid() == 0);
+    // Before its worker is there the folder has to do.
+    let is_roots = of_root(worker).or_else(|_| worker.parent().map_or(Ok(false), of_root));
+    if is_roots.unwrap_or(false) {
+        os::give_up_capabilities().context("giving up root's rights")?;
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ pub mod config;
 pub mod disk;
 pub mod errno;
 pub mod exit;
+pub mod filesize;
 #[cfg(feature = "identity")]
 pub mod identity;
 pub mod ids;

@@ -8,8 +8,9 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::{ClusterId, DiskId};
-use delugefs_proto::members::{Members, SET_MAX_BYTES};
+use delugefs_proto::members::{Members, MembersError, SET_MAX_BYTES};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, renameat};
 use nix::unistd::fsync;
@@ -20,6 +21,40 @@ use crate::folder::DiskFolder;
 
 const FILE: &str = "members";
 const UNFINISHED: &str = "members.new";
+
+/// Before anything of the disk is touched: whether its membership can be read.
+///
+/// # Errors
+/// What to tell the user when it cannot.
+pub fn check(folder: &DiskFolder) -> anyhow::Result<()> {
+    let (exit, text, hint) = match read(folder)? {
+        None | Some(Ok(_)) => return Ok(()),
+        Some(Err(MembersError::Version(version))) => (
+            Exit::NewerFormat,
+            format!(
+                "the membership on this disk, ROOT/members, has version {version}, which this delugefs does not know"
+            ),
+            "install the newest delugefs on this host, then run the same command",
+        ),
+        Some(Err(error)) => (
+            Exit::BadDisk,
+            format!("this disk cannot be used: ROOT/members: {error}"),
+            "copy the file `members` of another disk of this cluster over it: it is the same on all",
+        ),
+    };
+    Err(UserError::new(exit, text).hint(hint).into())
+}
+
+/// `None`: there is no such file.
+fn read(folder: &DiskFolder) -> FsResult<Option<Result<Members, MembersError>>> {
+    let mut bytes = Vec::new();
+    match folder.open_file(FILE, OFlag::O_RDONLY) {
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(failed("open", errno)),
+        Ok(file) => file.take(SET_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?,
+    };
+    Ok(Some(Members::decode(folder.cluster_id(), &bytes)))
+}
 
 /// See the module.
 pub struct MembersStore {
@@ -38,16 +73,9 @@ impl MembersStore {
     /// When the file cannot be read or is not the membership of this disk's cluster.
     pub fn open(folder: Arc<DiskFolder>) -> FsResult<Self> {
         let cluster = folder.cluster_id();
-        let current = match folder.open_file(FILE, OFlag::O_RDONLY) {
-            Err(Errno::ENOENT) => None,
-            Err(errno) => return Err(failed("open", errno)),
-            Ok(file) => {
-                let mut bytes = Vec::new();
-                file.take(SET_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-                let members = Members::decode(cluster, &bytes);
-                Some(Arc::new(members.map_err(|error| FsError::new(Errno::EIO, format!("ROOT/members: {error}")))?))
-            }
-        };
+        let members = read(&folder)?.transpose();
+        let current =
+            members.map_err(|error| FsError::new(Errno::EIO, format!("ROOT/members: {error}")))?.map(Arc::new);
         Ok(Self { folder, cluster, current: watch::channel(current).0, unsaved: Mutex::default() })
     }
 
@@ -131,5 +159,24 @@ mod tests {
         assert_eq!(store.absorb(&other.encode()).unwrap_err().errno, Errno::EINVAL);
         let again = MembersStore::open(folder).unwrap();
         assert!(again.is_disk(disk) && *again.get().unwrap() == set);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_before_anything_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Identity::from_pkcs8(&Identity::generate_pkcs8().unwrap()).unwrap();
+        let set = Members::found(&host, [1; 16], "test", "tower", 1).unwrap();
+        let root = dir.path().join("d");
+        let folder = DiskFolder::create(&root, "test", Some(set.cluster_id())).unwrap();
+        check(&folder).unwrap();
+        let mut newer = set.encode();
+        std::fs::write(root.join(FILE), &newer).unwrap();
+        check(&folder).unwrap();
+        newer[0] = 2;
+        for (bytes, exit) in [(&newer[..], Exit::NewerFormat), (b"\x01nonsense", Exit::BadDisk), (b"", Exit::BadDisk)] {
+            std::fs::write(root.join(FILE), bytes).unwrap();
+            let error = check(&folder).unwrap_err();
+            assert_eq!(error.downcast_ref::<UserError>().map(|error| error.exit), Some(exit), "{error:#}");
+        }
     }
 }

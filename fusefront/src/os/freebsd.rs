@@ -82,6 +82,11 @@ pub fn give_up(mounted: &Mounted) -> io::Result<()> {
     Ok(abort(&mounted.dir)?)
 }
 
+/// There are none.
+pub fn give_up_capabilities() -> io::Result<()> {
+    Ok(())
+}
+
 /// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
 /// The sleeps of such a thread end with the process here.
 pub fn is_dying(_pid: u32) -> bool {

@@ -123,6 +123,21 @@ pub fn give_up(mounted: &Mounted) -> io::Result<()> {
     }
 }
 
+/// Have this thread, and those that it starts, do without what root may and others may not, for good.
+#[allow(unsafe_code)]
+pub fn give_up_capabilities() -> io::Result<()> {
+    /// _LINUX_CAPABILITY_VERSION_3.
+    const VERSION: u32 = 0x2008_0522;
+    let header = [VERSION, 0];
+    // Effective, permitted and inheritable, of 64 bits each.
+    let none = [0_u32; 6];
+    // What is executed would have them again.
+    nix::sys::prctl::set_no_new_privs()?;
+    // SAFETY: both point to as many words as the call reads.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) })?;
+    Ok(())
+}
+
 /// Whether a process that was not waited for yet has been killed, though some thread of it may still be in the kernel.
 pub fn is_dying(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -63,3 +63,17 @@ fn without_a_descriptor_nothing_is_opened_and_nothing_stays_open() {
         assert_eq!(tree.content(ino), content);
     }
 }
+
+/// As with `ulimit -f` in the shell that has started it.
+#[test]
+fn a_write_beyond_the_limit_of_file_sizes_fails_and_ends_nothing() {
+    let mounted = Mounted::start();
+    let pid = serving_pid(&mounted);
+    let limit = libc::rlimit { rlim_cur: 65_536, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: it points to a live structure.
+    Errno::result(unsafe { libc::prlimit(pid.as_raw(), libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) }).unwrap();
+    let error = fs::write(mounted.path("f"), [7; 100_000]).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
+    assert_eq!(fs::read(mounted.path("f")).unwrap(), [7; 65_536]);
+    assert_eq!(serving_pid(&mounted), pid);
+}

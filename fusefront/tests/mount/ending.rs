@@ -22,6 +22,19 @@ fn is_running(pid: Pid) -> bool {
 }
 
 #[test]
+fn who_serves_has_none_of_roots_rights() {
+    let mounted = Mounted::start();
+    // Of every thread.
+    for thread in std::fs::read_dir(format!("/proc/{}/task", serving_pid(&mounted))).unwrap() {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for line in ["CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "NoNewPrivs:\t1\n"] {
+            assert!(!nix::unistd::geteuid().is_root() || status.contains(line), "{line}{status}");
+        }
+    }
+    std::fs::write(mounted.path("f"), "served").unwrap();
+}
+
+#[test]
 fn unmounts_on_sigterm_and_has_handed_everything_over() {
     let mut mounted = Mounted::start();
     assert!(mounted.is_mounted());
