@@ -1,7 +1,7 @@
 //! Keeps this host's workers and the cluster together: joins their membership with the host's, admits the host's disks, and
 //! tells every worker where others may be. Once a second, over the workers' own sockets; nothing here talks to the network.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,12 +45,16 @@ struct Told {
     rounds: u32,
 }
 
+/// This host's disks that cannot meet others, by their ids, and why.
+pub type Apart = BTreeMap<String, String>;
+
 /// Until the supervisor ends.
 pub async fn follow(
     mut snapshots: watch::Receiver<Arc<pb::HostStatus>>,
     membership: Arc<Membership>,
     addresses: Arc<Addresses>,
     found: Arc<Found>,
+    apart: watch::Sender<Apart>,
 ) {
     let mut told: HashMap<PathBuf, Told> = HashMap::new();
     let complained = Logged::default();
@@ -100,15 +104,18 @@ pub async fn follow(
             });
         }
         told.clear();
+        let mut now_apart = Apart::new();
         while let Some(met) = meetings.join_next().await {
             let Ok((disk_id, socket, its, met)) = met else { continue };
-            if let Err(why) = met
-                && complained.insert(&format!("{disk_id} {why}"))
-            {
-                tracing::warn!("disk {}: {why}", short_id(&disk_id));
+            if let Err(why) = met {
+                if complained.insert(&format!("{disk_id} {why}")) {
+                    tracing::warn!("disk {}: {why}", short_id(&disk_id));
+                }
+                now_apart.insert(disk_id, why);
             }
             told.insert(socket, its);
         }
+        apart.send_replace(now_apart);
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
             changed = snapshots.changed() => {

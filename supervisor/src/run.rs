@@ -133,7 +133,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     find_living(&events, &owner.run_dir).await?;
     wish(&events, &configured, cluster.as_deref(), false).await?;
     wish(&events, &added, cluster.as_deref(), true).await?;
-    tokio::spawn(cluster::follow(watcher.clone(), membership.clone(), addresses.clone(), found.clone()));
+    let (noted_apart, apart) = watch::channel(cluster::Apart::new());
+    let meeting = cluster::follow(watcher.clone(), membership.clone(), addresses.clone(), found.clone(), noted_apart);
+    tokio::spawn(meeting);
     tokio::spawn(returned::follow(watcher.clone(), events.clone()));
     let (shown, replicated) = watch::channel(Shown::default());
     tokio::spawn(replicate::run(watcher.clone(), shown, Settings::default()));
@@ -144,6 +146,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let run_dir = owner.run_dir.clone();
     let service = Server {
+        apart,
         events,
         snapshots: watcher,
         run_dir: run_dir.clone(),

@@ -20,7 +20,7 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::addresses::Addresses;
-use crate::cluster::Found;
+use crate::cluster::{Apart, Found};
 use crate::escape::escape_bytes;
 use crate::failure::Failure;
 use crate::log::Logged;
@@ -48,6 +48,8 @@ pub struct Server {
     pub found: Arc<Found>,
     /// What the replication policy sees.
     pub replicated: watch::Receiver<Shown>,
+    /// Disks of this host that cannot meet others.
+    pub apart: watch::Receiver<Apart>,
     /// Hosts that were not admitted, and were logged.
     pub refusals: Arc<Logged>,
 }
@@ -73,6 +75,13 @@ impl Control for Server {
         show_disks(&mut host.mounts, &host.disks);
         if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {
             host.problems.extend(farewell::shut_out(&set, self.membership.identity().host_id(), &host.disks));
+        }
+        for (disk_id, why) in self.apart.borrow().clone() {
+            let Some(disk) = host.disks.iter().find(|disk| disk.disk_id == disk_id) else { continue };
+            // What was said of it already, as of one that is revoked, says more.
+            if !host.problems.iter().any(|problem| problem.contains(&disk.root)) {
+                host.problems.push(format!("disk {} ({}) meets no other disk: {why}", short_id(&disk_id), disk.root));
+            }
         }
         Ok(Response::new(host))
     }

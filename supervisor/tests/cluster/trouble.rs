@@ -68,6 +68,8 @@ fn a_copy_of_a_disk_in_use_is_kept_out() {
     // Who was there first stays; the other is not let in, and says why, once.
     let said = |what: &str| lab.logs().matches(what).count();
     wait_for("the copy to be noticed", || lab.logs(), || said("is a copy of a disk that is in use on host") == 1);
+    let (code, shown) = lab.hosts[2].says(&["status", "-x"]);
+    assert!(code == 20 && shown.contains("is a copy of a disk that is in use on host"), "{code} {shown}");
     for (at, size) in [(0, 200_001), (1, 300_000), (2, 400_000)] {
         let name = format!("by-{at}");
         fs::write(lab.hosts[at].file(&name), bytes(size)).unwrap();
@@ -87,6 +89,8 @@ fn a_copy_of_a_disk_in_use_is_kept_out() {
             disks.iter().filter(|disk| disk["connected"] == true).count() == 3
         },
     );
+    let says = || lab.hosts[2].says(&["status", "-x"]).1;
+    wait_for("nothing to be said of it", || says() + &lab.logs(), || !says().contains("is a copy"));
     let me = lab.hosts[2].json(&["peers"])["host_id"].clone();
     wait_for(
         "everybody to know where the disk is now",
