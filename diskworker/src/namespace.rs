@@ -201,6 +201,12 @@ impl Namespace {
         self.pending.sets.len()
     }
 
+    /// Keys whose changes no commit has yet, those that one is being made of among them.
+    pub fn uncommitted_len(&self) -> usize {
+        let again = self.pending.sets.keys().filter(|key| self.committing.sets.contains_key(key)).count();
+        self.pending.sets.len() + self.committing.sets.len() - again
+    }
+
     /// What was changed since the last commit. While one is under way that is not all that is uncommitted.
     pub fn pending_sets(&self) -> BTreeMap<Key, Vec<Element>> {
         self.pending.sets.clone()

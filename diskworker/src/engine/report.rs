@@ -77,7 +77,7 @@ impl Engine {
             content_bytes: usage.bytes,
             staged_files: core.staged.len() as u64,
             catalog_commit: core.ns.catalog().state().commit.to_string(),
-            uncommitted_changes: core.ns.pending_len() as u64,
+            uncommitted_changes: core.ns.uncommitted_len() as u64,
             packs: core.ns.catalog().packs() as u64,
             sessions: self.events.len() as u64,
             mounts: self.events.mounts(),

@@ -73,6 +73,26 @@ fn large(root: &Path) -> (Namespace, [Ino; 2]) {
     (start(root), dirs)
 }
 
+/// Who waits until nothing is uncommitted waits for the commit that is under way, too.
+#[test]
+fn what_is_being_committed_is_not_committed_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ns = new(dir.path());
+    commit(&mut ns);
+    assert_eq!(ns.uncommitted_len(), 0);
+    mkdir(&mut ns, Ino::ROOT, "a");
+    let before = ns.uncommitted_len();
+    let (changes, ctx) = ns.begin_commit().unwrap();
+    assert_eq!((ns.uncommitted_len(), ns.pending_len()), (before, 0));
+    // The root is changed once more.
+    mkdir(&mut ns, Ino::ROOT, "b");
+    assert!(ns.uncommitted_len() > before && ns.uncommitted_len() < before + ns.pending_len());
+    ns.catalog.commit(&changes, &ctx).unwrap();
+    drop(changes);
+    ns.committed();
+    assert_eq!(ns.uncommitted_len(), ns.pending_len());
+}
+
 #[test]
 fn directories_that_do_not_fit_into_the_cache_together_keep_what_was_changed_in_both() {
     let root = tempfile::tempdir().unwrap();
