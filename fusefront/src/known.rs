@@ -473,7 +473,8 @@ impl Known {
     /// The inode has lost its last name. Kept for as long as the kernel knows it.
     pub fn orphan(&self, attr: Attr) {
         if let Some(entry) = self.shard(attr.ino).lock().get_mut(&attr.ino) {
-            entry.orphan = Some(Box::new(Attr { nlink: 0, ..attr }));
+            // What was changed of it since then only we know.
+            entry.orphan.get_or_insert_with(|| Box::new(Attr { nlink: 0, ..attr }));
         }
     }
 

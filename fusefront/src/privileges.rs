@@ -20,13 +20,21 @@ pub fn drop_to(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Stay root in name only, if that is enough: where the diskworker at this socket is another user's, it takes root's rights to reach it.
+/// Stay root in name only, if that is enough. Where the diskworker at this socket is another user's, or its folder is behind one
+/// that is closed to root as to anybody else, it takes root's rights to reach it.
 pub fn drop_rights_of_root(worker: &Path) -> anyhow::Result<()> {
-    let of_root = |path: &Path| path.metadata().map(|metadata| metadata.uid() == 0);
     // Before its worker is there the folder has to do.
-    let is_roots = of_root(worker).or_else(|_| worker.parent().map_or(Ok(false), of_root));
-    if is_roots.unwrap_or(false) {
-        os::give_up_capabilities().context("giving up root's rights")?;
+    let is_roots = |path: &Path| path.metadata().map(|metadata| metadata.uid() == 0);
+    let folder = worker.parent().unwrap_or(Path::new("/"));
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let is_reached =
+        folder.ancestors().all(|dir| dir.metadata().is_ok_and(|dir| dir.uid() == 0 || dir.mode() & 1 == 1));
+    if is_reached && is_roots(worker).or_else(|_| is_roots(&folder)).unwrap_or(false) {
+        os::give_up_capabilities().context("giving up root's capabilities")?;
+    } else {
+        tracing::info!(
+            "served with root's capabilities: the disk is not root's; --user NAME has another user serve it"
+        );
     }
     Ok(())
 }

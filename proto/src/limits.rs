@@ -8,11 +8,9 @@ pub const TARGET_MAX_BYTES: usize = 4095;
 pub const XATTR_NAME_MAX_BYTES: usize = 255;
 /// Largest extended attribute value, in bytes (Linux's XATTR_SIZE_MAX).
 pub const XATTR_VALUE_MAX_BYTES: usize = 64 << 10;
-/// Most extended attributes of one node: keeps the list of names below Linux's XATTR_LIST_MAX.
+/// Most extended attributes of one node: keeps the list of names below Linux's XATTR_LIST_MAX. With the longest names and values they are
+/// 100 KiB of its record, and 7 MiB of a leaf: far below what a catalog's object may be where hosts have set others before they meet.
 pub const XATTRS_MAX: usize = 200;
-/// All names and values in the record of one node's extended attributes, in bytes: 64 nodes, which is a leaf, take 4 MiB, and stay far
-/// below what a catalog's object may be where hosts have set others before they meet.
-pub const XATTRS_MAX_BYTES: usize = 64 << 10;
 /// Extended attribute values above this size are attachments instead of part of the record.
 pub const XATTR_INLINE_MAX_BYTES: usize = 256;
 /// Contents up to this size live in the catalog, and so on every disk. One page: the smallest unit the kernel caches,

@@ -183,6 +183,12 @@ impl Engine {
                     self.store.mark_met(*ino);
                 }
             }
+            // What was recorded of one that is being written is older than that.
+            brought
+                .departed
+                .iter()
+                .filter(|ino| core.staged.get(**ino).is_some())
+                .for_each(|ino| core.ns.forget_departed(*ino));
             Ok(Some(brought))
         });
         // With nobody waiting. Else the next commit would find no emptied segment, and write a new one with all waiting.

@@ -69,16 +69,16 @@ impl Namespace {
         self.node(&at)
     }
 
-    /// The files that these sets take the names of, and give none.
-    pub(super) fn replaced_by(&self, changed: &BTreeMap<Key, Vec<Element>>) -> Vec<Node> {
+    /// Keep the files that these sets take the names of, and give none; which. Those that have got one live, whatever was heard of them.
+    pub(super) fn let_go(&mut self, changed: &BTreeMap<Key, Vec<Element>>) -> Vec<Ino> {
+        let stay: HashSet<Ino> = changed.values().flatten().filter_map(|element| element.body.ino()).collect();
+        self.departed.nodes.retain(|ino, _| !stay.contains(ino));
         // What a host brings that has been away is no race with anybody.
         if changed.len() > MAX {
             return Vec::new();
         }
         let mut replaced: HashMap<Ino, Node> = HashMap::new();
-        let mut stay: HashSet<Ino> = HashSet::new();
         for (key, elements) in changed {
-            stay.extend(elements.iter().filter_map(|element| element.body.ino()));
             let Key::Entry(dir, name) = key else { continue };
             let Some(known) = self.dirs.get(dir).filter(|_| !name.is_header() && !elements.is_empty()) else {
                 continue;
@@ -89,6 +89,9 @@ impl Namespace {
                 }
             }
         }
-        replaced.into_values().filter(|node| !stay.contains(&node.ino)).collect()
+        replaced.retain(|ino, _| !stay.contains(ino));
+        let departed = replaced.keys().copied().collect();
+        replaced.into_values().for_each(|node| self.departed.insert(node));
+        departed
     }
 }

@@ -22,6 +22,8 @@ pub struct Brought {
     pub stored: Vec<ContentId>,
     /// The versions that the changed keys have now, by each inode that they are about.
     pub versions: Vec<(Ino, Vec<Dot>)>,
+    /// Files that were replaced, and can be read for a while.
+    pub departed: Vec<Ino>,
 }
 
 /// Places of a directory, by the directories they are in.
@@ -45,7 +47,7 @@ impl Namespace {
         let joined = self.catalog.join(theirs).map_err(catalog_error)?;
         self.ctx = joined.state.ctx.clone();
         self.seq += 1;
-        self.replaced_by(&joined.changed).into_iter().for_each(|node| self.departed.insert(node));
+        let departed = self.let_go(&joined.changed);
         let far = now_ns() as u64 + FOLLOWED_NS;
         for (key, elements) in &joined.changed {
             let seen = elements.iter().map(|e| e.hlc.0).filter(|hlc| *hlc < far);
@@ -82,7 +84,7 @@ impl Namespace {
             contents().filter_map(move |element| Some((element.body.ino()?, dots.clone())))
         });
         let (stored, versions) = (stored.collect(), versions.collect());
-        Ok(Brought { stored, versions, successions: joined.successions })
+        Ok(Brought { stored, versions, departed, successions: joined.successions })
     }
 
     /// Mend what these keys hold, as after a join.

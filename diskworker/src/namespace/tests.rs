@@ -9,7 +9,7 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Data, Hlc, Key, Name, Perm};
 use nix::errno::Errno;
 
-use super::{Located, Making, Namespace};
+use super::{Making, Namespace};
 use crate::catalog::{Catalog, ImportLimits};
 use crate::journal::Journal;
 
@@ -233,8 +233,8 @@ fn a_name_may_be_a_directorys_as_often_as_one_likes() {
 
 /// Else what two hosts make apart could be more than a catalog holds when they meet.
 #[test]
-fn names_and_attributes_of_one_file_have_a_bound_in_bytes() {
-    use delugefs_proto::limits::{LINK_NAMES_MAX_BYTES, XATTRS_MAX, XATTRS_MAX_BYTES};
+fn names_of_one_file_have_a_bound_in_bytes() {
+    use delugefs_proto::limits::LINK_NAMES_MAX_BYTES;
 
     let root = tempfile::tempdir().unwrap();
     let mut ns = new(root.path());
@@ -259,16 +259,4 @@ fn names_and_attributes_of_one_file_have_a_bound_in_bytes() {
     assert_eq!(rename(&long(0), &long(fits)), Ok(()));
     ns.unlink(Ino::ROOT, &long(fits)).unwrap();
     ns.link(ino, Ino::ROOT, Ino::ROOT, &long(fits)).unwrap();
-
-    let dir = mkdir(&mut ns, Ino::ROOT, "d");
-    let mut set = |n: usize, len: usize| {
-        let (attribute, value) = (format!("user.{n:0>240}"), vec![7; len].into());
-        errno(ns.set_xattr(Located::Dir(dir), attribute.as_bytes(), value, false, false).map(drop))
-    };
-    let fits = XATTRS_MAX_BYTES / (245 + 256);
-    assert!(fits < XATTRS_MAX);
-    (0..fits).for_each(|n| set(n, 256).unwrap());
-    assert_eq!(set(fits, 256), Err(Errno::ENOSPC));
-    // Of a large value the record has no more than the name.
-    assert_eq!((set(0, 300), set(fits, 256), set(1, 256)), (Ok(()), Ok(()), Ok(())));
 }

@@ -2,9 +2,7 @@
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::limits::{
-    XATTR_INLINE_MAX_BYTES, XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX, XATTRS_MAX_BYTES,
-};
+use delugefs_proto::limits::{XATTR_INLINE_MAX_BYTES, XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX};
 use delugefs_proto::record::{Body, XattrValue, Xattrs};
 use nix::errno::Errno;
 
@@ -69,20 +67,6 @@ impl Namespace {
             false if replace => return Err(ENOATTR.into()),
             false if old.len() >= XATTRS_MAX => return Err(Errno::ENOSPC.into()),
             _ => {}
-        }
-        // Of a large value its record has the name alone.
-        let inline = |len: usize| if len > XATTR_INLINE_MAX_BYTES { 0 } else { len };
-        let record_len = |name: &[u8], value: &XattrValue| match value {
-            XattrValue::Inline(value) => name.len() + value.len(),
-            XattrValue::Blob { .. } => name.len(),
-        };
-        let before = old.iter().map(|(name, value)| record_len(name, value)).sum::<usize>();
-        let replaced = old.get(name).map_or(0, |value| record_len(name, value));
-        let after = before - replaced + name.len() + inline(value.len());
-        // Older versions made longer ones.
-        if after > XATTRS_MAX_BYTES.max(before) {
-            let why = "the extended attributes of this file are too long together: remove some";
-            return Err(FsError::new(Errno::ENOSPC, why));
         }
         self.change_xattrs(at, Some((name, value)), None)
     }

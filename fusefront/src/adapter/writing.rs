@@ -1,4 +1,5 @@
-//! WRITE. As long as the disk does what it should, the thread that has read the bytes writes them, into the page cache of the disk's
+//! WRITE, on Linux: on FreeBSD the one thread that reads requests writes as well, for there a program that is killed is gone at once, and
+//! what it wrote last must not come after what others write then. As long as the disk does what it should, the thread that has read the bytes writes them, into the page cache of the disk's
 //! file system; there it waits when the disk is slow, or hangs, so it needs the permission that waiting needs. A kernel
 //! that writes back a memory map sends a hundred of them that no program waits for: where no thread may wait any more they go
 //! to a pool of their own, and everything else is served.
@@ -62,6 +63,7 @@ impl Adapter {
         }
         match self.shared.permit() {
             Some(_permit) => writing.serve(&self.shared, data, reply),
+            None if !cfg!(target_os = "linux") => writing.serve(&self.shared, data, reply),
             None => {
                 let (shared, data) = (self.shared.clone(), Box::<[u8]>::from(data));
                 self.writing.run(move || writing.serve(&shared, &data, reply));

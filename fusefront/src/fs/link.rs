@@ -89,6 +89,7 @@ impl Fs {
             self.note_news();
             for &ino in &changed.inos {
                 self.known.changed_elsewhere(ino, stamp);
+                self.awaited.hears_of(ino);
                 if let Some(inode) = self.open.get(ino) {
                     self.content_changes(&inode);
                 }

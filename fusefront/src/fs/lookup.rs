@@ -71,9 +71,12 @@ impl Fs {
             let known = self.known.orphan_attr(ino).or_else(|| self.cache.attr(ino));
             let attr = match known {
                 Some(attr) => attr,
+                // As it was shown; it may take the worker long to find that it knows nothing of it.
+                None if self.awaited.was_unheard(ino, self.worker.link()) => {
+                    *self.open.get(ino).ok_or(Errno::ESTALE)?.last.lock()
+                }
                 None => match self.ask_attr(caller, ino) {
-                    Err(Stop::Failed(error)) if is_gone(error.errno) => match self.awaited.is_awaited(ino) {
-                        // As it was shown.
+                    Err(Stop::Failed(error)) if is_gone(error.errno) => match self.is_unheard(ino) {
                         true => *self.open.get(ino).ok_or(Stop::Failed(error))?.last.lock(),
                         false => self.bereave(ino).ok_or(Stop::Failed(error))?,
                     },

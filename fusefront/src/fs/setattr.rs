@@ -61,7 +61,7 @@ impl Fs {
             self.is_not_behind(caller, ino)?;
         }
         match self.ask_setattr(caller, ino, &rest) {
-            Err(Stop::Failed(error)) if is_gone(error.errno) && self.awaited.is_awaited(ino) => {
+            Err(Stop::Failed(error)) if is_gone(error.errno) && self.is_unheard(ino) => {
                 Err(if self.open.get(ino).is_some() { Self::unheard_of(ino) } else { Stop::Failed(error) })
             }
             Err(Stop::Failed(error)) if is_gone(error.errno) => match self.bereave(ino) {

@@ -6,6 +6,7 @@
 //! not matter what else is changed meanwhile, and on which disk.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use delugefs_proto::errno::FsError;
@@ -33,19 +34,30 @@ pub(super) struct Awaited {
 #[derive(Default)]
 struct State {
     /// Its id.
-    disk: String,
-    /// When the newest content was written that is known, by inode.
-    files: InoMap<i64>,
+    disk: Arc<str>,
+    /// What is known that may be newer, by inode.
+    files: InoMap<File>,
     /// What was removed, and when its content was written.
     removed: VecDeque<(u64, i64)>,
+}
+
+/// A file that may be newer on another disk.
+struct File {
+    /// When the newest content was written that is known.
+    written: i64,
+    /// The disk that was asked then.
+    disk: Arc<str>,
+    /// The link over which was said that it is not known.
+    unheard: Option<u64>,
 }
 
 impl Awaited {
     /// The content that was written to the inode at that time may be on another disk than the one that is asked.
     pub fn await_version(&self, ino: u64, written: i64) {
         let mut state = self.state.lock();
-        let known = state.files.entry(ino).or_default();
-        *known = written.max(*known);
+        let disk = state.disk.clone();
+        let known = state.files.entry(ino).or_insert(File { written, disk, unheard: None });
+        known.written = written.max(known.written);
         self.count.store(state.files.len(), Ordering::Release);
     }
 
@@ -58,16 +70,38 @@ impl Awaited {
         state.removed.push_back((attr.ino, attr.written));
     }
 
-    /// Whether the disk that is asked may not have heard of the inode: it does not know it, and that says nothing.
-    pub fn is_awaited(&self, ino: u64) -> bool {
-        self.version(ino).is_some()
+    /// The disk that is asked does not know the inode, as it said over this link; whether that may be because it has not heard of it.
+    pub fn is_unheard(&self, ino: u64, link: Option<u64>) -> bool {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let mut state = self.state.lock();
+        let disk = state.disk.clone();
+        let Some(file) = state.files.get_mut(&ino).filter(|file| file.disk != disk) else { return false };
+        file.unheard = link;
+        true
+    }
+
+    /// Whether that was said over this link, and nothing was heard of the inode since: it need not be asked again.
+    pub fn was_unheard(&self, ino: u64, link: Option<u64>) -> bool {
+        let is = |file: &File| link.is_some() && file.unheard == link;
+        self.count.load(Ordering::Acquire) > 0 && self.state.lock().files.get(&ino).is_some_and(is)
+    }
+
+    /// Something of the inode has changed.
+    pub fn hears_of(&self, ino: u64) {
+        if self.count.load(Ordering::Acquire) > 0
+            && let Some(file) = self.state.lock().files.get_mut(&ino)
+        {
+            file.unheard = None;
+        }
     }
 
     fn version(&self, ino: u64) -> Option<i64> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        self.state.lock().files.get(&ino).copied()
+        self.state.lock().files.get(&ino).map(|file| file.written)
     }
 
     /// The file has another content by now, or none.
@@ -83,12 +117,12 @@ impl Awaited {
 impl Fs {
     /// This disk is asked from now on; before what is remembered of the one before is forgotten.
     pub(super) fn ask_disk(&self, disk: &str) {
-        {
+        let before = {
             let mut state = self.awaited.state.lock();
-            let before = std::mem::replace(&mut state.disk, disk.to_owned());
-            if before.is_empty() || before == disk {
-                return;
-            }
+            std::mem::replace(&mut state.disk, disk.into())
+        };
+        if before.is_empty() || *before == *disk {
+            return;
         }
         let newest = |(ino, shown): (u64, i64)| {
             let open = self.open.get(ino);
@@ -99,18 +133,22 @@ impl Fs {
             let written = known.max(being_written.and_then(|written| written.written));
             (ino, written.map_or(shown, |written| shown.max(written)))
         };
-        let mut files: InoMap<i64> = self.known.shown().into_iter().map(newest).filter(|file| file.1 > 0).collect();
+        let known = self.known.shown().into_iter().map(newest).filter(|file| file.1 > 0);
+        let noted = |(ino, written)| (ino, File { written, disk: before.clone(), unheard: None });
+        let mut files: InoMap<File> = known.map(noted).collect();
         let mut state = self.awaited.state.lock();
-        for (ino, written) in state.files.drain() {
-            let known = files.entry(ino).or_default();
-            *known = written.max(*known);
+        for (ino, file) in state.files.drain() {
+            // Which disk was the first to have it is what matters.
+            let written = files.get(&ino).map_or(file.written, |known| known.written.max(file.written));
+            files.insert(ino, File { written, unheard: None, ..file });
         }
-        let mut newest_first: Vec<(u64, i64)> = files.into_iter().collect();
-        newest_first.sort_unstable_by_key(|(_, written)| std::cmp::Reverse(*written));
+        let mut newest_first: Vec<(u64, File)> = files.into_iter().collect();
+        newest_first.sort_unstable_by_key(|(_, file)| std::cmp::Reverse(file.written));
         state.files.extend(newest_first.into_iter().take(FILES_MAX));
         // Only what was written to it elsewhere since then brings such a file back.
         let removed = std::mem::take(&mut state.removed);
-        state.files.extend(removed.into_iter().filter(|file| file.1 > 0).map(|(ino, written)| (ino, written + 1)));
+        let removed = removed.into_iter().filter(|file| file.1 > 0).map(|(ino, written)| (ino, written + 1));
+        state.files.extend(removed.map(noted));
         self.awaited.count.store(state.files.len(), Ordering::Release);
     }
 
@@ -136,6 +174,11 @@ impl Fs {
             it can be read when that disk is back; to use the older version, unmount and mount again"
         );
         Err(FsError::new(Errno::EIO, message).into())
+    }
+
+    /// The disk that is asked has just said that it does not know the inode: whether it may only not have heard of it.
+    pub(super) fn is_unheard(&self, ino: u64) -> bool {
+        self.awaited.is_unheard(ino, self.worker.link())
     }
 
     /// A change of what only the disk that is away has would be a change of nothing.

@@ -84,6 +84,9 @@ fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
     for before in before {
         let now = bench.fs.getattr(&Caller::own(), before.ino).unwrap();
         assert_eq!((now.nlink, now.size, now.mode), (1, before.size, before.mode));
+        let asked = bench.worker.count("getattr");
+        assert_eq!(bench.fs.getattr(&Caller::own(), before.ino).unwrap().nlink, 1);
+        assert_eq!(bench.worker.count("getattr"), asked, "it said so already");
         assert_eq!(chmod(&bench, before.ino), Err(Errno::EIO));
         assert_eq!(sync(&bench), Err(Errno::EIO), "it was not asked for what it has not heard of");
     }
@@ -95,6 +98,18 @@ fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
     for before in before {
         assert_eq!(chmod(&bench, before.ino).map(|attr| attr.mode & 0o7777), Ok(0o600));
     }
+    // The disk that had them is back, and there they were removed: that is so.
+    let asked = bench.worker.count("getattr");
+    move_to(&mut bench, "00", &|tree| {
+        for before in before {
+            tree.unlink(1, format!("{:x}", before.ino).as_bytes()).unwrap();
+        }
+    });
+    for before in before {
+        assert_eq!(bench.fs.getattr(&Caller::own(), before.ino).unwrap().nlink, 0);
+        assert_eq!(chmod(&bench, before.ino).map(|attr| attr.mode & 0o7777), Ok(0o600));
+    }
+    assert!(bench.worker.count("getattr") > asked);
     [opened.handle, reader.handle].into_iter().for_each(|handle| bench.fs.release(handle));
 }
 
