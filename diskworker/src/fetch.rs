@@ -415,6 +415,11 @@ impl Fetcher {
         removed.map(|()| true)
     }
 
+    /// The copy here is not what somebody expects: it is looked at soon, in the background.
+    pub fn suspect(&self, content: ContentId) {
+        self.net.suspect_own(content);
+    }
+
     /// What a content is, as somebody said or else as the whole catalog says. Blocks.
     pub fn look_up(&self, content: ContentId, size: u64, pieces: &[u8]) -> FsResult<Option<Wanted>> {
         if size > 0 {

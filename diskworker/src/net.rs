@@ -6,11 +6,13 @@
 //!   members    who may take part           -> sync      follow the catalogs of others
 //!   book       where disks may be          -> service   gRPC for members
 //!   table      who is connected            -> holdings  who holds what
+//!                                          -> corrupt   copies that are not what their names say
 //! ```
 //! A peer is its key. Addresses are hints, its host is a label, and which of the two opened a connection does not matter.
 //! Nothing here blocks on the disk but in the runtime's blocking threads.
 
 mod book;
+mod corrupt;
 mod cut;
 mod dial;
 mod holdings;
@@ -119,6 +121,9 @@ pub struct Net {
     arrived: Notify,
     /// Somebody announced a state.
     states: Notify,
+    /// A copy here is to be looked at.
+    suspected: Notify,
+    suspects: Mutex<corrupt::Suspects>,
     about_changed: watch::Sender<()>,
     told: broadcast::Sender<(Option<u64>, Arc<pb::Holdings>)>,
     fetcher: std::sync::OnceLock<Weak<Fetcher>>,
@@ -162,6 +167,8 @@ impl Net {
             holds: Notify::new(),
             arrived: Notify::new(),
             states: Notify::new(),
+            suspected: Notify::new(),
+            suspects: Mutex::default(),
             about_changed: watch::channel(()).0,
             told: broadcast::channel(TOLD).0,
             fetcher: std::sync::OnceLock::new(),
@@ -179,6 +186,7 @@ impl Net {
         tokio::spawn(sync::follow(net.clone()));
         tokio::spawn(renew_about(net.clone()));
         tokio::spawn(tell_holdings(net.clone()));
+        tokio::spawn(corrupt::look_at_suspects(net.clone()));
         Ok(net)
     }
 

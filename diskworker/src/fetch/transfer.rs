@@ -57,6 +57,8 @@ const SLOW: Duration = Duration::from_secs(3);
 const SLOW_BYTES: usize = 64 << 10;
 /// What that is as an error.
 const SLOWLY: Errno = Errno::ECANCELED;
+/// What came is not what was asked for.
+const CORRUPT: Errno = Errno::EBADMSG;
 /// How long a holder that failed is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// With no holder for so long, the transfer fails: news of a new content travel beside it.
@@ -278,6 +280,7 @@ impl Transfer {
                     // A small content has only its SHA-256 to be checked by.
                     Err(error) if error.errno == Errno::EIO && self.pieces.is_none() => {
                         if let Some(liar) = holders.last {
+                            net.report_corrupt(liar, self.wanted.content);
                             holders.rest.insert(liar, Instant::now() + PATIENCE);
                         }
                         let file = engine.store.incoming_file(self.wanted.content, self.wanted.size)?;
@@ -319,9 +322,15 @@ impl Transfer {
                     continue;
                 }
                 // Somebody may have written the same bytes on this disk. Readers have this file, not that one.
-                if !own_copied && self.copy_own(engine).await? {
-                    own_copied = true;
-                    continue;
+                if !own_copied {
+                    let copied = self.copy_own(engine).await;
+                    if copied.as_ref().is_err_and(|error| error.errno == CORRUPT) {
+                        net.suspect_own(self.wanted.content);
+                    }
+                    own_copied = copied?;
+                    if own_copied {
+                        continue;
+                    }
                 }
                 let since = *nobody.get_or_insert_with(Instant::now);
                 if since.elapsed() > NOBODY || net.is_alone() {
@@ -345,7 +354,7 @@ impl Transfer {
                         if error.errno != SLOWLY {
                             net.asked(disk, false);
                         }
-                        let rest = if error.errno == Errno::EBADMSG { PATIENCE } else { REST };
+                        let rest = if error.errno == CORRUPT { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
                         self.state.lock().failed.insert(disk);
                         holders.error = Some(error.to_string());
@@ -442,7 +451,7 @@ impl Transfer {
     async fn request(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
-        net: &Net,
+        net: &Arc<Net>,
         disk: DiskId,
         first: usize,
         count: usize,
@@ -498,7 +507,7 @@ impl Transfer {
             }
             while !data.is_empty() {
                 if piece >= first + count {
-                    return Err(FsError::new(Errno::EBADMSG, "it sent more than it was asked for"));
+                    return Err(FsError::new(CORRUPT, "it sent more than it was asked for"));
                 }
                 let take = (self.length(piece) - gathered).min(data.len() as u64);
                 parts.push(data.split_to(take as usize));
@@ -509,6 +518,9 @@ impl Transfer {
                         // What is not read keeps back all else on the same connection: also the promises without which no
                         // room is made. The rest of the request is given back, and asked for again.
                         drop((replies, data));
+                        if error.errno == CORRUPT {
+                            net.report_corrupt(disk, self.wanted.content);
+                        }
                         return self.write_with_room(engine, piece, whole, error).await;
                     }
                     (gathered, piece) = (0, piece + 1);
@@ -583,7 +595,7 @@ impl Transfer {
                 let mut sha1 = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
                 parts.iter().for_each(|part| sha1.update(part));
                 if sha1.finish().as_ref() != &hashes[piece * 20..piece * 20 + 20] {
-                    return Err(FsError::new(Errno::EBADMSG, "it sent a corrupt piece"));
+                    return Err(FsError::new(CORRUPT, "it sent a corrupt piece"));
                 }
             }
             // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.

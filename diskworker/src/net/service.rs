@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use delugefs_proto::ids::ContentId;
 use delugefs_proto::peer_pb::{self as pb, peer_server::Peer};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -58,7 +59,9 @@ impl Peer for PeerService {
         let count = move |bytes| {
             net.given_bytes.fetch_add(bytes, Ordering::Relaxed);
         };
-        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace, count)?)))
+        let net = self.0.clone();
+        let failed = move |content| net.suspect(info.disk, content);
+        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace, count, failed)?)))
     }
 
     async fn promise(&self, request: Request<pb::PromiseRequest>) -> Answer<pb::PromiseReply> {
@@ -66,5 +69,12 @@ impl Peer for PeerService {
         let fetcher = self.0.fetcher.get().and_then(std::sync::Weak::upgrade);
         let fetcher = fetcher.ok_or_else(|| Status::unavailable("it is starting or stopping"))?;
         Ok(Response::new(fetcher.promise(request.get_ref()).await?))
+    }
+
+    async fn report_corrupt(&self, request: Request<pb::ReportCorruptRequest>) -> Answer<pb::ReportCorruptReply> {
+        let info = caller(&request)?;
+        let content = ContentId::from_slice(&request.get_ref().content);
+        self.0.suspect(info.disk, content.ok_or_else(|| Status::invalid_argument("no content id"))?);
+        Ok(Response::new(pb::ReportCorruptReply {}))
     }
 }
