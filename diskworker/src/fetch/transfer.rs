@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use delugefs_proto::disk::short_id;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{DiskId, random_u64};
 use delugefs_proto::limits::{piece_count, piece_length_bytes};
@@ -357,7 +358,7 @@ impl Transfer {
                         let rest = if error.errno == CORRUPT { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
                         self.state.lock().failed.insert(disk);
-                        holders.error = Some(error.to_string());
+                        holders.error = Some(said_of(disk, &error));
                     }
                     Err(error) => tracing::error!("fetching panicked: {error}"),
                 },
@@ -637,6 +638,12 @@ impl Transfer {
 /// Whether an error is that of our own disk.
 fn is_ours(errno: Errno) -> bool {
     matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EIO | Errno::EROFS | Errno::EFBIG)
+}
+
+/// Why a disk did not give what it was asked for. Some errors name it already.
+fn said_of(disk: DiskId, error: &FsError) -> String {
+    let name = format!("disk {}", short_id(&disk.to_hex()));
+    if error.why().starts_with(&name) { error.why().to_owned() } else { format!("{name}: {}", error.why()) }
 }
 
 /// Whom to ask next.

@@ -52,6 +52,10 @@ async fn a_copy_that_cannot_be_given_is_looked_at_by_its_disk() {
     let fetcher = nodes[1].fetcher().clone();
     let error = blocking(move || fetcher.whole(wanted)).await.unwrap_err();
     assert_eq!(error.errno, Errno::EHOSTUNREACH, "{error}");
+    let (content, disk) = (wanted.content.to_hex(), nodes[0].id().to_hex());
+    let begin = format!("content {}: disk {}: ", &content[..8], &disk[..8]);
+    let text = error.to_string();
+    assert!(text.starts_with(&begin) && text.matches("No route to host").count() == 1, "{text}");
     until("nobody to count on it", || nodes[1].net().holders(wanted.content).is_empty()).await;
     assert!(!path.exists() && path.with_extension("damaged").exists());
 }
