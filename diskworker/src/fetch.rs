@@ -322,7 +322,7 @@ impl Fetcher {
         self.mirroring.lock().contains_key(&content)
     }
 
-    /// Fetches that are no live torrents.
+    /// Fetches that are no live torrents, and what others fetch so from here.
     pub fn active(&self, but: &[ContentId]) -> Vec<pb::Torrent> {
         let transfers = self.transfers.lock();
         let mirroring = self.mirroring.lock();
@@ -332,7 +332,12 @@ impl Fetcher {
         }
         for (content, transfer) in &*transfers {
             let (have, rate) = transfer.progress();
-            found.insert(*content, describe(*content, transfer.wanted.size, have, rate));
+            let peers = transfer.sources();
+            found.insert(*content, pb::Torrent { peers, ..describe(*content, transfer.wanted.size, have, rate) });
+        }
+        for given in self.net.giving() {
+            let Some(content) = ContentId::from_slice(&given.content) else { continue };
+            found.entry(content).or_insert(given);
         }
         found.into_values().filter(|torrent| !but.iter().any(|but| but.0 == torrent.content[..])).collect()
     }

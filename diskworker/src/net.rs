@@ -15,6 +15,7 @@ mod book;
 mod corrupt;
 mod cut;
 mod dial;
+mod giving;
 mod holdings;
 pub mod io;
 mod join;
@@ -111,6 +112,7 @@ pub struct Net {
     introduced: Mutex<HashSet<DiskId>>,
     links: AtomicU64,
     given_bytes: AtomicU64,
+    giving: Mutex<giving::Giving>,
     /// When a second process with a disk's key was first refused, or we were.
     copies: Mutex<HashMap<(DiskId, u64), Instant>>,
     /// A try to meet somebody may be due.
@@ -162,6 +164,7 @@ impl Net {
             introduced: Mutex::default(),
             links: AtomicU64::new(1),
             given_bytes: AtomicU64::new(0),
+            giving: Mutex::default(),
             copies: Mutex::default(),
             wake: Notify::new(),
             holds: Notify::new(),
@@ -223,6 +226,11 @@ impl Net {
     /// Bytes of contents given to other disks by ranges since the start.
     pub fn given_bytes(&self) -> u64 {
         self.given_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Large contents that others read by ranges.
+    pub fn giving(&self) -> Vec<delugefs_proto::worker_pb::Torrent> {
+        self.giving.lock().list(Instant::now())
     }
 
     /// Who answers for contents.

@@ -97,6 +97,8 @@ struct State {
     jumped: Option<(Instant, usize)>,
     ended: Option<FsResult<()>>,
     progress: Instant,
+    /// Whom requests are under way to, each as often as there is one.
+    asked: Vec<DiskId>,
     /// Disks that have failed in this transfer.
     failed: HashSet<DiskId>,
     /// A file is being hashed: that is no standstill.
@@ -136,6 +138,7 @@ impl Transfer {
             jumped: None,
             ended: None,
             progress: Instant::now(),
+            asked: Vec::new(),
             failed: HashSet::new(),
             hashing: false,
             looked: false,
@@ -163,6 +166,11 @@ impl Transfer {
         let state = self.state.lock();
         let rate = (state.have_bytes - state.since.1) as f64 / state.since.0.elapsed().as_secs_f64().max(0.1);
         (state.have_bytes, rate as u64)
+    }
+
+    /// Disks that are asked for parts of it now.
+    pub fn sources(&self) -> u32 {
+        self.state.lock().asked.iter().collect::<HashSet<_>>().len() as u32
     }
 
     /// Wait for all of it.
@@ -276,6 +284,7 @@ impl Transfer {
             }
             if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
+                self.state.lock().asked.clear();
                 match self.finish(engine).await {
                     Ok(()) => return Ok(()),
                     // A small content has only its SHA-256 to be checked by.
@@ -296,10 +305,12 @@ impl Transfer {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
                 let Some((first, count)) = self.choose(fills && requests.len() < REQUESTS_MAX) else { break };
                 (holders.last, holders.turn) = (Some(disk), holders.turn + 1);
+                self.state.lock().asked.push(disk);
                 let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
                     let done = this.request(&engine, &net, disk, first, count).await;
                     this.give_back(first, count);
+                    this.answered(disk);
                     (disk, done)
                 });
             }
@@ -434,6 +445,14 @@ impl Transfer {
             *request_bytes = (*request_bytes * 2).min(REQUEST_BYTES);
         }
         Some((first, length))
+    }
+
+    /// A request to a disk has ended.
+    fn answered(&self, disk: DiskId) {
+        let asked = &mut self.state.lock().asked;
+        if let Some(at) = asked.iter().position(|other| *other == disk) {
+            asked.swap_remove(at);
+        }
     }
 
     /// What of a request did not come may be asked for again.

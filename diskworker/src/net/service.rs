@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use delugefs_proto::ids::ContentId;
 use delugefs_proto::peer_pb::{self as pb, peer_server::Peer};
@@ -56,8 +57,18 @@ impl Peer for PeerService {
             None => None,
         };
         let net = self.0.clone();
+        let asked = request.get_ref();
+        let content = ContentId::from_slice(&asked.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
+        let mut is_begun = false;
+        let size = asked.size_bytes;
         let count = move |bytes| {
             net.given_bytes.fetch_add(bytes, Ordering::Relaxed);
+            let (mut giving, now) = (net.giving.lock(), Instant::now());
+            // With the first byte: what somebody says of a content that is not here is not shown.
+            if !std::mem::replace(&mut is_begun, true) {
+                giving.begin(content, size, info.disk, now);
+            }
+            giving.gave(content, bytes, now);
         };
         let net = self.0.clone();
         let failed = move |content| net.suspect(info.disk, content);

@@ -231,7 +231,11 @@ impl Worker for WorkerService {
             up_bytes_per_s: t.up_bps,
             error: t.error.map(|error| error.to_string()).unwrap_or_default(),
         });
-        Ok(Response::new(pb::ActiveTorrentsReply { torrents: torrents.chain(others).collect() }))
+        let mut torrents: Vec<pb::Torrent> = torrents.chain(others).collect();
+        // Averages go on for a while when nothing comes any more.
+        let is_whole = |torrent: &&mut pb::Torrent| torrent.have_bytes >= torrent.size_bytes;
+        torrents.iter_mut().filter(is_whole).for_each(|torrent| torrent.down_bytes_per_s = 0);
+        Ok(Response::new(pb::ActiveTorrentsReply { torrents }))
     }
 
     async fn free_space(&self, request: Request<pb::FreeSpaceRequest>) -> Answer<pb::FreeSpaceReply> {

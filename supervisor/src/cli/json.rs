@@ -132,7 +132,7 @@ struct Mount {
 pub(super) struct Torrent {
     disk_id: String,
     content: String,
-    info_hash: String,
+    info_hash: Option<String>,
     size_bytes: u64,
     have_bytes: u64,
     seeding: bool,
@@ -282,7 +282,7 @@ impl Torrent {
         Self {
             disk_id: disk_id.into(),
             content: hex(&torrent.content),
-            info_hash: hex(&torrent.info_hash),
+            info_hash: some(hex(&torrent.info_hash)),
             size_bytes: torrent.size_bytes,
             have_bytes: torrent.have_bytes,
             seeding: torrent.seeding,
