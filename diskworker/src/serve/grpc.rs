@@ -257,11 +257,7 @@ impl Worker for WorkerService {
         let mut reply = self.blocking(move |engine| engine.where_is(&path)).await?;
         // Every disk that said it holds the content, also those that are away.
         if let Some(content) = ContentId::from_slice(&reply.content) {
-            let holders = self.net.known_holders(content);
-            let others = holders.iter().map(|disk| disk.to_hex());
-            reply.disk_ids.extend(others);
-            reply.disk_ids.sort();
-            reply.disk_ids.dedup();
+            self.net.add_holders(content, &mut reply);
         }
         Ok(Response::new(reply))
     }

@@ -152,6 +152,8 @@ pub(super) struct WhereIs {
     content: Option<String>,
     info_hash: Option<String>,
     disk_ids: Vec<String>,
+    away: Vec<String>,
+    forgotten: Vec<String>,
     error: Option<String>,
 }
 
@@ -305,6 +307,8 @@ impl WhereIs {
             content: some(hex(&answer.content)),
             info_hash: some(hex(&answer.info_hash)),
             disk_ids: answer.disk_ids,
+            away: answer.away,
+            forgotten: answer.forgotten,
             error: None,
         }
     }
@@ -319,6 +323,8 @@ impl WhereIs {
             content: None,
             info_hash: None,
             disk_ids: Vec::new(),
+            away: Vec::new(),
+            forgotten: Vec::new(),
             error: Some(error),
         }
     }
