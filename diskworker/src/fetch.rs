@@ -26,6 +26,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use delugefs_proto::disk::short_id;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{BlobId, ContentId};
 use delugefs_proto::limits::TORRENT_MIN_BYTES;
@@ -207,7 +208,7 @@ impl Fetcher {
     /// # Errors
     /// `EHOSTUNREACH` when nobody who holds it can be reached, `ETIMEDOUT` without progress, or what the disk says.
     pub fn whole(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
-        self.wait_whole(wanted, true)
+        self.wait_whole(wanted, true).map_err(|error| named(wanted.content, error))
     }
 
     fn wait_whole(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<()> {
@@ -281,7 +282,7 @@ impl Fetcher {
             Some((owner, transfer)) if *owner == session => transfer.clone(),
             _ => return Err(Errno::EBADF.into()),
         };
-        transfer.wait_range(offset, length, STALLED)
+        transfer.wait_range(offset, length, STALLED).map_err(|error| named(transfer.wanted.content, error))
     }
 
     /// Close a handle; `false` when it is none of these.
@@ -321,7 +322,7 @@ impl Fetcher {
         self.mirroring.lock().contains_key(&content)
     }
 
-    /// Fetches that are no live torrents.
+    /// Fetches that are no live torrents, and what others fetch so from here.
     pub fn active(&self, but: &[ContentId]) -> Vec<pb::Torrent> {
         let transfers = self.transfers.lock();
         let mirroring = self.mirroring.lock();
@@ -331,7 +332,12 @@ impl Fetcher {
         }
         for (content, transfer) in &*transfers {
             let (have, rate) = transfer.progress();
-            found.insert(*content, describe(*content, transfer.wanted.size, have, rate));
+            let peers = transfer.sources();
+            found.insert(*content, pb::Torrent { peers, ..describe(*content, transfer.wanted.size, have, rate) });
+        }
+        for given in self.net.giving() {
+            let Some(content) = ContentId::from_slice(&given.content) else { continue };
+            found.entry(content).or_insert(given);
         }
         found.into_values().filter(|torrent| !but.iter().any(|but| but.0 == torrent.content[..])).collect()
     }
@@ -415,6 +421,11 @@ impl Fetcher {
         removed.map(|()| true)
     }
 
+    /// The copy here is not what somebody expects: it is looked at soon, in the background.
+    pub fn suspect(&self, content: ContentId) {
+        self.net.suspect_own(content);
+    }
+
     /// What a content is, as somebody said or else as the whole catalog says. Blocks.
     pub fn look_up(&self, content: ContentId, size: u64, pieces: &[u8]) -> FsResult<Option<Wanted>> {
         if size > 0 {
@@ -428,6 +439,11 @@ impl Fetcher {
 /// Whether a piece's bit is set: the first piece is the highest bit of the first byte.
 fn is_set(bits: &[u8], piece: usize) -> bool {
     bits.get(piece / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0)
+}
+
+/// For who reads it in the log of a frontend, among others.
+fn named(content: ContentId, error: FsError) -> FsError {
+    error.about(&format!("content {}", short_id(&content.to_hex())))
 }
 
 fn describe(content: ContentId, size: u64, have: u64, rate: u64) -> pb::Torrent {

@@ -6,13 +6,16 @@
 //!   members    who may take part           -> sync      follow the catalogs of others
 //!   book       where disks may be          -> service   gRPC for members
 //!   table      who is connected            -> holdings  who holds what
+//!                                          -> corrupt   copies that are not what their names say
 //! ```
 //! A peer is its key. Addresses are hints, its host is a label, and which of the two opened a connection does not matter.
 //! Nothing here blocks on the disk but in the runtime's blocking threads.
 
 mod book;
+mod corrupt;
 mod cut;
 mod dial;
+mod giving;
 mod holdings;
 pub mod io;
 mod join;
@@ -110,6 +113,7 @@ pub struct Net {
     introduced: Mutex<HashSet<DiskId>>,
     links: AtomicU64,
     given_bytes: AtomicU64,
+    giving: Mutex<giving::Giving>,
     /// When a second process with a disk's key was first refused, or we were.
     copies: Mutex<HashMap<(DiskId, u64), Instant>>,
     /// A try to meet somebody may be due.
@@ -120,6 +124,9 @@ pub struct Net {
     arrived: Notify,
     /// Somebody announced a state.
     states: Notify,
+    /// A copy here is to be looked at.
+    suspected: Notify,
+    suspects: Mutex<corrupt::Suspects>,
     about_changed: watch::Sender<()>,
     told: broadcast::Sender<(Option<u64>, Arc<pb::Holdings>)>,
     fetcher: std::sync::OnceLock<Weak<Fetcher>>,
@@ -158,11 +165,14 @@ impl Net {
             introduced: Mutex::default(),
             links: AtomicU64::new(1),
             given_bytes: AtomicU64::new(0),
+            giving: Mutex::default(),
             copies: Mutex::default(),
             wake: Notify::new(),
             holds: Notify::new(),
             arrived: Notify::new(),
             states: Notify::new(),
+            suspected: Notify::new(),
+            suspects: Mutex::default(),
             about_changed: watch::channel(()).0,
             told: broadcast::channel(TOLD).0,
             fetcher: std::sync::OnceLock::new(),
@@ -180,6 +190,7 @@ impl Net {
         tokio::spawn(sync::follow(net.clone()));
         tokio::spawn(renew_about(net.clone()));
         tokio::spawn(tell_holdings(net.clone()));
+        tokio::spawn(corrupt::look_at_suspects(net.clone()));
         Ok(net)
     }
 
@@ -216,6 +227,11 @@ impl Net {
     /// Bytes of contents given to other disks by ranges since the start.
     pub fn given_bytes(&self) -> u64 {
         self.given_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Large contents that others read by ranges.
+    pub fn giving(&self) -> Vec<delugefs_proto::worker_pb::Torrent> {
+        self.giving.lock().list(Instant::now())
     }
 
     /// Who answers for contents.

@@ -24,6 +24,17 @@ impl FsError {
         Self { errno, message: message.into() }
     }
 
+    /// What went wrong as a part of a longer sentence, whose end says an errno of its own.
+    pub fn why(&self) -> &str {
+        if self.message.is_empty() { self.errno.desc() } else { &self.message }
+    }
+
+    /// The same error with what it is about before its sentence.
+    pub fn about(self, what: &str) -> Self {
+        let message = if self.message.is_empty() { what.to_owned() } else { format!("{what}: {}", self.message) };
+        Self { message, ..self }
+    }
+
     /// From the `errno` and `message` of a reply.
     pub fn from_reply(errno: u32, message: String) -> Self {
         Self { errno: Errno::from_raw(i32::try_from(errno).unwrap_or(nix::libc::EIO)), message }
@@ -86,6 +97,10 @@ mod tests {
         assert_eq!(tonic::Status::from(error.clone()).code(), tonic::Code::ResourceExhausted);
         assert_eq!(FsError::from_reply(error.errno as u32, String::new()), error);
         assert_eq!(FsError::from(std::io::Error::other("odd")).errno, Errno::EIO);
-        assert_eq!(FsError::new(Errno::EIO, "disk gone").to_string(), "disk gone (I/O error)");
+        let gone = FsError::new(Errno::EIO, "disk gone");
+        assert_eq!((gone.why(), gone.to_string().as_str()), ("disk gone", "disk gone (I/O error)"));
+        assert_eq!(gone.about("file 7").to_string(), "file 7: disk gone (I/O error)");
+        assert_eq!(FsError::from(Errno::EIO).why(), "I/O error");
+        assert_eq!(FsError::from(Errno::EIO).about("file 7").to_string(), "file 7 (I/O error)");
     }
 }

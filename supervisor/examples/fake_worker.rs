@@ -282,6 +282,7 @@ impl worker_server::Worker for Fake {
             b"note.txt" => pb::where_is_reply::Place::Catalog,
             other => return Err(Status::not_found(format!("no {}", String::from_utf8_lossy(other)))),
         };
+        let gone = "f".repeat(64);
         let stored = place == pb::where_is_reply::Place::Store;
         Ok(Response::new(pb::WhereIsReply {
             ino: 0x1234,
@@ -290,7 +291,13 @@ impl worker_server::Worker for Fake {
             place: place.into(),
             content: if stored { vec![0xab; 32] } else { Vec::new() },
             info_hash: if stored { vec![0xcd; 20] } else { Vec::new() },
-            disk_ids: vec![self.disk.disk_id.clone()],
+            disk_ids: if stored {
+                vec![self.disk.disk_id.clone(), gone.clone()]
+            } else {
+                vec![self.disk.disk_id.clone()]
+            },
+            away: if stored { vec![gone.clone()] } else { Vec::new() },
+            forgotten: if stored { vec![gone] } else { Vec::new() },
         }))
     }
 

@@ -192,6 +192,7 @@ fn whereis() {
       content  abababababababababababababababababababababababababababababababab
       torrent  cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd
       disk     12345678 (LAB/a)
+      disk     ffffffff (away) (forgotten)
     /note.txt
       place    in the catalog, on every disk
       size     99 B (99 bytes)
@@ -214,7 +215,14 @@ fn whereis() {
         "content": "abababababababababababababababababababababababababababababababab",
         "info_hash": "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd",
         "disk_ids": [
-          "DISK-ID"
+          "DISK-ID",
+          "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff"
+        ],
+        "away": [
+          "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff"
+        ],
+        "forgotten": [
+          "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff"
         ],
         "error": null
       },
@@ -227,6 +235,8 @@ fn whereis() {
         "content": null,
         "info_hash": null,
         "disk_ids": [],
+        "away": [],
+        "forgotten": [],
         "error": "there is no file or folder nothing"
       }
     ]

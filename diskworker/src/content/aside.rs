@@ -23,6 +23,17 @@ const DAMAGED: &str = ".damaged";
 /// Whether a content is to be set aside, by whether it was found whole.
 type IsBad = fn(Result<bool, Errno>) -> Result<bool, Errno>;
 
+/// What a look at a content showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspect {
+    /// This disk does not hold it.
+    Absent,
+    /// It is what its name says.
+    Whole,
+    /// It was not, or could not be read and is elsewhere.
+    SetAside,
+}
+
 fn aside_name(content: ContentId) -> String {
     format!("{}{DAMAGED}", content.to_hex())
 }
@@ -56,6 +67,20 @@ impl ContentStore {
             }),
             Err(error) => self.verified(content, error, |read| read.map(|is_whole| !is_whole)),
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// Look at what somebody says is damaged, as [`ContentStore::scrub`] does, whatever length he thinks it has.
+    ///
+    /// # Errors
+    /// What could not be read, and stays where it is.
+    pub fn suspect(&self, content: ContentId, is_elsewhere: bool) -> FsResult<Suspect> {
+        let stat = || self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)));
+        let Some(found) = stat()? else { return Ok(Suspect::Absent) };
+        match self.scrub(content, found.st_size as u64, is_elsewhere) {
+            Ok(()) => Ok(Suspect::Whole),
+            Err(_) if stat()?.is_none() => Ok(Suspect::SetAside),
+            Err(error) => Err(error),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::content::torrent;
 use crate::namespace::{Kind, catalog_error};
 
 /// Problems in one scrub from which on nothing more is set aside for being unreadable.
-const PROBLEMS_MAX: usize = 100;
+pub const PROBLEMS_MAX: usize = 100;
 
 /// What a scrub looked at and found.
 #[derive(Default)]

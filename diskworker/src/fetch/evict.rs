@@ -2,7 +2,7 @@
 //! goes first. A content goes only when as many other disks as copies are wanted have promised to keep theirs: one that nobody
 //! else keeps stays, however old it is. What fetches that were given up have left goes too.
 //! That goes from disks that are not lazy as well, and everywhere when it has lain for a day: it may be what keeps the disk from being
-//! asked to go on with it.
+//! asked to go on with it. What no file has any more nobody goes on with: that goes after some minutes.
 //!
 //! In rounds: each makes one list of what may go, and ends when enough of it went. What goes is deleted, not moved to the
 //! trash; the trash is emptied by who finds no room, before he asks for any here.
@@ -29,6 +29,8 @@ const BREATH: Duration = Duration::from_secs(1);
 pub(super) const LOW_SHARE: u64 = 20;
 /// What a fetch has left goes when nothing came to it for so long although a disk that has the content is there, however much is free.
 const LEFT_MAX: Duration = Duration::from_secs(86_400);
+/// The same when no file has the content: so long who reads a file that was removed may go on.
+const NAMELESS_MAX: Duration = Duration::from_secs(600);
 /// Contents that others are asked for at once.
 const AT_ONCE: usize = 16;
 /// Contents that had to stay until a round ends: each costs a question to the others.
@@ -258,14 +260,19 @@ impl Fetcher {
         Ok(left.collect())
     }
 
-    /// Remove what fetches have left long ago; how many. Blocks.
+    /// Remove what fetches have left long ago, or of what no file has any more; how many. Blocks.
     pub(super) fn drop_left(&self, now: SystemTime, has_source: &dyn Fn(ContentId) -> bool) -> FsResult<u64> {
-        let is_old = |old: &Old| {
-            let is_old = now.duration_since(old.used).is_ok_and(|age| age > LEFT_MAX);
-            is_old && has_source(old.content)
-        };
+        let is_older = |old: &Old, than| now.duration_since(old.used).is_ok_and(|age| age > than);
+        let mut left = self.left()?;
+        left.retain(|old| is_older(old, NAMELESS_MAX));
+        if left.is_empty() {
+            return Ok(0);
+        }
+        let ledger = self.engine.ledger()?;
+        let may_go =
+            |old: &Old| ledger.find(old.content).is_none() || is_older(old, LEFT_MAX) && has_source(old.content);
         let mut gone = 0;
-        for old in self.left()?.into_iter().filter(is_old) {
+        for old in left.into_iter().filter(may_go) {
             match self.remove_left(old.content) {
                 Ok(removed) => gone += u64::from(removed),
                 Err(error) => tracing::debug!("what a fetch has left stays: {error}"),

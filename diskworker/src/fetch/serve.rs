@@ -23,12 +23,14 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Bytes of one message.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// A range of a content that this disk holds, as messages; `count` is told how many bytes were given.
+/// A range of a content that this disk holds, as messages; `count` is told how many bytes were given, and `failed` that the
+/// content cannot be read, or has another length.
 pub fn read_content(
     engine: &Arc<Engine>,
     request: &ReadContentRequest,
     pace: Option<(Arc<Pace>, OwnedSemaphorePermit)>,
     mut count: impl FnMut(u64) + Send + 'static,
+    failed: impl FnOnce(ContentId) + Send + 'static,
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
     let content = ContentId::from_slice(&request.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
     let (size, mut offset, length) = (request.size_bytes, request.offset, request.length);
@@ -55,6 +57,9 @@ pub fn read_content(
         };
         match read() {
             Err(error) if error.errno != Errno::EPIPE => {
+                if error.errno == Errno::EIO {
+                    failed(content);
+                }
                 hand_over(&sender, Err(Status::from(error)));
             }
             _ => {}

@@ -1,5 +1,6 @@
 //! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
 
+mod corrupt;
 mod liars;
 mod room;
 mod small_disk;
@@ -106,6 +107,8 @@ async fn a_reader_gets_what_he_reads_and_the_rest_follows() {
         file.read_exact_at(&mut found, ranges.offset).unwrap();
         assert!(found == content[ranges.offset as usize..][..ranges.length as usize], "wrong bytes at {offset}");
     }
+    let shows = |torrent: pb::Torrent| torrent.content == wanted.content.0 && torrent.seeding && torrent.peers == 1;
+    until("the sender to show it", || nodes[0].fetcher().active(&[]).into_iter().any(shows)).await;
     assert_eq!(fetcher.need(8, handle, 0, 1).unwrap_err().errno, Errno::EBADF);
     assert_eq!(fetcher.need(7, handle, wanted.size, 1).unwrap_err().errno, Errno::EINVAL);
     until("all of it", || nodes[1].engine().store.has(wanted.content).unwrap().is_some()).await;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use delugefs_proto::disk::short_id;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{DiskId, random_u64};
 use delugefs_proto::limits::{piece_count, piece_length_bytes};
@@ -57,6 +58,8 @@ const SLOW: Duration = Duration::from_secs(3);
 const SLOW_BYTES: usize = 64 << 10;
 /// What that is as an error.
 const SLOWLY: Errno = Errno::ECANCELED;
+/// What came is not what was asked for.
+const CORRUPT: Errno = Errno::EBADMSG;
 /// How long a holder that failed is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// With no holder for so long, the transfer fails: news of a new content travel beside it.
@@ -94,6 +97,8 @@ struct State {
     jumped: Option<(Instant, usize)>,
     ended: Option<FsResult<()>>,
     progress: Instant,
+    /// Whom requests are under way to, each as often as there is one.
+    asked: Vec<DiskId>,
     /// Disks that have failed in this transfer.
     failed: HashSet<DiskId>,
     /// A file is being hashed: that is no standstill.
@@ -133,6 +138,7 @@ impl Transfer {
             jumped: None,
             ended: None,
             progress: Instant::now(),
+            asked: Vec::new(),
             failed: HashSet::new(),
             hashing: false,
             looked: false,
@@ -160,6 +166,11 @@ impl Transfer {
         let state = self.state.lock();
         let rate = (state.have_bytes - state.since.1) as f64 / state.since.0.elapsed().as_secs_f64().max(0.1);
         (state.have_bytes, rate as u64)
+    }
+
+    /// Disks that are asked for parts of it now.
+    pub fn sources(&self) -> u32 {
+        self.state.lock().asked.iter().collect::<HashSet<_>>().len() as u32
     }
 
     /// Wait for all of it.
@@ -273,11 +284,13 @@ impl Transfer {
             }
             if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
+                self.state.lock().asked.clear();
                 match self.finish(engine).await {
                     Ok(()) => return Ok(()),
                     // A small content has only its SHA-256 to be checked by.
                     Err(error) if error.errno == Errno::EIO && self.pieces.is_none() => {
                         if let Some(liar) = holders.last {
+                            net.report_corrupt(liar, self.wanted.content);
                             holders.rest.insert(liar, Instant::now() + PATIENCE);
                         }
                         let file = engine.store.incoming_file(self.wanted.content, self.wanted.size)?;
@@ -292,10 +305,12 @@ impl Transfer {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
                 let Some((first, count)) = self.choose(fills && requests.len() < REQUESTS_MAX) else { break };
                 (holders.last, holders.turn) = (Some(disk), holders.turn + 1);
+                self.state.lock().asked.push(disk);
                 let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
                     let done = this.request(&engine, &net, disk, first, count).await;
                     this.give_back(first, count);
+                    this.answered(disk);
                     (disk, done)
                 });
             }
@@ -319,9 +334,15 @@ impl Transfer {
                     continue;
                 }
                 // Somebody may have written the same bytes on this disk. Readers have this file, not that one.
-                if !own_copied && self.copy_own(engine).await? {
-                    own_copied = true;
-                    continue;
+                if !own_copied {
+                    let copied = self.copy_own(engine).await;
+                    if copied.as_ref().is_err_and(|error| error.errno == CORRUPT) {
+                        net.suspect_own(self.wanted.content);
+                    }
+                    own_copied = copied?;
+                    if own_copied {
+                        continue;
+                    }
                 }
                 let since = *nobody.get_or_insert_with(Instant::now);
                 if since.elapsed() > NOBODY || net.is_alone() {
@@ -345,10 +366,10 @@ impl Transfer {
                         if error.errno != SLOWLY {
                             net.asked(disk, false);
                         }
-                        let rest = if error.errno == Errno::EBADMSG { PATIENCE } else { REST };
+                        let rest = if error.errno == CORRUPT { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
                         self.state.lock().failed.insert(disk);
-                        holders.error = Some(error.to_string());
+                        holders.error = Some(said_of(disk, &error));
                     }
                     Err(error) => tracing::error!("fetching panicked: {error}"),
                 },
@@ -426,6 +447,14 @@ impl Transfer {
         Some((first, length))
     }
 
+    /// A request to a disk has ended.
+    fn answered(&self, disk: DiskId) {
+        let asked = &mut self.state.lock().asked;
+        if let Some(at) = asked.iter().position(|other| *other == disk) {
+            asked.swap_remove(at);
+        }
+    }
+
     /// What of a request did not come may be asked for again.
     fn give_back(&self, first: usize, count: usize) {
         let mut state = self.state.lock();
@@ -442,7 +471,7 @@ impl Transfer {
     async fn request(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
-        net: &Net,
+        net: &Arc<Net>,
         disk: DiskId,
         first: usize,
         count: usize,
@@ -498,7 +527,7 @@ impl Transfer {
             }
             while !data.is_empty() {
                 if piece >= first + count {
-                    return Err(FsError::new(Errno::EBADMSG, "it sent more than it was asked for"));
+                    return Err(FsError::new(CORRUPT, "it sent more than it was asked for"));
                 }
                 let take = (self.length(piece) - gathered).min(data.len() as u64);
                 parts.push(data.split_to(take as usize));
@@ -509,6 +538,9 @@ impl Transfer {
                         // What is not read keeps back all else on the same connection: also the promises without which no
                         // room is made. The rest of the request is given back, and asked for again.
                         drop((replies, data));
+                        if error.errno == CORRUPT {
+                            net.report_corrupt(disk, self.wanted.content);
+                        }
                         return self.write_with_room(engine, piece, whole, error).await;
                     }
                     (gathered, piece) = (0, piece + 1);
@@ -583,7 +615,7 @@ impl Transfer {
                 let mut sha1 = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
                 parts.iter().for_each(|part| sha1.update(part));
                 if sha1.finish().as_ref() != &hashes[piece * 20..piece * 20 + 20] {
-                    return Err(FsError::new(Errno::EBADMSG, "it sent a corrupt piece"));
+                    return Err(FsError::new(CORRUPT, "it sent a corrupt piece"));
                 }
             }
             // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.
@@ -625,6 +657,12 @@ impl Transfer {
 /// Whether an error is that of our own disk.
 fn is_ours(errno: Errno) -> bool {
     matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EIO | Errno::EROFS | Errno::EFBIG)
+}
+
+/// Why a disk did not give what it was asked for. Some errors name it already.
+fn said_of(disk: DiskId, error: &FsError) -> String {
+    let name = format!("disk {}", short_id(&disk.to_hex()));
+    if error.why().starts_with(&name) { error.why().to_owned() } else { format!("{name}: {}", error.why()) }
 }
 
 /// Whom to ask next.

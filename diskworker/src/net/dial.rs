@@ -173,7 +173,7 @@ impl Net {
                         self.book.lock().worked(disk, &text);
                         return Ok((stream, address));
                     }
-                    Err(error) => last = format!("{text}: {error}"),
+                    Err(error) => last = format!("{text}: {}", FsError::from(error).why()),
                 }
             }
         }

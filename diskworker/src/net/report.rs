@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use delugefs_proto::errno::FsResult;
-use delugefs_proto::ids::DiskId;
+use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb::About;
 use delugefs_proto::worker_pb as pb;
 
@@ -68,6 +68,28 @@ impl Net {
         let table = self.table.lock();
         let other = table.disks.get(&disk).filter(|other| other.link.is_some());
         other.map(|other| Following { state: other.state, seq: other.has_of_ours }).unwrap_or_default()
+    }
+
+    /// Add to an answer who holds a content, also those that are away. Not who was revoked: what it has is the cluster's no more.
+    pub fn add_holders(&self, content: ContentId, reply: &mut pb::WhereIsReply) {
+        let me = self.engine.folder.disk_id();
+        let marks = self.engine.marks().unwrap_or_default();
+        let holders = self.known_holders(content);
+        for disk in holders.iter().filter(|disk| **disk != me && self.members.is_disk(**disk)) {
+            let id = disk.to_hex();
+            if marks.get(disk) == Some(&pb::Mark::Forgotten) {
+                reply.forgotten.push(id.clone());
+            }
+            if !self.table.lock().is_there(*disk) {
+                reply.away.push(id.clone());
+            }
+            reply.disk_ids.push(id);
+        }
+        if holders.contains(&me) {
+            reply.disk_ids.push(me.to_hex());
+        }
+        reply.disk_ids.sort();
+        reply.disk_ids.dedup();
     }
 
     /// For the supervisor: this disk, the others, and the members.

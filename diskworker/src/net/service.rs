@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use delugefs_proto::ids::ContentId;
 use delugefs_proto::peer_pb::{self as pb, peer_server::Peer};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -55,10 +57,22 @@ impl Peer for PeerService {
             None => None,
         };
         let net = self.0.clone();
+        let asked = request.get_ref();
+        let content = ContentId::from_slice(&asked.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
+        let mut is_begun = false;
+        let size = asked.size_bytes;
         let count = move |bytes| {
             net.given_bytes.fetch_add(bytes, Ordering::Relaxed);
+            let (mut giving, now) = (net.giving.lock(), Instant::now());
+            // With the first byte: what somebody says of a content that is not here is not shown.
+            if !std::mem::replace(&mut is_begun, true) {
+                giving.begin(content, size, info.disk, now);
+            }
+            giving.gave(content, bytes, now);
         };
-        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace, count)?)))
+        let net = self.0.clone();
+        let failed = move |content| net.suspect(info.disk, content);
+        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace, count, failed)?)))
     }
 
     async fn promise(&self, request: Request<pb::PromiseRequest>) -> Answer<pb::PromiseReply> {
@@ -66,5 +80,12 @@ impl Peer for PeerService {
         let fetcher = self.0.fetcher.get().and_then(std::sync::Weak::upgrade);
         let fetcher = fetcher.ok_or_else(|| Status::unavailable("it is starting or stopping"))?;
         Ok(Response::new(fetcher.promise(request.get_ref()).await?))
+    }
+
+    async fn report_corrupt(&self, request: Request<pb::ReportCorruptRequest>) -> Answer<pb::ReportCorruptReply> {
+        let info = caller(&request)?;
+        let content = ContentId::from_slice(&request.get_ref().content);
+        self.0.suspect(info.disk, content.ok_or_else(|| Status::invalid_argument("no content id"))?);
+        Ok(Response::new(pb::ReportCorruptReply {}))
     }
 }

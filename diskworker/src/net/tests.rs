@@ -13,7 +13,7 @@ use delugefs_proto::ids::{ClusterId, Ino};
 use delugefs_proto::local_pb::{Lookup, Mkdir};
 use delugefs_proto::members::{Members, Role};
 use delugefs_proto::message;
-use delugefs_proto::worker_pb::{Hint, HintsRequest, MembersRequest};
+use delugefs_proto::worker_pb::{Hint, HintsRequest, Mark, MembersRequest};
 use tempfile::TempDir;
 
 use super::*;
@@ -252,6 +252,9 @@ async fn a_disk_that_was_away_catches_up_and_is_known_meanwhile() {
     until("it to be missed", || !nodes[0].net.table.lock().is_connected(id)).await;
     nodes[0].mkdir("meanwhile");
     assert_eq!(*nodes[0].net.known_holders(content), [id]);
+    let mut reply = Default::default();
+    nodes[0].net.add_holders(content, &mut reply);
+    assert_eq!((&reply.disk_ids, reply.disk_ids.len()), (&reply.away, 1));
     let back = Node::start(dir, port).await;
     until("it to be back", || nodes[0].connected(&back)).await;
     until("it to catch up", || back.sees("meanwhile") && back.commit() == nodes[0].commit()).await;
@@ -333,10 +336,24 @@ async fn a_member_nobody_has_heard_of_proves_it() {
     other.knows(&one);
     until("both to meet", || one.connected(&other) && other.connected(&one)).await;
     until("the same members", || one.net.members.get() == other.net.members.get()).await;
+    // As a holder it is shown, also when nobody waits for it, but not when it is no member any more.
+    let content = ContentId([7; 32]);
+    other.net.holding_changed(content, true);
+    until("the holder to be known", || one.net.holders(content) == [other.id()]).await;
+    let where_is = || {
+        let mut reply = Default::default();
+        one.net.add_holders(content, &mut reply);
+        (reply.disk_ids, reply.away, reply.forgotten)
+    };
+    let (hex, none) = (vec![other.id().to_hex()], Vec::<String>::new());
+    assert_eq!(where_is(), (hex.clone(), none.clone(), none.clone()));
+    one.net.engine.mark(other.id(), Mark::Forgotten).unwrap();
+    until("the mark", || where_is() == (hex.clone(), none.clone(), hex.clone())).await;
     // Revoked: the connection ends and does not come back.
     new.revoke(other.id().into(), 4, &host).unwrap();
     one.admit(&new);
     until("the end", || !one.connected(&other)).await;
+    assert_eq!(where_is().0, none);
     one.mkdir("secret");
     for _ in 0..3 {
         let asked = async {

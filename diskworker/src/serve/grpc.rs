@@ -231,7 +231,11 @@ impl Worker for WorkerService {
             up_bytes_per_s: t.up_bps,
             error: t.error.map(|error| error.to_string()).unwrap_or_default(),
         });
-        Ok(Response::new(pb::ActiveTorrentsReply { torrents: torrents.chain(others).collect() }))
+        let mut torrents: Vec<pb::Torrent> = torrents.chain(others).collect();
+        // Averages go on for a while when nothing comes any more.
+        let is_whole = |torrent: &&mut pb::Torrent| torrent.have_bytes >= torrent.size_bytes;
+        torrents.iter_mut().filter(is_whole).for_each(|torrent| torrent.down_bytes_per_s = 0);
+        Ok(Response::new(pb::ActiveTorrentsReply { torrents }))
     }
 
     async fn free_space(&self, request: Request<pb::FreeSpaceRequest>) -> Answer<pb::FreeSpaceReply> {
@@ -253,11 +257,7 @@ impl Worker for WorkerService {
         let mut reply = self.blocking(move |engine| engine.where_is(&path)).await?;
         // Every disk that said it holds the content, also those that are away.
         if let Some(content) = ContentId::from_slice(&reply.content) {
-            let holders = self.net.known_holders(content);
-            let others = holders.iter().map(|disk| disk.to_hex());
-            reply.disk_ids.extend(others);
-            reply.disk_ids.sort();
-            reply.disk_ids.dedup();
+            self.net.add_holders(content, &mut reply);
         }
         Ok(Response::new(reply))
     }

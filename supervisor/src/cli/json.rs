@@ -132,7 +132,7 @@ struct Mount {
 pub(super) struct Torrent {
     disk_id: String,
     content: String,
-    info_hash: String,
+    info_hash: Option<String>,
     size_bytes: u64,
     have_bytes: u64,
     seeding: bool,
@@ -152,6 +152,8 @@ pub(super) struct WhereIs {
     content: Option<String>,
     info_hash: Option<String>,
     disk_ids: Vec<String>,
+    away: Vec<String>,
+    forgotten: Vec<String>,
     error: Option<String>,
 }
 
@@ -282,7 +284,7 @@ impl Torrent {
         Self {
             disk_id: disk_id.into(),
             content: hex(&torrent.content),
-            info_hash: hex(&torrent.info_hash),
+            info_hash: some(hex(&torrent.info_hash)),
             size_bytes: torrent.size_bytes,
             have_bytes: torrent.have_bytes,
             seeding: torrent.seeding,
@@ -305,6 +307,8 @@ impl WhereIs {
             content: some(hex(&answer.content)),
             info_hash: some(hex(&answer.info_hash)),
             disk_ids: answer.disk_ids,
+            away: answer.away,
+            forgotten: answer.forgotten,
             error: None,
         }
     }
@@ -319,6 +323,8 @@ impl WhereIs {
             content: None,
             info_hash: None,
             disk_ids: Vec::new(),
+            away: Vec::new(),
+            forgotten: Vec::new(),
             error: Some(error),
         }
     }

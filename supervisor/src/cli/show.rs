@@ -283,7 +283,10 @@ fn place(name: &str, answer: &delugefs_proto::worker_pb::WhereIsReply, disks: &[
     for disk_id in &answer.disk_ids {
         let here = disks.iter().find(|disk| disk.disk_id == *disk_id);
         let root = here.map(|disk| format!(" ({})", escape_bytes(disk.root.as_bytes()))).unwrap_or_default();
-        line("disk", &format!("{}{root}", escape_line(short_id(disk_id))));
+        let is_in = |list: &[String]| list.contains(disk_id);
+        let away = if is_in(&answer.away) { " (away)" } else { "" };
+        let forgotten = if is_in(&answer.forgotten) { " (forgotten)" } else { "" };
+        line("disk", &format!("{}{root}{away}{forgotten}", escape_line(short_id(disk_id))));
     }
     out
 }

@@ -1,7 +1,7 @@
-//! A disk whose bytes rot: nobody is ever shown a wrong byte of what another disk holds.
+//! A disk whose bytes rot: nobody is ever shown a wrong byte of what another disk holds, and the disk hears of it.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use super::lab::Lab;
@@ -70,12 +70,18 @@ fn rotten_bytes_are_never_shown_elsewhere() {
             scope.spawn(move || assert!(!read(lab, 1, name, content), "{name} has no right copy"));
         }
     });
+    // Set aside by the disk that heard of it, until somebody brings what it was.
+    for content in &single {
+        let stored = stored(&lab, 0, content);
+        let is_aside = || !stored.exists() && stored.with_extension("damaged").exists();
+        wait_for("the copy to be set aside", || lab.logs(), is_aside);
+    }
+    let is_said = || lab.hosts[1].says(&["status", "-x"]).0 == 20;
+    wait_for("status to say that there is no copy", || lab.hosts[1].says(&["status"]).1, is_said);
     let (code, text) = host.says(&["scrub"]);
     assert_eq!(code, 20, "{text}");
-    // Set aside by the scrub, until somebody brings what it was.
     for (name, content) in names.iter().zip(&single) {
         let stored = stored(&lab, 0, content);
-        assert!(!stored.exists() && stored.with_extension("damaged").exists());
         fs::write(host.file(name), content).unwrap();
         wait_for("the right bytes", || lab.logs(), || read(&lab, 1, name, content));
         assert!(stored.exists() && !stored.with_extension("damaged").exists());
@@ -91,4 +97,32 @@ fn rotten_bytes_are_never_shown_elsewhere() {
     }
     let lines = lab.unexpected(&[]);
     assert!(lines.len() <= LINES_MAX, "logged again and again:\n{}", lines.join("\n"));
+}
+
+/// Two copies, one of which rots, and a reader on a third host that keeps none.
+#[test]
+fn a_rotten_copy_that_is_met_is_replaced_by_a_good_one() {
+    let Some(mut lab) = Lab::new(3) else { return };
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    for (at, lazy) in [(1, None), (2, Some("--lazy"))] {
+        let token = lab.hosts[0].invite();
+        let options: Vec<&str> = ["--join", &token, "--no-mdns"].into_iter().chain(lazy).collect();
+        lab.hosts[at].start("d", &options);
+    }
+    lab.wait_for_peers(&[0, 1, 2], 2);
+    let content = bytes(9 << 20);
+    fs::write(lab.hosts[0].file("large"), &content).unwrap();
+    wait_for("two copies", || lab.logs(), || lab.hosts.iter().all(|host| host.copies("large") == 2));
+    // All of it, so that whoever asks this host for a piece meets it.
+    let rotten = stored(&lab, 0, &content);
+    fs::set_permissions(&rotten, fs::Permissions::from_mode(0o600)).unwrap();
+    let before = fs::metadata(&rotten).unwrap().ino();
+    File::options().write(true).open(&rotten).unwrap().write_all_at(&vec![1; content.len()], 0).unwrap();
+    wait_for("the right bytes", || lab.logs(), || read(&lab, 2, "large", &content));
+    let is_replaced = || fs::metadata(&rotten).is_ok_and(|meta| meta.ino() != before);
+    wait_for("a good copy on the first host", || lab.logs(), is_replaced);
+    assert!(fs::read(&rotten).unwrap() == content && !rotten.with_extension("damaged").exists());
+    let (set_aside, sent) = ("it is set aside", "sent corrupt bytes of content");
+    assert!(lab.hosts[0].logs().contains(set_aside) && lab.hosts[2].logs().contains(sent), "{}", lab.logs());
+    assert_eq!(lab.unexpected(&[set_aside, sent]), Vec::<String>::new());
 }

@@ -49,6 +49,19 @@ fn what_is_damaged_is_not_held_any_more_and_comes_back_when_it_is_written_again(
     }
 }
 
+/// Whatever length somebody says it has.
+#[test]
+fn what_somebody_says_is_damaged_is_looked_at() {
+    let lab = Lab::new();
+    let content = lab.seal(1, &noise(10_000));
+    let look = || lab.store.suspect(content, false).unwrap();
+    assert_eq!(look(), Suspect::Whole);
+    assert_eq!(lab.store.suspect(ContentId([7; 32]), true).unwrap(), Suspect::Absent);
+    spoil(&lab, content, |file| file.set_len(9_999).unwrap());
+    assert_eq!((look(), look()), (Suspect::SetAside, Suspect::Absent));
+    assert!(aside(&lab, content).exists() && held(&lab).is_empty());
+}
+
 #[test]
 fn remains_go_when_no_file_has_them() {
     let lab = Lab::new();

@@ -56,12 +56,18 @@ async fn what_a_fetch_has_left_goes_unless_it_goes_on() {
     let is_here = |content: &ContentId| store.incoming_used(*content).is_some();
     assert!(!is_here(&left) && going.iter().all(is_here));
     assert!(going.iter().all(|content| !fetcher.remove_left(*content).unwrap()));
-    // However much is free, nothing lies about for ever.
-    let later = |hours: u64| SystemTime::now() + Duration::from_secs(3600 * hours);
-    store.incoming_file(left, 1 << 20).unwrap().write_all_at(&bytes(4096), 0).unwrap();
-    let drop_left = |hours, is_there| fetcher.drop_left(later(hours), &|_| is_there).unwrap();
-    assert_eq!([drop_left(12, true), drop_left(25, false), drop_left(25, true)], [0, 0, 1]);
-    assert!(!is_here(&left) && going.iter().all(is_here));
+    // However much is free, nothing lies about for ever: what a file has for a day, else for some minutes.
+    let later = |minutes: u64| SystemTime::now() + Duration::from_secs(60 * minutes);
+    let named = write(&nodes[0], "named", &bytes(70_000)).content;
+    until("it to be in the catalog", || nodes[0].engine().ledger().unwrap().find(named).is_some()).await;
+    for content in [left, named] {
+        store.incoming_file(content, 1 << 20).unwrap().write_all_at(&bytes(4096), 0).unwrap();
+    }
+    let drop_left = |minutes, is_there| fetcher.drop_left(later(minutes), &|_| is_there).unwrap();
+    assert_eq!([drop_left(5, true), drop_left(15, false)], [0, 1]);
+    assert!(!is_here(&left) && is_here(&named));
+    assert_eq!([drop_left(12 * 60, true), drop_left(25 * 60, false), drop_left(25 * 60, true)], [0, 0, 1]);
+    assert!(!is_here(&named) && going.iter().all(is_here));
     let [first, last] = begins;
     drop(first);
     assert!(!fetcher.remove_left(going[1]).unwrap());

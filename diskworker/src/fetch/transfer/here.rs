@@ -67,7 +67,7 @@ impl Transfer {
                 whole.read_exact_at(&mut bytes, offset).map(|()| bytes.into())
             });
             let bytes: Bytes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
-            // That one may be damaged: then this is an error, and a scrub finds it.
+            // That one may be damaged: then this is an error, and it is looked at.
             self.write_patiently(engine, piece, vec![bytes]).await?;
         }
         Ok(true)

@@ -241,6 +241,13 @@ impl Peer for Lies {
     async fn promise(&self, _: Request<pb::PromiseRequest>) -> Result<Response<pb::PromiseReply>, tonic::Status> {
         Ok(Response::new(pb::PromiseReply { promised: true, ..pb::PromiseReply::default() }))
     }
+
+    async fn report_corrupt(
+        &self,
+        _: Request<pb::ReportCorruptRequest>,
+    ) -> Result<Response<pb::ReportCorruptReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("as an older one"))
+    }
 }
 
 /// Two good disks that know each other, and liars that both know.
