@@ -1,6 +1,7 @@
 //! The control socket: turns calls into events for the owner, and asks the workers what only they know.
 
-use std::future::Future;
+mod asking;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use delugefs_proto::control_pb as pb;
 use delugefs_proto::control_pb::control_server::Control;
 use delugefs_proto::disk::{DiskToml, is_cluster_name, short_id};
 use delugefs_proto::exit::Exit;
-use delugefs_proto::ids::{ClusterId, DiskId, HostId, hex};
+use delugefs_proto::ids::{ClusterId, HostId, hex};
 use delugefs_proto::members::clean_label;
 use delugefs_proto::peer_pb::JoinReply;
 use delugefs_proto::token::{ADDRESSES_MAX, Token, TokenError};
@@ -19,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use self::asking::{ids, in_turn, show_disks, split};
 use crate::addresses::Addresses;
 use crate::cluster::{Apart, Found};
 use crate::escape::escape_bytes;
@@ -398,94 +400,8 @@ impl Server {
         Ok(answer.await.map_err(|_| stopping(()))??)
     }
 
-    /// All disks of the cluster, each as the worker sees it that is connected with it. Members that the workers know of are
-    /// known here afterwards.
-    async fn members_disks(&self) -> Vec<worker_pb::Peer> {
-        let answers = self.ask_all(|socket| async move {
-            let request = worker_pb::PeersRequest {};
-            worker::ask(&socket, |mut client| async move { client.peers(request).await }).await
-        });
-        let mut disks: std::collections::BTreeMap<Vec<u8>, worker_pb::Peer> = Default::default();
-        for (asked, answer) in answers.await {
-            let Ok(answer) = answer else { continue };
-            if let Ok((cluster, _)) = ids(&asked)
-                && let Err(error) = self.membership.absorb(cluster, &answer.members)
-            {
-                tracing::debug!("members of disk {}: {error:#}", short_id(&asked.disk_id));
-            }
-            let sure = |peer: &worker_pb::Peer| (peer.linked, peer.connected);
-            for peer in answer.peers {
-                if disks.get(&peer.disk_id).is_none_or(|known| sure(known) < sure(&peer)) {
-                    disks.insert(peer.disk_id.clone(), peer);
-                }
-            }
-            // Of itself a disk knows best.
-            disks.extend(answer.me.map(|me| (me.disk_id.clone(), me)));
-        }
-        disks.into_values().collect()
-    }
-
-    /// This host's disks that are up, those last that take no changes: they may not know what the others know.
-    fn willing_first(&self, peers: &[worker_pb::Peer]) -> Vec<pb::Disk> {
-        let mut disks = self.disks_up();
-        let refuses = |disk: &pb::Disk| peers.iter().any(|peer| hex(&peer.disk_id) == disk.disk_id && peer.read_only);
-        disks.sort_by_key(refuses);
-        disks
-    }
-
-    /// This host's disks that are up, in the order to ask: those whose workers answer, first those that take changes.
-    async fn answering_first(&self) -> Vec<pb::Disk> {
-        let mut disks = self.disks_with_status().await;
-        disks.retain(|disk| disk.state() == pb::disk::State::Up);
-        disks.sort_by_key(|disk| disk.status.as_ref().map_or((true, true), |status| (false, status.read_only)));
-        disks
-    }
-
     fn now(&self) -> pb::HostStatus {
         self.snapshots.borrow().as_ref().clone()
-    }
-
-    /// A path as a person types it: what it is from the root of the file system, and the disks to ask.
-    async fn place(&self, path: &[u8]) -> Result<(Vec<u8>, Vec<pb::Disk>), Failure> {
-        let disks = self.answering_first().await;
-        if disks.is_empty() { Err(no_disk()) } else { Ok(place(path, self.now().mounts, disks)) }
-    }
-
-    fn disks_up(&self) -> Vec<pb::Disk> {
-        self.now().disks.into_iter().filter(|disk| disk.state() == pb::disk::State::Up).collect()
-    }
-
-    /// One question to all workers that are up, at the same time: a stuck disk does not keep the others waiting.
-    async fn ask_all<T: Send + 'static, F: Future<Output = Result<T, Status>> + Send + 'static>(
-        &self,
-        question: impl Fn(PathBuf) -> F,
-    ) -> Vec<(pb::Disk, Result<T, Status>)> {
-        let asked: Vec<_> =
-            self.disks_up().into_iter().map(|disk| (question(disk.grpc_socket.clone().into()), disk)).collect();
-        let running: Vec<_> = asked.into_iter().map(|(answer, disk)| (disk, tokio::spawn(answer))).collect();
-        let mut answers = Vec::new();
-        for (disk, answer) in running {
-            answers.push((disk, answer.await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))));
-        }
-        answers
-    }
-
-    /// All disks; those that are up with what their workers say.
-    async fn disks_with_status(&self) -> Vec<pb::Disk> {
-        let mut disks = self.now().disks;
-        let answers = self.ask_all(|socket| async move {
-            let request = worker_pb::StatusRequest {};
-            worker::ask(&socket, |mut client| async move { client.status(request).await }).await
-        });
-        for (asked, answer) in answers.await {
-            let disk = disks.iter_mut().find(|disk| disk.root == asked.root);
-            match (disk, answer) {
-                (Some(disk), Ok(status)) => disk.status = Some(status),
-                (_, Ok(_)) => {}
-                (_, Err(error)) => tracing::debug!(disk = asked.root, error = error.message(), "no status"),
-            }
-        }
-        disks
     }
 
     /// The cluster a disk is added to: as asked, else the host's, else what the folder says.
@@ -520,60 +436,6 @@ impl Server {
     }
 }
 
-/// Another disk takes over when that of a mount is away or hangs, and keeps it: which one a mount shows is known by the disks that answer.
-fn show_disks(mounts: &mut [pb::Mount], disks: &[pb::Disk]) {
-    for mount in mounts {
-        let serves = |disk: &&pb::Disk| {
-            disk.status.as_ref().is_some_and(|status| status.mounts.iter().any(|dir| *dir == mount.dir.as_bytes()))
-        };
-        let serving: Vec<&str> = disks.iter().filter(serves).map(|disk| disk.root.as_str()).collect();
-        if !serving.contains(&mount.root.as_str())
-            && let Some(root) = serving.first()
-        {
-            mount.root = (*root).to_owned();
-        }
-    }
-}
-
-/// What a path is from the root of the file system, and whom to ask: first the disk that the mount shows now, unless it does not answer.
-fn place(path: &[u8], mut mounts: Vec<pb::Mount>, mut disks: Vec<pb::Disk>) -> (Vec<u8>, Vec<pb::Disk>) {
-    show_disks(&mut mounts, &disks);
-    let below = |mount: &pb::Mount| Some((below(path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
-    let (inside, root) = mounts.iter().find_map(below).unwrap_or((path.to_vec(), String::new()));
-    disks.sort_by_key(|disk| (disk.status.is_none(), disk.root != root));
-    (inside, disks)
-}
-
-/// An answer, or the sentence that came instead.
-fn split<T>(answer: Result<T, Status>) -> (Option<T>, String) {
-    match answer {
-        Ok(answer) => (Some(answer), String::new()),
-        Err(error) => (None, error.message().into()),
-    }
-}
-
-/// Ask the first of these disks, and the next when it does not answer, or cannot do it because it is full or fails. When none can, what the
-/// first said.
-async fn in_turn<T, F: Future<Output = Result<Response<T>, Status>>>(
-    disks: &[pb::Disk],
-    question: impl Fn(worker::Client) -> F,
-) -> Result<T, Status> {
-    use tonic::Code;
-    let mut failure = None;
-    for disk in disks {
-        match worker::ask(Path::new(&disk.grpc_socket), &question).await {
-            Err(error)
-                if failure.is_some()
-                    || !matches!(error.code(), Code::NotFound | Code::InvalidArgument | Code::PermissionDenied) =>
-            {
-                failure.get_or_insert(error);
-            }
-            answer => return answer,
-        }
-    }
-    Err(failure.unwrap_or_else(|| no_disk().into()))
-}
-
 /// What a worker that does not know the path says, for people.
 fn not_there(error: Status, path: &[u8]) -> Status {
     if error.code() != tonic::Code::NotFound {
@@ -582,14 +444,6 @@ fn not_there(error: Status, path: &[u8]) -> Status {
     let text = format!("there is no file or folder {}", escape_bytes(path));
     let failure = Failure::new(Exit::Failure, text);
     failure.hint("name a file or folder below a mount of this host (`delugefs status` shows them), or from the root of the filesystem").into()
-}
-
-fn ids(disk: &pb::Disk) -> Result<(ClusterId, DiskId), Failure> {
-    let ids = ClusterId::from_hex(&disk.cluster_id).zip(DiskId::from_hex(&disk.disk_id));
-    ids.ok_or_else(|| {
-        let failure = Failure::new(Exit::BadDisk, format!("{} has not said yet who it is", disk.root));
-        failure.hint("try again in a few seconds")
-    })
 }
 
 /// This host's addresses with a port; loopback only when there is no other. One that listens on a particular address has only that.
@@ -641,12 +495,6 @@ fn no_disk() -> Failure {
     Failure::new(Exit::NoDisk, "no disk is up on this host").hint("`delugefs disks` shows their states")
 }
 
-/// What is left of `path` below `dir`; `None` when it is not below it.
-fn below<'a>(path: &'a [u8], dir: &[u8]) -> Option<&'a [u8]> {
-    let rest = path.strip_prefix(dir)?;
-    (rest.is_empty() || rest.starts_with(b"/") || dir.ends_with(b"/")).then_some(rest)
-}
-
 fn absolute(path: &str) -> Result<PathBuf, Failure> {
     let path = PathBuf::from(path);
     if path.is_absolute() {
@@ -670,58 +518,11 @@ pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
 mod tests {
     use super::*;
 
-    /// One that says that it serves these mounts, or says nothing.
-    fn disk(root: &str, mounts: Option<&[&str]>) -> pb::Disk {
-        let status = mounts.map(|mounts| worker_pb::WorkerStatus {
-            mounts: mounts.iter().map(|dir| dir.as_bytes().to_vec()).collect(),
-            ..Default::default()
-        });
-        pb::Disk { root: root.into(), status, ..Default::default() }
-    }
-
-    #[test]
-    fn of_a_path_in_a_mount_the_disk_is_asked_that_serves_it() {
-        let asked = |disks: &[pb::Disk]| {
-            let mounts = vec![pb::Mount { dir: "/m".into(), root: "/a".into(), ..Default::default() }];
-            let (inside, disks) = place(b"/m/x", mounts, disks.to_vec());
-            assert_eq!(inside, b"/x");
-            disks.into_iter().map(|disk| disk.root).collect::<Vec<_>>()
-        };
-        assert_eq!(asked(&[disk("/b", Some(&[])), disk("/a", Some(&["/m"]))]), ["/a", "/b"]);
-        assert_eq!(
-            asked(&[disk("/a", Some(&[])), disk("/b", Some(&["/m"]))]),
-            ["/b", "/a"],
-            "it may not know of it yet"
-        );
-        assert_eq!(asked(&[disk("/a", None), disk("/b", Some(&[]))]), ["/b", "/a"], "it hangs");
-    }
-
-    #[test]
-    fn a_mount_shows_the_disk_that_serves_it() {
-        let shown = |disks: &[pb::Disk]| {
-            let mut mounts = [pb::Mount { dir: "/m".into(), root: "/a".into(), ..Default::default() }];
-            show_disks(&mut mounts, disks);
-            mounts[0].root.clone()
-        };
-        assert_eq!(shown(&[disk("/a", Some(&["/m"])), disk("/b", Some(&[]))]), "/a");
-        assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x", "/m"]))]), "/b", "the first hangs");
-        assert_eq!(shown(&[disk("/a", Some(&[])), disk("/b", Some(&["/m"]))]), "/b", "and has come back");
-        assert_eq!(shown(&[disk("/a", None), disk("/b", Some(&["/x"]))]), "/a", "nobody says anything else");
-    }
-
     #[test]
     fn an_invitation_names_only_addresses_at_which_the_disk_listens() {
         assert_eq!(own_addresses("192.0.2.7", 4711), ["192.0.2.7:4711"]);
         assert_eq!(own_addresses("fd00::2", 4711), ["[fd00::2]:4711"]);
         let all = own_addresses("", 4711);
         assert!(!all.is_empty() && own_addresses("0.0.0.0", 4711) == all && !all.contains(&"0.0.0.0:4711".into()));
-    }
-
-    #[test]
-    fn paths_below_a_mount() {
-        assert_eq!(below(b"/mnt/a/x/y", b"/mnt/a"), Some(&b"/x/y"[..]));
-        assert_eq!(below(b"/mnt/a", b"/mnt/a"), Some(&b""[..]));
-        assert_eq!(below(b"/mnt/ab", b"/mnt/a"), None);
-        assert_eq!(below(b"/x", b"/"), Some(&b"x"[..]));
     }
 }
