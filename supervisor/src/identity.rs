@@ -51,7 +51,6 @@ mod tests {
     use super::*;
 
     /// A pipe takes the place of a file on a disk that hangs.
-    #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_folder_that_hangs_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();

@@ -87,7 +87,7 @@ fn is_back(disk: &pb::Disk, found: &DiskToml) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use delugefs_proto::disk::{DISK_FORMAT, DISK_TOML};
+    use delugefs_proto::disk::DISK_FORMAT;
 
     use super::*;
 
@@ -95,6 +95,8 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_folder_that_hangs_is_looked_at_by_one_thread() {
+        use delugefs_proto::disk::DISK_TOML;
+
         let dir = tempfile::tempdir().unwrap();
         nix::unistd::mkfifo(&dir.path().join(DISK_TOML), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let disk = pb::Disk { root: dir.path().display().to_string(), ..pb::Disk::default() };

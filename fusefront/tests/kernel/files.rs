@@ -4,7 +4,7 @@ use delugefs_fusefront::os::ENOATTR;
 use delugefs_proto::local_pb::Changed;
 use nix::errno::Errno;
 
-use super::wire::{Body, CALLER, notice, op};
+use super::wire::{Body, CALLER, op};
 use super::{BLOCK_BYTES, KERNELS, Mount, ROOT};
 
 /// More than three blocks.
@@ -62,6 +62,8 @@ fn writes_that_the_disk_hangs_with_keep_nothing_else_waiting() {
 #[test]
 #[cfg(target_os = "linux")]
 fn what_is_written_past_the_pages_of_readers_is_dropped_from_them() {
+    use super::wire::notice;
+
     const FOPEN_DIRECT_IO: u32 = 1;
     let mut mount = Mount::new(KERNELS[0]);
     let (file, handle, flags) = mount.create_with(ROOT, "f", libc::O_WRONLY);
