@@ -53,7 +53,7 @@ mod seal;
 mod staging;
 pub mod torrent;
 
-pub use aside::Suspect;
+pub use aside::{Look, Suspect};
 pub use copies::{Copied, Life};
 pub use garbage::{Collected, Retention};
 #[cfg(test)]

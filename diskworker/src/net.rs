@@ -127,6 +127,8 @@ pub struct Net {
     /// A copy here is to be looked at.
     suspected: Notify,
     suspects: Mutex<corrupt::Suspects>,
+    /// Held by who reads a copy for another disk.
+    verifying: tokio::sync::Mutex<()>,
     about_changed: watch::Sender<()>,
     told: broadcast::Sender<(Option<u64>, Arc<pb::Holdings>)>,
     fetcher: std::sync::OnceLock<Weak<Fetcher>>,
@@ -173,6 +175,7 @@ impl Net {
             states: Notify::new(),
             suspected: Notify::new(),
             suspects: Mutex::default(),
+            verifying: tokio::sync::Mutex::default(),
             about_changed: watch::channel(()).0,
             told: broadcast::channel(TOLD).0,
             fetcher: std::sync::OnceLock::new(),
@@ -241,6 +244,8 @@ impl Net {
 
     /// A content came to this disk or left it.
     pub fn holding_changed(&self, content: ContentId, held: bool) {
+        // It went, or another copy came.
+        self.suspects.lock().forget(content);
         if self.holdings.lock().changed(self.engine.folder.disk_id(), content, held) {
             self.holds.notify_one();
         }

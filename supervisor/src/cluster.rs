@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use tonic::{Code, Status};
+
 use crate::addresses::Addresses;
 use crate::log::Logged;
 use crate::membership::Membership;
@@ -128,6 +130,17 @@ pub async fn follow(
     }
 }
 
+/// `false`: the worker is busy, and is told again in a moment.
+fn has_taken<T>(answer: Result<T, Status>) -> Result<bool, String> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(status) if matches!(status.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Cancelled) => {
+            Ok(false)
+        }
+        Err(status) => Err(status.message().to_owned()),
+    }
+}
+
 async fn meet(
     disk: &pb::Disk,
     sockets: &[PathBuf],
@@ -169,13 +182,17 @@ async fn meet(
         let request =
             MembersRequest { set: members.clone(), host_label: membership.label().into(), host_id: host_id.0.to_vec() };
         let answer = worker::ask(socket, |mut client| async move { client.members(request).await }).await;
-        answer.map_err(|status| status.message().to_owned())?;
+        if !has_taken(answer)? {
+            return Ok(());
+        }
         told.members = members;
     }
     if as_set(&told.hints) != as_set(hints) {
         let request = HintsRequest { hints: hints.to_vec() };
         let answer = worker::ask(socket, |mut client| async move { client.hints(request).await }).await;
-        answer.map_err(|status| status.message().to_owned())?;
+        if !has_taken(answer)? {
+            return Ok(());
+        }
         told.hints = hints.to_vec();
     }
     Ok(())

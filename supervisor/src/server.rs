@@ -75,16 +75,18 @@ impl Control for Server {
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
         show_disks(&mut host.mounts, &host.disks);
+        let mut out = Vec::new();
         if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {
-            host.problems.extend(farewell::shut_out(&set, self.membership.identity().host_id(), &host.disks));
+            out = farewell::shut_out(&set, self.membership.identity().host_id(), &host.disks);
         }
         for (disk_id, why) in self.apart.borrow().clone() {
             let Some(disk) = host.disks.iter().find(|disk| disk.disk_id == disk_id) else { continue };
-            // What was said of it already, as of one that is revoked, says more.
-            if !host.problems.iter().any(|problem| problem.contains(&disk.root)) {
+            // What is said of one that is revoked says more.
+            if !out.iter().any(|problem| problem.contains(short_id(&disk_id))) {
                 host.problems.push(format!("disk {} ({}) meets no other disk: {why}", short_id(&disk_id), disk.root));
             }
         }
+        host.problems.extend(out);
         Ok(Response::new(host))
     }
 

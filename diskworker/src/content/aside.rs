@@ -34,6 +34,17 @@ pub enum Suspect {
     SetAside,
 }
 
+/// What a look at a copy has found.
+#[derive(Debug)]
+pub enum Look {
+    /// There is none.
+    Absent,
+    /// It is what its name says.
+    Whole,
+    /// It is not, or cannot be read.
+    Bad(FsError),
+}
+
 fn aside_name(content: ContentId) -> String {
     format!("{}{DAMAGED}", content.to_hex())
 }
@@ -68,6 +79,16 @@ impl ContentStore {
             Err(error) => self.verified(content, error, |read| read.map(|is_whole| !is_whole)),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Whether a copy is what its name says, whatever length somebody thinks it has. It stays where it is.
+    pub fn look_at(&self, content: ContentId) -> FsResult<Look> {
+        let found = self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))?;
+        Ok(match found.map(|found| self.check(content, found.st_size as u64)) {
+            None => Look::Absent,
+            Some(Ok(())) => Look::Whole,
+            Some(Err(error)) => Look::Bad(error),
+        })
     }
 
     /// Look at what somebody says is damaged, as [`ContentStore::scrub`] does, whatever length he thinks it has.

@@ -127,6 +127,9 @@ impl Fetcher {
         if self.net.is_lazy() || self.engine.refusal().is_some() {
             return no("nobody should rely on it");
         }
+        if self.net.is_suspect(content) {
+            return soon("its copy may be damaged");
+        }
         if !self.follows(&request.seen).await {
             return soon("it does not know yet what the asker knows");
         }

@@ -1,11 +1,12 @@
-//! Copies that turn out to be corrupt. Who gets wrong bytes tells the disk that sent them, and that one looks at its copy itself, as
-//! a scrub does: what is damaged is set aside, so that nobody counts on it any more, and the policy has a good one fetched. So it does
-//! with what it could not read for somebody.
+//! Copies that turn out to be corrupt. Who gets wrong bytes tells the disk that sent them, and that one looks at its copy itself. So it
+//! does with what it could not read for somebody. What is damaged is set aside, so that nobody counts on it any more and the policy has a
+//! good one fetched, if another disk has just read its own and found it whole. Else it stays: of two that are damaged at
+//! different places all can still be read, and of an only one most. Whoever looks at his copy neither promises it nor vouches for it.
 //!
 //! A report is nothing but a hint: who lies costs a read. Copies are looked at one after the other, for half of the time at most, each
-//! once in some minutes; only so many wait, and those that one disk reports are a part of them.
+//! once in some minutes, and less and less often where that changes nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,37 +14,46 @@ use std::time::{Duration, Instant};
 use delugefs_proto::disk::short_id;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, DiskId};
-use delugefs_proto::peer_pb::ReportCorruptRequest;
+use delugefs_proto::peer_pb::{ReportCorruptRequest, VerifyRequest};
 use nix::errno::Errno;
 use tokio::time::timeout;
 
 use super::Net;
-use crate::content::Suspect;
-use crate::engine::{Elsewhere, PROBLEMS_MAX};
+use crate::content::{Look, Suspect};
+use crate::engine::PROBLEMS_MAX;
 
-/// A copy is not looked at again, and a disk not told of it again, for so long.
+/// A copy is not looked at again, and a disk not told of it again, for so long; at most for so long where it was in vain.
 const AGAIN: Duration = Duration::from_secs(300);
+const AGAIN_MAX: Duration = Duration::from_secs(86_400);
 /// Copies that wait to be looked at, and those of them that one disk has reported.
 const WAITING_MAX: usize = 256;
 const WAITING_EACH: usize = 16;
 /// What is remembered of either kind.
 const REMEMBERED_MAX: usize = 10_000;
-/// How long a disk may take to hear of it.
+/// How long a disk may take to hear of it, and to read its copy.
 const ANSWER: Duration = Duration::from_secs(8);
+const READS: Duration = Duration::from_secs(600);
+/// Disks that are asked for a whole one.
+const ASKED_MAX: usize = 4;
 
 /// What is known of corrupt copies, here and elsewhere.
 #[derive(Default)]
 pub(super) struct Suspects {
     /// By whom it was reported, and what.
     waiting: VecDeque<(DiskId, ContentId)>,
+    looked_at: Option<ContentId>,
+    /// Those that stay.
+    damaged: HashSet<ContentId>,
     reported: Recently<ContentId>,
     told: Recently<(DiskId, ContentId)>,
-    /// Copies that were found bad. With many of them it is the disk: then it keeps what it cannot read.
+    /// Read for others, and whole.
+    whole: Recently<ContentId>,
+    /// Copies that were set aside. With many of them it is the disk: then it keeps what it cannot read.
     bad: usize,
 }
 
-/// What was done a short time ago.
-struct Recently<K>(HashMap<K, Instant>);
+/// What was done a short time ago: when, and for how long it is not done again.
+struct Recently<K>(HashMap<K, (Instant, Duration)>);
 
 impl<K> Default for Recently<K> {
     fn default() -> Self {
@@ -51,21 +61,41 @@ impl<K> Default for Recently<K> {
     }
 }
 
-impl<K: Eq + Hash> Recently<K> {
+impl<K: Eq + Hash + Clone> Recently<K> {
+    fn has(&self, what: &K, now: Instant) -> bool {
+        self.0.get(what).is_some_and(|(at, pause)| now.duration_since(*at) < *pause)
+    }
+
     /// Whether it may be done now; then it was.
     fn may(&mut self, what: K, now: Instant) -> bool {
-        let is_recent = |at: &Instant| now.duration_since(*at) < AGAIN;
-        if self.0.get(&what).is_some_and(is_recent) {
+        if self.has(&what, now) {
             return false;
         }
-        if self.0.len() >= REMEMBERED_MAX {
-            self.0.retain(|_, at| is_recent(at));
+        if self.0.len() >= REMEMBERED_MAX && !self.0.contains_key(&what) {
+            self.0.retain(|_, (at, pause)| now.duration_since(*at) < *pause);
+            // Half of them, the oldest: nobody may keep others from being heard by what he says.
+            if self.0.len() >= REMEMBERED_MAX {
+                let mut times: Vec<Instant> = self.0.values().map(|(at, _)| *at).collect();
+                let (_, middle, _) = times.select_nth_unstable(REMEMBERED_MAX / 2);
+                let middle = *middle;
+                let mut left = REMEMBERED_MAX / 2;
+                self.0.retain(|_, (at, _)| {
+                    let stays = *at > middle || left > 0;
+                    left = left.saturating_sub(1);
+                    stays
+                });
+            }
         }
-        let may = self.0.len() < REMEMBERED_MAX;
-        if may {
-            self.0.insert(what, now);
+        let pause = self.0.get(&what).map_or(AGAIN, |(_, pause)| *pause);
+        self.0.insert(what, (now, pause));
+        true
+    }
+
+    /// It was in vain.
+    fn lengthen(&mut self, what: &K) {
+        if let Some((_, pause)) = self.0.get_mut(what) {
+            *pause = (*pause * 2).min(AGAIN_MAX);
         }
-        may
     }
 }
 
@@ -78,6 +108,22 @@ impl Suspects {
             self.waiting.push_back((by, content));
         }
         may
+    }
+
+    fn next(&mut self) -> Option<(DiskId, ContentId)> {
+        let next = self.waiting.pop_front();
+        self.looked_at = next.map(|(_, content)| content);
+        next
+    }
+
+    /// The damaged copy is not there any more.
+    pub fn forget(&mut self, content: ContentId) {
+        self.damaged.remove(&content);
+    }
+
+    fn is_suspect(&self, content: ContentId) -> bool {
+        let is_waiting = || self.waiting.iter().any(|(_, waiting)| *waiting == content);
+        self.looked_at == Some(content) || self.damaged.contains(&content) || is_waiting()
     }
 }
 
@@ -120,25 +166,107 @@ impl Net {
         self.suspect(self.engine.folder.disk_id(), content);
     }
 
-    /// Blocks.
-    fn look_at(&self, by: DiskId, content: ContentId) {
-        let is_failing = self.suspects.lock().bad >= PROBLEMS_MAX;
-        let is_elsewhere = !is_failing && self.elsewhere(content) == Elsewhere::Kept;
-        let found = self.engine.store.suspect(content, is_elsewhere);
-        if matches!(found, Ok(Suspect::SetAside) | Err(_)) {
-            self.suspects.lock().bad += 1;
+    /// Nobody should rely on the copy here: it is damaged, or may be.
+    pub fn is_suspect(&self, content: ContentId) -> bool {
+        self.suspects.lock().is_suspect(content)
+    }
+
+    /// How many contents are damaged here, and stay.
+    pub fn damaged_contents(&self) -> u64 {
+        self.suspects.lock().damaged.len() as u64
+    }
+
+    /// Read the copy here for another disk: whether it is whole. `false` also when there is no time for that.
+    pub async fn is_whole(self: &Arc<Self>, content: ContentId) -> bool {
+        {
+            let suspects = self.suspects.lock();
+            if suspects.is_suspect(content) || suspects.whole.has(&content, Instant::now()) {
+                return !suspects.is_suspect(content);
+            }
         }
+        // One after the other, and for half of the time.
+        let Ok(_one) = self.verifying.try_lock() else { return false };
+        let began = Instant::now();
+        let found = self.look(content).await;
         match found {
-            Ok(Suspect::Whole) => self.log.once("suspect", &by.to_hex(), || {
-                tracing::info!(
-                    "disk {} got corrupt bytes of content {content}, and it is whole here",
-                    short_id(&by.to_hex())
-                );
-            }),
-            // The store has said so.
-            Ok(Suspect::SetAside | Suspect::Absent) => {}
-            Err(error) => tracing::warn!("content {content} cannot be checked: {error}"),
+            Ok(Look::Whole) => drop(self.suspects.lock().whole.may(content, Instant::now())),
+            Ok(Look::Absent) => {}
+            Ok(Look::Bad(_)) | Err(_) => self.suspect_own(content),
         }
+        tokio::time::sleep(began.elapsed().min(ANSWER)).await;
+        matches!(found, Ok(Look::Whole)) && !self.is_suspect(content)
+    }
+
+    async fn look(self: &Arc<Self>, content: ContentId) -> FsResult<Look> {
+        let net = self.clone();
+        let looked = tokio::task::spawn_blocking(move || net.engine.store.look_at(content)).await;
+        looked.map_err(|error| FsError::new(Errno::EIO, format!("looking at a content: {error}")))?
+    }
+
+    /// Whether another disk that keeps it has read its copy, and found it whole.
+    pub(crate) async fn is_whole_elsewhere(&self, content: ContentId) -> bool {
+        for disk in self.keepers(content).into_iter().take(ASKED_MAX) {
+            let asking = async {
+                let mut client = self.client(disk).await.ok()?;
+                let reply = client.verify(VerifyRequest { content: content.0.to_vec() }).await.ok()?;
+                Some(reply.into_inner().whole)
+            };
+            if timeout(READS, asking).await == Ok(Some(true)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn look_at(self: &Arc<Self>, by: DiskId, content: ContentId) -> FsResult<()> {
+        let error = match self.look(content).await? {
+            Look::Bad(error) => error,
+            look => {
+                let mut suspects = self.suspects.lock();
+                suspects.damaged.remove(&content);
+                suspects.reported.lengthen(&content);
+                drop(suspects);
+                if matches!(look, Look::Whole) {
+                    self.log.once("suspect", &by.to_hex(), || {
+                        let by = by.to_hex();
+                        tracing::info!(
+                            "disk {} got corrupt bytes of content {content}, and it is whole here",
+                            short_id(&by)
+                        );
+                    });
+                }
+                return Ok(());
+            }
+        };
+        if !self.is_whole_elsewhere(content).await {
+            let mut suspects = self.suspects.lock();
+            if suspects.damaged.len() < REMEMBERED_MAX {
+                suspects.damaged.insert(content);
+            }
+            suspects.reported.lengthen(&content);
+            drop(suspects);
+            self.log.once("damaged", &content.to_hex(), || {
+                tracing::warn!("{error}; it stays, for no other disk says that it has it whole");
+            });
+            return Ok(());
+        }
+        let may_be_unreadable = self.suspects.lock().bad < PROBLEMS_MAX;
+        let net = self.clone();
+        let setting = tokio::task::spawn_blocking(move || net.engine.store.suspect(content, may_be_unreadable)).await;
+        match setting.map_err(|_| FsError::from(Errno::EIO))? {
+            // The store has said so.
+            Ok(Suspect::SetAside) => {
+                let mut suspects = self.suspects.lock();
+                suspects.bad += 1;
+                suspects.damaged.remove(&content);
+            }
+            Ok(Suspect::Absent | Suspect::Whole) => drop(self.suspects.lock().damaged.remove(&content)),
+            Err(error) => {
+                self.suspects.lock().reported.lengthen(&content);
+                self.log.once("damaged", &content.to_hex(), || tracing::warn!("content {content}: {error}"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -148,12 +276,13 @@ pub(super) async fn look_at_suspects(net: Arc<Net>) {
         loop {
             net.suspected.notified().await;
             loop {
-                let Some((by, content)) = net.suspects.lock().waiting.pop_front() else { break };
-                let (looks, began) = (net.clone(), Instant::now());
-                if let Err(error) = tokio::task::spawn_blocking(move || looks.look_at(by, content)).await {
-                    tracing::error!("looking at a content panicked: {error}");
+                let Some((by, content)) = net.suspects.lock().next() else { break };
+                let began = Instant::now();
+                if let Err(error) = net.look_at(by, content).await {
+                    tracing::debug!("content {content} cannot be looked at: {error}");
                 }
-                tokio::time::sleep(began.elapsed()).await;
+                net.suspects.lock().looked_at = None;
+                tokio::time::sleep(began.elapsed().min(READS)).await;
             }
         }
     };
@@ -190,7 +319,15 @@ mod tests {
         assert_eq!(suspects.waiting.len(), WAITING_MAX);
         // What is remembered has a bound, and is forgotten in time.
         let mut recently = Recently::default();
-        assert_eq!((0..2 * REMEMBERED_MAX).filter(|n| recently.may(*n, now)).count(), REMEMBERED_MAX);
-        assert!(recently.may(REMEMBERED_MAX + 1, now + AGAIN) && recently.0.len() == 1);
+        // Nobody is kept out by that: the oldest half goes.
+        assert!((0..3 * REMEMBERED_MAX).all(|n| recently.may(n, now)) && recently.0.len() <= REMEMBERED_MAX);
+        assert!(!recently.may(3 * REMEMBERED_MAX - 1, now));
+        let later = now + AGAIN;
+        assert!(recently.may(0, later) && !recently.may(0, later));
+        // What was in vain is done less and less often, and once a day at least.
+        recently.lengthen(&0);
+        assert!(!recently.may(0, later + AGAIN) && recently.may(0, later + 2 * AGAIN));
+        (0..20).for_each(|_| recently.lengthen(&0));
+        assert!(recently.may(0, later + 2 * AGAIN + AGAIN_MAX));
     }
 }

@@ -88,4 +88,11 @@ impl Peer for PeerService {
         self.0.suspect(info.disk, content.ok_or_else(|| Status::invalid_argument("no content id"))?);
         Ok(Response::new(pb::ReportCorruptReply {}))
     }
+
+    async fn verify(&self, request: Request<pb::VerifyRequest>) -> Answer<pb::VerifyReply> {
+        caller(&request)?;
+        let content = ContentId::from_slice(&request.get_ref().content);
+        let content = content.ok_or_else(|| Status::invalid_argument("no content id"))?;
+        Ok(Response::new(pb::VerifyReply { whole: self.0.is_whole(content).await }))
+    }
 }

@@ -248,18 +248,23 @@ impl Worker for WorkerService {
         let mut status = self.blocking(Engine::status).await?;
         (status.local_socket, status.grpc_socket) = self.sockets.clone();
         status.tcp_port = self.net.port().into();
+        status.damaged_contents = self.net.damaged_contents();
         Ok(Response::new(status))
     }
 
     async fn where_is(&self, request: Request<pb::WhereIsRequest>) -> Answer<pb::WhereIsReply> {
         self.check(&request)?;
         let path = request.into_inner().path;
-        let mut reply = self.blocking(move |engine| engine.where_is(&path)).await?;
-        // Every disk that said it holds the content, also those that are away.
-        if let Some(content) = ContentId::from_slice(&reply.content) {
-            self.net.add_holders(content, &mut reply);
-        }
-        Ok(Response::new(reply))
+        let net = self.net.clone();
+        let reply = self.blocking(move |engine| {
+            let mut reply = engine.where_is(&path)?;
+            // Every disk that said it holds the content, also those that are away.
+            if let Some(content) = ContentId::from_slice(&reply.content) {
+                net.add_holders(content, &mut reply);
+            }
+            Ok(reply)
+        });
+        Ok(Response::new(reply.await?))
     }
 
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {

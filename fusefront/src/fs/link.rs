@@ -78,6 +78,7 @@ impl Fs {
     pub fn event(&self, link: u64, event: &Event) {
         if event.all {
             self.forget_all(Stamp { link, seq: event.seq });
+            self.awaited.hears_of_all();
             self.open.all().iter().for_each(|inode| self.content_changes(inode));
             return self.invalidate(Invalidation::All);
         }

@@ -67,7 +67,7 @@ impl Fs {
     /// The inode's attributes.
     pub fn getattr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
         loop {
-            let since = self.moment();
+            let (since, news) = (self.moment(), self.news());
             let known = self.known.orphan_attr(ino).or_else(|| self.cache.attr(ino));
             let attr = match known {
                 Some(attr) => attr,
@@ -76,7 +76,7 @@ impl Fs {
                     *self.open.get(ino).ok_or(Errno::ESTALE)?.last.lock()
                 }
                 None => match self.ask_attr(caller, ino) {
-                    Err(Stop::Failed(error)) if is_gone(error.errno) => match self.is_unheard(ino) {
+                    Err(Stop::Failed(error)) if is_gone(error.errno) => match self.is_unheard(ino, news) {
                         true => *self.open.get(ino).ok_or(Stop::Failed(error))?.last.lock(),
                         false => self.bereave(ino).ok_or(Stop::Failed(error))?,
                     },

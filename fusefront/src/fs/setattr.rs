@@ -60,8 +60,9 @@ impl Fs {
         if rest.size.is_some_and(|size| size > 0) {
             self.is_not_behind(caller, ino)?;
         }
+        let news = self.news();
         match self.ask_setattr(caller, ino, &rest) {
-            Err(Stop::Failed(error)) if is_gone(error.errno) && self.is_unheard(ino) => {
+            Err(Stop::Failed(error)) if is_gone(error.errno) && self.is_unheard(ino, news) => {
                 Err(if self.open.get(ino).is_some() { Self::unheard_of(ino) } else { Stop::Failed(error) })
             }
             Err(Stop::Failed(error)) if is_gone(error.errno) => match self.bereave(ino) {

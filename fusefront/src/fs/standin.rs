@@ -14,7 +14,7 @@ use delugefs_proto::local_pb::Attr;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::{Fs, is_gone, written};
+use super::{Fs, News, is_gone, written};
 use crate::cache::InoMap;
 use crate::call::{Caller, Outcome, Stop};
 
@@ -86,6 +86,11 @@ impl Awaited {
     pub fn was_unheard(&self, ino: u64, link: Option<u64>) -> bool {
         let is = |file: &File| link.is_some() && file.unheard == link;
         self.count.load(Ordering::Acquire) > 0 && self.state.lock().files.get(&ino).is_some_and(is)
+    }
+
+    /// Anything may have changed.
+    pub fn hears_of_all(&self) {
+        self.state.lock().files.values_mut().for_each(|file| file.unheard = None);
     }
 
     /// Something of the inode has changed.
@@ -176,9 +181,10 @@ impl Fs {
         Err(FsError::new(Errno::EIO, message).into())
     }
 
-    /// The disk that is asked has just said that it does not know the inode: whether it may only not have heard of it.
-    pub(super) fn is_unheard(&self, ino: u64) -> bool {
-        self.awaited.is_unheard(ino, self.worker.link())
+    /// The disk that is asked has just said that it does not know the inode: whether it may only not have heard of it. That is known until
+    /// something is heard, if nothing was since it was asked.
+    pub(super) fn is_unheard(&self, ino: u64, asked: News) -> bool {
+        self.awaited.is_unheard(ino, self.worker.link().filter(|_| self.news() == asked))
     }
 
     /// A change of what only the disk that is away has would be a change of nothing.

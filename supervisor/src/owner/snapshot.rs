@@ -98,6 +98,13 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
                 if !status.reason.is_empty() {
                     problems.push(format!("{name} takes no new names: {}", status.reason));
                 }
+                if status.damaged_contents > 0 {
+                    problems.push(format!(
+                        "{name}: {} of its contents are damaged, and no other disk says that it has them whole; `delugefs scrub` names them, \
+                        and sets them aside",
+                        status.damaged_contents
+                    ));
+                }
                 // What is left is the reserve, which is for the catalog. Read-only it is when that has no room either.
                 if status.space.as_ref().is_some_and(|space| space.total_bytes > 0 && space.free_bytes == 0) {
                     problems.push(format!("{name} is full: what is written to it may fail; {MAKE_ROOM}"));

@@ -41,10 +41,10 @@ async fn a_corrupt_copy_that_a_reader_meets_is_set_aside_and_replaced() {
     }
 }
 
-/// It was cut: then it gives an error and no byte, and nobody but itself can tell why.
+/// It was cut: then it gives an error and no byte, and nobody but itself can tell why. As long as nobody has a whole one it stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_copy_that_cannot_be_given_is_looked_at_by_its_disk() {
-    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let (_, _, nodes) = cluster(3, &[(0, 1), (0, 2)]).await;
     let wanted = write(&nodes[0], "file", &bytes(50_000));
     known(&nodes[1], wanted).await;
     let path = rot(&nodes[0], wanted);
@@ -56,6 +56,20 @@ async fn a_copy_that_cannot_be_given_is_looked_at_by_its_disk() {
     let begin = format!("content {}: disk {}: ", &content[..8], &disk[..8]);
     let text = error.to_string();
     assert!(text.starts_with(&begin) && text.matches("No route to host").count() == 1, "{text}");
-    until("nobody to count on it", || nodes[1].net().holders(wanted.content).is_empty()).await;
-    assert!(!path.exists() && path.with_extension("damaged").exists());
+    until("it to be found damaged", || nodes[0].net().damaged_contents() == 1).await;
+    assert!(path.exists() && nodes[0].net().is_suspect(wanted.content));
+    assert!(!nodes[0].net().is_whole(wanted.content).await, "it vouches for it");
+    assert!(!nodes[0].fetcher().promise(&promise_of(wanted)).await.unwrap().promised);
+    // Another one that is damaged, too, is nothing to rely on.
+    let other = write(&nodes[2], "file2", &bytes(50_000));
+    assert_eq!(other, wanted);
+    until("it to be known", || !nodes[0].net().keepers(wanted.content).is_empty()).await;
+    let damaged = rot(&nodes[2], wanted);
+    assert!(!nodes[0].net().is_whole_elsewhere(wanted.content).await);
+    until("that to be found, too", || nodes[2].net().damaged_contents() == 1).await;
+    assert!(path.exists() && damaged.exists(), "both can still be read in part");
+}
+
+fn promise_of(wanted: Wanted) -> delugefs_proto::peer_pb::PromiseRequest {
+    delugefs_proto::peer_pb::PromiseRequest { content: wanted.content.0.to_vec(), ..Default::default() }
 }

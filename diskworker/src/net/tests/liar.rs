@@ -248,6 +248,10 @@ impl Peer for Lies {
     ) -> Result<Response<pb::ReportCorruptReply>, tonic::Status> {
         Err(tonic::Status::unimplemented("as an older one"))
     }
+
+    async fn verify(&self, _: Request<pb::VerifyRequest>) -> Result<Response<pb::VerifyReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("as an older one"))
+    }
 }
 
 /// Two good disks that know each other, and liars that both know.
