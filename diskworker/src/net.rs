@@ -128,7 +128,7 @@ pub struct Net {
     suspected: Notify,
     suspects: Mutex<corrupt::Suspects>,
     /// Held by who reads a copy for another disk.
-    verifying: tokio::sync::Mutex<()>,
+    verifying: Arc<tokio::sync::Mutex<()>>,
     about_changed: watch::Sender<()>,
     told: broadcast::Sender<(Option<u64>, Arc<pb::Holdings>)>,
     fetcher: std::sync::OnceLock<Weak<Fetcher>>,
@@ -175,7 +175,7 @@ impl Net {
             states: Notify::new(),
             suspected: Notify::new(),
             suspects: Mutex::default(),
-            verifying: tokio::sync::Mutex::default(),
+            verifying: Arc::default(),
             about_changed: watch::channel(()).0,
             told: broadcast::channel(TOLD).0,
             fetcher: std::sync::OnceLock::new(),

@@ -162,6 +162,8 @@ impl Fetcher {
         });
         let held: Result<FsResult<bool>, _> = held.await;
         match held {
+            // It was looked at meanwhile.
+            Ok(Ok(true)) if self.net.is_suspect(content) => soon("its copy may be damaged"),
             Ok(Ok(true)) => Ok(PromiseReply { promised: true, ..PromiseReply::default() }),
             Ok(Ok(false)) => no("it does not hold it, or knows more of what is wanted"),
             Ok(Err(error)) => Err(error),

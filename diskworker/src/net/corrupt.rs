@@ -16,6 +16,8 @@ use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb::{ReportCorruptRequest, VerifyRequest};
 use nix::errno::Errno;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Net;
@@ -24,7 +26,9 @@ use crate::engine::PROBLEMS_MAX;
 
 /// A copy is not looked at again, and a disk not told of it again, for so long; at most for so long where it was in vain.
 const AGAIN: Duration = Duration::from_secs(300);
-const AGAIN_MAX: Duration = Duration::from_secs(86_400);
+const AGAIN_MAX: Duration = Duration::from_secs(3600);
+/// So long a copy counts as whole that was read for another disk: who could not wait for that asks again.
+const WHOLE: Duration = Duration::from_secs(3600);
 /// Copies that wait to be looked at, and those of them that one disk has reported.
 const WAITING_MAX: usize = 256;
 const WAITING_EACH: usize = 16;
@@ -73,17 +77,11 @@ impl<K: Eq + Hash + Clone> Recently<K> {
         }
         if self.0.len() >= REMEMBERED_MAX && !self.0.contains_key(&what) {
             self.0.retain(|_, (at, pause)| now.duration_since(*at) < *pause);
-            // Half of them, the oldest: nobody may keep others from being heard by what he says.
+            // Half of them or more, the oldest: nobody may keep others from being heard by what he says.
             if self.0.len() >= REMEMBERED_MAX {
                 let mut times: Vec<Instant> = self.0.values().map(|(at, _)| *at).collect();
-                let (_, middle, _) = times.select_nth_unstable(REMEMBERED_MAX / 2);
-                let middle = *middle;
-                let mut left = REMEMBERED_MAX / 2;
-                self.0.retain(|_, (at, _)| {
-                    let stays = *at > middle || left > 0;
-                    left = left.saturating_sub(1);
-                    stays
-                });
+                let middle = *times.select_nth_unstable(REMEMBERED_MAX / 2).1;
+                self.0.retain(|_, (at, _)| *at > middle);
             }
         }
         let pause = self.0.get(&what).map_or(AGAIN, |(_, pause)| *pause);
@@ -116,9 +114,25 @@ impl Suspects {
         next
     }
 
-    /// The damaged copy is not there any more.
+    /// The copy is not there any more, or is another one.
     pub fn forget(&mut self, content: ContentId) {
         self.damaged.remove(&content);
+        self.whole.0.remove(&content);
+    }
+
+    /// It was read, and is not what its name says.
+    fn is_bad(&mut self, content: ContentId) {
+        if self.damaged.len() < REMEMBERED_MAX {
+            self.damaged.insert(content);
+        }
+    }
+
+    /// Have those that stay looked at again: another disk may have a whole one by now, and then they need not stay.
+    fn look_again(&mut self, me: DiskId, now: Instant) {
+        let damaged: Vec<ContentId> = self.damaged.iter().copied().collect();
+        for content in damaged {
+            self.report(me, content, now);
+        }
     }
 
     fn is_suspect(&self, content: ContentId) -> bool {
@@ -185,16 +199,35 @@ impl Net {
             }
         }
         // One after the other, and for half of the time.
-        let Ok(_one) = self.verifying.try_lock() else { return false };
-        let began = Instant::now();
+        let Ok(one) = self.verifying.clone().try_lock_owned() else { return false };
+        let (net, (tell, told)) = (self.clone(), oneshot::channel());
+        // To its end, also without whoever has asked: what was read counts for the next one.
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let whole = net.verify_own(content).await;
+            let _unheard = tell.send(whole);
+            tokio::time::sleep(began.elapsed()).await;
+            drop(one);
+        });
+        told.await.unwrap_or(false)
+    }
+
+    async fn verify_own(self: &Arc<Self>, content: ContentId) -> bool {
         let found = self.look(content).await;
+        let mut suspects = self.suspects.lock();
         match found {
-            Ok(Look::Whole) => drop(self.suspects.lock().whole.may(content, Instant::now())),
-            Ok(Look::Absent) => {}
-            Ok(Look::Bad(_)) | Err(_) => self.suspect_own(content),
+            Ok(Look::Whole) if !suspects.is_suspect(content) => {
+                let now = Instant::now();
+                suspects.whole.may(content, now);
+                suspects.whole.0.insert(content, (now, WHOLE));
+                return true;
+            }
+            Ok(Look::Bad(_)) => suspects.is_bad(content),
+            Ok(Look::Whole | Look::Absent) | Err(_) => return false,
         }
-        tokio::time::sleep(began.elapsed().min(ANSWER)).await;
-        matches!(found, Ok(Look::Whole)) && !self.is_suspect(content)
+        drop(suspects);
+        self.suspect_own(content);
+        false
     }
 
     async fn look(self: &Arc<Self>, content: ContentId) -> FsResult<Look> {
@@ -204,14 +237,18 @@ impl Net {
     }
 
     /// Whether another disk that keeps it has read its copy, and found it whole.
-    pub(crate) async fn is_whole_elsewhere(&self, content: ContentId) -> bool {
+    pub(crate) async fn is_whole_elsewhere(self: &Arc<Self>, content: ContentId) -> bool {
+        let mut asking = JoinSet::new();
         for disk in self.keepers(content).into_iter().take(ASKED_MAX) {
-            let asking = async {
-                let mut client = self.client(disk).await.ok()?;
+            let net = self.clone();
+            asking.spawn(timeout(READS, async move {
+                let mut client = net.client(disk).await.ok()?;
                 let reply = client.verify(VerifyRequest { content: content.0.to_vec() }).await.ok()?;
                 Some(reply.into_inner().whole)
-            };
-            if timeout(READS, asking).await == Ok(Some(true)) {
+            }));
+        }
+        while let Some(answer) = asking.join_next().await {
+            if matches!(answer, Ok(Ok(Some(true)))) {
                 return true;
             }
         }
@@ -220,7 +257,11 @@ impl Net {
 
     async fn look_at(self: &Arc<Self>, by: DiskId, content: ContentId) -> FsResult<()> {
         let error = match self.look(content).await? {
-            Look::Bad(error) => error,
+            Look::Bad(error) => {
+                // At once: nobody is to rely on it while others are asked.
+                self.suspects.lock().is_bad(content);
+                error
+            }
             look => {
                 let mut suspects = self.suspects.lock();
                 suspects.damaged.remove(&content);
@@ -239,12 +280,7 @@ impl Net {
             }
         };
         if !self.is_whole_elsewhere(content).await {
-            let mut suspects = self.suspects.lock();
-            if suspects.damaged.len() < REMEMBERED_MAX {
-                suspects.damaged.insert(content);
-            }
-            suspects.reported.lengthen(&content);
-            drop(suspects);
+            self.suspects.lock().reported.lengthen(&content);
             self.log.once("damaged", &content.to_hex(), || {
                 tracing::warn!("{error}; it stays, for no other disk says that it has it whole");
             });
@@ -274,7 +310,9 @@ impl Net {
 pub(super) async fn look_at_suspects(net: Arc<Net>) {
     let looking = async {
         loop {
-            net.suspected.notified().await;
+            if timeout(AGAIN, net.suspected.notified()).await.is_err() {
+                net.suspects.lock().look_again(net.engine.folder.disk_id(), Instant::now());
+            }
             loop {
                 let Some((by, content)) = net.suspects.lock().next() else { break };
                 let began = Instant::now();
@@ -324,7 +362,7 @@ mod tests {
         assert!(!recently.may(3 * REMEMBERED_MAX - 1, now));
         let later = now + AGAIN;
         assert!(recently.may(0, later) && !recently.may(0, later));
-        // What was in vain is done less and less often, and once a day at least.
+        // What was in vain is done less and less often, and once an hour at least.
         recently.lengthen(&0);
         assert!(!recently.may(0, later + AGAIN) && recently.may(0, later + 2 * AGAIN));
         (0..20).for_each(|_| recently.lengthen(&0));

@@ -71,14 +71,16 @@ impl Awaited {
     }
 
     /// The disk that is asked does not know the inode, as it said over this link; whether that may be because it has not heard of it.
-    pub fn is_unheard(&self, ino: u64, link: Option<u64>) -> bool {
+    /// If `is_news` nothing is noted: it may have heard of it since.
+    pub fn is_unheard(&self, ino: u64, link: Option<u64>, is_news: impl Fn() -> bool) -> bool {
         if self.count.load(Ordering::Acquire) == 0 {
             return false;
         }
         let mut state = self.state.lock();
         let disk = state.disk.clone();
         let Some(file) = state.files.get_mut(&ino).filter(|file| file.disk != disk) else { return false };
-        file.unheard = link;
+        // Under this lock, which whoever brings news takes after having said so.
+        file.unheard = link.filter(|_| !is_news());
         true
     }
 
@@ -184,7 +186,7 @@ impl Fs {
     /// The disk that is asked has just said that it does not know the inode: whether it may only not have heard of it. That is known until
     /// something is heard, if nothing was since it was asked.
     pub(super) fn is_unheard(&self, ino: u64, asked: News) -> bool {
-        self.awaited.is_unheard(ino, self.worker.link().filter(|_| self.news() == asked))
+        self.awaited.is_unheard(ino, self.worker.link(), || self.news() != asked)
     }
 
     /// A change of what only the disk that is away has would be a change of nothing.

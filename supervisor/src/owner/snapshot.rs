@@ -100,8 +100,7 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
                 }
                 if status.damaged_contents > 0 {
                     problems.push(format!(
-                        "{name}: {} of its contents are damaged, and no other disk says that it has them whole; `delugefs scrub` names them, \
-                        and sets them aside",
+                        "{name}: {} of its contents are damaged, and no other disk says that it has them whole; `delugefs scrub` names them",
                         status.damaged_contents
                     ));
                 }
