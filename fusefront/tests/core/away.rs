@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// Another disk serves from now on, on which this is otherwise.
+fn move_to(bench: &mut Bench, disk: &str, change: impl Fn(&mut Tree)) {
+    let link = bench.fs.worker.link();
+    bench.worker.crash();
+    disk.clone_into(&mut bench.worker.shared.disk.lock());
+    change(&mut bench.worker.shared.tree.lock());
+    bench.worker.resume();
+    bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+}
+
 #[test]
 fn survives_a_restart_of_the_worker() {
     let mut bench = Bench::start();
@@ -65,15 +75,7 @@ fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
     let before = [attr.ino, read_only].map(|ino| bench.fs.getattr(&Caller::own(), ino).unwrap());
     let sync = |bench: &Bench| bench.fs.fsync(&Caller::own(), opened.handle, false).map_err(|stop| stop.errno());
     assert_eq!(sync(&bench), Ok(()));
-    let move_to = |bench: &mut Bench, disk: &str, change: &dyn Fn(&mut Tree)| {
-        let link = bench.fs.worker.link();
-        bench.worker.crash();
-        disk.clone_into(&mut bench.worker.shared.disk.lock());
-        change(&mut bench.worker.shared.tree.lock());
-        bench.worker.resume();
-        bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
-    };
-    move_to(&mut bench, "01", &|tree| {
+    move_to(&mut bench, "01", |tree| {
         tree.lose_staged();
         for name in ["new", "read"] {
             tree.unlink(1, name.as_bytes()).unwrap();
@@ -100,7 +102,7 @@ fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
     }
     // The disk that had them is back, and there they were removed: that is so.
     let asked = bench.worker.count("getattr");
-    move_to(&mut bench, "00", &|tree| {
+    move_to(&mut bench, "00", |tree| {
         for before in before {
             tree.unlink(1, format!("{:x}", before.ino).as_bytes()).unwrap();
         }
@@ -136,16 +138,8 @@ fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
     bench.fs.rename(&Caller::own(), old, new, RenameHow::default()).unwrap();
     bench.fs.unlink(&Caller::own(), 1, &Bytes::from("gone")).unwrap();
     replaced.iter().chain([&newer]).for_each(|ino| bench.fs.forget(*ino, 1));
-    let move_to = |bench: &mut Bench, disk: &str, change: &dyn Fn(&mut Tree)| {
-        let link = bench.fs.worker.link();
-        bench.worker.crash();
-        disk.clone_into(&mut bench.worker.shared.disk.lock());
-        change(&mut bench.worker.shared.tree.lock());
-        bench.worker.resume();
-        bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
-    };
     // It has none of that.
-    move_to(&mut bench, "01", &|tree| {
+    move_to(&mut bench, "01", |tree| {
         tree.lose_staged();
         for (ino, before) in all.into_iter().zip(before).filter(|(ino, _)| *ino != same) {
             tree.replace(ino, &[1; 10]);
@@ -211,14 +205,14 @@ fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
     assert_eq!((read(&bench, reader.handle), cut(&bench, 5)), (Ok(30), Ok(5)));
     bench.fs.release(reader.handle);
     // The same disk again says what it likes, as after a change of a host whose clock is behind.
-    move_to(&mut bench, "01", &|tree| {
+    move_to(&mut bench, "01", |tree| {
         tree.replace(same, &[4; 4]);
         tree.node(same).unwrap().attr.written = 1;
     });
     assert_eq!(bench.read_file(same), [4; 4]);
     // One that is opened to be written when its disk is left is opened anew.
     let opening = bench.fs.begin_open(&Caller::own(), same, true, false).unwrap();
-    move_to(&mut bench, "00", &|_| ());
+    move_to(&mut bench, "00", |_| ());
     assert_eq!(bench.fs.finish_open(opening).unwrap_err().errno(), Errno::ESTALE);
 }
 
