@@ -59,6 +59,9 @@ pub(super) struct Checker<'a, 'r> {
 
 /// Largest time and number of a change: far beyond all that is honest (the year 2116), and far from where they end.
 pub const COUNT_MAX: u64 = 1 << 62;
+/// Most actors of a version vector. Each start of a disk takes one: a thousand disks that start every day need seven years for that. It is
+/// a quarter of what an object may have room for, so that whoever has joined one can still commit.
+const ACTORS_MAX: usize = 1 << 20;
 /// Largest number of elements under one name, or of one inode but for its names: to tell what a set shows takes the square of it. Each
 /// host that changes the same at the same time adds three.
 const SET_MAX: usize = 4096;
@@ -140,6 +143,10 @@ impl<'a, 'r> Checker<'a, 'r> {
         };
         if let Some((actor, seq)) = self.ctx.0.iter().find(|(_, seq)| **seq > COUNT_MAX) {
             let text = format!("version vector {}: {seq} changes of actor {actor:?}", root.ctx);
+            self.problem::<()>(text)?;
+        }
+        if self.ctx.0.len() > ACTORS_MAX {
+            let text = format!("version vector {}: {} actors, not {ACTORS_MAX} at most", root.ctx, self.ctx.0.len());
             self.problem::<()>(text)?;
         }
         self.counts.objects += 2;

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::fsync;
 use parking_lot::Mutex;
 
@@ -65,7 +65,7 @@ impl Durable {
     fn among(&self, named: &HashSet<ContentId>) -> FsResult<Vec<(ContentId, u64)>> {
         let pending = self.pending.lock();
         match pending.failed {
-            Some(errno) => Err(fail(errno, "sync", "data")),
+            Some(errno) => Err(is_unknown(errno, "data")),
             None => Ok(named.iter().filter_map(|content| pending.contents.get_key_value(content)).map(pair).collect()),
         }
     }
@@ -85,11 +85,28 @@ fn is_passing(errno: Errno) -> bool {
     matches!(errno, Errno::EMFILE | Errno::ENFILE)
 }
 
+/// A sync has failed, for good. Never `ENOSPC`, as btrfs and network file systems tell it: it would be taken for a full disk, which
+/// gets well when something is deleted.
+fn is_unknown(errno: Errno, what: &str) -> FsError {
+    let advice = "what of it is on the disk is not known; look at dmesg, then start this diskworker again";
+    FsError::new(Errno::EIO, format!("cannot sync {what} ({}): {advice}", errno.desc()))
+}
+
 fn pair((content, number): (&ContentId, &u64)) -> (ContentId, u64) {
     (*content, *number)
 }
 
 impl ContentStore {
+    /// Like [`ContentStore::verify`], by what is on the disk: after a failed sync the pages in memory are right, and nothing will
+    /// write them any more.
+    pub fn verify_on_disk(&self, content: ContentId, size: u64) -> FsResult<()> {
+        if let Ok(file) = self.open_content(content, size) {
+            // Best effort. What waits for being written stays, as it should.
+            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        }
+        self.verify(content, size)
+    }
+
     /// It is not known whether this content is on stable storage: an earlier process put it into `data/` and ended.
     pub fn doubt(&self, content: ContentId) {
         self.durable.renamed(content);
@@ -132,8 +149,7 @@ impl ContentStore {
             pending.contents.iter().map(pair).filter(|(_, number)| *number <= upto).collect()
         };
         // Without the lock. It hides no error from those who sync a file.
-        let is_synced =
-            rest.len() > ONE_BY_ONE_MAX && self.sync_whole().map_err(|errno| fail(errno, "sync", "data"))?;
+        let is_synced = rest.len() > ONE_BY_ONE_MAX && self.sync_whole().map_err(|errno| is_unknown(errno, "data"))?;
         if !is_synced {
             return rest.iter().try_for_each(|(content, _)| self.sync_content(*content));
         }
@@ -177,12 +193,13 @@ impl ContentStore {
                 Ok(())
             }
             Err((errno, name)) => {
-                match is_passing(errno) {
+                if is_passing(errno) {
                     // Nothing was synced, and nothing is lost: the next one may come to it.
-                    true => pending.made_shard |= made_shard,
-                    false => pending.failed = Some(errno),
+                    pending.made_shard |= made_shard;
+                    return Err(fail(errno, "sync", &name));
                 }
-                Err(fail(errno, "sync", &name))
+                pending.failed = Some(errno);
+                Err(is_unknown(errno, &name))
             }
         }
     }

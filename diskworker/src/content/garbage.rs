@@ -229,7 +229,7 @@ impl ContentStore {
     }
 
     /// Move one content to the trash unless something keeps it.
-    fn discard(&self, content: ContentId, now: SystemTime) -> FsResult<bool> {
+    pub(super) fn discard(&self, content: ContentId, now: SystemTime) -> FsResult<bool> {
         let name = content.to_hex();
         let mut shard = self.shard(content).lock();
         if self.keep.holds(content) {
@@ -293,6 +293,10 @@ impl ContentStore {
 
     /// Take back those of them that are in the trash.
     pub fn take_back_all(&self, contents: &[ContentId]) -> FsResult<()> {
+        // A collection that has begun knows nothing of whose they are now.
+        self.keep.fresh.lock().extend(contents);
+        // Whatever it moves for not having seen that is in the trash by now.
+        self.shards.iter().for_each(|shard| drop(shard.lock()));
         // Each looks for itself: with a month's trash that is less than to list it.
         if contents.len() <= LOOKED_UP_MAX {
             return contents.iter().try_for_each(|content| self.take_back(*content).map(drop));

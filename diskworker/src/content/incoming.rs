@@ -9,7 +9,7 @@ use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
 use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
 
 use super::{ContentStore, fail, hash};
@@ -40,7 +40,16 @@ impl ContentStore {
     }
 
     fn make_incoming(&self, content: ContentId, size: u64) -> Result<File, Errno> {
-        let file = os::open_file(self.dir(Dir::Incoming), &content.to_hex(), OFlag::O_RDWR | OFlag::O_CREAT)?;
+        let (at, name) = (self.dir(Dir::Incoming), content.to_hex());
+        let open = || os::open_file(at, &name, OFlag::O_RDWR | OFlag::O_CREAT);
+        let file = match open() {
+            // Earlier releases made it read-only before they were done with it.
+            Err(Errno::EACCES) => {
+                fchmodat(at, name.as_str(), Mode::S_IRUSR | Mode::S_IWUSR, FchmodatFlags::FollowSymlink)?;
+                open()?
+            }
+            file => file?,
+        };
         let length = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
         if fstat(&file)?.st_size != length {
             ftruncate(&file, length)?;
@@ -108,13 +117,14 @@ impl ContentStore {
         if found != content {
             return wrong(format!("its SHA-256 is {found}; removed"));
         }
-        file.set_permissions(PermissionsExt::from_mode(0o400)).map_err(|error| failed(os::errno(&error)))?;
         if let Err(error) = file.sync_all() {
             // The next sync would succeed and say nothing of what is not on the disk (see `doubt`). It can be had again.
             self.remove_incoming(content)?;
             return Err(failed(os::errno(&error)));
         }
-        self.put(&mut self.shard(content).lock(), Dir::Incoming, &name, content).map_err(failed)
+        self.put(&mut self.shard(content).lock(), Dir::Incoming, &name, content).map_err(failed)?;
+        // Last: a read-only file in `incoming/` could not be opened again to go on with.
+        file.set_permissions(PermissionsExt::from_mode(0o400)).map_err(|error| failed(os::errno(&error)))
     }
 
     /// Give up fetching a content.

@@ -201,6 +201,15 @@ impl ContentStore {
         Ok(())
     }
 
+    /// Where the same content has come meanwhile, or is in the trash, [`ContentStore::finish_seal`] replaces it, which must be durable
+    /// before: to be called by who holds a lock then, for it takes as long as the file is large.
+    pub fn sync_replacing(&self, sealed: &Sealed) -> FsResult<()> {
+        match sealed.held_already || self.has(sealed.content)?.is_none() {
+            true => Ok(()),
+            false => self.sync_staged(sealed.ino).map(drop),
+        }
+    }
+
     /// Where the same content is held already, make that durable: to be called before [`ContentStore::finish_seal`] lets a staging
     /// file go that is.
     pub fn sync_held(&self, sealed: &Sealed) -> FsResult<()> {

@@ -296,6 +296,22 @@ fn garbage_goes_to_the_trash_and_comes_back_when_asked_for() {
     assert_eq!(lab.store.usage(), Usage { contents: 1, bytes: 5000 });
 }
 
+/// A collection began without it; then a disk brought a file that has it.
+#[test]
+fn what_a_join_brings_is_spared_by_a_collection_that_has_begun() {
+    for count in [1, 1001] {
+        let lab = Lab::new();
+        let content = lab.seal(1, &noise(5000));
+        let none = HashSet::new();
+        lab.store.collect(&none, Duration::MAX, SystemTime::now()).unwrap(); // it is no longer new
+        let others = (1..count).map(|n: u32| sha256(&n.to_le_bytes()));
+        lab.store.take_back_all(&others.chain([content]).collect::<Vec<_>>()).unwrap();
+        assert!(!lab.store.discard(content, SystemTime::now()).unwrap());
+        lab.store.collect(&none, Duration::MAX, SystemTime::now()).unwrap();
+        assert_eq!(lab.store.collect(&none, Duration::MAX, SystemTime::now()).unwrap().moved, 1);
+    }
+}
+
 #[test]
 fn what_a_disk_that_is_away_may_still_refer_to_stays_in_the_trash() {
     let lab = Lab::new();
@@ -358,6 +374,23 @@ fn a_fetched_file_is_verified_as_a_whole() {
     lab.store.check(content, 300_000).unwrap();
     lab.store.sync_content(content).unwrap();
     assert_eq!(lab.store.incoming_file(content, u64::MAX >> 2).unwrap_err().errno, Errno::ENOSPC);
+}
+
+/// Whoever is no superuser cannot open it again if it is read-only.
+#[test]
+fn a_fetched_file_that_cannot_be_finished_can_be_gone_on_with() {
+    let lab = Lab::new();
+    let bytes = noise(5000);
+    let content = sha256(&bytes);
+    lab.store.incoming_file(content, 5000).unwrap().write_all_at(&bytes, 0).unwrap();
+    let at = lab.path(data_path(content));
+    fs::create_dir_all(&at).unwrap(); // in its place
+    lab.store.finish_incoming(content, 5000, &|| false).unwrap_err();
+    let file = lab.store.incoming_file(content, 5000).unwrap();
+    assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+    fs::remove_dir(&at).unwrap();
+    lab.store.finish_incoming(content, 5000, &|| false).unwrap();
+    assert_eq!(fs::metadata(&at).unwrap().mode() & 0o777, 0o400);
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Lost {
         for element in elements() {
             if let Body::Content { data: Data::Stored { content, size, .. }, .. } = &element.body
                 && verified.insert((*content, *size))
-                && let Err(error) = store.verify(*content, *size)
+                && let Err(error) = store.verify_on_disk(*content, *size)
             {
                 // What is damaged has been set aside.
                 match store.has(*content) {

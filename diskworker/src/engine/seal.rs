@@ -210,6 +210,7 @@ impl Engine {
                         }
                         None => {
                             drop(moving); // it stays
+                            self.store.sync_replacing(&sealed)?; // before anybody has to wait for what follows
                             match seen.promised {
                                 true => self.finish_promised(seen, &sealed),
                                 false => self.finish_large(seen, &sealed),

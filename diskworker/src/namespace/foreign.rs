@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use delugefs_proto::errno::FsResult;
+use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, Ino};
-use delugefs_proto::record::{Body, Data, Dot, Element, Key, Name, Perm, Xattrs};
+use delugefs_proto::record::{Body, Data, Dot, Element, Key, Name, Perm, VersionVector, Xattrs};
+use nix::errno::Errno;
 
 use super::{Located, Namespace, Txn, catalog_error, node, now_ns, rename};
 use crate::catalog::{State, Succession};
@@ -44,6 +45,13 @@ impl Namespace {
     /// leave behind is repaired at once: a directory in two places, in none, or below itself.
     pub fn join(&mut self, theirs: &State) -> FsResult<Brought> {
         debug_assert!(!self.is_dirty());
+        // Each start takes an actor of its own, so nobody can know more of it. What we change next would count as removed.
+        let of_ours = |ctx: &VersionVector| ctx.0.get(&self.actor).copied().unwrap_or_default();
+        let (said, made) = (of_ours(&theirs.ctx), of_ours(&self.ctx));
+        if said > made {
+            let why = format!("it knows of {said} changes of this disk, which has made {made}");
+            return Err(FsError::new(Errno::EIO, format!("refused the state of another disk: {why}")));
+        }
         let joined = self.catalog.join(theirs).map_err(catalog_error)?;
         self.ctx = joined.state.ctx.clone();
         self.seq += 1;

@@ -151,6 +151,31 @@ fn the_name_of_a_directory_that_is_not_there_is_in_nobodys_way_and_goes_when_it_
     }
 }
 
+/// Else whatever it changes next is taken for removed by everybody, itself among them.
+#[test]
+fn a_state_that_knows_more_of_a_disk_than_itself_is_refused() {
+    let roots = [0, 1].map(|_| tempfile::tempdir().unwrap());
+    let [mut liar, mut ns] = [0, 1].map(|n| new(roots[n].path()));
+    commit(&mut liar);
+    commit(&mut ns);
+    for (seq, is_refused) in [(0, false), (1 << 40, true)] {
+        let (changes, mut ctx) = liar.begin_commit().unwrap();
+        ctx.0.insert(ns.actor, ns.ctx.0[&ns.actor] + seq);
+        liar.catalog.commit(&changes, &ctx).unwrap();
+        drop(changes);
+        liar.committed();
+        let (state, mut pack) = (liar.catalog.state(), Vec::new());
+        liar.catalog.export(&state, None, &mut pack).unwrap();
+        let taken = ns.catalog.import(&mut &pack[..], state.commit, &ImportLimits::default(), None).unwrap();
+        match ns.join(&taken) {
+            Err(error) => assert!(is_refused && error.message.contains("changes of this disk"), "{error}"),
+            Ok(_) => assert!(!is_refused),
+        }
+        mkdir(&mut ns, Ino::ROOT, &format!("after {seq}"));
+        commit(&mut ns);
+    }
+}
+
 /// What else is in the set of such a name is another host's file: what is put there does not take it along.
 #[test]
 fn what_lies_under_the_name_of_nothing_is_there_when_the_name_is_taken() {

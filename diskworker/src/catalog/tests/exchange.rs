@@ -243,6 +243,13 @@ fn states_that_must_not_exist_are_refused() {
         "does not cover",
     );
     why(
+        forged(|f, ctx| {
+            ctx.0.extend((0..=1 << 20).map(|actor| (ActorId(actor << 8), 1)));
+            plain(f, &leaf(0..64, 4).0)
+        }),
+        "actors",
+    );
+    why(
         forged(|f, _| {
             let mut bytes = encode_leaf(&leaf(0..2, 4).0);
             bytes.push(0);

@@ -37,6 +37,19 @@ fn a_commit_syncs_what_it_names_and_waits_for_nothing_else() {
     });
 }
 
+/// Of btrfs or a network file system. Whoever deletes something then gets no room, and the disk is not well.
+#[test]
+fn a_sync_that_fails_for_want_of_room_is_no_full_disk() {
+    let lab = Lab::new();
+    lab.seal(1, &noise(5000));
+    lab.store.durable.failed(Errno::ENOSPC);
+    for _ in 0..2 {
+        let error = lab.store.barrier().unwrap_err();
+        assert_eq!(error.errno, Errno::EIO);
+        assert!(error.message.contains("No space left"), "{error}");
+    }
+}
+
 #[test]
 fn the_rest_is_synced_by_the_second_call() {
     for count in [3, 100] {
