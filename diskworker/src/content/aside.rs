@@ -13,6 +13,7 @@ use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise, renameat};
 use nix::sys::stat::fstat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::damaged::Damage;
 use super::{ContentStore, content_of, data_path, fail, hash, shard_of, stat_regular};
 use crate::folder::Dir;
 use crate::os;
@@ -41,7 +42,7 @@ pub enum Look {
     Absent,
     /// It is what its name says.
     Whole,
-    /// It is not, or cannot be read.
+    /// It is not, or cannot be read: noted, as [`ContentStore::damage`] says from then on.
     Bad(FsError),
 }
 
@@ -81,14 +82,48 @@ impl ContentStore {
         }
     }
 
-    /// Whether a copy is what its name says, whatever length somebody thinks it has. It stays where it is.
+    /// Whether a copy is what its name says, whatever length somebody thinks it has. It stays where it is, and what is
+    /// found is noted. Twice if it is bad, the second time from the disk: it may have been read wrongly.
     pub fn look_at(&self, content: ContentId) -> FsResult<Look> {
-        let found = self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))?;
-        Ok(match found.map(|found| self.check(content, found.st_size as u64)) {
-            None => Look::Absent,
-            Some(Ok(())) => Look::Whole,
-            Some(Err(error)) => Look::Bad(error),
-        })
+        let failed = |errno| fail(errno, "look at", &data_path(content));
+        let name = content.to_hex();
+        let file = match self.open_shard(content).and_then(|dir| os::open_file(dir, &name, OFlag::O_RDONLY)) {
+            Ok(file) => file,
+            Err(Errno::ENOENT) => {
+                self.missed(content);
+                return Ok(Look::Absent);
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        let looked_at = fstat(&file).map_err(failed)?;
+        let size = looked_at.st_size as u64;
+        let found = match hash::hash(&file, size, false, &|| false).map(|found| found.content) {
+            Ok(found) if found == content => None,
+            _ => match is_whole(&file, content) {
+                Ok(true) => None,
+                Ok(false) => Some((Damage::Wrong, fail::damaged(&data_path(content), "it is not what its name says"))),
+                Err(Errno::EIO) => Some((Damage::Unreadable, fail(Errno::EIO, "read", &data_path(content)))),
+                Err(errno) => return Err(fail(errno, "read", &data_path(content))),
+            },
+        };
+        {
+            let _shard = self.shard(content).lock();
+            let now = self.stat(content).map_err(failed)?;
+            if now.is_none_or(|now| (now.st_ino, now.st_dev) != (looked_at.st_ino, looked_at.st_dev)) {
+                // Replaced meanwhile by one that was verified when it came; or gone, and nobody's any more.
+                return Ok(if now.is_some() { Look::Whole } else { Look::Absent });
+            }
+            match &found {
+                Some((damage, _)) => self.damaged.note(content, *damage),
+                None => self.damaged.forget(content),
+            }
+        }
+        if let Err(error) = self.save_damaged()
+            && found.is_some()
+        {
+            tracing::warn!("{} is known to be damaged only until this process ends: {error}", data_path(content));
+        }
+        Ok(found.map_or(Look::Whole, |(_, error)| Look::Bad(error)))
     }
 
     /// Look at what somebody says is damaged, as [`ContentStore::scrub`] does, whatever length he thinks it has.
@@ -99,7 +134,10 @@ impl ContentStore {
         let stat = || self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)));
         let Some(found) = stat()? else { return Ok(Suspect::Absent) };
         match self.scrub(content, found.st_size as u64, is_elsewhere) {
-            Ok(()) => Ok(Suspect::Whole),
+            Ok(()) => {
+                self.damaged.forget(content);
+                Ok(Suspect::Whole)
+            }
             Err(_) if stat()?.is_none() => Ok(Suspect::SetAside),
             Err(error) => Err(error),
         }

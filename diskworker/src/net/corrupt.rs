@@ -1,12 +1,13 @@
 //! Copies that turn out to be corrupt. Who gets wrong bytes tells the disk that sent them, and that one looks at its copy itself. So it
 //! does with what it could not read for somebody. What is damaged is set aside, so that nobody counts on it any more and the policy has a
-//! good one fetched, if another disk has just read its own and found it whole. Else it stays: of two that are damaged at
-//! different places all can still be read, and of an only one most. Whoever looks at his copy neither promises it nor vouches for it.
+//! good one fetched, if another disk has just read its own and found it whole. Else it stays, and the store knows of it: of two that are
+//! damaged at different places all can still be read, and of an only one most. Whoever looks at his copy neither promises it nor vouches
+//! for it.
 //!
 //! A report is nothing but a hint: who lies costs a read. Copies are looked at one after the other, for half of the time at most, each
 //! once in some minutes, and less and less often where that changes nothing.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,14 +41,12 @@ const READS: Duration = Duration::from_secs(600);
 /// Disks that are asked for a whole one.
 const ASKED_MAX: usize = 4;
 
-/// What is known of corrupt copies, here and elsewhere.
+/// What is to be looked at, and what was done about corrupt copies here and elsewhere.
 #[derive(Default)]
 pub(super) struct Suspects {
     /// By whom it was reported, and what.
     waiting: VecDeque<(DiskId, ContentId)>,
     looked_at: Option<ContentId>,
-    /// Those that stay.
-    damaged: HashSet<ContentId>,
     reported: Recently<ContentId>,
     told: Recently<(DiskId, ContentId)>,
     /// Read for others, and whole.
@@ -116,28 +115,11 @@ impl Suspects {
 
     /// The copy is not there any more, or is another one.
     pub fn forget(&mut self, content: ContentId) {
-        self.damaged.remove(&content);
         self.whole.0.remove(&content);
     }
 
-    /// It was read, and is not what its name says.
-    fn is_bad(&mut self, content: ContentId) {
-        if self.damaged.len() < REMEMBERED_MAX {
-            self.damaged.insert(content);
-        }
-    }
-
-    /// Have those that stay looked at again: another disk may have a whole one by now, and then they need not stay.
-    fn look_again(&mut self, me: DiskId, now: Instant) {
-        let damaged: Vec<ContentId> = self.damaged.iter().copied().collect();
-        for content in damaged {
-            self.report(me, content, now);
-        }
-    }
-
     fn is_suspect(&self, content: ContentId) -> bool {
-        let is_waiting = || self.waiting.iter().any(|(_, waiting)| *waiting == content);
-        self.looked_at == Some(content) || self.damaged.contains(&content) || is_waiting()
+        self.looked_at == Some(content) || self.waiting.iter().any(|(_, waiting)| *waiting == content)
     }
 }
 
@@ -182,20 +164,20 @@ impl Net {
 
     /// Nobody should rely on the copy here: it is damaged, or may be.
     pub fn is_suspect(&self, content: ContentId) -> bool {
-        self.suspects.lock().is_suspect(content)
+        self.engine.store.damage(content).is_some() || self.suspects.lock().is_suspect(content)
     }
 
     /// How many contents are damaged here, and stay.
     pub fn damaged_contents(&self) -> u64 {
-        self.suspects.lock().damaged.len() as u64
+        self.engine.store.damaged_len() as u64
     }
 
     /// Read the copy here for another disk: whether it is whole. `false` also when there is no time for that.
     pub async fn is_whole(self: &Arc<Self>, content: ContentId) -> bool {
         {
-            let suspects = self.suspects.lock();
-            if suspects.is_suspect(content) || suspects.whole.has(&content, Instant::now()) {
-                return !suspects.is_suspect(content);
+            let is_suspect = self.is_suspect(content);
+            if is_suspect || self.suspects.lock().whole.has(&content, Instant::now()) {
+                return !is_suspect;
             }
         }
         // One after the other, and for half of the time.
@@ -213,21 +195,22 @@ impl Net {
     }
 
     async fn verify_own(self: &Arc<Self>, content: ContentId) -> bool {
-        let found = self.look(content).await;
-        let mut suspects = self.suspects.lock();
-        match found {
-            Ok(Look::Whole) if !suspects.is_suspect(content) => {
-                let now = Instant::now();
-                suspects.whole.may(content, now);
-                suspects.whole.0.insert(content, (now, WHOLE));
-                return true;
+        match self.look(content).await {
+            Ok(Look::Whole) => {
+                let (mut suspects, now) = (self.suspects.lock(), Instant::now());
+                let is_whole = !suspects.is_suspect(content);
+                if is_whole {
+                    suspects.whole.may(content, now);
+                    suspects.whole.0.insert(content, (now, WHOLE));
+                }
+                is_whole
             }
-            Ok(Look::Bad(_)) => suspects.is_bad(content),
-            Ok(Look::Whole | Look::Absent) | Err(_) => return false,
+            Ok(Look::Bad(_)) => {
+                self.suspect_own(content);
+                false
+            }
+            Ok(Look::Absent) | Err(_) => false,
         }
-        drop(suspects);
-        self.suspect_own(content);
-        false
     }
 
     async fn look(self: &Arc<Self>, content: ContentId) -> FsResult<Look> {
@@ -257,16 +240,10 @@ impl Net {
 
     async fn look_at(self: &Arc<Self>, by: DiskId, content: ContentId) -> FsResult<()> {
         let error = match self.look(content).await? {
-            Look::Bad(error) => {
-                // At once: nobody is to rely on it while others are asked.
-                self.suspects.lock().is_bad(content);
-                error
-            }
+            // The store has noted it: nobody relies on it while others are asked.
+            Look::Bad(error) => error,
             look => {
-                let mut suspects = self.suspects.lock();
-                suspects.damaged.remove(&content);
-                suspects.reported.lengthen(&content);
-                drop(suspects);
+                self.suspects.lock().reported.lengthen(&content);
                 if matches!(look, Look::Whole) {
                     self.log.once("suspect", &by.to_hex(), || {
                         let by = by.to_hex();
@@ -291,12 +268,8 @@ impl Net {
         let setting = tokio::task::spawn_blocking(move || net.engine.store.suspect(content, may_be_unreadable)).await;
         match setting.map_err(|_| FsError::from(Errno::EIO))? {
             // The store has said so.
-            Ok(Suspect::SetAside) => {
-                let mut suspects = self.suspects.lock();
-                suspects.bad += 1;
-                suspects.damaged.remove(&content);
-            }
-            Ok(Suspect::Absent | Suspect::Whole) => drop(self.suspects.lock().damaged.remove(&content)),
+            Ok(Suspect::SetAside) => self.suspects.lock().bad += 1,
+            Ok(Suspect::Absent | Suspect::Whole) => {}
             Err(error) => {
                 self.suspects.lock().reported.lengthen(&content);
                 self.log.once("damaged", &content.to_hex(), || tracing::warn!("content {content}: {error}"));
@@ -311,7 +284,8 @@ pub(super) async fn look_at_suspects(net: Arc<Net>) {
     let looking = async {
         loop {
             if timeout(AGAIN, net.suspected.notified()).await.is_err() {
-                net.suspects.lock().look_again(net.engine.folder.disk_id(), Instant::now());
+                // Those that stay: another disk may have a whole one by now, and then they need not.
+                net.engine.store.damaged().into_iter().for_each(|content| net.suspect_own(content));
             }
             loop {
                 let Some((by, content)) = net.suspects.lock().next() else { break };

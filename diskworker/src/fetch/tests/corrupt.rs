@@ -44,7 +44,7 @@ async fn a_corrupt_copy_that_a_reader_meets_is_set_aside_and_replaced() {
 /// It was cut: then it gives an error and no byte, and nobody but itself can tell why. As long as nobody has a whole one it stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_copy_that_cannot_be_given_is_looked_at_by_its_disk() {
-    let (_, _, nodes) = cluster(3, &[(0, 1), (0, 2)]).await;
+    let (_, _, mut nodes) = cluster(3, &[(0, 1), (0, 2)]).await;
     let wanted = write(&nodes[0], "file", &bytes(50_000));
     known(&nodes[1], wanted).await;
     let path = rot(&nodes[0], wanted);
@@ -68,6 +68,10 @@ async fn a_copy_that_cannot_be_given_is_looked_at_by_its_disk() {
     assert!(!nodes[0].net().is_whole_elsewhere(wanted.content).await);
     until("that to be found, too", || nodes[2].net().damaged_contents() == 1).await;
     assert!(path.exists() && damaged.exists(), "both can still be read in part");
+    // Nor is it relied on by anybody after a restart, though nobody has met it since.
+    let back = Node::start(nodes.remove(0).stop().await, 0).await;
+    assert!(back.net().damaged_contents() == 1 && back.net().is_suspect(wanted.content));
+    assert!(!back.net().is_whole(wanted.content).await, "it vouches for it");
 }
 
 fn promise_of(wanted: Wanted) -> delugefs_proto::peer_pb::PromiseRequest {
