@@ -207,6 +207,18 @@ impl ContentStore {
         Ok(file)
     }
 
+    /// The same for who does not verify what he reads: a reader, or who makes a new file of it.
+    ///
+    /// # Errors
+    /// As those of [`ContentStore::open_content`]; `EIO` also for what was found to have wrong bytes. What cannot be read in places says
+    /// so itself.
+    pub fn open_to_read(&self, content: ContentId, expect_size: u64) -> FsResult<File> {
+        match self.damage(content) {
+            Some(Damage::Wrong) => Err(fail::damaged(&data_path(content), "it is not what its name says")),
+            Some(Damage::Unreadable) | None => self.open_content(content, expect_size),
+        }
+    }
+
     /// Read a whole content again and compare it with its name.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Contents that turned out not to be what their names say, or that a scrub could not read and another disk has: set aside
+//! Contents that turned out not to be what their names say, or that could not be read, and that another disk has whole: set aside
 //! under `data/xx/<SHA-256>.damaged`. From then on this disk does not hold them: it neither announces nor promises them, and fetches them
 //! where another disk has them. The file stays, for whoever wants to save a part of it, until it was replaced or no file has the
 //! content any more. A scrub that finds it whole again, as when a cable was loose, takes it back.
@@ -24,15 +24,15 @@ const DAMAGED: &str = ".damaged";
 /// Whether a content is to be set aside, by whether it was found whole.
 type IsBad = fn(Result<bool, Errno>) -> Result<bool, Errno>;
 
-/// What a look at a content showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What became of a copy that was found bad.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Suspect {
     /// This disk does not hold it.
     Absent,
     /// It is what its name says.
     Whole,
-    /// It was not, or could not be read and is elsewhere.
-    SetAside,
+    /// It is bad, and is set aside as this file.
+    SetAside(String),
 }
 
 /// What a look at a copy has found.
@@ -65,20 +65,14 @@ impl ContentStore {
         checked.or_else(|error| self.verified(content, error, |read| read.map(|is_whole| !is_whole)))
     }
 
-    /// Like [`ContentStore::verify`]; what cannot be read is set aside too if another disk has it, as where the file system has checksums
-    /// of its own. Of the only copy what can be read still can.
+    /// Like [`ContentStore::check`]; what was set aside and is whole after all is taken back.
     ///
     /// # Errors
-    /// As those of [`ContentStore::verify`].
-    pub fn scrub(&self, content: ContentId, size: u64, is_elsewhere: bool) -> FsResult<()> {
+    /// As those of [`ContentStore::check`]. What is damaged stays where it is.
+    pub fn check_or_take_back(&self, content: ContentId, size: u64) -> FsResult<()> {
         match self.check(content, size) {
             Err(error) if error.errno == Errno::ENOENT && self.take_from_aside(content, size) => Ok(()),
-            Err(error) if is_elsewhere => self.verified(content, error, |read| match read {
-                Err(Errno::EIO) => Ok(true),
-                read => read.map(|is_whole| !is_whole),
-            }),
-            Err(error) => self.verified(content, error, |read| read.map(|is_whole| !is_whole)),
-            Ok(()) => Ok(()),
+            checked => checked,
         }
     }
 
@@ -126,21 +120,26 @@ impl ContentStore {
         Ok(found.map_or(Look::Whole, |(_, error)| Look::Bad(error)))
     }
 
-    /// Look at what somebody says is damaged, as [`ContentStore::scrub`] does, whatever length he thinks it has.
+    /// Set a copy aside that was found bad, if it still is, whatever length somebody thinks it has; one that cannot be read only with
+    /// `unreadable`.
     ///
     /// # Errors
     /// What could not be read, and stays where it is.
-    pub fn suspect(&self, content: ContentId, is_elsewhere: bool) -> FsResult<Suspect> {
-        let stat = || self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)));
-        let Some(found) = stat()? else { return Ok(Suspect::Absent) };
-        match self.scrub(content, found.st_size as u64, is_elsewhere) {
-            Ok(()) => {
-                self.damaged.forget(content);
-                Ok(Suspect::Whole)
-            }
-            Err(_) if stat()?.is_none() => Ok(Suspect::SetAside),
-            Err(error) => Err(error),
+    pub fn suspect(&self, content: ContentId, unreadable: bool) -> FsResult<Suspect> {
+        let is_bad: IsBad = match unreadable {
+            true => |read| match read {
+                Err(Errno::EIO) => Ok(true),
+                read => read.map(|is_whole| !is_whole),
+            },
+            false => |read| read.map(|is_whole| !is_whole),
+        };
+        if self.set_aside(content, is_bad)? {
+            return Ok(Suspect::SetAside(aside_name(content)));
         }
+        Ok(match self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))? {
+            Some(_) => Suspect::Whole,
+            None => Suspect::Absent,
+        })
     }
 
     /// After a look that ended with this error.

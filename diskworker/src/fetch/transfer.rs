@@ -32,6 +32,7 @@ use crate::net::pace::Pace;
 mod here;
 mod rest;
 
+use here::Own;
 pub(super) use rest::Rest;
 
 /// Requests under way at once, and more of them for what readers wait for: they do not stand behind the rest.
@@ -277,7 +278,7 @@ impl Transfer {
         let mut holders = Holders { turn: random_u64() as usize, ..Holders::default() };
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
-        let mut own_copied = false;
+        let mut own = Own::Absent;
         loop {
             if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
@@ -333,19 +334,24 @@ impl Transfer {
                     }
                     continue;
                 }
-                // Somebody may have written the same bytes on this disk. Readers have this file, not that one.
-                if !own_copied {
-                    let copied = self.copy_own(engine).await;
-                    if copied.as_ref().is_err_and(|error| error.errno == CORRUPT) {
+                // Somebody may have written the same bytes on this disk. Readers have this file, not that one. Or the copy here is damaged,
+                // and of that all is taken that is right.
+                if own == Own::Absent {
+                    own = self.copy_own(engine).await?;
+                    if own == Own::Damaged {
                         net.suspect_own(self.wanted.content);
                     }
-                    own_copied = copied?;
-                    if own_copied {
+                    if own != Own::Absent {
                         continue;
                     }
                 }
                 let since = *nobody.get_or_insert_with(Instant::now);
                 if since.elapsed() > NOBODY || net.is_alone() {
+                    if own == Own::Damaged {
+                        let text =
+                            "the copy on this disk is damaged, and no disk that holds a whole one can be reached";
+                        return Err(FsError::new(Errno::EIO, text));
+                    }
                     let text = holders.error.unwrap_or_else(|| "no disk that holds the content can be reached".into());
                     return Err(FsError::new(Errno::EHOSTUNREACH, text));
                 }

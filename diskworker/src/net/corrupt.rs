@@ -17,13 +17,14 @@ use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb::{ReportCorruptRequest, VerifyRequest};
 use nix::errno::Errno;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Net;
 use crate::content::{Look, Suspect};
-use crate::engine::PROBLEMS_MAX;
+use crate::engine::{Fate, Others, PROBLEMS_MAX};
 
 /// A copy is not looked at again, and a disk not told of it again, for so long; at most for so long where it was in vain.
 const AGAIN: Duration = Duration::from_secs(300);
@@ -238,44 +239,78 @@ impl Net {
         false
     }
 
-    async fn look_at(self: &Arc<Self>, by: DiskId, content: ContentId) -> FsResult<()> {
+    /// Look at a copy here. One that is bad is set aside if another disk has just verified its own, and else stays; it does without `ask`.
+    async fn look_at(self: &Arc<Self>, content: ContentId, ask: bool) -> FsResult<Fate> {
         let error = match self.look(content).await? {
+            Look::Absent => return Ok(Fate::Absent),
+            Look::Whole => return Ok(Fate::Whole),
             // The store has noted it: nobody relies on it while others are asked.
             Look::Bad(error) => error,
-            look => {
-                self.suspects.lock().reported.lengthen(&content);
-                if matches!(look, Look::Whole) {
-                    self.log.once("suspect", &by.to_hex(), || {
-                        let by = by.to_hex();
-                        tracing::info!(
-                            "disk {} got corrupt bytes of content {content}, and it is whole here",
-                            short_id(&by)
-                        );
-                    });
-                }
-                return Ok(());
-            }
         };
-        if !self.is_whole_elsewhere(content).await {
-            self.suspects.lock().reported.lengthen(&content);
-            self.log.once("damaged", &content.to_hex(), || {
-                tracing::warn!("{error}; it stays, for no other disk says that it has it whole");
-            });
-            return Ok(());
+        let with = |what: &str| FsError::new(error.errno, format!("{}; {what}", error.message));
+        if !ask {
+            return Ok(Fate::Stays(with("it stays: there is too much of that, the disk may be failing")));
         }
-        let may_be_unreadable = self.suspects.lock().bad < PROBLEMS_MAX;
+        if !self.is_whole_elsewhere(content).await {
+            return Ok(Fate::Stays(with("it stays, for no other disk says that it has it whole")));
+        }
+        let unreadable = self.suspects.lock().bad < PROBLEMS_MAX;
         let net = self.clone();
-        let setting = tokio::task::spawn_blocking(move || net.engine.store.suspect(content, may_be_unreadable)).await;
+        let setting = tokio::task::spawn_blocking(move || net.engine.store.suspect(content, unreadable)).await;
         match setting.map_err(|_| FsError::from(Errno::EIO))? {
-            // The store has said so.
-            Ok(Suspect::SetAside) => self.suspects.lock().bad += 1,
-            Ok(Suspect::Absent | Suspect::Whole) => {}
-            Err(error) => {
+            Ok(Suspect::SetAside(name)) => {
+                self.suspects.lock().bad += 1;
+                let error = with(&format!("it is set aside, as {name}"));
+                tracing::warn!("{}", error.message);
+                Ok(Fate::SetAside(error))
+            }
+            Ok(Suspect::Absent) => Ok(Fate::Absent),
+            Ok(Suspect::Whole) => Ok(Fate::Whole),
+            Err(error) => Ok(Fate::Stays(error)),
+        }
+    }
+
+    /// The same for what was reported by a disk.
+    async fn look_at_reported(self: &Arc<Self>, by: DiskId, content: ContentId) -> FsResult<()> {
+        match self.look_at(content, true).await? {
+            Fate::SetAside(_) => {}
+            Fate::Absent => self.suspects.lock().reported.lengthen(&content),
+            Fate::Whole => {
                 self.suspects.lock().reported.lengthen(&content);
-                self.log.once("damaged", &content.to_hex(), || tracing::warn!("content {content}: {error}"));
+                self.log.once("suspect", &by.to_hex(), || {
+                    let by = by.to_hex();
+                    tracing::info!(
+                        "disk {} got corrupt bytes of content {content}, and it is whole here",
+                        short_id(&by)
+                    );
+                });
+            }
+            Fate::Stays(error) => {
+                self.suspects.lock().reported.lengthen(&content);
+                self.log.once("damaged", &content.to_hex(), || tracing::warn!("{error}"));
             }
         }
         Ok(())
+    }
+}
+
+/// The other disks, for a scrub that runs on a thread of its own.
+pub struct Elsewhere(Arc<Net>, Handle);
+
+impl Elsewhere {
+    /// On the runtime.
+    pub fn new(net: &Arc<Net>) -> Self {
+        Self(net.clone(), Handle::current())
+    }
+}
+
+impl Others for Elsewhere {
+    fn say_they_hold(&self, content: ContentId) -> bool {
+        !self.0.holders(content).is_empty()
+    }
+
+    fn judge(&self, content: ContentId, ask: bool) -> FsResult<Fate> {
+        self.1.block_on(self.0.look_at(content, ask))
     }
 }
 
@@ -290,7 +325,7 @@ pub(super) async fn look_at_suspects(net: Arc<Net>) {
             loop {
                 let Some((by, content)) = net.suspects.lock().next() else { break };
                 let began = Instant::now();
-                if let Err(error) = net.look_at(by, content).await {
+                if let Err(error) = net.look_at_reported(by, content).await {
                     tracing::debug!("content {content} cannot be looked at: {error}");
                 }
                 net.suspects.lock().looked_at = None;

@@ -5,8 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
@@ -43,16 +45,16 @@ impl Transfer {
         })))
     }
 
-    /// Take what is missing from the whole content, if this disk has it by now; whether it has. Readers of this file need it to be whole
-    /// too.
-    pub(super) async fn copy_own(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<bool> {
+    /// Take what is missing from the content in `data/`, if this disk has it by now. Readers of this file need it to be whole too.
+    pub(super) async fn copy_own(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<Own> {
         let (holder, wanted) = (engine.clone(), self.wanted);
         let opening =
             tokio::task::spawn_blocking(move || match holder.store.open_content(wanted.content, wanted.size) {
                 Err(error) if error.errno == Errno::ENOENT => Ok(None),
                 opened => opened.map(|file| Some(Arc::new(file))),
             });
-        let Some(whole) = opening.await.map_err(|_| FsError::from(Errno::EIO))?? else { return Ok(false) };
+        let Some(whole) = opening.await.map_err(|_| FsError::from(Errno::EIO))?? else { return Ok(Own::Absent) };
+        let mut own = Own::Whole;
         let missing: Vec<usize> = {
             let state = self.state.lock();
             (0..state.have.len()).filter(|piece| state.have[*piece] != Piece::Here).collect()
@@ -62,15 +64,19 @@ impl Transfer {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
             }
             let (whole, offset, length) = (whole.clone(), piece as u64 * self.piece_bytes, self.length(piece));
+            let (pieces, content) = (self.pieces.clone(), wanted.content);
             let reading = tokio::task::spawn_blocking(move || {
                 let mut bytes = vec![0; length as usize];
-                whole.read_exact_at(&mut bytes, offset).map(|()| bytes.into())
+                // A bad sector is one piece, and the others are right.
+                let read = whole.read_exact_at(&mut bytes, offset);
+                (read.is_ok() && is_right(&bytes, content, pieces.as_deref(), piece)).then(|| Bytes::from(bytes))
             });
-            let bytes: Bytes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
-            // That one may be damaged: then this is an error, and it is looked at.
-            self.write_patiently(engine, piece, vec![bytes]).await?;
+            match reading.await.map_err(|_| FsError::from(Errno::EIO))? {
+                Some(bytes) => self.write_patiently(engine, piece, vec![bytes]).await?,
+                None => own = Own::Damaged,
+            }
         }
-        Ok(true)
+        Ok(own)
     }
 
     fn take_what_is_here(&self, bits: &[u8]) {
@@ -119,6 +125,23 @@ impl Transfer {
         let mut state = self.state.lock();
         (state.hashing, state.looked, state.progress) = (false, true, Instant::now());
         looked.map_err(|_| FsError::from(Errno::EIO))?
+    }
+}
+
+/// What this disk has of a content in `data/`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    Absent,
+    Whole,
+    /// Not all of it could be taken.
+    Damaged,
+}
+
+/// Whether these bytes are a piece; the only one of a small content is known by its SHA-256.
+fn is_right(bytes: &[u8], content: ContentId, pieces: Option<&[u8]>, piece: usize) -> bool {
+    match pieces {
+        Some(hashes) => digest(&SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref() == &hashes[piece * 20..piece * 20 + 20],
+        None => digest(&SHA256, bytes).as_ref() == content.0,
     }
 }
 
