@@ -11,6 +11,7 @@
 //! A peer is its key. Addresses are hints, its host is a label, and which of the two opened a connection does not matter.
 //! Nothing here blocks on the disk but in the runtime's blocking threads.
 
+mod allowance;
 mod book;
 mod corrupt;
 mod cut;

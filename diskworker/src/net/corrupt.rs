@@ -4,8 +4,10 @@
 //! damaged at different places all can still be read, and of an only one most. Whoever looks at his copy neither promises it nor vouches
 //! for it.
 //!
-//! A report is nothing but a hint: who lies costs a read. Copies are looked at one after the other, for half of the time at most, each
-//! once in some minutes, and less and less often where that changes nothing.
+//! A report is nothing but a hint: who lies costs a read. Copies are looked at one after the other, each once in some minutes, and less and
+//! less often where that changes nothing. For others a disk reads a tenth of the time ([`allowance`]), for itself half of it.
+//!
+//! [`allowance`]: super::allowance
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -23,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Net;
+use super::allowance::Allowance;
 use crate::content::{Look, Suspect};
 use crate::engine::{Fate, Others, PROBLEMS_MAX};
 
@@ -52,6 +55,8 @@ pub(super) struct Suspects {
     told: Recently<(DiskId, ContentId)>,
     /// Read for others, and whole.
     whole: Recently<ContentId>,
+    /// For what others ask to be read.
+    allowance: Allowance,
     /// Copies that were set aside. With many of them it is the disk: then it keeps what it cannot read.
     bad: usize,
 }
@@ -108,8 +113,11 @@ impl Suspects {
         may
     }
 
-    fn next(&mut self) -> Option<(DiskId, ContentId)> {
-        let next = self.waiting.pop_front();
+    /// What others have reported waits until something may be read for them.
+    fn next(&mut self, me: DiskId, now: Instant) -> Option<(DiskId, ContentId)> {
+        let may_others = self.allowance.has_some(now);
+        let at = self.waiting.iter().position(|(by, _)| may_others || *by == me);
+        let next = at.and_then(|at| self.waiting.remove(at));
         self.looked_at = next.map(|(_, content)| content);
         next
     }
@@ -117,6 +125,12 @@ impl Suspects {
     /// The copy is not there any more, or is another one.
     pub fn forget(&mut self, content: ContentId) {
         self.whole.0.remove(&content);
+    }
+
+    /// How long there is nothing to do, if nobody says something.
+    fn pause(&self, now: Instant) -> Duration {
+        let wait = self.allowance.wait(now);
+        if self.waiting.is_empty() || wait.is_zero() { AGAIN } else { wait.min(AGAIN) }
     }
 
     fn is_suspect(&self, content: ContentId) -> bool {
@@ -175,28 +189,36 @@ impl Net {
 
     /// Read the copy here for another disk: whether it is whole. `false` also when there is no time for that.
     pub async fn is_whole(self: &Arc<Self>, content: ContentId) -> bool {
-        {
+        let known = || {
             let is_suspect = self.is_suspect(content);
-            if is_suspect || self.suspects.lock().whole.has(&content, Instant::now()) {
-                return !is_suspect;
-            }
+            (is_suspect || self.suspects.lock().whole.has(&content, Instant::now())).then_some(!is_suspect)
+        };
+        if let Some(known) = known() {
+            return known;
         }
-        // One after the other, and for half of the time.
-        let Ok(one) = self.verifying.clone().try_lock_owned() else { return false };
+        // One after the other.
+        let Ok(one) = timeout(ANSWER, self.verifying.clone().lock_owned()).await else { return false };
+        // It may have been read meanwhile.
+        if let Some(known) = known() {
+            return known;
+        }
+        if !self.suspects.lock().allowance.has_some(Instant::now()) {
+            return false;
+        }
         let (net, (tell, told)) = (self.clone(), oneshot::channel());
         // To its end, also without whoever has asked: what was read counts for the next one.
         tokio::spawn(async move {
-            let began = Instant::now();
             let whole = net.verify_own(content).await;
-            let _unheard = tell.send(whole);
-            tokio::time::sleep(began.elapsed()).await;
             drop(one);
+            let _unheard = tell.send(whole);
         });
         told.await.unwrap_or(false)
     }
 
     async fn verify_own(self: &Arc<Self>, content: ContentId) -> bool {
-        match self.look(content).await {
+        let (look, read) = self.look(content).await;
+        self.suspects.lock().allowance.spend(read, Instant::now());
+        match look {
             Ok(Look::Whole) => {
                 let (mut suspects, now) = (self.suspects.lock(), Instant::now());
                 let is_whole = !suspects.is_suspect(content);
@@ -214,10 +236,21 @@ impl Net {
         }
     }
 
-    async fn look(self: &Arc<Self>, content: ContentId) -> FsResult<Look> {
+    /// What a look shows, and how long it took: to wait for a thread is no reading.
+    async fn look(self: &Arc<Self>, content: ContentId) -> (FsResult<Look>, Duration) {
         let net = self.clone();
-        let looked = tokio::task::spawn_blocking(move || net.engine.store.look_at(content)).await;
-        looked.map_err(|error| FsError::new(Errno::EIO, format!("looking at a content: {error}")))?
+        let looking = tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            (net.engine.store.look_at(content), began.elapsed())
+        });
+        let panicked = |error| FsError::new(Errno::EIO, format!("looking at a content: {error}"));
+        looking.await.unwrap_or_else(|error| (Err(panicked(error)), Duration::ZERO))
+    }
+
+    /// As if others had had so much read.
+    #[cfg(test)]
+    pub(crate) fn has_read_for_others(&self, read: Duration) {
+        self.suspects.lock().allowance.spend(read, Instant::now());
     }
 
     /// Whether another disk that keeps it has read its copy, and found it whole.
@@ -239,9 +272,10 @@ impl Net {
         false
     }
 
-    /// Look at a copy here. One that is bad is set aside if another disk has just verified its own, and else stays; it does without `ask`.
-    async fn look_at(self: &Arc<Self>, content: ContentId, ask: bool) -> FsResult<Fate> {
-        let error = match self.look(content).await? {
+    /// What becomes of a copy here, after a look at it. One that is bad is set aside if another disk has just verified its own, and else
+    /// stays; it does without `ask`.
+    async fn judge(self: &Arc<Self>, content: ContentId, look: Look, ask: bool) -> FsResult<Fate> {
+        let error = match look {
             Look::Absent => return Ok(Fate::Absent),
             Look::Whole => return Ok(Fate::Whole),
             // The store has noted it: nobody relies on it while others are asked.
@@ -270,9 +304,21 @@ impl Net {
         }
     }
 
-    /// The same for what was reported by a disk.
-    async fn look_at_reported(self: &Arc<Self>, by: DiskId, content: ContentId) -> FsResult<()> {
-        match self.look_at(content, true).await? {
+    /// Look at what a disk has reported. How long that took of the disk's time.
+    async fn look_at_reported(self: &Arc<Self>, by: DiskId, content: ContentId) -> Duration {
+        let (look, read) = self.look(content).await;
+        if by != self.engine.folder.disk_id() {
+            self.suspects.lock().allowance.spend(read, Instant::now());
+        }
+        let fate = async { self.judge(content, look?, true).await };
+        if let Err(error) = fate.await.map(|fate| self.tell_fate(by, content, fate)) {
+            tracing::debug!("content {content} cannot be looked at: {error}");
+        }
+        read
+    }
+
+    fn tell_fate(&self, by: DiskId, content: ContentId, fate: Fate) {
+        match fate {
             Fate::SetAside(_) => {}
             Fate::Absent => self.suspects.lock().reported.lengthen(&content),
             Fate::Whole => {
@@ -290,7 +336,6 @@ impl Net {
                 self.log.once("damaged", &content.to_hex(), || tracing::warn!("{error}"));
             }
         }
-        Ok(())
     }
 }
 
@@ -310,26 +355,25 @@ impl Others for Elsewhere {
     }
 
     fn judge(&self, content: ContentId, ask: bool) -> FsResult<Fate> {
-        self.1.block_on(self.0.look_at(content, ask))
+        self.1.block_on(async { self.0.judge(content, self.0.look(content).await.0?, ask).await })
     }
 }
 
 /// Look at what is reported, for as long as the network runs.
 pub(super) async fn look_at_suspects(net: Arc<Net>) {
     let looking = async {
+        let me = net.engine.folder.disk_id();
         loop {
-            if timeout(AGAIN, net.suspected.notified()).await.is_err() {
+            let pause = net.suspects.lock().pause(Instant::now());
+            if timeout(pause, net.suspected.notified()).await.is_err() {
                 // Those that stay: another disk may have a whole one by now, and then they need not.
                 net.engine.store.damaged().into_iter().for_each(|content| net.suspect_own(content));
             }
             loop {
-                let Some((by, content)) = net.suspects.lock().next() else { break };
-                let began = Instant::now();
-                if let Err(error) = net.look_at_reported(by, content).await {
-                    tracing::debug!("content {content} cannot be looked at: {error}");
-                }
+                let Some((by, content)) = net.suspects.lock().next(me, Instant::now()) else { break };
+                let read = net.look_at_reported(by, content).await;
                 net.suspects.lock().looked_at = None;
-                tokio::time::sleep(began.elapsed().min(READS)).await;
+                tokio::time::sleep(read).await;
             }
         }
     };
@@ -364,6 +408,13 @@ mod tests {
             suspects.report(DiskId([(n % 250) as u8; 32]), content(10_000 + n), now);
         }
         assert_eq!(suspects.waiting.len(), WAITING_MAX);
+        // What was read for others counts; what this disk has found itself does not wait for that.
+        let mut suspects = Suspects::default();
+        assert!(suspects.report(liar, content(0), now) && suspects.report(other, content(1), now));
+        suspects.allowance.spend(Duration::from_secs(3600), now);
+        assert_eq!(suspects.next(liar, now), Some((liar, content(0))));
+        assert_eq!((suspects.next(liar, now), suspects.pause(now)), (None, AGAIN));
+        assert_eq!(suspects.next(liar, now + Duration::from_secs(36_000)), Some((other, content(1))));
         // What is remembered has a bound, and is forgotten in time.
         let mut recently = Recently::default();
         // Nobody is kept out by that: the oldest half goes.

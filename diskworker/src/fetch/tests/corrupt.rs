@@ -155,3 +155,24 @@ async fn a_reader_gets_the_right_pieces_of_a_damaged_copy_and_the_others_from_wh
         assert_eq!((read(&nodes[0], wanted) == content, nodes[0].net().damaged_contents()), (true, 0));
     }
 }
+
+/// Who asks again and again does not keep it reading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_reads_for_others_a_small_part_of_the_time() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let [one, other, third] =
+        [40_000, 50_000, 60_000].map(|size| write(&nodes[0], &size.to_string(), &bytes(size)).content);
+    let net = nodes[0].net();
+    // Two that ask at one time are both answered.
+    assert_eq!(tokio::join!(net.is_whole(one), net.is_whole(other)), (true, true));
+    net.has_read_for_others(Duration::from_secs(3600));
+    assert!(!net.is_whole(third).await, "it was read");
+    assert!(net.is_whole(one).await && net.is_whole(other).await, "that is known");
+    // A report is looked at some time; what it finds itself at once.
+    let wanted = Wanted { content: third, size: 60_000, pieces: None };
+    rot(&nodes[0], wanted);
+    net.suspect(nodes[1].id(), one);
+    net.suspect_own(third);
+    until("it to be found", || net.damaged_contents() == 1).await;
+    assert!(net.is_suspect(one), "it was read");
+}
