@@ -1,5 +1,6 @@
 //! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
 
+mod blame;
 mod corrupt;
 mod liars;
 mod room;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::digest::{self, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use bytes::Bytes;
 use delugefs_proto::disk::short_id;
 use delugefs_proto::errno::{FsError, FsResult};
@@ -57,10 +58,6 @@ const STEP_BYTES: usize = 16 << 10;
 const SLOW: Duration = Duration::from_secs(3);
 /// Of one request: up to eight share a line.
 const SLOW_BYTES: usize = 64 << 10;
-/// What that is as an error.
-const SLOWLY: Errno = Errno::ECANCELED;
-/// What came is not what was asked for.
-const CORRUPT: Errno = Errno::EBADMSG;
 /// How long a holder that failed is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// With no holder for so long, the transfer fails: news of a new content travel beside it.
@@ -111,6 +108,19 @@ struct State {
     /// Where it is looked for next, but for what readers wait for.
     look_at: usize,
     since: Since,
+}
+
+/// Why something did not come. A kind and no errno: those of our own disk may be any (EBADMSG is a checksum to some file systems), and nobody
+/// else is to be blamed for them.
+enum Fault {
+    /// Our own disk's: no other holder can help.
+    Ours(FsError),
+    /// What came is not what was asked for.
+    Corrupt(FsError),
+    /// It keeps readers waiting, and another one may be faster.
+    Slow(FsError),
+    /// It does not give it.
+    Theirs(FsError),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -286,26 +296,14 @@ impl Transfer {
             if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
                 self.state.lock().asked.clear();
-                match self.finish(engine).await {
-                    Ok(()) => return Ok(()),
-                    // A small content has only its SHA-256 to be checked by.
-                    Err(error) if error.errno == Errno::EIO && self.pieces.is_none() => {
-                        if let Some(liar) = holders.last {
-                            net.report_corrupt(liar, self.wanted.content);
-                            holders.rest.insert(liar, Instant::now() + PATIENCE);
-                        }
-                        let file = engine.store.incoming_file(self.wanted.content, self.wanted.size)?;
-                        *self.file.lock() = Some(Arc::new(file));
-                        self.forget();
-                    }
-                    Err(error) => return Err(error),
-                }
+                // All of it was verified as it came: what is wrong with it now is our own disk's.
+                return self.finish(engine).await;
             }
             let fills = rest.may_come(self, &engine.store);
             while requests.len() < REQUESTS_MAX + REQUESTS_MORE {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
                 let Some((first, count)) = self.choose(fills && requests.len() < REQUESTS_MAX) else { break };
-                (holders.last, holders.turn) = (Some(disk), holders.turn + 1);
+                holders.turn += 1;
                 self.state.lock().asked.push(disk);
                 let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
@@ -364,15 +362,18 @@ impl Transfer {
                         net.asked(disk, true);
                         nobody = None;
                     }
-                    // Our own disk's: no other holder can help.
-                    Ok((_, Err(error))) if is_ours(error.errno) => return Err(error),
-                    Ok((disk, Err(error))) => {
+                    Ok((disk, Err(fault))) => {
+                        let (rest, is_slow, error) = match fault {
+                            Fault::Ours(error) => return Err(error),
+                            Fault::Corrupt(error) => (PATIENCE, false, error),
+                            Fault::Theirs(error) => (REST, false, error),
+                            Fault::Slow(error) => (REST, true, error),
+                        };
                         tracing::debug!("content {} from disk {}: {error}", self.wanted.content, &disk.to_hex()[..8]);
                         // A slow one is good for other contents.
-                        if error.errno != SLOWLY {
+                        if !is_slow {
                             net.asked(disk, false);
                         }
-                        let rest = if error.errno == CORRUPT { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
                         self.state.lock().failed.insert(disk);
                         holders.error = Some(said_of(disk, &error));
@@ -402,13 +403,6 @@ impl Transfer {
 
     fn is_complete(&self) -> bool {
         self.state.lock().have.iter().all(|piece| *piece == Piece::Here)
-    }
-
-    fn forget(&self) {
-        let mut state = self.state.lock();
-        state.have.fill(Piece::Missing);
-        state.have_bytes = 0;
-        state.since = Since(Instant::now(), 0);
     }
 
     /// What it is and where it goes to.
@@ -481,7 +475,7 @@ impl Transfer {
         disk: DiskId,
         first: usize,
         count: usize,
-    ) -> FsResult<()> {
+    ) -> Result<(), Fault> {
         let offset = first as u64 * self.piece_bytes;
         let length = (first..first + count).map(|piece| self.length(piece)).sum();
         let pace = net.pace_from(disk);
@@ -490,16 +484,19 @@ impl Transfer {
         }
         // A limited line is slow whoever sends.
         let may_leave = || pace.is_none() && self.leave_for_other(net, disk);
-        let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
+        let silent = || Fault::Theirs(Errno::ETIMEDOUT.into());
+        let client = timeout(SILENT, net.client(disk)).await.map_err(|_| silent())?;
+        let mut client = client.map_err(Fault::Theirs)?;
         let request = ReadContentRequest {
             content: self.wanted.content.0.to_vec(),
             size_bytes: self.wanted.size,
             offset,
             length,
         };
-        let lost = |status: tonic::Status| FsError::new(Errno::ECONNRESET, status.message().to_owned());
-        let replies = timeout(SILENT, client.read_content(request)).await.map_err(|_| Errno::ETIMEDOUT)?;
-        let mut replies = replies.map_err(lost)?.into_inner();
+        let lost = |text: &str| Fault::Theirs(FsError::new(Errno::ECONNRESET, text));
+        let broken = |status: tonic::Status| lost(status.message());
+        let replies = timeout(SILENT, client.read_content(request)).await.map_err(|_| silent())?;
+        let mut replies = replies.map_err(broken)?.into_inner();
         let mut piece = first;
         let mut parts: Vec<Bytes> = Vec::new();
         let mut gathered = 0;
@@ -511,19 +508,20 @@ impl Transfer {
             let reply = loop {
                 if Instant::now() >= slow_at {
                     if may_leave() {
-                        return Err(FsError::new(SLOWLY, "it is slow, and another disk holds the content"));
+                        let text = "it is slow, and another disk holds the content";
+                        return Err(Fault::Slow(FsError::new(Errno::ETIMEDOUT, text)));
                     }
                     (slow_at, slowly) = (Instant::now() + SLOW, 0);
                 }
                 match timeout_at(slow_at.min(silent_at).into(), replies.message()).await {
-                    Ok(reply) => break reply.map_err(lost)?,
-                    Err(_) if Instant::now() >= silent_at => return Err(Errno::ETIMEDOUT.into()),
+                    Ok(reply) => break reply.map_err(broken)?,
+                    Err(_) if Instant::now() >= silent_at => return Err(silent()),
                     Err(_) => {}
                 }
             };
             waited += asked.elapsed();
             let Some(reply) = reply else {
-                return Err(FsError::new(Errno::ECONNRESET, "it sent less than it was asked for"));
+                return Err(lost("it sent less than it was asked for"));
             };
             let mut data = reply.data;
             (step, slowly) = (step + data.len(), slowly + data.len());
@@ -533,21 +531,26 @@ impl Transfer {
             }
             while !data.is_empty() {
                 if piece >= first + count {
-                    return Err(FsError::new(CORRUPT, "it sent more than it was asked for"));
+                    return Err(corrupt("it sent more than it was asked for"));
                 }
                 let take = (self.length(piece) - gathered).min(data.len() as u64);
                 parts.push(data.split_to(take as usize));
                 gathered += take;
                 if gathered == self.length(piece) {
                     let whole = std::mem::take(&mut parts);
-                    if let Err(error) = self.write_piece(engine, piece, whole.clone()).await {
+                    if let Err(fault) = self.write_piece(engine, piece, whole.clone()).await {
                         // What is not read keeps back all else on the same connection: also the promises without which no
                         // room is made. The rest of the request is given back, and asked for again.
                         drop((replies, data));
-                        if error.errno == CORRUPT {
-                            net.report_corrupt(disk, self.wanted.content);
-                        }
-                        return self.write_with_room(engine, piece, whole, error).await;
+                        return match fault {
+                            Fault::Ours(error) => self.write_with_room(engine, piece, whole, error).await,
+                            fault => {
+                                if matches!(fault, Fault::Corrupt(_)) {
+                                    net.report_corrupt(disk, self.wanted.content);
+                                }
+                                Err(fault)
+                            }
+                        };
                     }
                     (gathered, piece) = (0, piece + 1);
                     // To write it took our time.
@@ -593,48 +596,64 @@ impl Transfer {
         piece: usize,
         parts: Vec<Bytes>,
         mut error: FsError,
-    ) -> FsResult<()> {
+    ) -> Result<(), Fault> {
         let mut patience = room::Patience::default();
         let waits = || self.state.lock().progress = Instant::now();
         while self.room.is_made(&error, &engine.store, self.length(piece), &mut patience, waits).await {
             match self.write_piece(engine, piece, parts.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(again) => error = again,
+                Err(Fault::Ours(again)) => error = again,
+                done => return done,
             }
         }
-        Err(error)
+        Err(Fault::Ours(error))
     }
 
     /// The same, in the first place.
-    async fn write_patiently(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
+    async fn write_patiently(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        piece: usize,
+        parts: Vec<Bytes>,
+    ) -> Result<(), Fault> {
         match self.write_piece(engine, piece, parts.clone()).await {
-            Err(error) => self.write_with_room(engine, piece, parts, error).await,
+            Err(Fault::Ours(error)) => self.write_with_room(engine, piece, parts, error).await,
             done => done,
         }
     }
 
+    /// Whether this is a piece. The only one of a small content has its SHA-256 to be known by: once it is in the file, a wrong byte may as well
+    /// be our own disk's.
+    fn is_right(&self, piece: usize, parts: &[Bytes]) -> bool {
+        let (algorithm, expected) = match &self.pieces {
+            Some(hashes) => (&SHA1_FOR_LEGACY_USE_ONLY, &hashes[piece * 20..piece * 20 + 20]),
+            None => (&SHA256, &self.wanted.content.0[..]),
+        };
+        let mut hash = digest::Context::new(algorithm);
+        parts.iter().for_each(|part| hash.update(part));
+        hash.finish().as_ref() == expected
+    }
+
     /// Verify a piece and write it.
-    async fn write_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
+    async fn write_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> Result<(), Fault> {
         let (this, engine) = (self.clone(), engine.clone());
         let taking = tokio::task::spawn_blocking(move || {
-            if let Some(hashes) = &this.pieces {
-                let mut sha1 = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
-                parts.iter().for_each(|part| sha1.update(part));
-                if sha1.finish().as_ref() != &hashes[piece * 20..piece * 20 + 20] {
-                    return Err(FsError::new(CORRUPT, "it sent a corrupt piece"));
+            if !this.is_right(piece, &parts) {
+                return Err(corrupt("it sent a corrupt piece"));
+            }
+            let write = || -> FsResult<()> {
+                // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.
+                engine.store.make_room(this.length(piece))?;
+                let Some(file) = this.file.lock().clone() else { return Err(Errno::ECANCELED.into()) };
+                let mut offset = piece as u64 * this.piece_bytes;
+                for part in &parts {
+                    file.write_all_at(part, offset)?;
+                    offset += part.len() as u64;
                 }
-            }
-            // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.
-            engine.store.make_room(this.length(piece))?;
-            let Some(file) = this.file.lock().clone() else { return Err(Errno::ECANCELED.into()) };
-            let mut offset = piece as u64 * this.piece_bytes;
-            for part in &parts {
-                file.write_all_at(part, offset)?;
-                offset += part.len() as u64;
-            }
-            Ok(())
+                Ok(())
+            };
+            write().map_err(Fault::Ours)
         });
-        taking.await.map_err(|_| FsError::from(Errno::EIO))??;
+        taking.await.map_err(|_| Fault::Ours(Errno::EIO.into()))??;
         let mut state = self.state.lock();
         if state.have[piece] != Piece::Here {
             state.have[piece] = Piece::Here;
@@ -660,9 +679,8 @@ impl Transfer {
     }
 }
 
-/// Whether an error is that of our own disk.
-fn is_ours(errno: Errno) -> bool {
-    matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EIO | Errno::EROFS | Errno::EFBIG)
+fn corrupt(text: &str) -> Fault {
+    Fault::Corrupt(FsError::new(Errno::EBADMSG, text))
 }
 
 /// Why a disk did not give what it was asked for. Some errors name it already.
@@ -677,7 +695,6 @@ struct Holders {
     turn: usize,
     /// Those that failed, until when.
     rest: HashMap<DiskId, Instant>,
-    last: Option<DiskId>,
     error: Option<String>,
 }
 

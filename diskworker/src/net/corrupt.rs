@@ -247,6 +247,12 @@ impl Net {
         looking.await.unwrap_or_else(|error| (Err(panicked(error)), Duration::ZERO))
     }
 
+    /// Whether a disk was told not long ago that its copy is corrupt.
+    #[cfg(test)]
+    pub(crate) fn has_told(&self, disk: DiskId, content: ContentId) -> bool {
+        self.suspects.lock().told.has(&(disk, content), Instant::now())
+    }
+
     /// As if others had had so much read.
     #[cfg(test)]
     pub(crate) fn has_read_for_others(&self, read: Duration) {
@@ -326,7 +332,7 @@ impl Net {
                 self.log.once("suspect", &by.to_hex(), || {
                     let by = by.to_hex();
                     tracing::info!(
-                        "disk {} got corrupt bytes of content {content}, and it is whole here",
+                        "content {content} is whole here, of which disk {} got no good bytes",
                         short_id(&by)
                     );
                 });

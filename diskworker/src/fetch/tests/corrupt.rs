@@ -29,7 +29,8 @@ async fn a_corrupt_copy_that_a_reader_meets_is_set_aside_and_replaced() {
         known(&nodes[2], wanted).await;
         until("both holders", || nodes[2].net().holders(wanted.content).len() == 2).await;
         until("its own disk to know of the other", || !nodes[0].net().keepers(wanted.content).is_empty()).await;
-        // The one with the corrupt copy is asked first.
+        // The one with the corrupt copy is asked first, also of the second content: what it sent of the first is held against it.
+        nodes[2].net().asked(nodes[0].id(), true);
         nodes[2].net().asked(nodes[1].id(), false);
         whole(2).await.unwrap();
         assert_eq!(read(&nodes[2], wanted), content);

@@ -5,15 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::{Piece, State, Transfer};
+use super::{Fault, Piece, State, Transfer, corrupt};
 use crate::engine::Engine;
 use crate::fetch::{Since, earlier, is_set};
 
@@ -64,16 +62,20 @@ impl Transfer {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
             }
             let (whole, offset, length) = (whole.clone(), piece as u64 * self.piece_bytes, self.length(piece));
-            let (pieces, content) = (self.pieces.clone(), wanted.content);
             let reading = tokio::task::spawn_blocking(move || {
                 let mut bytes = vec![0; length as usize];
                 // A bad sector is one piece, and the others are right.
-                let read = whole.read_exact_at(&mut bytes, offset);
-                (read.is_ok() && is_right(&bytes, content, pieces.as_deref(), piece)).then(|| Bytes::from(bytes))
+                whole.read_exact_at(&mut bytes, offset).ok().map(|()| Bytes::from(bytes))
             });
-            match reading.await.map_err(|_| FsError::from(Errno::EIO))? {
-                Some(bytes) => self.write_patiently(engine, piece, vec![bytes]).await?,
-                None => own = Own::Damaged,
+            let read = reading.await.map_err(|_| FsError::from(Errno::EIO))?;
+            let written = match read {
+                Some(bytes) => self.write_patiently(engine, piece, vec![bytes]).await,
+                None => Err(corrupt("it cannot be read")),
+            };
+            match written {
+                Ok(()) => {}
+                Err(Fault::Ours(error)) => return Err(error),
+                Err(_) => own = Own::Damaged,
             }
         }
         Ok(own)
@@ -135,14 +137,6 @@ pub(super) enum Own {
     Whole,
     /// Not all of it could be taken.
     Damaged,
-}
-
-/// Whether these bytes are a piece; the only one of a small content is known by its SHA-256.
-fn is_right(bytes: &[u8], content: ContentId, pieces: Option<&[u8]>, piece: usize) -> bool {
-    match pieces {
-        Some(hashes) => digest(&SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref() == &hashes[piece * 20..piece * 20 + 20],
-        None => digest(&SHA256, bytes).as_ref() == content.0,
-    }
 }
 
 impl State {
