@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::{Fault, Piece, State, Transfer, corrupt};
+use super::write::corrupt;
+use super::{Fault, Piece, State, Transfer};
 use crate::engine::Engine;
 use crate::fetch::{Since, earlier, is_set};
 
