@@ -40,6 +40,7 @@ use crate::os;
 
 mod aside;
 mod copies;
+mod damaged;
 mod doubt;
 mod durable;
 mod earlier;
@@ -55,6 +56,7 @@ pub mod torrent;
 
 pub use aside::{Look, Suspect};
 pub use copies::{Copied, Life};
+pub use damaged::Damage;
 pub use garbage::{Collected, Retention};
 #[cfg(test)]
 pub(crate) use hash::{HASHED, UNREADABLE};
@@ -72,6 +74,7 @@ pub struct ContentStore {
     /// There are copies to sync.
     copied: Condvar,
     retouched: retouched::Retouched,
+    damaged: damaged::Damaged,
     durable: durable::Durable,
     keep: garbage::Keep,
     earlier: earlier::Earlier,
@@ -118,6 +121,7 @@ impl ContentStore {
     /// Of an open disk folder. `reserve_bytes` of the file system stay free for the catalog and the journal. Removes
     /// half-made copies that a crash left in `staging/`.
     pub fn open(folder: Arc<DiskFolder>, reserve_bytes: u64) -> FsResult<Self> {
+        let damaged = damaged::Damaged::recall(&folder);
         let this = Self {
             folder,
             reserve_bytes,
@@ -125,6 +129,7 @@ impl ContentStore {
             staging: Mutex::default(),
             copied: Condvar::default(),
             retouched: retouched::Retouched::default(),
+            damaged,
             durable: durable::Durable::default(),
             keep: garbage::Keep::default(),
             earlier: earlier::Earlier::default(),
@@ -132,6 +137,7 @@ impl ContentStore {
         };
         this.remove_half_made()?;
         this.find_copies()?;
+        this.forget_gone();
         Ok(this)
     }
 
@@ -199,6 +205,18 @@ impl ContentStore {
             return Err(fail::damaged(&data_path(content), &format!("it has {size} bytes, not {expect_size}")));
         }
         Ok(file)
+    }
+
+    /// The same for who does not verify what he reads: a reader, or who makes a new file of it.
+    ///
+    /// # Errors
+    /// As those of [`ContentStore::open_content`]; `EIO` also for what was found to have wrong bytes. What cannot be read in places says
+    /// so itself.
+    pub fn open_to_read(&self, content: ContentId, expect_size: u64) -> FsResult<File> {
+        match self.damage(content) {
+            Some(Damage::Wrong) => Err(fail::damaged(&data_path(content), "it is not what its name says")),
+            Some(Damage::Unreadable) | None => self.open_content(content, expect_size),
+        }
     }
 
     /// Read a whole content again and compare it with its name.
@@ -349,6 +367,7 @@ impl ContentStore {
         self.durable.renamed(content);
         self.keep.finished(content);
         self.drop_aside(&to, content);
+        self.damaged.forget(content);
         self.tell(content, true);
         Ok(())
     }

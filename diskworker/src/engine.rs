@@ -49,7 +49,7 @@ pub use self::files::Opening;
 pub use self::ledger::{Entry as LedgerEntry, Ledger};
 pub use self::meta::Answer;
 pub use self::recover::{Running, Settings, make_catalog};
-pub use self::report::{Elsewhere, PROBLEMS_MAX, ScrubReport};
+pub use self::report::{Alone, Fate, Others, PROBLEMS_MAX, ScrubReport};
 pub use self::take::{Following, PLACED_MIN_BYTES, Placer};
 
 use self::staged::StagedTable;

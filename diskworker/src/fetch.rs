@@ -38,6 +38,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::content::Damage;
 use crate::engine::{Engine, SessionId};
 use crate::net::Net;
 use crate::swarm::Swarm;
@@ -225,7 +226,9 @@ impl Fetcher {
         let _beginning = Beginning::new(self, wanted.content);
         loop {
             let store = &self.engine.store;
-            if store.has(wanted.content)? == Some(wanted.size) {
+            // One with wrong bytes is replaced, if somebody has a whole one; of its pieces those are taken that are right.
+            let is_damaged = store.damage(wanted.content) == Some(Damage::Wrong);
+            if !is_damaged && store.has(wanted.content)? == Some(wanted.size) {
                 return Ok(None);
             }
             match self.transfer(wanted, counts) {

@@ -11,6 +11,7 @@
 //! A peer is its key. Addresses are hints, its host is a label, and which of the two opened a connection does not matter.
 //! Nothing here blocks on the disk but in the runtime's blocking threads.
 
+mod allowance;
 mod book;
 mod corrupt;
 mod cut;
@@ -51,8 +52,9 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+pub use self::corrupt::Elsewhere;
 pub use self::members::check as check_members;
-use crate::engine::{Elsewhere, Engine};
+use crate::engine::Engine;
 use crate::fetch::Fetcher;
 use crate::swarm::Swarm;
 use book::Book;
@@ -286,15 +288,6 @@ impl Net {
             table.is_there(*disk) && about.is_some_and(|about| !about.lazy)
         });
         holders
-    }
-
-    /// What other disks are known to have of a content.
-    pub fn elsewhere(&self, content: ContentId) -> Elsewhere {
-        match self.keepers(content).is_empty() {
-            false => Elsewhere::Kept,
-            true if self.holders(content).is_empty() => Elsewhere::Nowhere,
-            true => Elsewhere::Said,
-        }
     }
 
     /// How far a disk is: 0 on this host, 1 at this site, 2 elsewhere, 3 not there.

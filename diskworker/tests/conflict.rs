@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use delugefs_diskworker::engine::{Elsewhere, Opening};
+use delugefs_diskworker::engine::{Alone, Opening};
 use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::local_pb as pb;
 
@@ -297,7 +297,7 @@ fn a_directory_under_a_conflict_name_can_be_removed_and_replaced() {
             let full: &[u8] = if replaced { copy.as_bytes() } else { b"c" };
             assert_eq!(disk.engine().read(&[full, b"file"]).unwrap(), b"inside");
             assert!(names(disk.engine(), disk.engine().resolve(&[b"both"]).unwrap().ino).is_empty());
-            assert_eq!(disk.engine().scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+            assert_eq!(disk.engine().scrub(&Alone).unwrap().problems, Vec::<String>::new());
         }
     }
 }

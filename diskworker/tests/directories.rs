@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use delugefs_diskworker::engine::Elsewhere;
+use delugefs_diskworker::engine::Alone;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
 
@@ -103,7 +103,7 @@ fn end(one: &Disk, two: &Disk, what: &str) -> BTreeSet<String> {
     let shown = one.all();
     assert_eq!(shown, two.all(), "{what}");
     for disk in [one, two] {
-        assert_eq!(disk.engine().scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new(), "{what}");
+        assert_eq!(disk.engine().scrub(&Alone).unwrap().problems, Vec::<String>::new(), "{what}");
     }
     shown
 }

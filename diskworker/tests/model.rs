@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use delugefs_diskworker::engine::{Elsewhere, Engine};
+use delugefs_diskworker::engine::{Alone, Engine};
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
@@ -229,7 +229,7 @@ fn run(ops: &[Op]) {
     compare(disk.engine(), &model);
     disk.crash();
     compare(disk.engine(), &model);
-    let report = disk.engine().scrub(&|_| Elsewhere::Nowhere).unwrap();
+    let report = disk.engine().scrub(&Alone).unwrap();
     assert!(report.problems.is_empty(), "{:?}", report.problems);
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use delugefs_diskworker::engine::{Elsewhere, Offer, Opening};
+use delugefs_diskworker::engine::{Alone, Offer, Opening};
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
@@ -417,7 +417,7 @@ impl World {
                 }
             }
         }
-        assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+        assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
         let texts: BTreeSet<String> = shown[0].values().filter_map(|seen| seen.text.clone()).collect();
         let lost: Vec<&String> = self.alive.keys().filter(|text| !texts.contains(*text)).collect();
         assert!(lost.is_empty(), "lost: {lost:?}\nshown: {:#?}", shown[0]);

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use delugefs_diskworker::engine::{Elsewhere, Engine, Opening};
+use delugefs_diskworker::engine::{Alone, Engine, Opening};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
@@ -77,7 +77,7 @@ fn what_is_sealed_is_another_file_than_the_one_that_could_not_be_synced() {
         assert!(engine.read(&[b"f"]).unwrap() == bytes);
         // It is good again.
         assert_eq!(fsync(engine, ino, 0, false), Ok(()));
-        assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+        assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
     }
 }
 
@@ -143,7 +143,7 @@ fn what_a_failing_disk_did_not_take_is_on_it_when_it_is_sealed() {
             let content = fs::File::open(&sealed[0]).unwrap();
             posix_fadvise(&content, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
             assert!(fs::read(&sealed[0]).unwrap() == bytes, "by worker: {by_worker}");
-            assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+            assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
             running.stop().unwrap();
         });
     }

@@ -1,4 +1,4 @@
-//! Contents that turned out not to be what their names say, or that a scrub could not read and another disk has: set aside
+//! Contents that turned out not to be what their names say, or that could not be read, and that another disk has whole: set aside
 //! under `data/xx/<SHA-256>.damaged`. From then on this disk does not hold them: it neither announces nor promises them, and fetches them
 //! where another disk has them. The file stays, for whoever wants to save a part of it, until it was replaced or no file has the
 //! content any more. A scrub that finds it whole again, as when a cable was loose, takes it back.
@@ -13,6 +13,7 @@ use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise, renameat};
 use nix::sys::stat::fstat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::damaged::Damage;
 use super::{ContentStore, content_of, data_path, fail, hash, shard_of, stat_regular};
 use crate::folder::Dir;
 use crate::os;
@@ -23,15 +24,15 @@ const DAMAGED: &str = ".damaged";
 /// Whether a content is to be set aside, by whether it was found whole.
 type IsBad = fn(Result<bool, Errno>) -> Result<bool, Errno>;
 
-/// What a look at a content showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What became of a copy that was found bad.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Suspect {
     /// This disk does not hold it.
     Absent,
     /// It is what its name says.
     Whole,
-    /// It was not, or could not be read and is elsewhere.
-    SetAside,
+    /// It is bad, and is set aside as this file.
+    SetAside(String),
 }
 
 /// What a look at a copy has found.
@@ -41,7 +42,7 @@ pub enum Look {
     Absent,
     /// It is what its name says.
     Whole,
-    /// It is not, or cannot be read.
+    /// It is not, or cannot be read: noted, as [`ContentStore::damage`] says from then on.
     Bad(FsError),
 }
 
@@ -64,45 +65,81 @@ impl ContentStore {
         checked.or_else(|error| self.verified(content, error, |read| read.map(|is_whole| !is_whole)))
     }
 
-    /// Like [`ContentStore::verify`]; what cannot be read is set aside too if another disk has it, as where the file system has checksums
-    /// of its own. Of the only copy what can be read still can.
+    /// Like [`ContentStore::check`]; what was set aside and is whole after all is taken back.
     ///
     /// # Errors
-    /// As those of [`ContentStore::verify`].
-    pub fn scrub(&self, content: ContentId, size: u64, is_elsewhere: bool) -> FsResult<()> {
+    /// As those of [`ContentStore::check`]. What is damaged stays where it is.
+    pub fn check_or_take_back(&self, content: ContentId, size: u64) -> FsResult<()> {
         match self.check(content, size) {
             Err(error) if error.errno == Errno::ENOENT && self.take_from_aside(content, size) => Ok(()),
-            Err(error) if is_elsewhere => self.verified(content, error, |read| match read {
-                Err(Errno::EIO) => Ok(true),
-                read => read.map(|is_whole| !is_whole),
-            }),
-            Err(error) => self.verified(content, error, |read| read.map(|is_whole| !is_whole)),
-            Ok(()) => Ok(()),
+            checked => checked,
         }
     }
 
-    /// Whether a copy is what its name says, whatever length somebody thinks it has. It stays where it is.
+    /// Whether a copy is what its name says, whatever length somebody thinks it has. It stays where it is, and what is
+    /// found is noted. Twice if it is bad, the second time from the disk: it may have been read wrongly.
     pub fn look_at(&self, content: ContentId) -> FsResult<Look> {
-        let found = self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))?;
-        Ok(match found.map(|found| self.check(content, found.st_size as u64)) {
-            None => Look::Absent,
-            Some(Ok(())) => Look::Whole,
-            Some(Err(error)) => Look::Bad(error),
-        })
+        let failed = |errno| fail(errno, "look at", &data_path(content));
+        let name = content.to_hex();
+        let file = match self.open_shard(content).and_then(|dir| os::open_file(dir, &name, OFlag::O_RDONLY)) {
+            Ok(file) => file,
+            Err(Errno::ENOENT) => {
+                self.missed(content);
+                return Ok(Look::Absent);
+            }
+            Err(errno) => return Err(failed(errno)),
+        };
+        let looked_at = fstat(&file).map_err(failed)?;
+        let size = looked_at.st_size as u64;
+        let found = match hash::hash(&file, size, false, &|| false).map(|found| found.content) {
+            Ok(found) if found == content => None,
+            _ => match is_whole(&file, content) {
+                Ok(true) => None,
+                Ok(false) => Some((Damage::Wrong, fail::damaged(&data_path(content), "it is not what its name says"))),
+                Err(Errno::EIO) => Some((Damage::Unreadable, fail(Errno::EIO, "read", &data_path(content)))),
+                Err(errno) => return Err(fail(errno, "read", &data_path(content))),
+            },
+        };
+        {
+            let _shard = self.shard(content).lock();
+            let now = self.stat(content).map_err(failed)?;
+            if now.is_none_or(|now| (now.st_ino, now.st_dev) != (looked_at.st_ino, looked_at.st_dev)) {
+                // Replaced meanwhile by one that was verified when it came; or gone, and nobody's any more.
+                return Ok(if now.is_some() { Look::Whole } else { Look::Absent });
+            }
+            match &found {
+                Some((damage, _)) => self.damaged.note(content, *damage),
+                None => self.damaged.forget(content),
+            }
+        }
+        if let Err(error) = self.save_damaged()
+            && found.is_some()
+        {
+            tracing::warn!("{} is known to be damaged only until this process ends: {error}", data_path(content));
+        }
+        Ok(found.map_or(Look::Whole, |(_, error)| Look::Bad(error)))
     }
 
-    /// Look at what somebody says is damaged, as [`ContentStore::scrub`] does, whatever length he thinks it has.
+    /// Set a copy aside that was found bad, if it still is, whatever length somebody thinks it has; one that cannot be read only with
+    /// `unreadable`.
     ///
     /// # Errors
     /// What could not be read, and stays where it is.
-    pub fn suspect(&self, content: ContentId, is_elsewhere: bool) -> FsResult<Suspect> {
-        let stat = || self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)));
-        let Some(found) = stat()? else { return Ok(Suspect::Absent) };
-        match self.scrub(content, found.st_size as u64, is_elsewhere) {
-            Ok(()) => Ok(Suspect::Whole),
-            Err(_) if stat()?.is_none() => Ok(Suspect::SetAside),
-            Err(error) => Err(error),
+    pub fn suspect(&self, content: ContentId, unreadable: bool) -> FsResult<Suspect> {
+        let is_bad: IsBad = match unreadable {
+            true => |read| match read {
+                Err(Errno::EIO) => Ok(true),
+                read => read.map(|is_whole| !is_whole),
+            },
+            false => |read| read.map(|is_whole| !is_whole),
+        };
+        if self.set_aside(content, is_bad)? {
+            return Ok(Suspect::SetAside(aside_name(content)));
         }
+        Ok(match self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))? {
+            Some(_) => Suspect::Whole,
+            None => Suspect::Absent,
+        })
     }
 
     /// After a look that ended with this error.

@@ -254,6 +254,7 @@ impl ContentStore {
     pub(super) fn missed(&self, content: ContentId) {
         let _shard = self.shard(content).lock();
         if matches!(self.stat(content), Ok(None)) {
+            self.damaged.forget(content);
             self.tell(content, false);
         }
     }
@@ -264,6 +265,7 @@ impl ContentStore {
             usage.contents = usage.contents.saturating_sub(1);
             usage.bytes = usage.bytes.saturating_sub(size);
         }
+        self.damaged.forget(content);
         self.tell(content, false);
         true
     }

@@ -110,7 +110,7 @@ impl ContentStore {
         keep_bytes: u64,
         mtime_ns: Option<i64>,
     ) -> FsResult<File> {
-        let from = self.open_content(content, size)?;
+        let from = self.open_to_read(content, size)?;
         let keep = keep_bytes.min(size);
         self.stage_made(ino, 0, mtime_ns, keep > 0, |to| self.fill_from(to, &from, size, keep))
     }

@@ -499,6 +499,7 @@ fn a_large_sparse_file_is_sealed() {
 
 mod aside;
 mod copies;
+mod damaged;
 mod doubt;
 mod durable;
 mod earlier;

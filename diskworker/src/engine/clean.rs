@@ -48,12 +48,13 @@ impl Engine {
         }
     }
 
-    /// Body of the thread that syncs what no commit waits for. On a slow disk that others write to it may take minutes.
+    /// Body of the thread that syncs what no commit waits for, and writes down what is damaged no more. On a slow disk that others write to
+    /// it may take minutes.
     pub(super) fn rest_loop(&self) {
         let mut has_failed = false;
         while !self.is_stopping() {
             self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
-            let synced = self.store.sync_rest();
+            let synced = self.store.sync_rest().and_then(|()| self.store.save_damaged());
             if let Err(error) = &synced
                 && !has_failed
             {

@@ -17,6 +17,7 @@ use super::meta::{Answer, name, perm, proposed};
 use super::seal::Size;
 use super::staged::{Closed, Staged, Work};
 use super::{Core, Engine, SessionId, asker};
+use crate::content::Damage;
 use crate::fetch::Wanted;
 use crate::namespace::Making;
 
@@ -118,7 +119,8 @@ impl Engine {
         Ok(found == Some(size))
     }
 
-    /// The content that an open would need and that is not on this disk; `None` when it can go ahead (or fails by itself).
+    /// The content that an open would need and that is not on this disk, or has wrong bytes here; `None` when it can go ahead (or fails by
+    /// itself).
     pub fn absent(&self, ino: Ino, dir: Ino) -> FsResult<Option<Wanted>> {
         let data = {
             let mut core = self.core();
@@ -133,7 +135,8 @@ impl Engine {
             }
         };
         let Data::Stored { content, size, pieces } = data else { return Ok(None) };
-        Ok((!self.holds(content, size)?).then_some(Wanted { content, size, pieces }))
+        let is_here = self.holds(content, size)? && self.store.damage(content) != Some(Damage::Wrong);
+        Ok((!is_here).then_some(Wanted { content, size, pieces }))
     }
 
     /// The content of a sealed file above the inline limit.
@@ -168,7 +171,7 @@ impl Engine {
                 Data::Inline { blob, .. } => Opening::Inline(core.ns.attachment(blob).map_err(or_gone)?),
                 Data::Stored { content, size, .. } => {
                     drop(core);
-                    let opened = self.store.open_content(content, size);
+                    let opened = self.store.open_to_read(content, size);
                     let file = opened.map_err(|error| or_gone(missing(node.ino, error)))?;
                     Opening::File { handle: 0, file }
                 }

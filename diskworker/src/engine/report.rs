@@ -14,7 +14,8 @@ use super::room::is_full;
 use crate::content::torrent;
 use crate::namespace::{Kind, catalog_error};
 
-/// Problems in one scrub from which on nothing more is set aside for being unreadable.
+/// Problems in one scrub from which on others are not asked for what is damaged: it is noted, and stays. And so many copies are set aside
+/// for being unreadable. With more it is the disk.
 pub const PROBLEMS_MAX: usize = 100;
 
 /// What a scrub looked at and found.
@@ -32,15 +33,42 @@ pub struct ScrubReport {
     pub problems: Vec<String>,
 }
 
-/// What is known of a content on other disks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Elsewhere {
-    /// No disk has said that it holds it.
-    Nowhere,
-    /// One has said so, that may be gone for ever.
-    Said,
-    /// One that is there holds it, and is not one that lets go what is not read.
-    Kept,
+/// Other disks, as a scrub needs them.
+pub trait Others {
+    /// Whether one has said that it holds a content. It may be gone for ever.
+    fn say_they_hold(&self, content: ContentId) -> bool;
+
+    /// Look at a copy here that seems to be bad, and set it aside if another disk has just verified its own; with `ask` only.
+    ///
+    /// # Errors
+    /// Why it could not be looked at.
+    fn judge(&self, content: ContentId, ask: bool) -> FsResult<Fate>;
+}
+
+/// What became of a copy that seemed to be bad.
+#[derive(Debug)]
+pub enum Fate {
+    /// There is none.
+    Absent,
+    /// It is what its name says.
+    Whole,
+    /// It was bad, and is set aside: what was wrong, and where it is.
+    SetAside(FsError),
+    /// It is bad and stays: what is wrong, and why.
+    Stays(FsError),
+}
+
+/// No other disks.
+pub struct Alone;
+
+impl Others for Alone {
+    fn say_they_hold(&self, _: ContentId) -> bool {
+        false
+    }
+
+    fn judge(&self, _: ContentId, _: bool) -> FsResult<Fate> {
+        Err(Errno::ENOSYS.into())
+    }
 }
 
 impl Engine {
@@ -139,8 +167,8 @@ impl Engine {
     }
 
     /// Check everything on this disk: every object and record of the catalog, that every directory has its place, and
-    /// every content on it byte by byte. A content that is `elsewhere` need not be here.
-    pub fn scrub(&self, elsewhere: &dyn Fn(ContentId) -> Elsewhere) -> FsResult<ScrubReport> {
+    /// every content on it byte by byte. A content that others hold need not be here.
+    pub fn scrub(&self, others: &dyn Others) -> FsResult<ScrubReport> {
         self.commit()?;
         let verified = self.catalog.verify().map_err(catalog_error)?;
         let mut report = ScrubReport { objects: verified.objects, problems: verified.problems, ..Default::default() };
@@ -172,15 +200,25 @@ impl Engine {
             }
         }
         for (content, (size, ino, place)) in live {
-            // Replaced or removed since the walk: then it may be in the trash by right.
-            // A disk that is failing altogether keeps what it has: it may come to itself.
-            let may_go = report.problems.len() < PROBLEMS_MAX && elsewhere(content) == Elsewhere::Kept;
-            match self.store.scrub(content, size, may_go) {
+            let checked = match self.store.check_or_take_back(content, size) {
+                // A disk that is failing altogether keeps what it has: it may come to itself.
+                Err(error) if error.errno != Errno::ENOENT => {
+                    match others.judge(content, report.problems.len() < PROBLEMS_MAX) {
+                        Ok(Fate::SetAside(error) | Fate::Stays(error)) => Err(error),
+                        // Replaced or removed meanwhile, or of another length than the catalog says.
+                        Ok(Fate::Whole | Fate::Absent) => self.store.check(content, size),
+                        Err(_) => Err(error),
+                    }
+                }
+                checked => checked,
+            };
+            match checked {
                 Ok(()) => {
                     report.contents += 1;
                     report.content_bytes += size;
                 }
-                Err(error) if error.errno == Errno::ENOENT && elsewhere(content) != Elsewhere::Nowhere => {}
+                // Replaced or removed since the walk: then it may be in the trash by right.
+                Err(error) if error.errno == Errno::ENOENT && others.say_they_hold(content) => {}
                 // Recorded, and about to get its name in `data/`, or it has got it just now.
                 Err(error)
                     if error.errno == Errno::ENOENT

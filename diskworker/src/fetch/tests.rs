@@ -1,5 +1,6 @@
 //! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
 
+mod blame;
 mod corrupt;
 mod liars;
 mod room;
@@ -15,7 +16,8 @@ use delugefs_proto::peer_pb::PromiseRequest;
 use delugefs_proto::worker_pb::CopiesRequest;
 
 use super::*;
-use crate::engine::{Elsewhere, Opening};
+use crate::engine::Opening;
+use crate::net::Elsewhere;
 use crate::net::tests::{Node, cluster, until};
 
 mod versions;
@@ -224,8 +226,9 @@ async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
         let engine = nodes[1].engine().clone();
         if by_scrub {
             file.write_all_at(b"rot", 25_000).unwrap();
-            let report = blocking(move || engine.scrub(&|_| Elsewhere::Kept)).await.unwrap();
-            assert!(report.problems.len() == 1 && report.problems[0].contains("is damaged"), "{:?}", report.problems);
+            let others = Elsewhere::new(nodes[1].net());
+            let report = blocking(move || engine.scrub(&others)).await.unwrap();
+            assert!(report.problems.len() == 1 && report.problems[0].contains("set aside"), "{:?}", report.problems);
         } else {
             file.set_len(25_000).unwrap();
             let ino = Ino(engine.lookup(&Lookup { dir: Ino::ROOT.0, name: "file".into() }).unwrap().node.unwrap().ino);
@@ -238,17 +241,6 @@ async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
         assert_eq!(read(&nodes[1], wanted), content);
         until("both holders again", || nodes[0].net().holders(wanted.content).len() == 1).await;
     }
-}
-
-/// What cannot be read here is not given up for the word of a disk that may never come back.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_went_keeps_nothing() {
-    let (_, _, mut nodes) = cluster(2, &[(0, 1)]).await;
-    let wanted = write(&nodes[0], "file", &bytes(50_000));
-    known(&nodes[1], wanted).await;
-    until("a keeper", || nodes[1].net().elsewhere(wanted.content) == Elsewhere::Kept).await;
-    nodes.remove(0).stop().await;
-    until("no keeper", || nodes[0].net().elsewhere(wanted.content) == Elsewhere::Said).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,37 +1,37 @@
 //! One content on its way here by ranged requests: which pieces are verified, who waits for which, and the task that
 //! fetches. Readers' ranges come first, then what follows the last of them, then the rest.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use delugefs_proto::disk::short_id;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{DiskId, random_u64};
 use delugefs_proto::limits::{piece_count, piece_length_bytes};
 use delugefs_proto::local_pb::Ranges;
-use delugefs_proto::peer_pb::ReadContentRequest;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::room::{self, Room};
+use super::room::Room;
 use super::using::Users;
 use super::{Since, Wanted};
 use crate::engine::Engine;
 use crate::net::Net;
-use crate::net::pace::Pace;
 
+mod ask;
 mod here;
 mod rest;
+mod write;
 
+use ask::{Holders, said_of};
+use here::Own;
 pub(super) use rest::Rest;
 
 /// Requests under way at once, and more of them for what readers wait for: they do not stand behind the rest.
@@ -41,25 +41,10 @@ const REQUESTS_MORE: usize = 4;
 const TICK: Duration = Duration::from_millis(50);
 /// Bytes of one request that fills in the rest.
 const REQUEST_BYTES: u64 = 4 << 20;
-/// After a reader has jumped, the rest is filled in for so long by a piece at a time: what is asked for is not taken back,
-/// and the next jump would wait behind it.
-const JUMPY: Duration = Duration::from_millis(250);
 /// He does not jump any more when he went on for so many pieces; what the kernel reads ahead is less.
 const STEADY_PIECES: usize = 4;
 /// Requests grow to that from a single piece, so that the first bytes come at once.
 const REQUEST_MIN_BYTES: u64 = 256 << 10;
-/// A holder that sends nothing for so long is left.
-const SILENT: Duration = Duration::from_secs(8);
-/// Less than this is nothing; limited lines send as much at once, or what is left.
-const STEP_BYTES: usize = 16 << 10;
-/// A holder that needs longer for [`SLOW_BYTES`] is left for another one that may be faster: it keeps readers waiting.
-const SLOW: Duration = Duration::from_secs(3);
-/// Of one request: up to eight share a line.
-const SLOW_BYTES: usize = 64 << 10;
-/// What that is as an error.
-const SLOWLY: Errno = Errno::ECANCELED;
-/// What came is not what was asked for.
-const CORRUPT: Errno = Errno::EBADMSG;
 /// How long a holder that failed is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// With no holder for so long, the transfer fails: news of a new content travel beside it.
@@ -110,6 +95,19 @@ struct State {
     /// Where it is looked for next, but for what readers wait for.
     look_at: usize,
     since: Since,
+}
+
+/// Why something did not come. A kind and no errno: those of our own disk may be any (EBADMSG is a checksum to some file systems), and nobody
+/// else is to be blamed for them.
+enum Fault {
+    /// Our own disk's: no other holder can help.
+    Ours(FsError),
+    /// What came is not what was asked for.
+    Corrupt(FsError),
+    /// It keeps readers waiting, and another one may be faster.
+    Slow(FsError),
+    /// It does not give it.
+    Theirs(FsError),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -277,7 +275,7 @@ impl Transfer {
         let mut holders = Holders { turn: random_u64() as usize, ..Holders::default() };
         let mut requests = JoinSet::new();
         let mut nobody: Option<Instant> = None;
-        let mut own_copied = false;
+        let mut own = Own::Absent;
         loop {
             if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
@@ -285,26 +283,14 @@ impl Transfer {
             if looking.is_none() && self.is_complete() {
                 requests.shutdown().await;
                 self.state.lock().asked.clear();
-                match self.finish(engine).await {
-                    Ok(()) => return Ok(()),
-                    // A small content has only its SHA-256 to be checked by.
-                    Err(error) if error.errno == Errno::EIO && self.pieces.is_none() => {
-                        if let Some(liar) = holders.last {
-                            net.report_corrupt(liar, self.wanted.content);
-                            holders.rest.insert(liar, Instant::now() + PATIENCE);
-                        }
-                        let file = engine.store.incoming_file(self.wanted.content, self.wanted.size)?;
-                        *self.file.lock() = Some(Arc::new(file));
-                        self.forget();
-                    }
-                    Err(error) => return Err(error),
-                }
+                // All of it was verified as it came: what is wrong with it now is our own disk's.
+                return self.finish(engine).await;
             }
             let fills = rest.may_come(self, &engine.store);
             while requests.len() < REQUESTS_MAX + REQUESTS_MORE {
                 let Some(disk) = holders.next(net, self.wanted) else { break };
                 let Some((first, count)) = self.choose(fills && requests.len() < REQUESTS_MAX) else { break };
-                (holders.last, holders.turn) = (Some(disk), holders.turn + 1);
+                holders.turn += 1;
                 self.state.lock().asked.push(disk);
                 let (this, engine, net) = (self.clone(), engine.clone(), net.clone());
                 requests.spawn(async move {
@@ -333,19 +319,24 @@ impl Transfer {
                     }
                     continue;
                 }
-                // Somebody may have written the same bytes on this disk. Readers have this file, not that one.
-                if !own_copied {
-                    let copied = self.copy_own(engine).await;
-                    if copied.as_ref().is_err_and(|error| error.errno == CORRUPT) {
+                // Somebody may have written the same bytes on this disk. Readers have this file, not that one. Or the copy here is damaged,
+                // and of that all is taken that is right.
+                if own == Own::Absent {
+                    own = self.copy_own(engine).await?;
+                    if own == Own::Damaged {
                         net.suspect_own(self.wanted.content);
                     }
-                    own_copied = copied?;
-                    if own_copied {
+                    if own != Own::Absent {
                         continue;
                     }
                 }
                 let since = *nobody.get_or_insert_with(Instant::now);
                 if since.elapsed() > NOBODY || net.is_alone() {
+                    if own == Own::Damaged {
+                        let text =
+                            "the copy on this disk is damaged, and no disk that holds a whole one can be reached";
+                        return Err(FsError::new(Errno::EIO, text));
+                    }
                     let text = holders.error.unwrap_or_else(|| "no disk that holds the content can be reached".into());
                     return Err(FsError::new(Errno::EHOSTUNREACH, text));
                 }
@@ -358,15 +349,18 @@ impl Transfer {
                         net.asked(disk, true);
                         nobody = None;
                     }
-                    // Our own disk's: no other holder can help.
-                    Ok((_, Err(error))) if is_ours(error.errno) => return Err(error),
-                    Ok((disk, Err(error))) => {
+                    Ok((disk, Err(fault))) => {
+                        let (rest, is_slow, error) = match fault {
+                            Fault::Ours(error) => return Err(error),
+                            Fault::Corrupt(error) => (PATIENCE, false, error),
+                            Fault::Theirs(error) => (REST, false, error),
+                            Fault::Slow(error) => (REST, true, error),
+                        };
                         tracing::debug!("content {} from disk {}: {error}", self.wanted.content, &disk.to_hex()[..8]);
                         // A slow one is good for other contents.
-                        if error.errno != SLOWLY {
+                        if !is_slow {
                             net.asked(disk, false);
                         }
-                        let rest = if error.errno == CORRUPT { PATIENCE } else { REST };
                         holders.rest.insert(disk, Instant::now() + rest);
                         self.state.lock().failed.insert(disk);
                         holders.error = Some(said_of(disk, &error));
@@ -398,13 +392,6 @@ impl Transfer {
         self.state.lock().have.iter().all(|piece| *piece == Piece::Here)
     }
 
-    fn forget(&self) {
-        let mut state = self.state.lock();
-        state.have.fill(Piece::Missing);
-        state.have_bytes = 0;
-        state.since = Since(Instant::now(), 0);
-    }
-
     /// What it is and where it goes to.
     pub fn parts(&self) -> (Wanted, Option<Bytes>, Option<Arc<File>>) {
         (self.wanted, self.pieces.clone(), self.file.lock().clone())
@@ -418,275 +405,5 @@ impl Transfer {
     fn length(&self, piece: usize) -> u64 {
         let start = piece as u64 * self.piece_bytes;
         self.piece_bytes.min(self.wanted.size - start)
-    }
-
-    /// The next run of pieces to ask for: for a reader, or else, with `fill`, of the rest. They are marked as coming.
-    fn choose(&self, fill: bool) -> Option<(usize, usize)> {
-        let mut state = self.state.lock();
-        let State { wants, have, unlooked, cursor, request_bytes, looked, jumped, .. } = &mut *state;
-        let is_missing =
-            |piece: &usize| have[*piece] == Piece::Missing && !unlooked.get(*piece).is_some_and(|unlooked| *unlooked);
-        let first = wants.iter().position(is_missing).and_then(|at| wants.remove(at));
-        wants.retain(|piece| have[*piece] == Piece::Missing);
-        if first.is_none() && !(*looked && fill) {
-            return None;
-        }
-        let is_jumpy = jumped.is_some_and(|(when, _)| when.elapsed() < JUMPY);
-        if first.is_none() && is_jumpy && have.contains(&Piece::Coming) {
-            return None;
-        }
-        let (cursor, count) = (*cursor, have.len());
-        let first = first.or_else(|| (cursor..count).find(is_missing)).or_else(|| (0..cursor).find(is_missing))?;
-        let run = (*request_bytes / self.piece_bytes).max(1) as usize;
-        let length = (first..count).take(run).take_while(is_missing).count();
-        have[first..first + length].fill(Piece::Coming);
-        if wants.is_empty() && !is_jumpy {
-            // Nobody waits: fill in with larger requests.
-            *request_bytes = (*request_bytes * 2).min(REQUEST_BYTES);
-        }
-        Some((first, length))
-    }
-
-    /// A request to a disk has ended.
-    fn answered(&self, disk: DiskId) {
-        let asked = &mut self.state.lock().asked;
-        if let Some(at) = asked.iter().position(|other| *other == disk) {
-            asked.swap_remove(at);
-        }
-    }
-
-    /// What of a request did not come may be asked for again.
-    fn give_back(&self, first: usize, count: usize) {
-        let mut state = self.state.lock();
-        for piece in &mut state.have[first..first + count] {
-            if *piece == Piece::Coming {
-                *piece = Piece::Missing;
-                // Who waits for it says so again.
-                self.changed.notify_all();
-            }
-        }
-    }
-
-    /// Ask one disk for a run of pieces; each is verified and written as it comes.
-    async fn request(
-        self: &Arc<Self>,
-        engine: &Arc<Engine>,
-        net: &Arc<Net>,
-        disk: DiskId,
-        first: usize,
-        count: usize,
-    ) -> FsResult<()> {
-        let offset = first as u64 * self.piece_bytes;
-        let length = (first..first + count).map(|piece| self.length(piece)).sum();
-        let pace = net.pace_from(disk);
-        if let Some(pace) = &pace {
-            self.wait_for_turn(pace, length).await;
-        }
-        // A limited line is slow whoever sends.
-        let may_leave = || pace.is_none() && self.leave_for_other(net, disk);
-        let mut client = timeout(SILENT, net.client(disk)).await.map_err(|_| Errno::ETIMEDOUT)??;
-        let request = ReadContentRequest {
-            content: self.wanted.content.0.to_vec(),
-            size_bytes: self.wanted.size,
-            offset,
-            length,
-        };
-        let lost = |status: tonic::Status| FsError::new(Errno::ECONNRESET, status.message().to_owned());
-        let replies = timeout(SILENT, client.read_content(request)).await.map_err(|_| Errno::ETIMEDOUT)?;
-        let mut replies = replies.map_err(lost)?.into_inner();
-        let mut piece = first;
-        let mut parts: Vec<Bytes> = Vec::new();
-        let mut gathered = 0;
-        let (mut waited, mut step) = (Duration::ZERO, 0);
-        let (mut slow_at, mut slowly) = (Instant::now() + SLOW, 0);
-        while piece < first + count {
-            let asked = Instant::now();
-            let silent_at = asked + SILENT.saturating_sub(waited);
-            let reply = loop {
-                if Instant::now() >= slow_at {
-                    if may_leave() {
-                        return Err(FsError::new(SLOWLY, "it is slow, and another disk holds the content"));
-                    }
-                    (slow_at, slowly) = (Instant::now() + SLOW, 0);
-                }
-                match timeout_at(slow_at.min(silent_at).into(), replies.message()).await {
-                    Ok(reply) => break reply.map_err(lost)?,
-                    Err(_) if Instant::now() >= silent_at => return Err(Errno::ETIMEDOUT.into()),
-                    Err(_) => {}
-                }
-            };
-            waited += asked.elapsed();
-            let Some(reply) = reply else {
-                return Err(FsError::new(Errno::ECONNRESET, "it sent less than it was asked for"));
-            };
-            let mut data = reply.data;
-            (step, slowly) = (step + data.len(), slowly + data.len());
-            if step >= STEP_BYTES {
-                (waited, step) = (Duration::ZERO, 0);
-                self.state.lock().progress = Instant::now();
-            }
-            while !data.is_empty() {
-                if piece >= first + count {
-                    return Err(FsError::new(CORRUPT, "it sent more than it was asked for"));
-                }
-                let take = (self.length(piece) - gathered).min(data.len() as u64);
-                parts.push(data.split_to(take as usize));
-                gathered += take;
-                if gathered == self.length(piece) {
-                    let whole = std::mem::take(&mut parts);
-                    if let Err(error) = self.write_piece(engine, piece, whole.clone()).await {
-                        // What is not read keeps back all else on the same connection: also the promises without which no
-                        // room is made. The rest of the request is given back, and asked for again.
-                        drop((replies, data));
-                        if error.errno == CORRUPT {
-                            net.report_corrupt(disk, self.wanted.content);
-                        }
-                        return self.write_with_room(engine, piece, whole, error).await;
-                    }
-                    (gathered, piece) = (0, piece + 1);
-                    // To write it took our time.
-                    slowly = SLOW_BYTES;
-                }
-            }
-            if slowly >= SLOW_BYTES {
-                (slow_at, slowly) = (Instant::now() + SLOW, 0);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether another disk that is there has the content and did not fail when it was last asked; then this one counts as failed. Once in a transfer,
-    /// or where all are slow what had come of a piece would be thrown away over and over.
-    fn leave_for_other(&self, net: &Net, disk: DiskId) -> bool {
-        let sources = net.sources(self.wanted.content);
-        let mut state = self.state.lock();
-        let is_better =
-            |(other, in_doubt): &(DiskId, bool)| *other != disk && !in_doubt && !state.failed.contains(other);
-        let has_other = sources.iter().any(is_better);
-        if has_other {
-            state.failed.insert(disk);
-        }
-        has_other
-    }
-
-    /// A limited line is used by one after the other, before they ask: what is asked for and not taken would keep back all
-    /// else that comes on the same connection. Waiting for one's turn is no standstill.
-    async fn wait_for_turn(&self, pace: &Pace, bytes: u64) {
-        let Some(wait) = pace.turn(bytes) else { return };
-        let until = Instant::now() + wait;
-        while Instant::now() < until {
-            tokio::time::sleep((until - Instant::now()).min(SILENT / 4)).await;
-            self.state.lock().progress = Instant::now();
-        }
-    }
-
-    /// Write a piece for which there was no room, as soon as there is some. To wait for that is no standstill.
-    async fn write_with_room(
-        self: &Arc<Self>,
-        engine: &Arc<Engine>,
-        piece: usize,
-        parts: Vec<Bytes>,
-        mut error: FsError,
-    ) -> FsResult<()> {
-        let mut patience = room::Patience::default();
-        let waits = || self.state.lock().progress = Instant::now();
-        while self.room.is_made(&error, &engine.store, self.length(piece), &mut patience, waits).await {
-            match self.write_piece(engine, piece, parts.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(again) => error = again,
-            }
-        }
-        Err(error)
-    }
-
-    /// The same, in the first place.
-    async fn write_patiently(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
-        match self.write_piece(engine, piece, parts.clone()).await {
-            Err(error) => self.write_with_room(engine, piece, parts, error).await,
-            done => done,
-        }
-    }
-
-    /// Verify a piece and write it.
-    async fn write_piece(self: &Arc<Self>, engine: &Arc<Engine>, piece: usize, parts: Vec<Bytes>) -> FsResult<()> {
-        let (this, engine) = (self.clone(), engine.clone());
-        let taking = tokio::task::spawn_blocking(move || {
-            if let Some(hashes) = &this.pieces {
-                let mut sha1 = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
-                parts.iter().for_each(|part| sha1.update(part));
-                if sha1.finish().as_ref() != &hashes[piece * 20..piece * 20 + 20] {
-                    return Err(FsError::new(CORRUPT, "it sent a corrupt piece"));
-                }
-            }
-            // What is left beyond the reserve belongs to everybody; the reserve to the catalog alone.
-            engine.store.make_room(this.length(piece))?;
-            let Some(file) = this.file.lock().clone() else { return Err(Errno::ECANCELED.into()) };
-            let mut offset = piece as u64 * this.piece_bytes;
-            for part in &parts {
-                file.write_all_at(part, offset)?;
-                offset += part.len() as u64;
-            }
-            Ok(())
-        });
-        taking.await.map_err(|_| FsError::from(Errno::EIO))??;
-        let mut state = self.state.lock();
-        if state.have[piece] != Piece::Here {
-            state.have[piece] = Piece::Here;
-            state.have_bytes += self.length(piece);
-        }
-        state.progress = Instant::now();
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    /// Verify the whole, and give it its name.
-    async fn finish(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<()> {
-        // Nobody writes any more.
-        *self.file.lock() = None;
-        let (engine, wanted) = (engine.clone(), self.wanted);
-        self.state.lock().hashing = true;
-        let finishing =
-            tokio::task::spawn_blocking(move || engine.store.finish_incoming(wanted.content, wanted.size, &|| false));
-        let finished = finishing.await;
-        let mut state = self.state.lock();
-        (state.hashing, state.progress) = (false, Instant::now());
-        finished.map_err(|_| FsError::from(Errno::EIO))?
-    }
-}
-
-/// Whether an error is that of our own disk.
-fn is_ours(errno: Errno) -> bool {
-    matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EIO | Errno::EROFS | Errno::EFBIG)
-}
-
-/// Why a disk did not give what it was asked for. Some errors name it already.
-fn said_of(disk: DiskId, error: &FsError) -> String {
-    let name = format!("disk {}", short_id(&disk.to_hex()));
-    if error.why().starts_with(&name) { error.why().to_owned() } else { format!("{name}: {}", error.why()) }
-}
-
-/// Whom to ask next.
-#[derive(Default)]
-struct Holders {
-    turn: usize,
-    /// Those that failed, until when.
-    rest: HashMap<DiskId, Instant>,
-    last: Option<DiskId>,
-    error: Option<String>,
-}
-
-impl Holders {
-    /// In turn, so that several sources share the work: who takes it adds to `turn`.
-    fn next(&self, net: &Net, wanted: Wanted) -> Option<DiskId> {
-        let now = Instant::now();
-        let mut holders = net.holders(wanted.content);
-        holders.retain(|disk| self.rest.get(disk).is_none_or(|until| *until <= now));
-        // From afar only what nobody near has; and from who has failed, here or with another content, only what nobody else has: a
-        // near disk that stalls would be asked again and again.
-        let has_failed = |disk| self.rest.contains_key(&disk) || net.is_in_doubt(disk);
-        let ranked: Vec<_> = holders.into_iter().map(|disk| ((has_failed(disk), net.distance(disk)), disk)).collect();
-        let best = ranked.iter().map(|(rank, _)| *rank).min()?;
-        let best: Vec<DiskId> = ranked.into_iter().filter(|(rank, _)| *rank == best).map(|(_, disk)| disk).collect();
-        best.get(self.turn % best.len().max(1)).copied()
     }
 }

@@ -1,12 +1,15 @@
 //! Copies that turn out to be corrupt. Who gets wrong bytes tells the disk that sent them, and that one looks at its copy itself. So it
 //! does with what it could not read for somebody. What is damaged is set aside, so that nobody counts on it any more and the policy has a
-//! good one fetched, if another disk has just read its own and found it whole. Else it stays: of two that are damaged at
-//! different places all can still be read, and of an only one most. Whoever looks at his copy neither promises it nor vouches for it.
+//! good one fetched, if another disk has just read its own and found it whole. Else it stays, and the store knows of it: of two that are
+//! damaged at different places all can still be read, and of an only one most. Whoever looks at his copy neither promises it nor vouches
+//! for it.
 //!
-//! A report is nothing but a hint: who lies costs a read. Copies are looked at one after the other, for half of the time at most, each
-//! once in some minutes, and less and less often where that changes nothing.
+//! A report is nothing but a hint: who lies costs a read. Copies are looked at one after the other, each once in some minutes, and less and
+//! less often where that changes nothing. For others a disk reads a tenth of the time ([`allowance`]), for itself half of it.
+//!
+//! [`allowance`]: super::allowance
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,13 +19,15 @@ use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb::{ReportCorruptRequest, VerifyRequest};
 use nix::errno::Errno;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Net;
+use super::allowance::Allowance;
 use crate::content::{Look, Suspect};
-use crate::engine::PROBLEMS_MAX;
+use crate::engine::{Fate, Others, PROBLEMS_MAX};
 
 /// A copy is not looked at again, and a disk not told of it again, for so long; at most for so long where it was in vain.
 const AGAIN: Duration = Duration::from_secs(300);
@@ -40,18 +45,18 @@ const READS: Duration = Duration::from_secs(600);
 /// Disks that are asked for a whole one.
 const ASKED_MAX: usize = 4;
 
-/// What is known of corrupt copies, here and elsewhere.
+/// What is to be looked at, and what was done about corrupt copies here and elsewhere.
 #[derive(Default)]
 pub(super) struct Suspects {
     /// By whom it was reported, and what.
     waiting: VecDeque<(DiskId, ContentId)>,
     looked_at: Option<ContentId>,
-    /// Those that stay.
-    damaged: HashSet<ContentId>,
     reported: Recently<ContentId>,
     told: Recently<(DiskId, ContentId)>,
     /// Read for others, and whole.
     whole: Recently<ContentId>,
+    /// For what others ask to be read.
+    allowance: Allowance,
     /// Copies that were set aside. With many of them it is the disk: then it keeps what it cannot read.
     bad: usize,
 }
@@ -108,36 +113,28 @@ impl Suspects {
         may
     }
 
-    fn next(&mut self) -> Option<(DiskId, ContentId)> {
-        let next = self.waiting.pop_front();
+    /// What others have reported waits until something may be read for them.
+    fn next(&mut self, me: DiskId, now: Instant) -> Option<(DiskId, ContentId)> {
+        let may_others = self.allowance.has_some(now);
+        let at = self.waiting.iter().position(|(by, _)| may_others || *by == me);
+        let next = at.and_then(|at| self.waiting.remove(at));
         self.looked_at = next.map(|(_, content)| content);
         next
     }
 
     /// The copy is not there any more, or is another one.
     pub fn forget(&mut self, content: ContentId) {
-        self.damaged.remove(&content);
         self.whole.0.remove(&content);
     }
 
-    /// It was read, and is not what its name says.
-    fn is_bad(&mut self, content: ContentId) {
-        if self.damaged.len() < REMEMBERED_MAX {
-            self.damaged.insert(content);
-        }
-    }
-
-    /// Have those that stay looked at again: another disk may have a whole one by now, and then they need not stay.
-    fn look_again(&mut self, me: DiskId, now: Instant) {
-        let damaged: Vec<ContentId> = self.damaged.iter().copied().collect();
-        for content in damaged {
-            self.report(me, content, now);
-        }
+    /// How long there is nothing to do, if nobody says something.
+    fn pause(&self, now: Instant) -> Duration {
+        let wait = self.allowance.wait(now);
+        if self.waiting.is_empty() || wait.is_zero() { AGAIN } else { wait.min(AGAIN) }
     }
 
     fn is_suspect(&self, content: ContentId) -> bool {
-        let is_waiting = || self.waiting.iter().any(|(_, waiting)| *waiting == content);
-        self.looked_at == Some(content) || self.damaged.contains(&content) || is_waiting()
+        self.looked_at == Some(content) || self.waiting.iter().any(|(_, waiting)| *waiting == content)
     }
 }
 
@@ -182,58 +179,84 @@ impl Net {
 
     /// Nobody should rely on the copy here: it is damaged, or may be.
     pub fn is_suspect(&self, content: ContentId) -> bool {
-        self.suspects.lock().is_suspect(content)
+        self.engine.store.damage(content).is_some() || self.suspects.lock().is_suspect(content)
     }
 
     /// How many contents are damaged here, and stay.
     pub fn damaged_contents(&self) -> u64 {
-        self.suspects.lock().damaged.len() as u64
+        self.engine.store.damaged_len() as u64
     }
 
     /// Read the copy here for another disk: whether it is whole. `false` also when there is no time for that.
     pub async fn is_whole(self: &Arc<Self>, content: ContentId) -> bool {
-        {
-            let suspects = self.suspects.lock();
-            if suspects.is_suspect(content) || suspects.whole.has(&content, Instant::now()) {
-                return !suspects.is_suspect(content);
-            }
+        let known = || {
+            let is_suspect = self.is_suspect(content);
+            (is_suspect || self.suspects.lock().whole.has(&content, Instant::now())).then_some(!is_suspect)
+        };
+        if let Some(known) = known() {
+            return known;
         }
-        // One after the other, and for half of the time.
-        let Ok(one) = self.verifying.clone().try_lock_owned() else { return false };
+        // One after the other.
+        let Ok(one) = timeout(ANSWER, self.verifying.clone().lock_owned()).await else { return false };
+        // It may have been read meanwhile.
+        if let Some(known) = known() {
+            return known;
+        }
+        if !self.suspects.lock().allowance.has_some(Instant::now()) {
+            return false;
+        }
         let (net, (tell, told)) = (self.clone(), oneshot::channel());
         // To its end, also without whoever has asked: what was read counts for the next one.
         tokio::spawn(async move {
-            let began = Instant::now();
             let whole = net.verify_own(content).await;
-            let _unheard = tell.send(whole);
-            tokio::time::sleep(began.elapsed()).await;
             drop(one);
+            let _unheard = tell.send(whole);
         });
         told.await.unwrap_or(false)
     }
 
     async fn verify_own(self: &Arc<Self>, content: ContentId) -> bool {
-        let found = self.look(content).await;
-        let mut suspects = self.suspects.lock();
-        match found {
-            Ok(Look::Whole) if !suspects.is_suspect(content) => {
-                let now = Instant::now();
-                suspects.whole.may(content, now);
-                suspects.whole.0.insert(content, (now, WHOLE));
-                return true;
+        let (look, read) = self.look(content).await;
+        self.suspects.lock().allowance.spend(read, Instant::now());
+        match look {
+            Ok(Look::Whole) => {
+                let (mut suspects, now) = (self.suspects.lock(), Instant::now());
+                let is_whole = !suspects.is_suspect(content);
+                if is_whole {
+                    suspects.whole.may(content, now);
+                    suspects.whole.0.insert(content, (now, WHOLE));
+                }
+                is_whole
             }
-            Ok(Look::Bad(_)) => suspects.is_bad(content),
-            Ok(Look::Whole | Look::Absent) | Err(_) => return false,
+            Ok(Look::Bad(_)) => {
+                self.suspect_own(content);
+                false
+            }
+            Ok(Look::Absent) | Err(_) => false,
         }
-        drop(suspects);
-        self.suspect_own(content);
-        false
     }
 
-    async fn look(self: &Arc<Self>, content: ContentId) -> FsResult<Look> {
+    /// What a look shows, and how long it took: to wait for a thread is no reading.
+    async fn look(self: &Arc<Self>, content: ContentId) -> (FsResult<Look>, Duration) {
         let net = self.clone();
-        let looked = tokio::task::spawn_blocking(move || net.engine.store.look_at(content)).await;
-        looked.map_err(|error| FsError::new(Errno::EIO, format!("looking at a content: {error}")))?
+        let looking = tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            (net.engine.store.look_at(content), began.elapsed())
+        });
+        let panicked = |error| FsError::new(Errno::EIO, format!("looking at a content: {error}"));
+        looking.await.unwrap_or_else(|error| (Err(panicked(error)), Duration::ZERO))
+    }
+
+    /// Whether a disk was told not long ago that its copy is corrupt.
+    #[cfg(test)]
+    pub(crate) fn has_told(&self, disk: DiskId, content: ContentId) -> bool {
+        self.suspects.lock().told.has(&(disk, content), Instant::now())
+    }
+
+    /// As if others had had so much read.
+    #[cfg(test)]
+    pub(crate) fn has_read_for_others(&self, read: Duration) {
+        self.suspects.lock().allowance.spend(read, Instant::now());
     }
 
     /// Whether another disk that keeps it has read its copy, and found it whole.
@@ -255,72 +278,108 @@ impl Net {
         false
     }
 
-    async fn look_at(self: &Arc<Self>, by: DiskId, content: ContentId) -> FsResult<()> {
-        let error = match self.look(content).await? {
-            Look::Bad(error) => {
-                // At once: nobody is to rely on it while others are asked.
-                self.suspects.lock().is_bad(content);
-                error
-            }
-            look => {
-                let mut suspects = self.suspects.lock();
-                suspects.damaged.remove(&content);
-                suspects.reported.lengthen(&content);
-                drop(suspects);
-                if matches!(look, Look::Whole) {
-                    self.log.once("suspect", &by.to_hex(), || {
-                        let by = by.to_hex();
-                        tracing::info!(
-                            "disk {} got corrupt bytes of content {content}, and it is whole here",
-                            short_id(&by)
-                        );
-                    });
-                }
-                return Ok(());
-            }
+    /// What becomes of a copy here, after a look at it. One that is bad is set aside if another disk has just verified its own, and else
+    /// stays; it does without `ask`.
+    async fn judge(self: &Arc<Self>, content: ContentId, look: Look, ask: bool) -> FsResult<Fate> {
+        let error = match look {
+            Look::Absent => return Ok(Fate::Absent),
+            Look::Whole => return Ok(Fate::Whole),
+            // The store has noted it: nobody relies on it while others are asked.
+            Look::Bad(error) => error,
         };
+        let with = |what: &str| FsError::new(error.errno, format!("{}; {what}", error.message));
+        if !ask {
+            return Ok(Fate::Stays(with("it stays: there is too much of that, the disk may be failing")));
+        }
         if !self.is_whole_elsewhere(content).await {
-            self.suspects.lock().reported.lengthen(&content);
-            self.log.once("damaged", &content.to_hex(), || {
-                tracing::warn!("{error}; it stays, for no other disk says that it has it whole");
-            });
-            return Ok(());
+            return Ok(Fate::Stays(with("it stays, for no other disk says that it has it whole")));
         }
-        let may_be_unreadable = self.suspects.lock().bad < PROBLEMS_MAX;
+        let unreadable = self.suspects.lock().bad < PROBLEMS_MAX;
         let net = self.clone();
-        let setting = tokio::task::spawn_blocking(move || net.engine.store.suspect(content, may_be_unreadable)).await;
+        let setting = tokio::task::spawn_blocking(move || net.engine.store.suspect(content, unreadable)).await;
         match setting.map_err(|_| FsError::from(Errno::EIO))? {
-            // The store has said so.
-            Ok(Suspect::SetAside) => {
-                let mut suspects = self.suspects.lock();
-                suspects.bad += 1;
-                suspects.damaged.remove(&content);
+            Ok(Suspect::SetAside(name)) => {
+                self.suspects.lock().bad += 1;
+                let error = with(&format!("it is set aside, as {name}"));
+                tracing::warn!("{}", error.message);
+                Ok(Fate::SetAside(error))
             }
-            Ok(Suspect::Absent | Suspect::Whole) => drop(self.suspects.lock().damaged.remove(&content)),
-            Err(error) => {
+            Ok(Suspect::Absent) => Ok(Fate::Absent),
+            Ok(Suspect::Whole) => Ok(Fate::Whole),
+            Err(error) => Ok(Fate::Stays(error)),
+        }
+    }
+
+    /// Look at what a disk has reported. How long that took of the disk's time.
+    async fn look_at_reported(self: &Arc<Self>, by: DiskId, content: ContentId) -> Duration {
+        let (look, read) = self.look(content).await;
+        if by != self.engine.folder.disk_id() {
+            self.suspects.lock().allowance.spend(read, Instant::now());
+        }
+        let fate = async { self.judge(content, look?, true).await };
+        if let Err(error) = fate.await.map(|fate| self.tell_fate(by, content, fate)) {
+            tracing::debug!("content {content} cannot be looked at: {error}");
+        }
+        read
+    }
+
+    fn tell_fate(&self, by: DiskId, content: ContentId, fate: Fate) {
+        match fate {
+            Fate::SetAside(_) => {}
+            Fate::Absent => self.suspects.lock().reported.lengthen(&content),
+            Fate::Whole => {
                 self.suspects.lock().reported.lengthen(&content);
-                self.log.once("damaged", &content.to_hex(), || tracing::warn!("content {content}: {error}"));
+                self.log.once("suspect", &by.to_hex(), || {
+                    let by = by.to_hex();
+                    tracing::info!(
+                        "content {content} is whole here, of which disk {} got no good bytes",
+                        short_id(&by)
+                    );
+                });
+            }
+            Fate::Stays(error) => {
+                self.suspects.lock().reported.lengthen(&content);
+                self.log.once("damaged", &content.to_hex(), || tracing::warn!("{error}"));
             }
         }
-        Ok(())
+    }
+}
+
+/// The other disks, for a scrub that runs on a thread of its own.
+pub struct Elsewhere(Arc<Net>, Handle);
+
+impl Elsewhere {
+    /// On the runtime.
+    pub fn new(net: &Arc<Net>) -> Self {
+        Self(net.clone(), Handle::current())
+    }
+}
+
+impl Others for Elsewhere {
+    fn say_they_hold(&self, content: ContentId) -> bool {
+        !self.0.holders(content).is_empty()
+    }
+
+    fn judge(&self, content: ContentId, ask: bool) -> FsResult<Fate> {
+        self.1.block_on(async { self.0.judge(content, self.0.look(content).await.0?, ask).await })
     }
 }
 
 /// Look at what is reported, for as long as the network runs.
 pub(super) async fn look_at_suspects(net: Arc<Net>) {
     let looking = async {
+        let me = net.engine.folder.disk_id();
         loop {
-            if timeout(AGAIN, net.suspected.notified()).await.is_err() {
-                net.suspects.lock().look_again(net.engine.folder.disk_id(), Instant::now());
+            let pause = net.suspects.lock().pause(Instant::now());
+            if timeout(pause, net.suspected.notified()).await.is_err() {
+                // Those that stay: another disk may have a whole one by now, and then they need not.
+                net.engine.store.damaged().into_iter().for_each(|content| net.suspect_own(content));
             }
             loop {
-                let Some((by, content)) = net.suspects.lock().next() else { break };
-                let began = Instant::now();
-                if let Err(error) = net.look_at(by, content).await {
-                    tracing::debug!("content {content} cannot be looked at: {error}");
-                }
+                let Some((by, content)) = net.suspects.lock().next(me, Instant::now()) else { break };
+                let read = net.look_at_reported(by, content).await;
                 net.suspects.lock().looked_at = None;
-                tokio::time::sleep(began.elapsed().min(READS)).await;
+                tokio::time::sleep(read).await;
             }
         }
     };
@@ -355,6 +414,13 @@ mod tests {
             suspects.report(DiskId([(n % 250) as u8; 32]), content(10_000 + n), now);
         }
         assert_eq!(suspects.waiting.len(), WAITING_MAX);
+        // What was read for others counts; what this disk has found itself does not wait for that.
+        let mut suspects = Suspects::default();
+        assert!(suspects.report(liar, content(0), now) && suspects.report(other, content(1), now));
+        suspects.allowance.spend(Duration::from_secs(3600), now);
+        assert_eq!(suspects.next(liar, now), Some((liar, content(0))));
+        assert_eq!((suspects.next(liar, now), suspects.pause(now)), (None, AGAIN));
+        assert_eq!(suspects.next(liar, now + Duration::from_secs(36_000)), Some((other, content(1))));
         // What is remembered has a bound, and is forgotten in time.
         let mut recently = Recently::default();
         // Nobody is kept out by that: the oldest half goes.

@@ -49,7 +49,7 @@ impl Node {
         Self::start(dir, 0).await
     }
 
-    async fn start(dir: TempDir, port: u16) -> Self {
+    pub(crate) async fn start(dir: TempDir, port: u16) -> Self {
         // The last life's tasks may still be on their way out.
         let begin = Instant::now();
         let folder = loop {

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use super::AllowedUids;
 use crate::engine::Engine;
 use crate::fetch::{Fetcher, Wanted};
-use crate::net::Net;
+use crate::net::{Elsewhere, Net};
 use crate::swarm::Swarm;
 
 /// The connections of those who may call. Others are hung up on here: a stranger who could hold on to connections would
@@ -269,8 +269,8 @@ impl Worker for WorkerService {
 
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {
         self.check(&request)?;
-        let net = self.net.clone();
-        let report = self.blocking(move |engine| engine.scrub(&|content| net.elsewhere(content))).await?;
+        let others = Elsewhere::new(&self.net);
+        let report = self.blocking(move |engine| engine.scrub(&others)).await?;
         Ok(Response::new(pb::ScrubReply {
             entries: report.entries,
             objects: report.objects,

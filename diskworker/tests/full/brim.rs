@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use delugefs_diskworker::engine::{Elsewhere, Engine, Running, Settings, make_catalog};
+use delugefs_diskworker::engine::{Alone, Engine, Running, Settings, make_catalog};
 use delugefs_diskworker::folder::DiskFolder;
 use delugefs_proto::ids::ClusterId;
 use delugefs_proto::local_pb as pb;
@@ -87,13 +87,13 @@ fn sweep(kind: Kind) {
                 let settings = Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) };
                 let again = Running::start(Arc::new(folder), settings).unwrap();
                 assert_eq!(listed(&again.engine), acknowledged, "round {round}, after a crash");
-                assert_eq!(again.engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+                assert_eq!(again.engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
                 again.stop().unwrap();
             }
             small.release();
             engine.commit().unwrap();
             assert_eq!(engine.refusal(), None);
-            assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new(), "round {round}");
+            assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new(), "round {round}");
             let leftovers = names(&small.root().join("catalog.git/objects/pack"));
             assert!(leftovers.iter().all(|name| name.starts_with("pack-")), "{leftovers:?}");
             let journal = names(&small.root().join("journal"));
@@ -153,13 +153,13 @@ fn no_room_to_consolidate() {
         }
         assert!(packs() > 32, "{} packs, {} bytes free", packs(), small.free());
         assert_eq!(engine.refusal(), None);
-        assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+        assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
         small.release();
         engine.commit().unwrap();
         more(engine, 2);
         assert!(packs() < 5, "{} packs", packs());
         assert_eq!(engine.list(1).unwrap().len() as u64, made);
-        assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+        assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
         running.stop().unwrap();
     });
 }
@@ -197,7 +197,7 @@ fn no_room_to_seal() {
         for n in 0..20 {
             assert!(engine.read(&[format!("f{n}").as_bytes()]).unwrap() == content(n));
         }
-        assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+        assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
         running.stop().unwrap();
     });
 }

@@ -1,6 +1,6 @@
 //! A full disk goes on taking what other disks have: what they removed is a way out for it, and it decides on what it knows.
 
-use delugefs_diskworker::engine::{Elsewhere, Engine, Offer};
+use delugefs_diskworker::engine::{Alone, Engine, Offer};
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
 
@@ -61,7 +61,7 @@ fn what_others_removed_makes_room_on_a_full_disk() {
         let free = small.free();
         assert_eq!(take(other, engine), Err(Errno::ENOSPC));
         assert!(small.free() + (1 << 20) > free, "{} bytes are left of {free}", small.free());
-        assert_eq!(engine.scrub(&|_| Elsewhere::Nowhere).unwrap().problems, Vec::<String>::new());
+        assert_eq!(engine.scrub(&Alone).unwrap().problems, Vec::<String>::new());
         small.release();
         wait_until("there is room", || engine.refusal().is_none());
         take(other, engine).unwrap();

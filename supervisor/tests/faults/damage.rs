@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use nix::libc::EIO;
@@ -128,6 +128,44 @@ fn under_an_open_file() {
         file.read_to_end(&mut all).unwrap();
         assert!(all == noise(300_000, 1));
         fs::rename(lab.path("disk/away"), &path).unwrap();
+        lab.assert_sound();
+    });
+}
+
+/// The only copy: what of it is right can be read, and what is wrong is not shown, nor becomes a new version.
+#[test]
+fn wrong_bytes_that_a_scrub_has_found_are_not_shown() {
+    with_lab(40, &["--reserve-bytes", "0"], |lab| {
+        let bytes = noise(6 << 20, 1);
+        fs::write(lab.at("a"), &bytes).unwrap();
+        lab.wait_until("it is sealed", || lab.status().staged_files == 0);
+        lab.stop();
+        let path = content(lab);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        File::options().write(true).open(&path).unwrap().write_all_at(b"rot", 5 << 20).unwrap();
+        lab.start();
+        let problems = lab.problems();
+        assert!(
+            problems.len() == 1 && problems[0].contains("is damaged") && problems[0].contains("stays"),
+            "{problems:?}"
+        );
+        for is_again in [false, true] {
+            if is_again {
+                lab.restart();
+            }
+            assert_eq!(lab.status().damaged_contents, 1);
+            let file = File::open(lab.at("a")).unwrap();
+            let mut begin = vec![0; 1 << 20];
+            file.read_exact_at(&mut begin, 0).unwrap();
+            assert!(begin == bytes[..1 << 20]);
+            assert_eq!(errno(&file.read_exact_at(&mut begin, 5 << 20).unwrap_err()), EIO);
+            assert_eq!(errno(&File::options().append(true).open(lab.at("a")).unwrap_err()), EIO);
+        }
+        assert!(path.exists());
+        // Whoever has it writes it again.
+        fs::write(lab.at("b"), &bytes).unwrap();
+        lab.wait_until("it is sealed", || lab.status().staged_files == 0);
+        assert!(fs::read(lab.at("a")).unwrap() == bytes && lab.status().damaged_contents == 0);
         lab.assert_sound();
     });
 }

@@ -58,7 +58,7 @@ fn what_somebody_says_is_damaged_is_looked_at() {
     assert_eq!(look(), Suspect::Whole);
     assert_eq!(lab.store.suspect(ContentId([7; 32]), true).unwrap(), Suspect::Absent);
     spoil(&lab, content, |file| file.set_len(9_999).unwrap());
-    assert_eq!((look(), look()), (Suspect::SetAside, Suspect::Absent));
+    assert_eq!((look(), look()), (Suspect::SetAside(format!("{content}.damaged")), Suspect::Absent));
     assert!(aside(&lab, content).exists() && held(&lab).is_empty());
 }
 
@@ -91,16 +91,16 @@ fn what_a_scrub_cannot_read_is_not_held_until_it_can_be_read_again() {
     // Nobody but a scrub takes an error for the end of a file: a cable may be loose.
     assert_eq!(lab.store.verify(content, 10_000).unwrap_err().errno, Errno::EIO);
     assert_eq!(held(&lab), [content]);
-    // Nor does a scrub where this is the only copy: the rest of it may be readable.
-    assert_eq!(lab.store.scrub(content, 10_000, false).unwrap_err().errno, Errno::EIO);
+    // Nor does a scrub; and where this is the only copy it stays: the rest of it may be readable.
+    assert_eq!(lab.store.check_or_take_back(content, 10_000).unwrap_err().errno, Errno::EIO);
+    assert_eq!(lab.store.suspect(content, false).unwrap_err().errno, Errno::EIO);
     assert_eq!(held(&lab), [content]);
-    let error = lab.store.scrub(content, 10_000, true).unwrap_err();
-    assert!(error.errno == Errno::EIO && error.message.contains("set aside"), "{error}");
+    assert!(matches!(lab.store.suspect(content, true).unwrap(), Suspect::SetAside(_)));
     assert!(held(&lab).is_empty() && aside(&lab, content).exists());
-    assert_eq!(lab.store.scrub(content, 10_000, true).unwrap_err().errno, Errno::ENOENT);
+    assert_eq!(lab.store.check_or_take_back(content, 10_000).unwrap_err().errno, Errno::ENOENT);
 
     hash::UNREADABLE.set(false);
-    lab.store.scrub(content, 10_000, true).unwrap();
+    lab.store.check_or_take_back(content, 10_000).unwrap();
     assert_eq!((held(&lab), lab.store.has(content).unwrap()), (vec![content], Some(10_000)));
     assert!(!aside(&lab, content).exists());
 }

@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::{Piece, State, Transfer};
+use super::write::corrupt;
+use super::{Fault, Piece, State, Transfer};
 use crate::engine::Engine;
 use crate::fetch::{Since, earlier, is_set};
 
@@ -43,16 +44,16 @@ impl Transfer {
         })))
     }
 
-    /// Take what is missing from the whole content, if this disk has it by now; whether it has. Readers of this file need it to be whole
-    /// too.
-    pub(super) async fn copy_own(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<bool> {
+    /// Take what is missing from the content in `data/`, if this disk has it by now. Readers of this file need it to be whole too.
+    pub(super) async fn copy_own(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<Own> {
         let (holder, wanted) = (engine.clone(), self.wanted);
         let opening =
             tokio::task::spawn_blocking(move || match holder.store.open_content(wanted.content, wanted.size) {
                 Err(error) if error.errno == Errno::ENOENT => Ok(None),
                 opened => opened.map(|file| Some(Arc::new(file))),
             });
-        let Some(whole) = opening.await.map_err(|_| FsError::from(Errno::EIO))?? else { return Ok(false) };
+        let Some(whole) = opening.await.map_err(|_| FsError::from(Errno::EIO))?? else { return Ok(Own::Absent) };
+        let mut own = Own::Whole;
         let missing: Vec<usize> = {
             let state = self.state.lock();
             (0..state.have.len()).filter(|piece| state.have[*piece] != Piece::Here).collect()
@@ -64,13 +65,21 @@ impl Transfer {
             let (whole, offset, length) = (whole.clone(), piece as u64 * self.piece_bytes, self.length(piece));
             let reading = tokio::task::spawn_blocking(move || {
                 let mut bytes = vec![0; length as usize];
-                whole.read_exact_at(&mut bytes, offset).map(|()| bytes.into())
+                // A bad sector is one piece, and the others are right.
+                whole.read_exact_at(&mut bytes, offset).ok().map(|()| Bytes::from(bytes))
             });
-            let bytes: Bytes = reading.await.map_err(|_| FsError::from(Errno::EIO))??;
-            // That one may be damaged: then this is an error, and it is looked at.
-            self.write_patiently(engine, piece, vec![bytes]).await?;
+            let read = reading.await.map_err(|_| FsError::from(Errno::EIO))?;
+            let written = match read {
+                Some(bytes) => self.write_patiently(engine, piece, vec![bytes]).await,
+                None => Err(corrupt("it cannot be read")),
+            };
+            match written {
+                Ok(()) => {}
+                Err(Fault::Ours(error)) => return Err(error),
+                Err(_) => own = Own::Damaged,
+            }
         }
-        Ok(true)
+        Ok(own)
     }
 
     fn take_what_is_here(&self, bits: &[u8]) {
@@ -120,6 +129,15 @@ impl Transfer {
         (state.hashing, state.looked, state.progress) = (false, true, Instant::now());
         looked.map_err(|_| FsError::from(Errno::EIO))?
     }
+}
+
+/// What this disk has of a content in `data/`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    Absent,
+    Whole,
+    /// Not all of it could be taken.
+    Damaged,
 }
 
 impl State {
