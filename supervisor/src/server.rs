@@ -175,8 +175,14 @@ impl Control for Server {
         // What is wrong with the folder its worker says better.
         let spec = spec.found(found.and_then(Result::ok).as_ref());
         let remember = request.remember;
-        let disk_id = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await?;
-        Ok(Response::new(pb::AddDiskReply { disk_id }))
+        let again = spec.clone();
+        let added = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await;
+        let is_away = |error: &Status| Failure::from_status(error).exit == Exit::NoDisk;
+        if request.was_up && added.as_ref().is_err_and(is_away) {
+            // As one of the configuration: it is kept, shown, and started when its folder is back.
+            let _ = self.events.send(Event::AddDisk { spec: again, remember, reply: None }); // fails only when the owner has ended
+        }
+        Ok(Response::new(pb::AddDiskReply { disk_id: added? }))
     }
 
     async fn add_mount(&self, request: Request<pb::AddMountRequest>) -> Answer<pb::AddMountReply> {

@@ -1,6 +1,8 @@
 //! `delugefs run`: one foreground command. Starts the host's supervisor if there is none, a worker for the disk and a
 //! frontend on the mountpoint; says `ready` on stdout; on SIGINT, SIGTERM or SIGHUP stops what it started.
 
+mod watch;
+
 use std::cell::Cell;
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use delugefs_proto::control_pb::{self as pb, disk, mount};
+use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::{DISK_TOML, DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::token::{Token, is_address};
@@ -21,6 +23,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::watch::{Seen, Watched, others};
 use super::client::{self, Control, answer};
 use crate::escape::escape_line;
 use crate::failure::Failure;
@@ -183,6 +186,10 @@ struct Progress {
     orphans: Cell<bool>,
     /// We were asked to stop.
     leaving: Cell<bool>,
+    /// Our disk is away, and others go on.
+    is_away: Cell<bool>,
+    /// Our disk was taken away by another command, and others go on: it is not added again.
+    is_removed: Cell<bool>,
 }
 
 /// A process that is being killed closes its connections first and its listening socket later.
@@ -229,8 +236,11 @@ async fn serve(
         // A disk that is there just starts; if it is another cluster's, its worker says so.
         wish.disk.create = !Path::new(&wish.disk.root).join(DISK_TOML).exists();
     }
+    // It was there: when it is not now, others may be, and the supervisor is to take it when it comes back.
+    wish.disk.was_up = progress.was_ready.get();
     let wish = &wish;
-    match add(&mut control, wish, started).await {
+    let added = add(&mut control, wish, started, progress.is_removed.get()).await;
+    match added {
         Ok(()) => {}
         Err(error) if error.exit == Exit::NoSupervisor || is_gone(&mut started.supervisor)? => {
             return Ok(Ending::Supervisor);
@@ -249,9 +259,20 @@ async fn serve(
         Err(error) if error.exit == Exit::NoSupervisor => return Ok(Ending::Supervisor),
         changes => changes?,
     };
+    let mut watched = Watched {
+        root: wish.disk.root.clone(),
+        dir: wish.mount.as_ref().map(|mount| mount.dir.clone()),
+        whole_host: started.supervisor.is_some(),
+        is_away: progress.is_away.get(),
+    };
     while let Ok(Some(host)) = changes.message().await {
-        if let Some(failure) = trouble(&host, wish) {
-            return Ok(Ending::Child(failure));
+        let seen = watched.look(&host);
+        progress.is_away.set(watched.is_away);
+        progress.is_removed.set(host.disks.iter().all(|disk| disk.root != watched.root));
+        match seen {
+            Seen::Same => {}
+            Seen::Note(note) => eprintln!("delugefs: {}", escape_line(&note)),
+            Seen::End(failure) => return Ok(Ending::Child(failure)),
         }
     }
     Ok(Ending::Supervisor)
@@ -264,11 +285,18 @@ fn is_gone(supervisor: &mut Option<Child>) -> std::io::Result<bool> {
     }
 }
 
-async fn add(control: &mut Control, wish: &Wish, started: &mut Started) -> Result<(), UserError> {
+async fn add(control: &mut Control, wish: &Wish, started: &mut Started, is_removed: bool) -> Result<(), UserError> {
     // True also while the call is under way: interrupted now, it has to be taken back.
     started.disk = true;
     let refused = |error: &UserError| error.exit != Exit::NoSupervisor;
-    answer(control.add_disk(wish.disk.clone()).await).inspect_err(|error| started.disk = !refused(error))?;
+    if !is_removed && let Err(error) = answer(control.add_disk(wish.disk.clone()).await) {
+        if error.exit == Exit::NoDisk {
+            without(control, wish, started, error).await?;
+        } else {
+            started.disk = !refused(&error);
+            return Err(error);
+        }
+    }
     if let Some(mount) = &wish.mount {
         started.mount = true;
         paths::make_mountpoint(&mount.dir);
@@ -277,22 +305,29 @@ async fn add(control: &mut Control, wish: &Wish, started: &mut Started) -> Resul
     Ok(())
 }
 
-/// What ended for good of what we asked for.
-fn trouble(host: &pb::HostStatus, wish: &Wish) -> Option<Failure> {
-    let failure = |failure: &Option<pb::Failure>| failure.clone().map(Failure::from);
-    let removed = |what: String| Failure::new(Exit::Ok, format!("{what} was taken away by another command"));
+/// The disk's folder is not there. If it was before, the host's other disks go on; who starts anew may have mistyped it, and is told
+/// of them.
+async fn without(control: &mut Control, wish: &Wish, started: &mut Started, error: UserError) -> Result<(), UserError> {
     let root = &wish.disk.root;
-    match host.disks.iter().find(|disk| disk.root == *root) {
-        None => return Some(removed(format!("the disk at {root}"))),
-        Some(disk) if disk.state() == disk::State::Stopped => return failure(&disk.failure),
-        Some(_) => {}
+    let host = answer(control.status(pb::StatusRequest {}).await)?;
+    let is_ours = started.supervisor.is_some();
+    if wish.disk.was_up && (is_ours || wish.mount.is_some()) && others(&host, root).next().is_some() {
+        return Ok(()); // the watch says so
     }
-    let dir = &wish.mount.as_ref()?.dir;
-    match host.mounts.iter().find(|mount| mount.dir == *dir) {
-        None => Some(removed(format!("the mount at {dir}"))),
-        Some(mount) if mount.state() == mount::State::Stopped => failure(&mount.failure),
-        Some(_) => None,
-    }
+    started.disk = false;
+    let Some(other) = others(&host, root).next().filter(|_| !wish.disk.create) else { return Err(error) };
+    let (cluster, folder) = (&wish.disk.cluster, escape_line(&other.root));
+    let mount = wish.mount.as_ref().map(|mount| escape_line(&mount.dir));
+    let then = match (is_ours, mount) {
+        (true, None) => format!("without it this host runs from its other disks by `delugefs run {cluster} {folder}`"),
+        (true, Some(dir)) => {
+            format!("without it this host runs from its other disks by `delugefs run {cluster} {folder} --mount {dir}`")
+        }
+        (false, None) => "`delugefs disks` lists the disks of this host that are there".to_owned(),
+        (false, Some(dir)) => format!("`delugefs mount {dir}` mounts another disk of this host"),
+    };
+    let hint = error.hint.clone().map(|hint| hint + "; ").unwrap_or_default();
+    Err(error.hint(hint + &then))
 }
 
 /// What is wrong with the arguments is said before anything is started.
@@ -367,6 +402,7 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
                 ..pb::NetSettings::default()
             }),
             cluster_id: Vec::new(),
+            was_up: false,
         },
     })
 }

@@ -198,6 +198,32 @@ fn a_mount_shows_the_disk_it_was_asked_for() {
 }
 
 #[test]
+fn a_frontend_that_dies_while_its_disk_is_out_shows_another_one() {
+    for exit in [Exit::NoDisk, Exit::BadDisk] {
+        let (mut sim, worker, frontend) = Sim::with_mount();
+        let _answer = sim.add_disk("/b");
+        let second = sim.started();
+        let served = Served { local_socket: "/r/b.sock".into(), ..served() };
+        sim.news(second, News::WorkerReady(served.clone()));
+        sim.ends(worker, exit);
+        assert!(sim.effects.is_empty(), "the frontend turns to another by itself");
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        // A damaged one is tried again first.
+        let again = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartWorker { run, .. } => Some(*run),
+            _ => None,
+        });
+        again.into_iter().for_each(|run| sim.ends(run, exit));
+        let shown = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartFrontend { socket, .. } => Some(socket),
+            _ => None,
+        });
+        assert_eq!(shown, Some(&served.local_socket), "{:?}", sim.effects);
+    }
+}
+
+#[test]
 fn a_frontend_that_was_unmounted_by_hand_stays_so_until_it_is_asked_for() {
     let (mut sim, _, frontend) = Sim::with_mount();
     sim.ends(frontend, Exit::Ok);
