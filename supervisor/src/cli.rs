@@ -3,6 +3,7 @@
 mod client;
 mod json;
 mod members;
+mod net;
 mod run;
 mod show;
 mod table;
@@ -129,6 +130,8 @@ enum Disk {
         /// Make a new disk of this folder, which must be empty
         #[arg(long)]
         create: bool,
+        #[command(flatten)]
+        net: net::Net,
     },
     /// Empty a disk: what it holds is copied to others, then it lets go
     Drain {
@@ -230,9 +233,14 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Conflicts { form } => return members::conflicts(&mut control, form.json).await,
         Command::Copies { path, number } => return members::copies(&mut control, &path, number).await,
-        Command::Disk(Disk::Add { root, create }) => {
+        Command::Disk(Disk::Add { root, create, net }) => {
+            net.check()?;
             let root = paths::typed(&root)?;
-            let request = pb::AddDiskRequest { root, create, remember: true, ..Default::default() };
+            if create {
+                net.check_port()?; // that of a disk that is there may be in use by itself
+            }
+            let net = Some(net.settings());
+            let request = pb::AddDiskRequest { root, create, remember: true, net, ..Default::default() };
             let added = client::answer(control.add_disk(request).await)?;
             println!("disk {}", delugefs_proto::disk::short_id(&added.disk_id));
         }

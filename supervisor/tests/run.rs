@@ -525,3 +525,29 @@ fn a_disk_that_is_not_there_at_the_start_is_said_and_what_is_there() {
     ");
     assert_eq!(lab.status()["disks"].as_array().unwrap().len(), 1, "it is not waited for");
 }
+
+#[test]
+fn how_an_added_disk_takes_part_in_the_network_is_the_same_at_the_next_start() {
+    let mut lab = Lab::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let flags = format!("--listen 127.0.0.1 --btport {port} --site attic --lazy");
+    let add: Vec<&str> = ["disk", "add", "b", "--create"].into_iter().chain(flags.split(' ')).collect();
+    let started = |lab: &Lab| {
+        let log = lab.err("run");
+        let mut starts = log.lines().filter(|line| line.contains("fake worker started with --root LAB/b "));
+        starts.next_back().unwrap_or_default().to_owned()
+    };
+    let run = lab.run(&["--create"]);
+    let said = lab.says(&["disk", "add", "b", "--create", "--listen", "localhost"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    let said = lab.says(&add);
+    assert_eq!(said.code, 0, "{said:?}");
+    lab.wait_for("the worker's start", || started(&lab).contains(&flags));
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    let run = lab.run(&[]);
+    lab.wait_for("the worker's start", || started(&lab).contains(&flags));
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    lab.assert_clean();
+}

@@ -4,8 +4,7 @@
 mod watch;
 
 use std::cell::Cell;
-use std::io::{ErrorKind, Write};
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
@@ -25,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::watch::{Seen, Watched, others};
 use super::client::{self, Control, answer};
+use super::net::Net;
 use crate::escape::escape_line;
 use crate::failure::Failure;
 use crate::libexec;
@@ -63,18 +63,8 @@ pub(super) struct Arguments {
     /// Join the cluster with an invitation from one of its hosts (`delugefs invite`); the disk is made if it is not there
     #[arg(long, value_name = "TOKEN", conflicts_with = "create")]
     join: Option<String>,
-    /// Fetch contents to this disk only to read them
-    #[arg(long)]
-    lazy: bool,
-    /// TCP port of this disk for other disks [default: any, the same again]
-    #[arg(long, value_name = "PORT")]
-    btport: Option<u16>,
-    /// Where this disk is: copies are spread over sites
-    #[arg(long, value_name = "NAME")]
-    site: Option<String>,
-    /// IP address to listen on for other disks [default: all]
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<String>,
+    #[command(flatten)]
+    net: Net,
     /// Where a disk of the cluster is that multicast does not reach; may be given several times
     #[arg(long = "peer", value_name = "HOST:PORT")]
     peers: Vec<String>,
@@ -339,36 +329,10 @@ fn check(arguments: &Arguments) -> Result<(), UserError> {
         let token = token.parse().map_err(|error| UserError::from(no_token(&error)))?;
         check_disk(&arguments.root, &token, &arguments.cluster)?;
     }
-    if let Some(text) = &arguments.listen {
-        let wrong = match text.parse::<IpAddr>() {
-            Err(_) => "is no IP address",
-            Ok(address) if is_elsewhere(address) => "is no address of this machine",
-            Ok(_) => "",
-        };
-        if !wrong.is_empty() {
-            let hint = "write one of this machine, such as 192.168.1.5 or fd00::2; --btport PORT sets the port";
-            return Err(UserError::new(Exit::Usage, format!("{text:?} {wrong}")).hint(hint));
-        }
-    }
+    arguments.net.check()?;
     match arguments.peers.iter().find(|peer| !is_address(peer)) {
         Some(peer) => Err(no_peer_address(peer)),
         None => Ok(()),
-    }
-}
-
-fn is_elsewhere(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
-}
-
-/// Whether a new disk can have the port: when its worker finds out, the disk is made.
-fn check_port(arguments: &Arguments) -> Result<(), UserError> {
-    let address = arguments.listen.as_ref().and_then(|text| text.parse().ok()).unwrap_or(IpAddr::from([0; 4]));
-    match arguments.btport.map(|port| (port, TcpListener::bind((address, port)))) {
-        Some((port, Err(error))) if error.kind() == ErrorKind::AddrInUse => {
-            let error = UserError::new(Exit::InUse, format!("port {port} is in use"));
-            Err(error.hint("choose another one with --btport PORT, or leave it out"))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -381,7 +345,7 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
         mountpoint::check(Path::new(dir), Path::new(&root), &sys::delugefs_mounts()?).map_err(UserError::from)?;
     }
     if !Path::new(&root).join(DISK_TOML).exists() {
-        check_port(arguments)?; // that of a disk that is there may be in use by itself
+        arguments.net.check_port()?; // that of a disk that is there may be in use by itself
     }
     let user = arguments.user.clone().unwrap_or_default();
     Ok(Wish {
@@ -393,14 +357,7 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
             cluster: arguments.cluster.clone(),
             allow_uids: uid.into_iter().collect(),
             remember: false,
-            net: Some(pb::NetSettings {
-                listen: arguments.listen.clone().unwrap_or_default(),
-                port: arguments.btport.unwrap_or(0).into(),
-                lazy: arguments.lazy,
-                site: arguments.site.clone().unwrap_or_default(),
-                // Only the configuration has limits.
-                ..pb::NetSettings::default()
-            }),
+            net: Some(arguments.net.settings()),
             cluster_id: Vec::new(),
             was_up: false,
         },

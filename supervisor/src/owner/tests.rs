@@ -689,6 +689,30 @@ fn only_what_is_to_be_remembered_is_written_down() {
     assert_eq!(config, delugefs_proto::config::Config::default());
 }
 
+#[test]
+fn how_an_added_disk_takes_part_in_the_network_is_remembered_until_it_is_said_anew() {
+    let mut sim = Sim::new();
+    let net = |site: &str, limit| pb::NetSettings {
+        site: site.into(),
+        upload_bytes_per_s: limit,
+        ..pb::NetSettings::default()
+    };
+    let add = |sim: &mut Sim, net, remember| {
+        let spec = DiskSpec { net, ..Sim::spec("home", "/a", false, None) };
+        let _answer = sim.asks(|reply| Event::AddDisk { spec, remember, reply: Some(reply) });
+        let run = sim.started();
+        sim.news(run, News::WorkerReady(served()));
+        let Effect::Remember(config) = sim.effect() else { panic!() };
+        sim.ends(run, Exit::WrongCluster);
+        (config.disks[0].site.clone(), config.disks[0].upload_bytes_per_s)
+    };
+    let said = |site: &str| (site.to_owned(), Some(7));
+    assert_eq!(add(&mut sim, net("attic", 7), true), said("attic"));
+    assert_eq!(add(&mut sim, net("", 0), true), said("attic"));
+    assert_eq!(add(&mut sim, net("cellar", 0), false), said("attic"), "`run` does not change what was added");
+    assert_eq!(add(&mut sim, net("cellar", 0), true), said("cellar"));
+}
+
 /// What may happen at any time, for the random test.
 #[derive(Clone, Debug)]
 enum Step {
