@@ -1,6 +1,7 @@
 //! `delugefs`: the user's command. It talks to the host's supervisor and shows what it says; only `run` starts anything.
 
 mod client;
+mod here;
 mod json;
 mod members;
 mod net;
@@ -15,6 +16,7 @@ use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::worker_pb::Mark;
 use delugefs_proto::{control_pb as pb, rundir};
 
+pub use self::here::Here;
 use crate::paths;
 use crate::server::uid_of;
 
@@ -160,6 +162,17 @@ struct Form {
     json: bool,
 }
 
+impl Cli {
+    /// What was typed, for what is to be typed next.
+    pub fn here(&self) -> Here {
+        let state_dir = match &self.command {
+            Command::Run(arguments) => arguments.state_dir.as_deref(),
+            _ => None,
+        };
+        Here::new(self.run_dir.as_deref(), state_dir)
+    }
+}
+
 /// What `copies` sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
@@ -200,6 +213,7 @@ fn seconds(text: &str) -> Result<u32, String> {
 /// # Errors
 /// What [`delugefs_proto::exit::report`] is to show.
 pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
+    let here = cli.here();
     let run_dir = cli.run_dir.unwrap_or_else(rundir::default_run_dir);
     if let Command::Run(arguments) = cli.command {
         return run::run(&run_dir, arguments).await;
@@ -212,10 +226,12 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     };
     match cli.command {
         Command::Run(_) => {}
-        Command::Status { only_problems, form } => return show::status(&mut control, only_problems, form.json).await,
-        Command::Disks { form } => return show::disks(&mut control, form.json).await,
+        Command::Status { only_problems, form } => {
+            return show::status(&mut control, &here, only_problems, form.json).await;
+        }
+        Command::Disks { form } => return show::disks(&mut control, &here, form.json).await,
         Command::Torrents { form } => return show::torrents(&mut control, form.json).await,
-        Command::Whereis { path, form } => return show::whereis(&mut control, &path, form.json).await,
+        Command::Whereis { path, form } => return show::whereis(&mut control, &here, &path, form.json).await,
         Command::Scrub { form } => return show::scrub(&mut control, form.json).await,
         Command::Invite { expires } => {
             let invited = client::answer(control.invite(pb::InviteRequest { expires_s: expires }).await)?;
@@ -224,7 +240,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Join { token } => {
             client::answer(control.join(pb::JoinRequest { token, cluster: String::new() }).await)?;
-            println!("this host is a member: `delugefs disk add ROOT --create` makes a disk");
+            println!("{}", here.say("this host is a member: `delugefs disk add ROOT --create` makes a disk"));
         }
         Command::Peers { form } => return members::peers(&mut control, form.json).await,
         Command::Revoke { id, yes } => {

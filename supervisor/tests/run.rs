@@ -513,7 +513,7 @@ fn a_disk_that_is_not_there_at_the_start_is_said_and_what_is_there() {
     assert_eq!(said.code, 10);
     insta::assert_snapshot!(hint(&said), @"
     delugefs: LAB/a does not exist
-    Hint: make the folder first; without it this host runs from its other disks by `delugefs run home LAB/b --mount LAB/m`
+    Hint: make the folder first; without it this host runs from its other disks by `delugefs run home LAB/b --mount LAB/m --state-dir s`
     ");
     lab.assert_clean();
     lab.supervisor("sup", &["--no-mdns"]);
@@ -550,4 +550,30 @@ fn how_an_added_disk_takes_part_in_the_network_is_the_same_at_the_next_start() {
     terminate(run);
     assert_eq!(lab.wait(run), 0);
     lab.assert_clean();
+}
+
+#[test]
+fn a_hint_can_be_typed_as_it_is() {
+    let mut lab = Lab::new();
+    let run_dir = lab.run_dir().display().to_string();
+    let said = |lab: &Lab, arguments: &[&str]| {
+        let output = lab.delugefs(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    };
+    let is_said = |text: &str, command: &str| {
+        let command = format!("`delugefs --run-dir {run_dir} {command}`");
+        assert!(text.contains(&command), "{command} is not in {text}");
+    };
+    is_said(&said(&lab, &["status"]), "run CLUSTER ROOT");
+    let run = lab.run(&["--create", "--mount", "m"]);
+    is_said(&said(&lab, &["run", "home", "a"]), "status");
+    is_said(&said(&lab, &["umount", "/nowhere"]), "status");
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    fs::rename(lab.path("b"), lab.path("b.away")).unwrap();
+    let disks = lab.status()["disks"].as_array().cloned().unwrap();
+    kill_hard(pid_of(&disks[1]).unwrap());
+    lab.wait_for_status("the disk to be given up", |status| status["disks"][1]["state"] == "stopped");
+    is_said(&said(&lab, &["status", "-x"]), &format!("disk remove {}", lab.path("b").display()));
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
 }

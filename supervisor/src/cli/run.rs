@@ -56,7 +56,7 @@ pub(super) struct Arguments {
     user: Option<String>,
     /// What the next start has to know [default: /var/db/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
     /// Neither announce this host's disks on the local network nor look for others there (also: DELUGEFS_NO_MDNS=1)
     #[arg(long, env = "DELUGEFS_NO_MDNS", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
     no_mdns: bool,

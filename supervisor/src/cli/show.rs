@@ -13,6 +13,7 @@ use delugefs_proto::ids::hex;
 use delugefs_proto::worker_pb::where_is_reply::Place;
 use serde::Serialize;
 
+use super::Here;
 use super::client::{Control, answer};
 use super::json::{self, disk_state, mount_state};
 use super::table::{row, size, table};
@@ -20,14 +21,19 @@ use crate::escape::{escape_bytes, escape_line};
 use crate::failure::Failure;
 use crate::{mountpoint, paths, sys};
 
-pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: bool) -> anyhow::Result<Exit> {
+pub(super) async fn status(
+    control: &mut Control,
+    here: &Here,
+    only_problems: bool,
+    as_json: bool,
+) -> anyhow::Result<Exit> {
     let host = answer(control.status(pb::StatusRequest {}).await)?;
     let exit = if only_problems && !host.problems.is_empty() { Exit::Unhealthy } else { Exit::Ok };
     if as_json {
         print_json(&json::Status::from(host))?;
         return Ok(exit);
     }
-    let problems: String = host.problems.iter().map(|problem| escape_line(problem) + "\n").collect();
+    let problems: String = host.problems.iter().map(|problem| here.say(&escape_line(problem)) + "\n").collect();
     if only_problems {
         print(&problems)?;
         return Ok(exit);
@@ -99,7 +105,7 @@ fn disk_table(disks: &[pb::Disk]) -> String {
     table(&rows, &[2, 3, 4])
 }
 
-pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
+pub(super) async fn disks(control: &mut Control, here: &Here, as_json: bool) -> anyhow::Result<Exit> {
     let disks = answer(control.disks(pb::DisksRequest {}).await)?.disks;
     if as_json {
         print_json(&disks.into_iter().map(json::Disk::from).collect::<Vec<_>>())?;
@@ -124,13 +130,14 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
         let last_error = if disk.state() == pb::disk::State::Up { "" } else { &disk.last_error };
         line("last error", &escape_line(last_error));
         let hint = disk.failure.as_ref().filter(|_| disk.status.is_none()).map(|failure| failure.hint.as_str());
-        line("hint", &escape_line(hint.unwrap_or_default()));
+        line("hint", &here.say(&escape_line(hint.unwrap_or_default())));
         let Some(status) = &disk.status else { continue };
         line(if status.read_only { "read-only" } else { "refuses" }, &escape_line(&status.reason));
         let space = status.space.clone().unwrap_or_default();
         line("space", &format!("{} free of {}", size(space.free_bytes), size(space.total_bytes)));
         line("contents", &format!("{}, {}", status.contents, size(status.content_bytes)));
-        line("draining", &disk.drain.as_ref().map(|drain| draining(drain, &disk.root)).unwrap_or_default());
+        let drain = disk.drain.as_ref().map(|drain| here.say(&draining(drain, &disk.root)));
+        line("draining", &drain.unwrap_or_default());
         line("unfinished", &format!("{} files being written", status.staged_files));
         let changes = status.uncommitted_changes;
         line(
@@ -226,7 +233,12 @@ impl Places {
     }
 }
 
-pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: bool) -> anyhow::Result<Exit> {
+pub(super) async fn whereis(
+    control: &mut Control,
+    here: &Here,
+    typed: &[PathBuf],
+    as_json: bool,
+) -> anyhow::Result<Exit> {
     let places = Places::look(control).await?;
     let host = &places.host;
     let (mut exit, mut forms, mut out) = (Exit::Ok, Vec::new(), String::new());
@@ -249,7 +261,7 @@ pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: b
         }
     }
     for hint in hints {
-        eprintln!("Hint: {}", escape_line(&hint));
+        eprintln!("Hint: {}", here.say(&escape_line(&hint)));
     }
     if as_json {
         print_json(&forms)?;

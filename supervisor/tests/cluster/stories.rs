@@ -44,7 +44,7 @@ fn join_and_share() {
     let token = lab.hosts[0].invite();
     // Who has mistyped the cluster's name does not use it up.
     let (code, said) = lab.hosts[2].says(&["run", "hone", "d", "--join", &token, "--state-dir", "s", "--no-mdns"]);
-    assert!(code == 12 && said.contains("delugefs run home ROOT --join"), "{code} {said}");
+    assert!(code == 12 && said.contains("run home ROOT --join TOKEN"), "{code} {said}");
     lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
     lab.wait_for_peers(&[0, 1], 1);
     wait_for_content(&lab, &lab.hosts[1].file("before"), b"it was there");
