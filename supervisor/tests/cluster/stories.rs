@@ -275,6 +275,17 @@ fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
 }
 
 #[test]
+fn who_founds_a_cluster_of_a_name_that_is_there_is_told_so() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    for at in 0..2 {
+        lab.hosts[at].start("d", &["--create"]);
+    }
+    let text = "another cluster on this network is called home too";
+    wait_for("the second host to be told", || lab.logs(), || lab.hosts[1].logs().contains(text));
+    assert!(lab.hosts[1].logs().contains("run home ROOT --join INVITATION"), "{}", lab.hosts[1].logs());
+}
+
+#[test]
 fn disks_find_each_other_by_multicast_and_after_a_move() {
     let Some(mut lab) = Lab::new(2) else { return };
     lab.hosts[0].start("d", &["--create"]);
