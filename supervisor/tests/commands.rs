@@ -274,6 +274,21 @@ fn whereis_and_copies_ask_a_disk_that_answers() {
 }
 
 #[test]
+fn more_copies_than_there_are_disks_are_wanted_with_a_note() {
+    let (lab, says) = host();
+    lab.manners("worker", "member");
+    let copies = |number| {
+        let said = says(&lab, &["copies", "m/films", number]);
+        format!("{}{}exit {}", said.stdout, said.stderr, said.code)
+    };
+    insta::assert_snapshot!(copies("3"), @"
+    3 copies wanted (set for /films)
+    Note: there is only 1 disk that keeps copies: with fewer than 3 of them `status` counts all of it as short of copies
+    exit 0
+    ");
+}
+
+#[test]
 fn scrub() {
     let (lab, says) = host();
     let said = says(&lab, &["scrub"]);

@@ -215,7 +215,7 @@ fn a_second_disk_needs_no_invitation() {
     // One copy is enough of what is said to be worth no more.
     let file = lab.hosts[0].file("file");
     let (code, text) = lab.hosts[0].says(&["copies", file.to_str().unwrap(), "1"]);
-    assert!(code == 0 && text.starts_with("1 copies wanted"), "{text}");
+    assert!(code == 0 && text.starts_with("1 copy wanted"), "{text}");
 }
 
 #[test]
