@@ -1,6 +1,7 @@
 //! `delugefs`: the user's command. It talks to the host's supervisor and shows what it says; only `run` starts anything.
 
 mod client;
+mod drain;
 mod here;
 mod json;
 mod members;
@@ -279,7 +280,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Disk(Disk::Remove { root }) => {
             let root = paths::typed(&root)?;
+            let drained = drain::look(&mut control, &root).await;
             client::answer(control.remove_disk(pb::RemoveDiskRequest { root, release: false }).await)?;
+            drained.iter().for_each(|disk| println!("{}", here.say(&drain::removed(disk))));
         }
         Command::Mount { dir, user } => {
             let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());

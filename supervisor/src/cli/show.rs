@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::Here;
 use super::client::{Control, answer};
+use super::drain::draining;
 use super::json::{self, disk_state, mount_state};
 use super::table::{row, size, table};
 use crate::escape::{escape_bytes, escape_line};
@@ -148,18 +149,6 @@ pub(super) async fn disks(control: &mut Control, here: &Here, as_json: bool) -> 
     }
     print(&out)?;
     Ok(Exit::Ok)
-}
-
-/// How far a disk has got that is being emptied.
-fn draining(drain: &pb::Drain, root: &str) -> String {
-    let waits_for = escape_line(&drain.waits_for);
-    match (drain.contents, waits_for.as_str()) {
-        (0, "") => {
-            format!("nothing is left, it may be taken away: `delugefs disk remove {}`", escape_bytes(root.as_bytes()))
-        }
-        (0, why) => format!("nearly done: {why}"),
-        (contents, why) => format!("{contents} contents of files are left, {}: {why}", size(drain.bytes)),
-    }
 }
 
 fn short(commit: &str) -> &str {
@@ -337,19 +326,4 @@ pub(super) fn print_json(form: &impl Serialize) -> anyhow::Result<()> {
 
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_is_said_what_a_drained_disk_waits_for_and_when_it_may_go() {
-        let said = |contents, waits_for: &str| {
-            draining(&pb::Drain { contents, bytes: 2048, waits_for: waits_for.into(), ..Default::default() }, "/d")
-        };
-        assert_eq!(said(0, ""), "nothing is left, it may be taken away: `delugefs disk remove /d`");
-        assert_eq!(said(0, "a name"), "nearly done: a name");
-        assert_eq!(said(3, "others"), "3 contents of files are left, 2.0 KiB: others");
-    }
 }
