@@ -103,6 +103,11 @@ impl UserError {
 
 /// Print an error chain once, at the edge, and give its exit code.
 pub fn report(program: &str, error: &(dyn std::error::Error + 'static)) -> Exit {
+    report_with(program, error, str::to_owned)
+}
+
+/// The same with the hints as this says them.
+pub fn report_with(program: &str, error: &(dyn std::error::Error + 'static), say: impl Fn(&str) -> String) -> Exit {
     use std::io::Write;
     let mut exit = Exit::Failure;
     let mut hints = Vec::new();
@@ -124,7 +129,7 @@ pub fn report(program: &str, error: &(dyn std::error::Error + 'static)) -> Exit 
     let mut stderr = std::io::stderr().lock();
     let _ = writeln!(stderr, "{program}: {text}");
     for hint in hints {
-        let _ = writeln!(stderr, "Hint: {hint}");
+        let _ = writeln!(stderr, "Hint: {}", say(&hint));
     }
     exit
 }

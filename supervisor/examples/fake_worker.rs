@@ -2,7 +2,8 @@
 //! registers like the real one, but stores nothing. A file `fake-worker` in the run directory changes its manners, one
 //! word a line: `exit-before-ready CODE`, `read-only`, `damaged`,
 //! `silent` (no gRPC answers), `never-ready`, `port N`, `member` (it is one of a cluster on the host `0909...`), `refuses
-//! FOLDER` (the disk in that folder takes no changes), `hangs FOLDER` (it answers nothing of what people ask), `no-marks FOLDER` (no marks, and does not say so before).
+//! FOLDER` (the disk in that folder takes no changes), `hangs FOLDER` (it answers nothing of what people ask), `no-marks FOLDER` (no marks, and does not say so before), `draining FOLDER` (a
+//! `member` that is being emptied).
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -178,6 +179,10 @@ impl worker_server::Worker for Fake {
             connected: true,
             linked: true,
             read_only: self.refuses(),
+            mark: match manner(&self.run_dir, "draining").is_some_and(|root| self.root.ends_with(root)) {
+                true => pb::Mark::Draining.into(),
+                false => pb::Mark::None.into(),
+            },
             ..Default::default()
         };
         Ok(Response::new(pb::PeersReply { me: Some(me), ..Default::default() }))

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ClusterId, DiskId};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 
 use crate::cluster::Found;
-use crate::discovery::{SERVICE, cluster_hint};
+use crate::discovery::{SERVICE, cluster_hint, name_hint};
 use crate::membership::Membership;
 use crate::nearby;
 
@@ -38,6 +39,8 @@ const SRV: u16 = 33;
 struct Nearby {
     disk: DiskId,
     hint: String,
+    /// Of the cluster's name; empty from older versions.
+    name: String,
     port: u16,
 }
 
@@ -47,14 +50,20 @@ pub async fn follow(
     membership: Arc<Membership>,
     found: Arc<Found>,
 ) {
-    let mut asked = 0;
+    let (mut asked, mut is_told) = (0, false);
     loop {
-        let cluster = ClusterId::from_hex(&snapshots.borrow_and_update().cluster_id);
-        if let Some(cluster) = cluster {
+        let host = snapshots.borrow_and_update().clone();
+        if let Some(cluster) = ClusterId::from_hex(&host.cluster_id) {
             let set = membership.set(cluster);
             let members: BTreeSet<DiskId> = set.iter().flat_map(|set| set.disks().keys()).copied().collect();
             let known = members.clone();
             let answers = tokio::task::spawn_blocking(move || ask(&known)).await.unwrap_or_default();
+            // Who is not alone in his cluster has joined it, or was joined: he knows which one he wants.
+            let is_alone = set.is_some_and(|set| set.hosts().len() == 1);
+            if let Some(one) = namesake(&answers, cluster, &host.cluster).filter(|_| is_alone && !is_told) {
+                tell(one, &host.cluster);
+                is_told = true; // anybody can answer, as often as he likes
+            }
             let (mut nearby, now, hint) = (found.nearby.lock(), Instant::now(), cluster_hint(cluster));
             for (disk, address) in answers.into_iter().filter(|(one, _)| one.hint == hint).map(located) {
                 nearby.hear(disk, address, members.contains(&disk), now);
@@ -73,6 +82,24 @@ pub async fn follow(
             }
         }
     }
+}
+
+/// A disk that answered of another cluster with this name.
+fn namesake<'a>(
+    answers: &'a [(Nearby, SocketAddr)],
+    cluster: ClusterId,
+    name: &str,
+) -> Option<&'a (Nearby, SocketAddr)> {
+    let (ours, name) = (cluster_hint(cluster), name_hint(name));
+    answers.iter().find(|(one, _)| one.hint != ours && one.name == name)
+}
+
+fn tell((one, from): &(Nearby, SocketAddr), name: &str) {
+    let (disk, at) = (one.disk.to_hex(), from.ip());
+    tracing::warn!(
+        "another cluster on this network is called {name} too (disk {} at {at}): clusters of one name stay apart. If this host was to be          in that one, end this, type `delugefs invite` on a host of that one, and here with a new folder          `delugefs run {name} ROOT --join INVITATION`",
+        short_id(&disk)
+    );
 }
 
 fn located((nearby, from): (Nearby, SocketAddr)) -> (DiskId, String) {
@@ -152,6 +179,7 @@ fn parse(message: &[u8]) -> Vec<Nearby> {
         Some(Nearby {
             disk: DiskId::from_hex(text.get("id")?)?,
             hint: text.get("c")?.clone(),
+            name: text.get("n").cloned().unwrap_or_default(),
             port: ports.get(&name).copied().filter(|port| *port != 0)?,
         })
     };
@@ -239,6 +267,8 @@ mod tests {
         let mut text = vec![3];
         text.extend(b"v=1");
         text.push(10);
+        text.extend(b"n=89abcdef");
+        text.push(10);
         text.extend(b"c=01234567");
         text.push(id.len() as u8);
         text.extend(id.bytes());
@@ -250,7 +280,21 @@ mod tests {
     #[test]
     fn an_answer_is_read() {
         let disk = DiskId([0xab; 32]);
-        assert_eq!(parse(&answer()), [Nearby { disk, hint: "01234567".into(), port: 0x1267 }]);
+        assert_eq!(parse(&answer()), [Nearby { disk, hint: "01234567".into(), name: "89abcdef".into(), port: 0x1267 }]);
+    }
+
+    #[test]
+    fn only_another_cluster_of_the_same_name_is_a_namesake() {
+        let (ours, other) = (ClusterId([1; 16]), ClusterId([2; 16]));
+        let answer = |cluster, name: String| {
+            let one = Nearby { disk: DiskId([7; 32]), hint: cluster_hint(cluster), name, port: 1 };
+            [(one, SocketAddr::from(([10, 0, 0, 2], 5353)))]
+        };
+        let is_one = |answers: [_; 1]| namesake(&answers, ours, "home").is_some();
+        assert!(is_one(answer(other, name_hint("home"))));
+        assert!(!is_one(answer(ours, name_hint("home"))), "a disk of ours");
+        assert!(!is_one(answer(other, name_hint("work"))));
+        assert!(!is_one(answer(other, String::new())), "an older version");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! `delugefs`: the user's command. It talks to the host's supervisor and shows what it says; only `run` starts anything.
 
 mod client;
+mod drain;
+mod here;
 mod json;
 mod members;
+mod net;
 mod run;
 mod show;
 mod table;
@@ -14,6 +17,7 @@ use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::worker_pb::Mark;
 use delugefs_proto::{control_pb as pb, rundir};
 
+pub use self::here::Here;
 use crate::paths;
 use crate::server::uid_of;
 
@@ -129,6 +133,8 @@ enum Disk {
         /// Make a new disk of this folder, which must be empty
         #[arg(long)]
         create: bool,
+        #[command(flatten)]
+        net: net::Net,
     },
     /// Empty a disk: what it holds is copied to others, then it lets go
     Drain {
@@ -155,6 +161,17 @@ struct Form {
     /// For programs (the fields: supervisor/DESIGN.md)
     #[arg(long)]
     json: bool,
+}
+
+impl Cli {
+    /// What was typed, for what is to be typed next.
+    pub fn here(&self) -> Here {
+        let state_dir = match &self.command {
+            Command::Run(arguments) => arguments.state_dir.as_deref(),
+            _ => None,
+        };
+        Here::new(self.run_dir.as_deref(), state_dir)
+    }
 }
 
 /// What `copies` sets.
@@ -197,6 +214,7 @@ fn seconds(text: &str) -> Result<u32, String> {
 /// # Errors
 /// What [`delugefs_proto::exit::report`] is to show.
 pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
+    let here = cli.here();
     let run_dir = cli.run_dir.unwrap_or_else(rundir::default_run_dir);
     if let Command::Run(arguments) = cli.command {
         return run::run(&run_dir, arguments).await;
@@ -209,10 +227,12 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     };
     match cli.command {
         Command::Run(_) => {}
-        Command::Status { only_problems, form } => return show::status(&mut control, only_problems, form.json).await,
-        Command::Disks { form } => return show::disks(&mut control, form.json).await,
+        Command::Status { only_problems, form } => {
+            return show::status(&mut control, &here, only_problems, form.json).await;
+        }
+        Command::Disks { form } => return show::disks(&mut control, &here, form.json).await,
         Command::Torrents { form } => return show::torrents(&mut control, form.json).await,
-        Command::Whereis { path, form } => return show::whereis(&mut control, &path, form.json).await,
+        Command::Whereis { path, form } => return show::whereis(&mut control, &here, &path, form.json).await,
         Command::Scrub { form } => return show::scrub(&mut control, form.json).await,
         Command::Invite { expires } => {
             let invited = client::answer(control.invite(pb::InviteRequest { expires_s: expires }).await)?;
@@ -221,7 +241,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Join { token } => {
             client::answer(control.join(pb::JoinRequest { token, cluster: String::new() }).await)?;
-            println!("this host is a member: `delugefs disk add ROOT --create` makes a disk");
+            println!("{}", here.say("this host is a member: `delugefs disk add ROOT --create` makes a disk"));
         }
         Command::Peers { form } => return members::peers(&mut control, form.json).await,
         Command::Revoke { id, yes } => {
@@ -230,9 +250,14 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Conflicts { form } => return members::conflicts(&mut control, form.json).await,
         Command::Copies { path, number } => return members::copies(&mut control, &path, number).await,
-        Command::Disk(Disk::Add { root, create }) => {
+        Command::Disk(Disk::Add { root, create, net }) => {
+            net.check()?;
             let root = paths::typed(&root)?;
-            let request = pb::AddDiskRequest { root, create, remember: true, ..Default::default() };
+            if create {
+                net.check_port()?; // that of a disk that is there may be in use by itself
+            }
+            let net = Some(net.settings());
+            let request = pb::AddDiskRequest { root, create, remember: true, net, ..Default::default() };
             let added = client::answer(control.add_disk(request).await)?;
             println!("disk {}", delugefs_proto::disk::short_id(&added.disk_id));
         }
@@ -255,7 +280,9 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Disk(Disk::Remove { root }) => {
             let root = paths::typed(&root)?;
+            let drained = drain::look(&mut control, &root).await;
             client::answer(control.remove_disk(pb::RemoveDiskRequest { root, release: false }).await)?;
+            drained.iter().for_each(|disk| println!("{}", here.say(&drain::removed(disk))));
         }
         Command::Mount { dir, user } => {
             let (dir, user) = (paths::typed(&dir)?, user.unwrap_or_default());

@@ -1,6 +1,6 @@
 //! Announces this host's disks on the local network (mDNS), as far as they have a TCP port there: service
-//! `_delugefs._tcp`, TXT `v` (version of this announcement), `c` (which cluster, unreadable for others) and `id` (the
-//! disk). Only hints: who answers at an address proves with its key who it is. [`crate::browse`] asks.
+//! `_delugefs._tcp`, TXT `v` (version of this announcement), `c` (which cluster, unreadable for others), `n` (its name, so too) and `id`
+//! (the disk). Only hints: who answers at an address proves with its key who it is. [`crate::browse`] asks.
 //!
 //! What one has to know of libmdns 0.10: it hears questions on the interfaces that have an address when it is made, and never
 //! on others; without any it cannot be made, unless there is a default route. Unasked it sends on the interface of the default route
@@ -38,6 +38,8 @@ pub struct Announcement {
     pub disk_id: String,
     /// First 8 hex digits of the SHA-256 of the cluster's id: members recognise it, nobody learns the id from it.
     pub cluster_hint: String,
+    /// The same of the cluster's name: whoever has founded one of that name hears that there is another.
+    pub name_hint: String,
     /// Where the disk listens.
     pub port: u16,
 }
@@ -50,13 +52,22 @@ impl Announcement {
             return None;
         }
         let cluster_hint = cluster_hint(ClusterId::from_hex(&disk.cluster_id)?);
-        Some(Self { disk_id: disk.disk_id.clone(), cluster_hint, port })
+        Some(Self { disk_id: disk.disk_id.clone(), cluster_hint, name_hint: name_hint(&disk.cluster), port })
     }
 }
 
 /// See [`Announcement::cluster_hint`].
 pub fn cluster_hint(cluster: ClusterId) -> String {
-    hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &cluster.0).as_ref()[..4])
+    hint(&cluster.0)
+}
+
+/// See [`Announcement::name_hint`].
+pub fn name_hint(cluster: &str) -> String {
+    hint(cluster.as_bytes())
+}
+
+fn hint(bytes: &[u8]) -> String {
+    hex(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref()[..4])
 }
 
 /// Announce what the snapshots say, until their sender is gone; then say goodbye.
@@ -124,7 +135,8 @@ impl Announcer {
                 self.responder = Some(Responder::spawn_with_ip_list_and_hostname(&runtime, Vec::new(), name)?);
                 tokio::time::sleep(SETTLE).await;
             }
-            let txt = [format!("v={VERSION}"), format!("c={}", one.cluster_hint), format!("id={}", one.disk_id)];
+            let (cluster, name) = (format!("c={}", one.cluster_hint), format!("n={}", one.name_hint));
+            let txt = [format!("v={VERSION}"), cluster, name, format!("id={}", one.disk_id)];
             let txt = txt.each_ref().map(String::as_str);
             if let Some(responder) = &self.responder {
                 let service = responder.register(SERVICE, short_id(&one.disk_id), one.port, &txt);

@@ -81,7 +81,7 @@ fn check_name(set: &Members, typed: &str) -> Result<(), Failure> {
 
 fn other_name(name: &str, typed: &str) -> Failure {
     let failure = Failure::new(Exit::WrongCluster, format!("the invitation is to the cluster {name}, not to {typed}"));
-    failure.hint(format!("delugefs run {name} ROOT --join TOKEN"))
+    failure.hint(format!("`delugefs run {name} ROOT --join TOKEN`"))
 }
 
 async fn ask(membership: &Membership, token: &Token, cluster: &str, address: SocketAddr) -> std::io::Result<JoinReply> {

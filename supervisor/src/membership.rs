@@ -348,7 +348,7 @@ impl Membership {
 
 fn no_member() -> Failure {
     Failure::new(Exit::NotPermitted, "this host is no member of the cluster").hint(
-        "ask for an invitation on a member (`delugefs invite`) and use it: delugefs run CLUSTER ROOT --join TOKEN",
+        "ask for an invitation on a member (`delugefs invite`) and use it: `delugefs run CLUSTER ROOT --join TOKEN`",
     )
 }
 

@@ -52,7 +52,7 @@ pub struct Server {
     pub replicated: watch::Receiver<Shown>,
     /// Disks of this host that cannot meet others.
     pub apart: watch::Receiver<Apart>,
-    /// Hosts that were not admitted, and were logged.
+    /// Why hosts were not admitted, and from where, as was logged.
     pub refusals: Arc<Logged>,
 }
 
@@ -175,8 +175,14 @@ impl Control for Server {
         // What is wrong with the folder its worker says better.
         let spec = spec.found(found.and_then(Result::ok).as_ref());
         let remember = request.remember;
-        let disk_id = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await?;
-        Ok(Response::new(pb::AddDiskReply { disk_id }))
+        let again = spec.clone();
+        let added = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await;
+        let is_away = |error: &Status| Failure::from_status(error).exit == Exit::NoDisk;
+        if request.was_up && added.as_ref().is_err_and(is_away) {
+            // As one of the configuration: it is kept, shown, and started when its folder is back.
+            let _ = self.events.send(Event::AddDisk { spec: again, remember, reply: None }); // fails only when the owner has ended
+        }
+        Ok(Response::new(pb::AddDiskReply { disk_id: added? }))
     }
 
     async fn add_mount(&self, request: Request<pb::AddMountRequest>) -> Answer<pb::AddMountReply> {
@@ -274,8 +280,7 @@ impl Control for Server {
                 JoinReply { error: String::new(), cluster: set.cluster_name().into(), members: set.encode() }
             }
             Err(refusal) => {
-                // Anybody can come as often as he likes.
-                if self.refusals.insert(&host.to_hex()) {
+                if self.refusals.insert(&refusal_key(&refusal, &request.from)) {
                     tracing::warn!(
                         "did not admit host {} from {}: {}",
                         short_id(&host.to_hex()),
@@ -438,6 +443,12 @@ impl Server {
     }
 }
 
+/// What is logged once of a host that is not admitted: anybody can come as often as he likes, with as many keys, but has one address.
+fn refusal_key(refusal: &Refused, from: &str) -> String {
+    let address = from.parse::<std::net::SocketAddr>().map_or_else(|_| from.to_owned(), |from| from.ip().to_string());
+    format!("{} {address}", refusal.why)
+}
+
 /// What a worker that does not know the path says, for people.
 fn not_there(error: Status, path: &[u8]) -> Status {
     if error.code() != tonic::Code::NotFound {
@@ -519,6 +530,15 @@ pub(crate) fn uid_of(user: Option<&str>) -> Result<Option<u32>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_invents_keys_or_calls_from_many_ports_is_logged_once_for_each_reason() {
+        let key = |why: &str, from: &str| refusal_key(&why.into(), from);
+        assert_eq!(key("unknown", "192.0.2.7:1"), key("unknown", "192.0.2.7:2"));
+        assert_eq!(key("unknown", "[fd00::1]:1"), key("unknown", "[fd00::1]:2"));
+        assert_ne!(key("unknown", "192.0.2.7:1"), key("expired", "192.0.2.7:1"));
+        assert_ne!(key("unknown", "192.0.2.7:1"), key("unknown", "192.0.2.8:1"));
+    }
 
     #[test]
     fn an_invitation_names_only_addresses_at_which_the_disk_listens() {

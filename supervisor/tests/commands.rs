@@ -1,5 +1,6 @@
 //! What the showing commands print, for people and for programs. The JSON forms are a promise: fields may be added.
 
+use delugefs_proto::disk::{DiskToml, short_id};
 use serde_json::Value;
 
 use crate::lab::{Lab, Said};
@@ -271,6 +272,35 @@ fn whereis_and_copies_ask_a_disk_that_answers() {
     assert_eq!(says(&lab, &["copies", "m/films", "3"]).code, 0);
     assert_eq!(says(&lab, &["whereis", "m/note.txt"]).code, 0);
     assert_eq!(says(&lab, &["conflicts"]).stdout, "b\n");
+}
+
+#[test]
+fn more_copies_than_there_are_disks_are_wanted_with_a_note() {
+    let (lab, says) = host();
+    lab.manners("worker", "member");
+    let copies = |number| {
+        let said = says(&lab, &["copies", "m/films", number]);
+        format!("{}{}exit {}", said.stdout, said.stderr, said.code)
+    };
+    insta::assert_snapshot!(copies("3"), @"
+    3 copies wanted (set for /films)
+    Note: there is only 1 disk that keeps copies: with fewer than 3 of them `status` counts all of it as short of copies
+    exit 0
+    ");
+}
+
+#[test]
+fn a_disk_that_is_removed_while_it_is_being_emptied_says_how_far_it_was() {
+    let (lab, _) = host();
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    let id = DiskToml::read(&lab.path("b")).unwrap().disk_id;
+    lab.manners("worker", "member\ndraining b");
+    let said = lab.says(&["disk", "remove", "b"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    insta::assert_snapshot!(said.stdout.replace(short_id(&id), "12345678"), @"disk 12345678 was being emptied, and is not done (nearly done: 1 files are being written there). What is on it stays; `delugefs disk add LAB/b` goes on with it");
+    assert_eq!(lab.says(&["disk", "add", "b"]).code, 0);
+    lab.manners("worker", "member");
+    assert_eq!(lab.says(&["disk", "remove", "b"]).stdout, "");
 }
 
 #[test]

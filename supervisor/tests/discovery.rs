@@ -42,7 +42,8 @@ fn in_namespace(prepare: &str, test: &str) {
 /// A disk that is up.
 fn disk(n: u8, tcp_port: u32) -> pb::Disk {
     let (disk_id, cluster_id) = (format!("{n:02x}").repeat(32), "ab".repeat(16));
-    pb::Disk { disk_id, cluster_id, state: pb::disk::State::Up.into(), tcp_port, ..Default::default() }
+    let cluster = "home".into();
+    pb::Disk { disk_id, cluster, cluster_id, state: pb::disk::State::Up.into(), tcp_port, ..Default::default() }
 }
 
 #[test]
@@ -70,8 +71,8 @@ fn inside() {
     let (sender, receiver) = tokio::sync::watch::channel(host(vec![disk(1, 4711), disk(2, 0)]));
     let following = runtime.spawn(discovery::follow(receiver));
     let answer = wait_for_answer(|answer| answer.is_some()).unwrap();
-    let hint = discovery::cluster_hint(ClusterId([0xab; 16]));
-    for text in ["v=1".to_string(), format!("id={}", "01".repeat(32)), format!("c={hint}")] {
+    let (hint, name) = (discovery::cluster_hint(ClusterId([0xab; 16])), discovery::name_hint("home"));
+    for text in ["v=1".to_string(), format!("id={}", "01".repeat(32)), format!("c={hint}"), format!("n={name}")] {
         assert!(contains(&answer, text.as_bytes()), "{text} is not in {}", String::from_utf8_lossy(&answer));
     }
     assert!(!contains(&answer, "02".repeat(32).as_bytes()), "a disk without a port");

@@ -174,6 +174,10 @@ fn disk() {
     Options:
           --create         Make a new disk of this folder, which must be empty
           --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
+          --lazy           Fetch contents to this disk only to read them
+          --btport <PORT>  TCP port of this disk for other disks [default: any, the same again]
+          --site <NAME>    Where this disk is: copies are spread over sites
+          --listen <ADDR>  IP address to listen on for other disks [default: all]
       -h, --help           Print help
     ");
     insta::assert_snapshot!(help(&["disk", "remove"]), @"

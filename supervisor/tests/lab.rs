@@ -111,7 +111,8 @@ impl Lab {
     }
 
     pub fn tidy(&self, text: &str) -> String {
-        text.replace(self.path("").to_str().unwrap().trim_end_matches('/'), "LAB")
+        let text = text.replace(self.path("").to_str().unwrap().trim_end_matches('/'), "LAB");
+        text.replace("`delugefs --run-dir LAB/r ", "`delugefs ") // one test says that it is there
     }
 
     /// Start something that stays.

@@ -412,3 +412,168 @@ fn a_state_directory_is_made_and_a_run_directory_of_others_is_refused() {
     Hint: --run-dir DIR names another one; one that cannot be written to needs `chown` or `chmod`
     ");
 }
+
+/// A host with a mount and two disks, the first of which is then unplugged.
+fn without_its_first_disk(lab: &mut Lab) -> u32 {
+    let run = lab.run(&["--create", "--mount", "m"]);
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    let before = lab.status();
+    fs::rename(lab.path("a"), lab.path("a.away")).unwrap();
+    kill_hard(pid_of(&before["disks"][0]).unwrap());
+    lab.wait_for_status("the disk to be given up", |status| status["disks"][0]["state"] == "stopped");
+    lab.wait_for("it to be said", || lab.err("run").contains("goes on with the other disks of this host"));
+    run
+}
+
+#[test]
+fn when_its_disk_is_unplugged_it_goes_on_with_the_others_and_takes_it_again() {
+    let mut lab = Lab::new();
+    let run = without_its_first_disk(&mut lab);
+    assert!(lab.err("run").contains("delugefs: LAB/a does not exist; goes on"), "{}", lab.err("run"));
+    let status = lab.status();
+    assert_eq!((&status["disks"][1]["state"], &status["mounts"][0]["state"]), (&"up".into(), &"up".into()));
+    // A mount that has to be started again shows the other disk.
+    kill_hard(pid_of(&status["mounts"][0]).unwrap());
+    let restarted =
+        |status: &serde_json::Value| status["mounts"][0]["restarts"] == 1 && status["mounts"][0]["state"] == "up";
+    lab.wait_for_status("the mount to be started again", restarted);
+    fs::rename(lab.path("a.away"), lab.path("a")).unwrap();
+    lab.wait_for("it to be back", || lab.err("run").contains("delugefs: the disk at LAB/a is back\n"));
+    assert_eq!(lab.status()["problems"].as_array().unwrap().len(), 0);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+}
+
+#[test]
+fn without_its_disk_it_ends_when_the_last_of_the_others_goes_too() {
+    let mut lab = Lab::new();
+    let run = without_its_first_disk(&mut lab);
+    // The disk that is away is not waited for any more, as `status` advises: nothing changes.
+    assert_eq!(lab.says(&["umount", "m"]).code, 0);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    lab.assert_clean();
+    fs::rename(lab.path("a.away"), lab.path("a")).unwrap();
+    fs::create_dir_all(lab.path("m")).unwrap();
+    let run = lab.run(&["--mount", "m"]);
+    lab.wait_for_status("both disks", |status| {
+        status["disks"][0]["state"] == "up" && status["disks"][1]["state"] == "up"
+    });
+    for (folder, at) in [("a", 1), ("b", 0)] {
+        let status = lab.status();
+        let at = if status["disks"][0]["root"].as_str().unwrap().ends_with(folder) { 0 } else { at };
+        fs::rename(lab.path(folder), lab.path(&format!("{folder}.away"))).unwrap();
+        kill_hard(pid_of(&status["disks"][at]).unwrap());
+        if folder == "a" {
+            lab.wait_for("it to be said", || lab.err("run").contains("goes on with the other disks of this host"));
+        }
+    }
+    assert_eq!(lab.wait(run), 10, "{}", lab.logs());
+    lab.assert_clean();
+}
+
+#[test]
+fn a_supervisor_that_dies_while_the_disk_is_away_is_started_again_and_waits_for_it() {
+    let mut lab = Lab::new();
+    if !lab.can_mount() {
+        return;
+    }
+    let run = without_its_first_disk(&mut lab);
+    let before = lab.status();
+    kill_hard(pid_of(&before).unwrap());
+    let after = lab.wait_for_status("the next supervisor", |status| {
+        let disks = status["disks"].as_array().cloned().unwrap_or_default();
+        let states: Vec<_> = disks.iter().map(|disk| disk["state"].as_str().unwrap_or_default()).collect();
+        status["pid"] != before["pid"]
+            && states.len() == 2
+            && states.contains(&"up")
+            && states.contains(&"stopped")
+            && status["mounts"][0]["state"] == "up"
+    });
+    assert_eq!(after["mounts"][0]["pid"], before["mounts"][0]["pid"], "the mount went on");
+    fs::rename(lab.path("a.away"), lab.path("a")).unwrap();
+    lab.wait_for("it to be back", || lab.err("run").contains("delugefs: the disk at LAB/a is back\n"));
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    assert_eq!(lab.out("run"), "ready\n", "said once");
+    lab.assert_clean();
+}
+
+#[test]
+fn a_disk_that_is_not_there_at_the_start_is_said_and_what_is_there() {
+    let mut lab = Lab::new();
+    let run = without_its_first_disk(&mut lab);
+    terminate(run);
+    assert_eq!(lab.wait(run), 0, "{}", lab.logs());
+    let hint = |said: &Said| {
+        let lines = said.stderr.lines().filter(|line| line.starts_with("delugefs: ") || line.starts_with("Hint: "));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let said = lab.says(&["run", "home", "a", "--state-dir", "s", "--mount", "m"]);
+    assert_eq!(said.code, 10);
+    insta::assert_snapshot!(hint(&said), @"
+    delugefs: LAB/a does not exist
+    Hint: make the folder first; without it this host runs from its other disks by `delugefs run home LAB/b --mount LAB/m --state-dir s`
+    ");
+    lab.assert_clean();
+    lab.supervisor("sup", &["--no-mdns"]);
+    let said = lab.says(&["run", "home", "a", "--mount", "m"]);
+    assert_eq!(said.code, 10);
+    insta::assert_snapshot!(hint(&said), @"
+    delugefs: LAB/a does not exist
+    Hint: make the folder first; `delugefs mount LAB/m` mounts another disk of this host
+    ");
+    assert_eq!(lab.status()["disks"].as_array().unwrap().len(), 1, "it is not waited for");
+}
+
+#[test]
+fn how_an_added_disk_takes_part_in_the_network_is_the_same_at_the_next_start() {
+    let mut lab = Lab::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let flags = format!("--listen 127.0.0.1 --btport {port} --site attic --lazy");
+    let add: Vec<&str> = ["disk", "add", "b", "--create"].into_iter().chain(flags.split(' ')).collect();
+    let started = |lab: &Lab| {
+        let log = lab.err("run");
+        let mut starts = log.lines().filter(|line| line.contains("fake worker started with --root LAB/b "));
+        starts.next_back().unwrap_or_default().to_owned()
+    };
+    let run = lab.run(&["--create"]);
+    let said = lab.says(&["disk", "add", "b", "--create", "--listen", "localhost"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    let said = lab.says(&add);
+    assert_eq!(said.code, 0, "{said:?}");
+    lab.wait_for("the worker's start", || started(&lab).contains(&flags));
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    let run = lab.run(&[]);
+    lab.wait_for("the worker's start", || started(&lab).contains(&flags));
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    lab.assert_clean();
+}
+
+#[test]
+fn a_hint_can_be_typed_as_it_is() {
+    let mut lab = Lab::new();
+    let run_dir = lab.run_dir().display().to_string();
+    let said = |lab: &Lab, arguments: &[&str]| {
+        let output = lab.delugefs(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    };
+    let is_said = |text: &str, command: &str| {
+        let command = format!("`delugefs --run-dir {run_dir} {command}`");
+        assert!(text.contains(&command), "{command} is not in {text}");
+    };
+    is_said(&said(&lab, &["status"]), "run CLUSTER ROOT");
+    let run = lab.run(&["--create", "--mount", "m"]);
+    is_said(&said(&lab, &["run", "home", "a"]), "status");
+    is_said(&said(&lab, &["umount", "/nowhere"]), "status");
+    assert_eq!(lab.says(&["disk", "add", "b", "--create"]).code, 0);
+    fs::rename(lab.path("b"), lab.path("b.away")).unwrap();
+    let disks = lab.status()["disks"].as_array().cloned().unwrap();
+    kill_hard(pid_of(&disks[1]).unwrap());
+    lab.wait_for_status("the disk to be given up", |status| status["disks"][1]["state"] == "stopped");
+    is_said(&said(&lab, &["status", "-x"]), &format!("disk remove {}", lab.path("b").display()));
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+}

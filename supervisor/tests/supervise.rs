@@ -115,7 +115,7 @@ fn one_supervisor_for_a_run_directory() {
     let stderr = said.stderr.replace(&sup.to_string(), "PID");
     insta::assert_snapshot!(stderr, @"
     delugefs-supervisor: a supervisor (pid PID) has LAB/r
-    Hint: `delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it
+    Hint: `delugefs --run-dir r status` asks it, `delugefs --run-dir r stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it
     ");
     assert_eq!(lab.says(&["stop"]).code, 0);
     assert_eq!(lab.wait(sup), 0);

@@ -46,7 +46,8 @@ async fn answer(net: &Arc<Net>, request: pb::JoinRequest, key: NodeId, from: Soc
     }
     if !request.secret.is_empty() {
         return redeem(net, request, key, from).await.unwrap_or_else(|error| {
-            tracing::warn!("a host with an invitation could not be admitted: {error:#}");
+            let why = format!("{error:#}");
+            net.log.once("redeem", &why, || tracing::warn!("a host with an invitation could not be admitted: {why}"));
             refusal("the inviting host's supervisor does not answer: start it there, and try again")
         });
     }

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::io::{PeerInfo, PeerIo};
-use super::places::Places;
+use super::places::{Places, source};
 use super::{Net, join};
 
 /// For a handshake and the first message.
@@ -149,12 +149,19 @@ async fn serve_torrent(net: &Arc<Net>, mut stream: TlsStream<TcpStream>, disk: D
 }
 
 impl Net {
-    /// Once for each key: anybody can come as often as he likes.
+    /// Once, and not each time: anybody can come as often as he likes.
     pub(super) fn log_stranger(&self, key: NodeId, from: SocketAddr) {
-        let id = key.to_hex();
         let revoked = self.members.get().is_some_and(|members| members.is_revoked(key));
-        let what = if revoked { "revoked key" } else { "no member" };
-        self.log.once(what, &id, || tracing::warn!("refused {from}: {what} ({})", &id[..8]));
+        let (kind, who) = stranger(key, from, revoked);
+        self.log.once(kind, &who, || tracing::warn!("refused {from}: {kind} ({})", &key.to_hex()[..8]));
+    }
+}
+
+/// What is logged once of one who is refused. He can invent keys, but neither one that was revoked nor, as easily, the place he calls from.
+fn stranger(key: NodeId, from: SocketAddr, revoked: bool) -> (&'static str, String) {
+    match revoked {
+        true => ("revoked key", key.to_hex()),
+        false => ("no member", source(from.ip()).to_string()),
     }
 }
 
@@ -164,6 +171,17 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_stranger_who_invents_keys_is_logged_once_and_revoked_ones_each() {
+        let from = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let kept = |n: u8, at: &str, revoked| stranger(NodeId([n; 32]), from(at), revoked);
+        assert_eq!(kept(1, "192.0.2.7:1", false), kept(2, "192.0.2.7:2", false));
+        assert_ne!(kept(1, "192.0.2.7:1", false), kept(1, "192.0.2.8:1", false));
+        assert_eq!(kept(1, "[2001:db8::1]:1", false), kept(2, "[2001:db8::2]:1", false), "he has all of these");
+        assert_ne!(kept(1, "192.0.2.7:1", true), kept(2, "192.0.2.7:1", true));
+        assert_eq!(kept(1, "192.0.2.7:1", true), kept(1, "192.0.2.8:1", true));
+    }
 
     /// Starts the test below again, on a machine whose default is that of FreeBSD.
     #[test]

@@ -62,7 +62,7 @@ impl Drop for Place {
 }
 
 /// Who can call from one IPv6 address can do so from all that begin alike. Those of a link begin alike on all its hosts.
-fn source(from: IpAddr) -> IpAddr {
+pub(super) fn source(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
         IpAddr::V6(address) if address.is_unicast_link_local() => address.into(),
         IpAddr::V6(address) => {

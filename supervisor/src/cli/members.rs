@@ -183,13 +183,49 @@ pub(super) async fn copies(control: &mut Control, typed: &Path, wanted: Option<W
         true => "the default".to_owned(),
         false => format!("set for {}", escape_bytes(&reply.from)),
     };
-    print(&format!("{} copies wanted ({from})\n", reply.wanted))?;
+    let copies = if reply.wanted == 1 { "copy" } else { "copies" };
+    print(&format!("{} {copies} wanted ({from})\n", reply.wanted))?;
+    if wanted.is_some() {
+        let peers = answer(control.peers(pb::PeersRequest {}).await);
+        let note = peers.ok().and_then(|peers| too_few(&peers.disks, reply.wanted));
+        note.iter().for_each(|note| eprintln!("Note: {note}"));
+    }
     Ok(Exit::Ok)
+}
+
+/// More copies are wanted than there are disks that keep some: they are made when there are, and it is not an error to say so before.
+fn too_few(disks: &[wpb::Peer], wanted: u32) -> Option<String> {
+    let keeps = |disk: &&wpb::Peer| disk.mark() == wpb::Mark::None && !disk.lazy;
+    let keepers = disks.iter().filter(keeps).count();
+    // Nobody has said anything of the cluster.
+    if disks.is_empty() || keepers >= wanted as usize {
+        return None;
+    }
+    let others =
+        if keepers < disks.len() { " (lazy ones, and those that are emptied or forgotten, do not count)" } else { "" };
+    let there_are = match keepers {
+        1 => "there is only 1 disk that keeps copies".to_owned(),
+        _ => format!("there are only {keepers} disks that keep copies"),
+    };
+    Some(format!("{there_are}{others}: with fewer than {wanted} of them `status` counts all of it as short of copies"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_wants_more_copies_than_there_are_disks_is_told() {
+        let disk = wpb::Peer::default;
+        let lazy = || wpb::Peer { lazy: true, ..disk() };
+        let leaving = || wpb::Peer { mark: wpb::Mark::Draining.into(), ..disk() };
+        assert_eq!(too_few(&[disk(), disk()], 2), None);
+        assert_eq!(too_few(&[], 2), None, "not known");
+        let said = |disks: &[wpb::Peer], wanted| too_few(disks, wanted).unwrap();
+        assert!(said(&[disk()], 2).starts_with("there is only 1 disk that keeps copies: "));
+        assert!(said(&[disk(), disk(), lazy()], 3).starts_with("there are only 2 disks that keep copies (lazy"));
+        assert!(said(&[disk(), leaving()], 2).starts_with("there is only 1 disk"));
+    }
 
     #[test]
     fn what_is_not_known_of_a_disk_is_not_0() {

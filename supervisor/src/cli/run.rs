@@ -1,9 +1,10 @@
 //! `delugefs run`: one foreground command. Starts the host's supervisor if there is none, a worker for the disk and a
 //! frontend on the mountpoint; says `ready` on stdout; on SIGINT, SIGTERM or SIGHUP stops what it started.
 
+mod watch;
+
 use std::cell::Cell;
-use std::io::{ErrorKind, Write};
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use delugefs_proto::control_pb::{self as pb, disk, mount};
+use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::{DISK_TOML, DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::token::{Token, is_address};
@@ -21,7 +22,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::watch::{Seen, Watched, others};
 use super::client::{self, Control, answer};
+use super::net::Net;
 use crate::escape::escape_line;
 use crate::failure::Failure;
 use crate::libexec;
@@ -53,25 +56,15 @@ pub(super) struct Arguments {
     user: Option<String>,
     /// What the next start has to know [default: /var/db/delugefs, or the user's]
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
     /// Neither announce this host's disks on the local network nor look for others there (also: DELUGEFS_NO_MDNS=1)
     #[arg(long, env = "DELUGEFS_NO_MDNS", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
     no_mdns: bool,
     /// Join the cluster with an invitation from one of its hosts (`delugefs invite`); the disk is made if it is not there
     #[arg(long, value_name = "TOKEN", conflicts_with = "create")]
     join: Option<String>,
-    /// Fetch contents to this disk only to read them
-    #[arg(long)]
-    lazy: bool,
-    /// TCP port of this disk for other disks [default: any, the same again]
-    #[arg(long, value_name = "PORT")]
-    btport: Option<u16>,
-    /// Where this disk is: copies are spread over sites
-    #[arg(long, value_name = "NAME")]
-    site: Option<String>,
-    /// IP address to listen on for other disks [default: all]
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<String>,
+    #[command(flatten)]
+    net: Net,
     /// Where a disk of the cluster is that multicast does not reach; may be given several times
     #[arg(long = "peer", value_name = "HOST:PORT")]
     peers: Vec<String>,
@@ -183,6 +176,10 @@ struct Progress {
     orphans: Cell<bool>,
     /// We were asked to stop.
     leaving: Cell<bool>,
+    /// Our disk is away, and others go on.
+    is_away: Cell<bool>,
+    /// Our disk was taken away by another command, and others go on: it is not added again.
+    is_removed: Cell<bool>,
 }
 
 /// A process that is being killed closes its connections first and its listening socket later.
@@ -229,8 +226,11 @@ async fn serve(
         // A disk that is there just starts; if it is another cluster's, its worker says so.
         wish.disk.create = !Path::new(&wish.disk.root).join(DISK_TOML).exists();
     }
+    // It was there: when it is not now, others may be, and the supervisor is to take it when it comes back.
+    wish.disk.was_up = progress.was_ready.get();
     let wish = &wish;
-    match add(&mut control, wish, started).await {
+    let added = add(&mut control, wish, started, progress.is_removed.get()).await;
+    match added {
         Ok(()) => {}
         Err(error) if error.exit == Exit::NoSupervisor || is_gone(&mut started.supervisor)? => {
             return Ok(Ending::Supervisor);
@@ -249,9 +249,20 @@ async fn serve(
         Err(error) if error.exit == Exit::NoSupervisor => return Ok(Ending::Supervisor),
         changes => changes?,
     };
+    let mut watched = Watched {
+        root: wish.disk.root.clone(),
+        dir: wish.mount.as_ref().map(|mount| mount.dir.clone()),
+        whole_host: started.supervisor.is_some(),
+        is_away: progress.is_away.get(),
+    };
     while let Ok(Some(host)) = changes.message().await {
-        if let Some(failure) = trouble(&host, wish) {
-            return Ok(Ending::Child(failure));
+        let seen = watched.look(&host);
+        progress.is_away.set(watched.is_away);
+        progress.is_removed.set(host.disks.iter().all(|disk| disk.root != watched.root));
+        match seen {
+            Seen::Same => {}
+            Seen::Note(note) => eprintln!("delugefs: {}", escape_line(&note)),
+            Seen::End(failure) => return Ok(Ending::Child(failure)),
         }
     }
     Ok(Ending::Supervisor)
@@ -264,11 +275,18 @@ fn is_gone(supervisor: &mut Option<Child>) -> std::io::Result<bool> {
     }
 }
 
-async fn add(control: &mut Control, wish: &Wish, started: &mut Started) -> Result<(), UserError> {
+async fn add(control: &mut Control, wish: &Wish, started: &mut Started, is_removed: bool) -> Result<(), UserError> {
     // True also while the call is under way: interrupted now, it has to be taken back.
     started.disk = true;
     let refused = |error: &UserError| error.exit != Exit::NoSupervisor;
-    answer(control.add_disk(wish.disk.clone()).await).inspect_err(|error| started.disk = !refused(error))?;
+    if !is_removed && let Err(error) = answer(control.add_disk(wish.disk.clone()).await) {
+        if error.exit == Exit::NoDisk {
+            without(control, wish, started, error).await?;
+        } else {
+            started.disk = !refused(&error);
+            return Err(error);
+        }
+    }
     if let Some(mount) = &wish.mount {
         started.mount = true;
         paths::make_mountpoint(&mount.dir);
@@ -277,22 +295,29 @@ async fn add(control: &mut Control, wish: &Wish, started: &mut Started) -> Resul
     Ok(())
 }
 
-/// What ended for good of what we asked for.
-fn trouble(host: &pb::HostStatus, wish: &Wish) -> Option<Failure> {
-    let failure = |failure: &Option<pb::Failure>| failure.clone().map(Failure::from);
-    let removed = |what: String| Failure::new(Exit::Ok, format!("{what} was taken away by another command"));
+/// The disk's folder is not there. If it was before, the host's other disks go on; who starts anew may have mistyped it, and is told
+/// of them.
+async fn without(control: &mut Control, wish: &Wish, started: &mut Started, error: UserError) -> Result<(), UserError> {
     let root = &wish.disk.root;
-    match host.disks.iter().find(|disk| disk.root == *root) {
-        None => return Some(removed(format!("the disk at {root}"))),
-        Some(disk) if disk.state() == disk::State::Stopped => return failure(&disk.failure),
-        Some(_) => {}
+    let host = answer(control.status(pb::StatusRequest {}).await)?;
+    let is_ours = started.supervisor.is_some();
+    if wish.disk.was_up && (is_ours || wish.mount.is_some()) && others(&host, root).next().is_some() {
+        return Ok(()); // the watch says so
     }
-    let dir = &wish.mount.as_ref()?.dir;
-    match host.mounts.iter().find(|mount| mount.dir == *dir) {
-        None => Some(removed(format!("the mount at {dir}"))),
-        Some(mount) if mount.state() == mount::State::Stopped => failure(&mount.failure),
-        Some(_) => None,
-    }
+    started.disk = false;
+    let Some(other) = others(&host, root).next().filter(|_| !wish.disk.create) else { return Err(error) };
+    let (cluster, folder) = (&wish.disk.cluster, escape_line(&other.root));
+    let mount = wish.mount.as_ref().map(|mount| escape_line(&mount.dir));
+    let then = match (is_ours, mount) {
+        (true, None) => format!("without it this host runs from its other disks by `delugefs run {cluster} {folder}`"),
+        (true, Some(dir)) => {
+            format!("without it this host runs from its other disks by `delugefs run {cluster} {folder} --mount {dir}`")
+        }
+        (false, None) => "`delugefs disks` lists the disks of this host that are there".to_owned(),
+        (false, Some(dir)) => format!("`delugefs mount {dir}` mounts another disk of this host"),
+    };
+    let hint = error.hint.clone().map(|hint| hint + "; ").unwrap_or_default();
+    Err(error.hint(hint + &then))
 }
 
 /// What is wrong with the arguments is said before anything is started.
@@ -304,36 +329,10 @@ fn check(arguments: &Arguments) -> Result<(), UserError> {
         let token = token.parse().map_err(|error| UserError::from(no_token(&error)))?;
         check_disk(&arguments.root, &token, &arguments.cluster)?;
     }
-    if let Some(text) = &arguments.listen {
-        let wrong = match text.parse::<IpAddr>() {
-            Err(_) => "is no IP address",
-            Ok(address) if is_elsewhere(address) => "is no address of this machine",
-            Ok(_) => "",
-        };
-        if !wrong.is_empty() {
-            let hint = "write one of this machine, such as 192.168.1.5 or fd00::2; --btport PORT sets the port";
-            return Err(UserError::new(Exit::Usage, format!("{text:?} {wrong}")).hint(hint));
-        }
-    }
+    arguments.net.check()?;
     match arguments.peers.iter().find(|peer| !is_address(peer)) {
         Some(peer) => Err(no_peer_address(peer)),
         None => Ok(()),
-    }
-}
-
-fn is_elsewhere(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
-}
-
-/// Whether a new disk can have the port: when its worker finds out, the disk is made.
-fn check_port(arguments: &Arguments) -> Result<(), UserError> {
-    let address = arguments.listen.as_ref().and_then(|text| text.parse().ok()).unwrap_or(IpAddr::from([0; 4]));
-    match arguments.btport.map(|port| (port, TcpListener::bind((address, port)))) {
-        Some((port, Err(error))) if error.kind() == ErrorKind::AddrInUse => {
-            let error = UserError::new(Exit::InUse, format!("port {port} is in use"));
-            Err(error.hint("choose another one with --btport PORT, or leave it out"))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -346,7 +345,7 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
         mountpoint::check(Path::new(dir), Path::new(&root), &sys::delugefs_mounts()?).map_err(UserError::from)?;
     }
     if !Path::new(&root).join(DISK_TOML).exists() {
-        check_port(arguments)?; // that of a disk that is there may be in use by itself
+        arguments.net.check_port()?; // that of a disk that is there may be in use by itself
     }
     let user = arguments.user.clone().unwrap_or_default();
     Ok(Wish {
@@ -358,15 +357,9 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
             cluster: arguments.cluster.clone(),
             allow_uids: uid.into_iter().collect(),
             remember: false,
-            net: Some(pb::NetSettings {
-                listen: arguments.listen.clone().unwrap_or_default(),
-                port: arguments.btport.unwrap_or(0).into(),
-                lazy: arguments.lazy,
-                site: arguments.site.clone().unwrap_or_default(),
-                // Only the configuration has limits.
-                ..pb::NetSettings::default()
-            }),
+            net: Some(arguments.net.settings()),
             cluster_id: Vec::new(),
+            was_up: false,
         },
     })
 }

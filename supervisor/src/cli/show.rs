@@ -13,21 +13,28 @@ use delugefs_proto::ids::hex;
 use delugefs_proto::worker_pb::where_is_reply::Place;
 use serde::Serialize;
 
+use super::Here;
 use super::client::{Control, answer};
+use super::drain::draining;
 use super::json::{self, disk_state, mount_state};
 use super::table::{row, size, table};
 use crate::escape::{escape_bytes, escape_line};
 use crate::failure::Failure;
 use crate::{mountpoint, paths, sys};
 
-pub(super) async fn status(control: &mut Control, only_problems: bool, as_json: bool) -> anyhow::Result<Exit> {
+pub(super) async fn status(
+    control: &mut Control,
+    here: &Here,
+    only_problems: bool,
+    as_json: bool,
+) -> anyhow::Result<Exit> {
     let host = answer(control.status(pb::StatusRequest {}).await)?;
     let exit = if only_problems && !host.problems.is_empty() { Exit::Unhealthy } else { Exit::Ok };
     if as_json {
         print_json(&json::Status::from(host))?;
         return Ok(exit);
     }
-    let problems: String = host.problems.iter().map(|problem| escape_line(problem) + "\n").collect();
+    let problems: String = host.problems.iter().map(|problem| here.say(&escape_line(problem)) + "\n").collect();
     if only_problems {
         print(&problems)?;
         return Ok(exit);
@@ -99,7 +106,7 @@ fn disk_table(disks: &[pb::Disk]) -> String {
     table(&rows, &[2, 3, 4])
 }
 
-pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Result<Exit> {
+pub(super) async fn disks(control: &mut Control, here: &Here, as_json: bool) -> anyhow::Result<Exit> {
     let disks = answer(control.disks(pb::DisksRequest {}).await)?.disks;
     if as_json {
         print_json(&disks.into_iter().map(json::Disk::from).collect::<Vec<_>>())?;
@@ -124,13 +131,14 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
         let last_error = if disk.state() == pb::disk::State::Up { "" } else { &disk.last_error };
         line("last error", &escape_line(last_error));
         let hint = disk.failure.as_ref().filter(|_| disk.status.is_none()).map(|failure| failure.hint.as_str());
-        line("hint", &escape_line(hint.unwrap_or_default()));
+        line("hint", &here.say(&escape_line(hint.unwrap_or_default())));
         let Some(status) = &disk.status else { continue };
         line(if status.read_only { "read-only" } else { "refuses" }, &escape_line(&status.reason));
         let space = status.space.clone().unwrap_or_default();
         line("space", &format!("{} free of {}", size(space.free_bytes), size(space.total_bytes)));
         line("contents", &format!("{}, {}", status.contents, size(status.content_bytes)));
-        line("draining", &disk.drain.as_ref().map(|drain| draining(drain, &disk.root)).unwrap_or_default());
+        let drain = disk.drain.as_ref().map(|drain| here.say(&draining(drain, &disk.root)));
+        line("draining", &drain.unwrap_or_default());
         line("unfinished", &format!("{} files being written", status.staged_files));
         let changes = status.uncommitted_changes;
         line(
@@ -141,18 +149,6 @@ pub(super) async fn disks(control: &mut Control, as_json: bool) -> anyhow::Resul
     }
     print(&out)?;
     Ok(Exit::Ok)
-}
-
-/// How far a disk has got that is being emptied.
-fn draining(drain: &pb::Drain, root: &str) -> String {
-    let waits_for = escape_line(&drain.waits_for);
-    match (drain.contents, waits_for.as_str()) {
-        (0, "") => {
-            format!("nothing is left, it may be taken away: `delugefs disk remove {}`", escape_bytes(root.as_bytes()))
-        }
-        (0, why) => format!("nearly done: {why}"),
-        (contents, why) => format!("{contents} contents of files are left, {}: {why}", size(drain.bytes)),
-    }
 }
 
 fn short(commit: &str) -> &str {
@@ -226,7 +222,12 @@ impl Places {
     }
 }
 
-pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: bool) -> anyhow::Result<Exit> {
+pub(super) async fn whereis(
+    control: &mut Control,
+    here: &Here,
+    typed: &[PathBuf],
+    as_json: bool,
+) -> anyhow::Result<Exit> {
     let places = Places::look(control).await?;
     let host = &places.host;
     let (mut exit, mut forms, mut out) = (Exit::Ok, Vec::new(), String::new());
@@ -249,7 +250,7 @@ pub(super) async fn whereis(control: &mut Control, typed: &[PathBuf], as_json: b
         }
     }
     for hint in hints {
-        eprintln!("Hint: {}", escape_line(&hint));
+        eprintln!("Hint: {}", here.say(&escape_line(&hint)));
     }
     if as_json {
         print_json(&forms)?;
@@ -325,19 +326,4 @@ pub(super) fn print_json(form: &impl Serialize) -> anyhow::Result<()> {
 
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_is_said_what_a_drained_disk_waits_for_and_when_it_may_go() {
-        let said = |contents, waits_for: &str| {
-            draining(&pb::Drain { contents, bytes: 2048, waits_for: waits_for.into(), ..Default::default() }, "/d")
-        };
-        assert_eq!(said(0, ""), "nothing is left, it may be taken away: `delugefs disk remove /d`");
-        assert_eq!(said(0, "a name"), "nearly done: a name");
-        assert_eq!(said(3, "others"), "3 contents of files are left, 2.0 KiB: others");
-    }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use delugefs_proto::control_pb::NetSettings;
 use delugefs_proto::disk::{DiskToml, own_supervisor};
 use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::ClusterId;
@@ -66,6 +67,9 @@ impl State {
             }
             Phase::BackingOff { .. } | Phase::Stopped => {
                 disk.child.added.extend(reply);
+                if remember || !disk.child.remember {
+                    disk.spec.net = renewed(&disk.spec.net, spec.net);
+                }
                 disk.spec.allow_uids = spec.allow_uids;
                 disk.spec.cluster_id = spec.cluster_id.or(disk.spec.cluster_id);
                 disk.spec.disk_id = spec.disk_id.or(disk.spec.disk_id.take());
@@ -334,6 +338,15 @@ impl State {
         }
         self.answer(disk.child.removed, Ok(String::new()));
     }
+}
+
+/// What was asked for before, unless something else is now. Commands set no limits.
+fn renewed(before: &NetSettings, asked: NetSettings) -> NetSettings {
+    if asked == NetSettings::default() {
+        return before.clone();
+    }
+    let NetSettings { upload_bytes_per_s, download_bytes_per_s, .. } = *before;
+    NetSettings { upload_bytes_per_s, download_bytes_per_s, ..asked }
 }
 
 /// A supervisor has one cluster.

@@ -204,8 +204,14 @@ impl State {
     }
 
     fn start_frontend(&mut self, at: usize) {
+        // One that is gone for good, or seems to be, leaves its mount to any other, as it does while the frontend lives.
+        let is_out = |disk: &Disk| match disk.child.phase {
+            Phase::Stopped => true,
+            Phase::BackingOff { .. } => disk.child.failure.as_ref().is_some_and(|it| it.exit == Exit::BadDisk),
+            _ => false,
+        };
         let bound = self.mounts[at].root.clone();
-        let bound = bound.filter(|root| self.disks.iter().any(|disk| disk.spec.root == *root));
+        let bound = bound.filter(|root| self.disks.iter().any(|disk| disk.spec.root == *root && !is_out(disk)));
         let up = |disk: &&Disk| matches!(disk.child.phase, Phase::Up { .. });
         let fits = |disk: &&Disk| bound.as_ref().is_none_or(|root| disk.spec.root == *root);
         let target = self.disks.iter().filter(fits).find(up).and_then(|disk| {

@@ -198,6 +198,32 @@ fn a_mount_shows_the_disk_it_was_asked_for() {
 }
 
 #[test]
+fn a_frontend_that_dies_while_its_disk_is_out_shows_another_one() {
+    for exit in [Exit::NoDisk, Exit::BadDisk] {
+        let (mut sim, worker, frontend) = Sim::with_mount();
+        let _answer = sim.add_disk("/b");
+        let second = sim.started();
+        let served = Served { local_socket: "/r/b.sock".into(), ..served() };
+        sim.news(second, News::WorkerReady(served.clone()));
+        sim.ends(worker, exit);
+        assert!(sim.effects.is_empty(), "the frontend turns to another by itself");
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        // A damaged one is tried again first.
+        let again = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartWorker { run, .. } => Some(*run),
+            _ => None,
+        });
+        again.into_iter().for_each(|run| sim.ends(run, exit));
+        let shown = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartFrontend { socket, .. } => Some(socket),
+            _ => None,
+        });
+        assert_eq!(shown, Some(&served.local_socket), "{:?}", sim.effects);
+    }
+}
+
+#[test]
 fn a_frontend_that_was_unmounted_by_hand_stays_so_until_it_is_asked_for() {
     let (mut sim, _, frontend) = Sim::with_mount();
     sim.ends(frontend, Exit::Ok);
@@ -661,6 +687,30 @@ fn only_what_is_to_be_remembered_is_written_down() {
     sim.ends(run, Exit::Ok);
     let Effect::Remember(config) = sim.effect() else { panic!() };
     assert_eq!(config, delugefs_proto::config::Config::default());
+}
+
+#[test]
+fn how_an_added_disk_takes_part_in_the_network_is_remembered_until_it_is_said_anew() {
+    let mut sim = Sim::new();
+    let net = |site: &str, limit| pb::NetSettings {
+        site: site.into(),
+        upload_bytes_per_s: limit,
+        ..pb::NetSettings::default()
+    };
+    let add = |sim: &mut Sim, net, remember| {
+        let spec = DiskSpec { net, ..Sim::spec("home", "/a", false, None) };
+        let _answer = sim.asks(|reply| Event::AddDisk { spec, remember, reply: Some(reply) });
+        let run = sim.started();
+        sim.news(run, News::WorkerReady(served()));
+        let Effect::Remember(config) = sim.effect() else { panic!() };
+        sim.ends(run, Exit::WrongCluster);
+        (config.disks[0].site.clone(), config.disks[0].upload_bytes_per_s)
+    };
+    let said = |site: &str| (site.to_owned(), Some(7));
+    assert_eq!(add(&mut sim, net("attic", 7), true), said("attic"));
+    assert_eq!(add(&mut sim, net("", 0), true), said("attic"));
+    assert_eq!(add(&mut sim, net("cellar", 0), false), said("attic"), "`run` does not change what was added");
+    assert_eq!(add(&mut sim, net("cellar", 0), true), said("cellar"));
 }
 
 /// What may happen at any time, for the random test.

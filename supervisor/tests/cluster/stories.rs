@@ -44,7 +44,7 @@ fn join_and_share() {
     let token = lab.hosts[0].invite();
     // Who has mistyped the cluster's name does not use it up.
     let (code, said) = lab.hosts[2].says(&["run", "hone", "d", "--join", &token, "--state-dir", "s", "--no-mdns"]);
-    assert!(code == 12 && said.contains("delugefs run home ROOT --join"), "{code} {said}");
+    assert!(code == 12 && said.contains("run home ROOT --join TOKEN"), "{code} {said}");
     lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
     lab.wait_for_peers(&[0, 1], 1);
     wait_for_content(&lab, &lab.hosts[1].file("before"), b"it was there");
@@ -215,7 +215,7 @@ fn a_second_disk_needs_no_invitation() {
     // One copy is enough of what is said to be worth no more.
     let file = lab.hosts[0].file("file");
     let (code, text) = lab.hosts[0].says(&["copies", file.to_str().unwrap(), "1"]);
-    assert!(code == 0 && text.starts_with("1 copies wanted"), "{text}");
+    assert!(code == 0 && text.starts_with("1 copy wanted"), "{text}");
 }
 
 #[test]
@@ -272,6 +272,17 @@ fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
     };
     assert_eq!(names(), ["after", "file", "log"].map(Into::into).into());
     wait_for_content(&lab, &lab.hosts[0].file("log"), b"synced twice");
+}
+
+#[test]
+fn who_founds_a_cluster_of_a_name_that_is_there_is_told_so() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    for at in 0..2 {
+        lab.hosts[at].start("d", &["--create"]);
+    }
+    let text = "another cluster on this network is called home too";
+    wait_for("the second host to be told", || lab.logs(), || lab.hosts[1].logs().contains(text));
+    assert!(lab.hosts[1].logs().contains("run home ROOT --join INVITATION"), "{}", lab.hosts[1].logs());
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod replaced;
 mod shelf;
 mod tree;
 mod two_mounts;
+mod unplugged;
 mod work;
 mod writers;
 
