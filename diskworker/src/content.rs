@@ -368,6 +368,10 @@ impl ContentStore {
         self.keep.finished(content);
         self.drop_aside(&to, content);
         self.damaged.forget(content);
+        let is_marked = |stat: FileStat| stat.st_mode & damaged::MARK != 0;
+        if from == Dir::Trash && stat_regular(&to, &content.to_hex()).is_ok_and(is_marked) {
+            self.damaged.note(content, Damage::Wrong);
+        }
         self.tell(content, true);
         Ok(())
     }

@@ -354,7 +354,8 @@ impl Net {
     fn addresses(&self, is_here: bool) -> news::News {
         let book = self.book.lock();
         let serves = |address: &&String| is_here || !address.starts_with("127.") && !address.starts_with("[::1]");
-        let disks = book.all().map(|(disk, addresses)| pb::DiskAddresses {
+        let members = book.all().filter(|(disk, _)| self.members.is_disk(*disk));
+        let disks = members.map(|(disk, addresses)| pb::DiskAddresses {
             disk_id: disk.0.to_vec(),
             addresses: addresses.iter().filter(serves).cloned().collect(),
         });

@@ -72,6 +72,8 @@ impl ContentStore {
     pub fn check_or_take_back(&self, content: ContentId, size: u64) -> FsResult<()> {
         match self.check(content, size) {
             Err(error) if error.errno == Errno::ENOENT && self.take_from_aside(content, size) => Ok(()),
+            // As when a cable was loose: that it was damaged is forgotten.
+            Ok(()) if self.damage(content).is_some() => self.look_at(content).map(drop),
             checked => checked,
         }
     }
@@ -137,7 +139,10 @@ impl ContentStore {
             return Ok(Suspect::SetAside(aside_name(content)));
         }
         Ok(match self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))? {
-            Some(_) => Suspect::Whole,
+            Some(_) => {
+                self.damaged.forget(content);
+                Suspect::Whole
+            }
             None => Suspect::Absent,
         })
     }

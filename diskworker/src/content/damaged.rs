@@ -11,6 +11,7 @@ use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, renameat};
+use nix::libc::mode_t;
 use nix::unistd::fsync;
 use parking_lot::Mutex;
 
@@ -25,6 +26,9 @@ const HEAD: &str = "delugefs damaged 1";
 const MAX: usize = 10_000;
 /// Larger than the file can be, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// The permission bit of a copy in the trash that has wrong bytes.
+pub(super) const MARK: mode_t = 0o100;
 
 /// What is wrong with a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,11 +9,12 @@ use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, renameat};
-use nix::sys::stat::{FileStat, UtimensatFlags, fstatat, utimensat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fstatat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use parking_lot::Mutex;
 
+use super::damaged::{self, Damage};
 use super::{ContentStore, Shard, content_of, data_path, fail, stat_regular};
 use crate::folder::Dir;
 use crate::os;
@@ -228,6 +229,12 @@ impl ContentStore {
         }
     }
 
+    /// As if a collection had begun since it came.
+    #[cfg(test)]
+    pub(super) fn unspare(&self, content: ContentId) {
+        self.keep.fresh.lock().remove(&content);
+    }
+
     /// Move one content to the trash unless something keeps it.
     pub(super) fn discard(&self, content: ContentId, now: SystemTime) -> FsResult<bool> {
         let name = content.to_hex();
@@ -237,6 +244,11 @@ impl ContentStore {
         }
         let moved = self.open_shard(content).and_then(|from| {
             let size = stat_regular(&from, &name)?.st_size as u64;
+            if self.damage(content) == Some(Damage::Wrong) {
+                // Nobody counts it while it is no file's; but it may come back, and then this must be known.
+                let mode = Mode::from_bits_truncate(0o400 | damaged::MARK);
+                fchmodat(&from, name.as_str(), mode, FchmodatFlags::FollowSymlink)?;
+            }
             // The time first: a crash in between must not leave a file in the trash that looks old.
             let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
             let time = TimeSpec::from_duration(now);

@@ -51,16 +51,22 @@ impl Engine {
     /// Body of the thread that syncs what no commit waits for, and writes down what is damaged no more. On a slow disk that others write to
     /// it may take minutes.
     pub(super) fn rest_loop(&self) {
-        let mut has_failed = false;
-        while !self.is_stopping() {
-            self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
-            let synced = self.store.sync_rest().and_then(|()| self.store.save_damaged());
-            if let Err(error) = &synced
-                && !has_failed
+        let (mut has_failed, mut was_unsaved) = (false, false);
+        let warn = |done: FsResult<()>, had_failed: bool| {
+            if let Err(error) = &done
+                && !had_failed
             {
                 tracing::warn!("{error}");
             }
-            has_failed = synced.is_err();
+            done.is_err()
+        };
+        while !self.is_stopping() {
+            self.halt.wait_for(&mut self.halt_lock.lock(), TICK);
+            has_failed = warn(self.store.sync_rest(), has_failed);
+            // After that: what has come in place of a damaged one is on the disk.
+            if !has_failed {
+                was_unsaved = warn(self.store.save_damaged(), was_unsaved);
+            }
         }
     }
 

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 const SHARE: u32 = 10;
 /// What is saved at most.
 const SAVED: Duration = Duration::from_secs(60);
+/// Who had a content of terabytes read owes days; others must not wait for that.
+const OWED: Duration = Duration::from_secs(3_600);
 
 /// See the module.
 pub(super) struct Allowance {
-    /// When all is saved that can be, if nothing is read until then. It may be far away: what is read is read to its end.
+    /// When all is saved that can be, if nothing is read until then. What is read is read to its end.
     full_at: Instant,
 }
 
@@ -35,7 +37,8 @@ impl Allowance {
 
     /// It has read for so long.
     pub fn spend(&mut self, read: Duration, now: Instant) {
-        self.full_at = self.full_at.max(now) + read.saturating_mul(SHARE);
+        let full_at = self.full_at.max(now) + read.saturating_mul(SHARE);
+        self.full_at = full_at.min(now + SAVED * SHARE + OWED);
     }
 }
 
@@ -60,9 +63,11 @@ mod tests {
             }
         }
         assert!(read >= s(3_600) && read <= s(3_600 + 60 + 14), "{read:?}");
-        // What is read is read to its end, and paid for.
+        // What is read is read to its end, and paid for, but not for days.
+        allowance.spend(s(300), now);
+        assert!(!allowance.has_some(now + s(2_000)) && allowance.has_some(now + s(3_100)));
         allowance.spend(s(7_200), now);
-        assert!(!allowance.has_some(now + s(70_000)) && allowance.has_some(now + s(72_600)));
+        assert!(!allowance.has_some(now + s(3_599)) && allowance.has_some(now + s(3_600)));
         // Nothing is saved beyond the minute.
         let later = now + s(1_000_000);
         allowance.spend(s(59), later);

@@ -37,14 +37,18 @@ struct Unnamed {
 }
 
 impl Book {
-    /// A hint; tried after those known. Whether it is new.
-    pub fn hint(&mut self, disk: Option<DiskId>, address: &str) -> bool {
+    /// A hint; tried after those known. Whether it is new. Anybody on the network can make up disks: where there are too many, those
+    /// that are no member's go.
+    pub fn hint(&mut self, disk: Option<DiskId>, address: &str, is_member: impl Fn(DiskId) -> bool) -> bool {
         if !is_address(address) {
             return false;
         }
         let Some(disk) = disk else { return self.hint_unnamed(address) };
         if self.disks.len() >= DISKS_MAX && !self.disks.contains_key(&disk) {
-            return false;
+            if !is_member(disk) {
+                return false;
+            }
+            self.disks.retain(|known, _| is_member(*known));
         }
         let known = self.disks.entry(disk).or_default();
         if known.iter().any(|one| one == address) {
@@ -136,8 +140,8 @@ mod tests {
     fn what_worked_is_tried_first_and_nothing_grows_without_end() {
         let mut book = Book::default();
         let (one, other) = (DiskId([1; 32]), DiskId([2; 32]));
-        assert!(book.hint(Some(one), "10.0.0.1:7") && !book.hint(Some(one), "10.0.0.1:7"));
-        assert!(book.hint(Some(one), "10.0.0.2:7") && !book.hint(Some(one), "nonsense"));
+        assert!(book.hint(Some(one), "10.0.0.1:7", |_| true) && !book.hint(Some(one), "10.0.0.1:7", |_| true));
+        assert!(book.hint(Some(one), "10.0.0.2:7", |_| true) && !book.hint(Some(one), "nonsense", |_| true));
         book.worked(one, "10.0.0.2:7");
         assert_eq!(book.of(one), ["10.0.0.2:7", "10.0.0.1:7"]);
         book.trying(one, "10.0.0.2:7");
@@ -147,9 +151,22 @@ mod tests {
         book.worked(other, "10.0.0.2:7");
         assert_eq!((book.of(one), book.of(other)), (vec!["10.0.0.1:7".to_owned()], vec!["10.0.0.2:7".to_owned()]));
         for n in 0..100 {
-            book.hint(Some(one), &format!("10.1.0.{n}:7"));
+            book.hint(Some(one), &format!("10.1.0.{n}:7"), |_| true);
         }
         assert_eq!(book.of(one).len(), PER_DISK_MAX);
+    }
+
+    #[test]
+    fn disks_that_somebody_has_made_up_keep_no_member_out() {
+        let mut book = Book::default();
+        let stranger = |n: usize| DiskId(std::array::from_fn(|at| if at < 8 { n.to_le_bytes()[at] } else { 7 }));
+        let (old, new) = (DiskId([1; 32]), DiskId([2; 32]));
+        let is_member = |disk| disk == old || disk == new;
+        assert!(book.hint(Some(old), "10.0.0.1:7", is_member));
+        let taken = (0..2 * DISKS_MAX).filter(|n| book.hint(Some(stranger(*n)), "10.0.0.9:7", is_member)).count();
+        assert_eq!(taken, DISKS_MAX - 1);
+        assert!(book.hint(Some(new), "10.0.0.2:7", is_member));
+        assert_eq!((book.of(old), book.of(new)), (vec!["10.0.0.1:7".to_owned()], vec!["10.0.0.2:7".to_owned()]));
     }
 
     #[test]
@@ -157,7 +174,7 @@ mod tests {
         let mut book = Book::default();
         let addresses: Vec<String> = (0..300).map(|n| format!("10.1.{}.{}:7", n / 256, n % 256)).collect();
         for address in addresses.iter().chain(&addresses) {
-            book.hint(None, address);
+            book.hint(None, address, |_| true);
         }
         let mut now = Instant::now();
         assert_eq!(book.due(now, |_| false), addresses[..UNNAMED_MAX]);

@@ -379,7 +379,7 @@ pub(super) async fn look_at_suspects(net: Arc<Net>) {
                 let Some((by, content)) = net.suspects.lock().next(me, Instant::now()) else { break };
                 let read = net.look_at_reported(by, content).await;
                 net.suspects.lock().looked_at = None;
-                tokio::time::sleep(read).await;
+                tokio::time::sleep(read.min(READS)).await;
             }
         }
     };

@@ -1,5 +1,6 @@
 //! Opening connections: whom to meet, trying addresses, and channels for requests.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -163,8 +164,14 @@ impl Net {
             return Err(unreachable("it is no member".into()));
         }
         let mut last = "no address of it is known".to_owned();
-        let addresses = self.book.lock().of(disk);
-        for text in addresses {
+        let known = self.book.lock().of(disk);
+        let mut tried = HashSet::new();
+        loop {
+            // One that has come meanwhile is the likeliest: a disk that is back has called from there.
+            let now = self.book.lock().of(disk);
+            let next = now.iter().find(|one| !known.contains(one)).filter(|one| !tried.contains(*one));
+            let Some(text) = next.or_else(|| now.iter().find(|one| !tried.contains(*one))).cloned() else { break };
+            tried.insert(text.clone());
             // Last from now on, unless it works: a dead one must not stand before a good one for ever.
             self.book.lock().trying(disk, &text);
             for address in resolve(&text).await {
@@ -211,7 +218,7 @@ impl Net {
                     drop(stream);
                     let disk = DiskId(key);
                     who.push(disk);
-                    if disk != me && net.book.lock().hint(Some(disk), &text) {
+                    if disk != me && net.book.lock().hint(Some(disk), &text, |disk| net.members.is_disk(disk)) {
                         net.wake.notify_one();
                     }
                 }

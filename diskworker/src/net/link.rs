@@ -34,6 +34,8 @@ const VERSION: u32 = 1;
 const GREETING: Duration = Duration::from_secs(10);
 /// For one message to get into the connection.
 const STALLED: Duration = Duration::from_secs(30);
+/// Second processes of disks that are remembered.
+const COPIES_MAX: usize = 1000;
 /// A connection of a disk that has died is noticed in less.
 const COPY_AFTER: Duration = Duration::from_secs(3 * KEEP_ALIVE.as_secs());
 /// Messages under way.
@@ -107,7 +109,7 @@ async fn talk(
     }
     if !ours && about.port != 0 {
         let address = std::net::SocketAddr::new(info.from.ip().to_canonical(), about.port as u16);
-        net.book.lock().hint(Some(disk), &address.to_string());
+        net.book.lock().hint(Some(disk), &address.to_string(), |disk| net.members.is_disk(disk));
     }
     let id = net.links.fetch_add(1, Ordering::Relaxed);
     let link = Link { id, token: info.token.child_token(), ours };
@@ -147,7 +149,13 @@ async fn refuse_copy(net: &Net, disk: DiskId, run: u64, info: PeerInfo, out: &mp
     let why = format!("disk {} is connected from elsewhere: one of the two folders is a copy of the other", &id[..8]);
     let news = pb::News { news: Some(news::News::Refused(why.clone())) };
     let _ = timeout(GREETING, out.send(news)).await;
-    let first = *net.copies.lock().entry((disk, run)).or_insert_with(Instant::now);
+    let first = {
+        let mut copies = net.copies.lock();
+        if copies.len() >= COPIES_MAX {
+            copies.retain(|(one, _), _| *one == net.engine.folder.disk_id()); // others may make up as many as they like
+        }
+        *copies.entry((disk, run)).or_insert_with(Instant::now)
+    };
     if first.elapsed() > COPY_AFTER {
         net.log.once("copy", &format!("{id} {run}"), || tracing::warn!("refused {}: {why}", info.from));
     }
@@ -234,7 +242,7 @@ async fn read(
                     let Some(id) = DiskId::from_slice(&known.disk_id) else { continue };
                     if net.members.is_disk(id) && id != net.engine.folder.disk_id() {
                         for address in known.addresses.iter().take(8) {
-                            book.hint(Some(id), address);
+                            book.hint(Some(id), address, |disk| net.members.is_disk(disk));
                         }
                     }
                 }

@@ -40,7 +40,7 @@ impl Net {
                 continue;
             }
             // One lock at a time: elsewhere the book is looked into with the table locked.
-            let is_new = self.book.lock().hint(disk, &hint.address);
+            let is_new = self.book.lock().hint(disk, &hint.address, |disk| self.members.is_disk(disk));
             // A new address of a disk that could not be reached: at once.
             if let Some(disk) = disk.filter(|_| is_new)
                 && let Some(other) = self.table.lock().disks.get_mut(&disk)

@@ -45,6 +45,41 @@ fn held(lab: &Lab) -> Vec<ContentId> {
     lab.store.held().map(Result::unwrap).collect()
 }
 
+/// Else it would be shown, copied and promised when a disk that was away brings a file that has it.
+#[test]
+fn what_went_to_the_trash_damaged_comes_back_damaged() {
+    let lab = Lab::new();
+    let [bad, good] = [1, 2].map(|ino| lab.seal(ino, &noise(10_000 + ino as usize)));
+    spoil(&lab, bad);
+    found(&lab, bad);
+    for content in [bad, good] {
+        lab.store.unspare(content);
+        assert!(lab.store.discard(content, SystemTime::now()).unwrap());
+    }
+    assert!(lab.store.damaged().is_empty(), "it is no file's, and no problem");
+    lab.store.save_damaged().unwrap();
+    let lab = lab.reopen();
+    lab.store.take_back_all(&[bad, good]).unwrap();
+    assert_eq!([bad, good].map(|content| lab.store.damage(content)), [Some(Damage::Wrong), None]);
+}
+
+/// A scrub has found it, and the cable was loose.
+#[test]
+fn what_is_whole_at_the_next_scrub_is_damaged_no_more() {
+    let lab = Lab::new();
+    let content = lab.seal(1, &noise(10_000));
+    for is_scrub in [true, false] {
+        hash::UNREADABLE.set(true);
+        assert_eq!(found(&lab, content), Some(Damage::Unreadable));
+        hash::UNREADABLE.set(false);
+        match is_scrub {
+            true => lab.store.check_or_take_back(content, 10_000).unwrap(),
+            false => assert_eq!(lab.store.suspect(content, false).unwrap(), Suspect::Whole),
+        }
+        assert_eq!(lab.store.damage(content), None);
+    }
+}
+
 #[test]
 fn what_is_set_aside_is_none_of_them() {
     let lab = Lab::new();

@@ -91,15 +91,16 @@ impl Transfer {
     ) -> Result<(), Fault> {
         let offset = first as u64 * self.piece_bytes;
         let length = (first..first + count).map(|piece| self.length(piece)).sum();
+        let silent = || Fault::Theirs(Errno::ETIMEDOUT.into());
+        let client = timeout(SILENT, net.client(disk)).await.map_err(|_| silent())?;
+        let mut client = client.map_err(Fault::Theirs)?;
+        // By the channel: without one it is not known whose line that is.
         let pace = net.pace_from(disk);
         if let Some(pace) = &pace {
             self.wait_for_turn(pace, length).await;
         }
         // A limited line is slow whoever sends.
         let may_leave = || pace.is_none() && self.leave_for_other(net, disk);
-        let silent = || Fault::Theirs(Errno::ETIMEDOUT.into());
-        let client = timeout(SILENT, net.client(disk)).await.map_err(|_| silent())?;
-        let mut client = client.map_err(Fault::Theirs)?;
         let request = ReadContentRequest {
             content: self.wanted.content.0.to_vec(),
             size_bytes: self.wanted.size,
