@@ -17,7 +17,6 @@ mod writing;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -32,7 +31,7 @@ use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
 use crate::os::Called;
 use crate::pool::Pool;
-use crate::trouble;
+use crate::{panics, trouble};
 
 /// The kernel's side of a file system.
 pub struct Adapter {
@@ -296,10 +295,7 @@ fn unless_let_go<T>(caller: &Caller, operation: impl FnOnce() -> Outcome<T>) -> 
 
 /// A panic in an operation must not take the thread with it: the caller gets EIO.
 fn guarded<T>(operation: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
-    catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
-        tracing::error!("an operation panicked; this is a bug in delugefs-fusefront");
-        Err(nix::errno::Errno::EIO.into())
-    })
+    panics::caught(operation).unwrap_or_else(|| Err(nix::errno::Errno::EIO.into()))
 }
 
 fn errno(stop: Stop) -> Errno {
