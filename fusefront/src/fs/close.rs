@@ -223,14 +223,9 @@ impl Fs {
     ) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
         let Ticket { link, handle } = ticket?;
         let close = request::Op::Close(Close { handle, unwritten, sync_failed });
-        let reply = match unwritten {
-            true => self.worker.call_through(link, close)?,
-            // Without it the worker would keep what was written as it is, to itself, for as long as the link lasts.
-            false => {
-                let goes_on = || !self.ending.load(Ordering::Acquire);
-                self.worker.insist_through(link, &close, goes_on)?
-            }
-        };
-        Some((link, reply))
+        // Without it the worker would take the file for open as long as the link lasts: what anybody writes to it would stay as it is, seen
+        // by nobody else, and a content that is being read is not let go.
+        let goes_on = || !self.ending.load(Ordering::Acquire);
+        Some((link, self.worker.insist_through(link, &close, goes_on)?))
     }
 }
