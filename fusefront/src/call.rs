@@ -16,6 +16,8 @@ use nix::errno::Errno;
 pub enum Patience {
     /// Answer from memory or not at all.
     Cached,
+    /// The same, but it may wait for what is open on the disk.
+    Local,
     /// One round trip to the worker, but no waiting for a lost connection.
     Brief,
     /// Wait for a lost connection to come back, for a bounded time.
