@@ -3,7 +3,8 @@
 //! Which thread works: a request is answered where it was read if that is quick. At least one reading thread stays
 //! free of waiting (for the worker or the disk), so that what is in memory is always answered: when the others are all
 //! taken, and for anything known to be slow, the operation moves to the pool. What turns out to need a content that other disks
-//! have to send moves on to a pool of its own: however much of that there is, it keeps nothing else waiting.
+//! have to send moves on to a pool of its own: however much of that there is, it keeps nothing else waiting. Reading what is open has
+//! one, too: it asks no worker, and goes on behind any number of requests that wait for one that hangs.
 
 mod closing;
 mod convert;
@@ -17,7 +18,6 @@ mod writing;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -32,16 +32,44 @@ use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
 use crate::os::Called;
 use crate::pool::Pool;
-use crate::trouble;
+use crate::{panics, trouble};
 
 /// The kernel's side of a file system.
 pub struct Adapter {
     shared: Arc<Shared>,
+    pools: Pools,
+    /// For writes that the disk is slow with.
+    writing: Pool,
+}
+
+/// Where operations are done that the threads which read requests do not do.
+#[derive(Clone, Default)]
+struct Pools {
+    /// For what waits for the worker.
     pool: Arc<Pool>,
     /// For what waits for another disk: however much there is, everything else is served.
     remote: Arc<Pool>,
-    /// For writes that the disk is slow with.
-    writing: Pool,
+    /// For reading what is open on the disk: that no worker is asked for, and so it does not stand behind what waits for one.
+    reading: Arc<Pool>,
+}
+
+/// One of [`Pools`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Reading,
+    Pool,
+    Remote,
+}
+
+impl Place {
+    /// Where it goes on when it takes more than it may wait for here.
+    fn next(self) -> Option<Self> {
+        match self {
+            Self::Reading => Some(Self::Pool),
+            Self::Pool => Some(Self::Remote),
+            Self::Remote => None,
+        }
+    }
 }
 
 struct Shared {
@@ -61,20 +89,26 @@ struct Shared {
 /// Where an operation is done, and who may leave it alone before it is.
 #[derive(Clone, Copy)]
 struct Way {
-    /// On the pool in any case.
+    /// On a pool in any case.
     slow: bool,
+    /// Where it is done if not on the thread that has read it.
+    place: Place,
     /// What it takes to let its caller go.
     lets_go: Called,
 }
 
 impl Way {
     /// For what may change something: a caller that lives on has to hear what came of it.
-    const CHANGING: Self = Self { slow: false, lets_go: Called::ToEnd };
+    const CHANGING: Self = Self { slow: false, place: Place::Pool, lets_go: Called::ToEnd };
     /// For what changes nothing, and can be told to have been interrupted.
-    const READING: Self = Self { slow: false, lets_go: Called::ToStop };
+    const READING: Self = Self { slow: false, place: Place::Pool, lets_go: Called::ToStop };
 
     fn slow_if(self, slow: bool) -> Self {
         Self { slow, ..self }
+    }
+
+    fn at(self, place: Place) -> Self {
+        Self { place, ..self }
     }
 }
 
@@ -128,7 +162,7 @@ pub fn connect(
     // Who may come in is the kernel's decision, by the mount's options.
     let telling = shared.clone();
     let session = Session::from_fd(
-        Adapter { shared, pool, remote: Arc::default(), writing: Pool::default() },
+        Adapter { shared, pools: Pools { pool, ..Pools::default() }, writing: Pool::default() },
         fuse,
         SessionACL::All,
         config,
@@ -173,7 +207,7 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
-        if self.pool.is_closed() {
+        if self.pools.pool.is_closed() {
             return send(&self.shared.fs, reply, Err(Errno::ENOTCONN));
         }
         let permit = if way.slow { None } else { self.shared.permit() };
@@ -182,7 +216,7 @@ impl Adapter {
         match if way.slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
             Err(Stop::Later) => {
                 drop(permit);
-                self.later(false, (way, request.pid(), caller), reply, operation, send, doubtful);
+                self.later((way, request.pid(), caller), reply, operation, send, doubtful);
             }
             result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
@@ -204,7 +238,7 @@ impl Adapter {
         R: Send + 'static,
     {
         let fs = self.shared.fs.clone();
-        if self.pool.is_closed() {
+        if self.pools.pool.is_closed() {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
         let permit = if way.slow { None } else { self.shared.permit() };
@@ -226,17 +260,15 @@ impl Adapter {
         match result {
             Err(Stop::Later) => {
                 drop(permit);
-                self.run(false, caller, operation, end);
+                self.pools.run(way.place, fs.clone(), caller, operation, end);
             }
             result => end(&fs, result),
         }
     }
 
-    /// Do an operation that changes nothing here, or whose change may go on alone, on a pool; `far`: it is known to wait for
-    /// another disk.
+    /// Do an operation that changes nothing here, or whose change may go on alone, on a pool.
     fn later<T, R>(
         &self,
-        far: bool,
         (way, tid, mut caller): (Way, u32, Caller),
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
@@ -247,39 +279,43 @@ impl Adapter {
         R: Send + 'static,
     {
         let fs = self.shared.fs.clone();
-        if self.pool.is_closed() {
+        if self.pools.pool.is_closed() {
             return send(&fs, reply, Err(Errno::ENOTCONN));
         }
         let pending = self.shared.replies.add((tid, way.lets_go), reply, send);
         caller.let_go = Some(pending.let_go());
         // Before it is done: afterwards nobody knows any more which inodes had the names.
         let doubtful = doubtful(&fs);
-        self.run(far, caller, operation, move |fs, result| {
+        self.pools.run(way.place, fs.clone(), caller, operation, move |fs, result| {
             // Also of one that failed: a part of it may have been done.
             if pending.finish(fs, result.map_err(errno)).is_some() {
                 doubtful.into_iter().for_each(|what| fs.invalidate(what));
             }
         });
     }
+}
 
+impl Pools {
     /// Do an operation on a pool, and give its result to `end`.
     fn run<T: 'static>(
         &self,
-        far: bool,
+        place: Place,
+        fs: Arc<Fs>,
         mut caller: Caller,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         end: impl FnOnce(&Fs, Outcome<T>) + Send + 'static,
     ) {
-        let (fs, remote) = (self.shared.fs.clone(), self.remote.clone());
-        let pool = if far { &self.remote } else { &self.pool };
-        caller.patience = Patience::Patient;
-        caller.fetches = far;
-        pool.run(move || match unless_let_go(&caller, || operation(&fs, &caller)) {
-            Err(Stop::Later) if !caller.fetches => {
-                caller.fetches = true;
-                remote.run(move || end(&fs, unless_let_go(&caller, || operation(&fs, &caller))));
-            }
-            result => end(&fs, result),
+        let pools = self.clone();
+        let pool = match place {
+            Place::Reading => &self.reading,
+            Place::Pool => &self.pool,
+            Place::Remote => &self.remote,
+        };
+        caller.patience = if place == Place::Reading { Patience::Local } else { Patience::Patient };
+        caller.fetches = place == Place::Remote;
+        pool.run(move || match (unless_let_go(&caller, || operation(&fs, &caller)), place.next()) {
+            (Err(Stop::Later), Some(next)) => pools.run(next, fs, caller, operation, end),
+            (result, _) => end(&fs, result),
         });
     }
 }
@@ -296,10 +332,7 @@ fn unless_let_go<T>(caller: &Caller, operation: impl FnOnce() -> Outcome<T>) -> 
 
 /// A panic in an operation must not take the thread with it: the caller gets EIO.
 fn guarded<T>(operation: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
-    catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
-        tracing::error!("an operation panicked; this is a bug in delugefs-fusefront");
-        Err(nix::errno::Errno::EIO.into())
-    })
+    panics::caught(operation).unwrap_or_else(|| Err(nix::errno::Errno::EIO.into()))
 }
 
 fn errno(stop: Stop) -> Errno {

@@ -2,7 +2,7 @@
 //! thread". The second is how a thread that must stay free for others refuses to wait; the operation is then started
 //! again from its beginning on a pool thread. It knows nothing of what the operations do.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,8 @@ use nix::errno::Errno;
 pub enum Patience {
     /// Answer from memory or not at all.
     Cached,
+    /// The same, but it may wait for what is open on the disk.
+    Local,
     /// One round trip to the worker, but no waiting for a lost connection.
     Brief,
     /// Wait for a lost connection to come back, for a bounded time.
@@ -42,6 +44,8 @@ pub struct Caller {
     pub(crate) subject: Cell<u64>,
     /// Number of the link then.
     pub(crate) subject_link: Cell<u64>,
+    /// Id of the disk that was asked then.
+    pub(crate) subject_disk: RefCell<Arc<str>>,
 }
 
 impl Caller {
@@ -49,7 +53,8 @@ impl Caller {
     pub fn new(uid: u32, gid: u32, patience: Patience) -> Self {
         let cell = || Cell::new(0);
         let (fetches, sent, let_go) = (patience == Patience::Patient, Cell::new(false), None);
-        Self { uid, gid, patience, fetches, let_go, sent, proposal: cell(), subject: cell(), subject_link: cell() }
+        let (subject, subject_link, subject_disk) = (cell(), cell(), RefCell::default());
+        Self { uid, gid, patience, fetches, let_go, sent, proposal: cell(), subject, subject_link, subject_disk }
     }
 
     /// The frontend itself, ready to wait.

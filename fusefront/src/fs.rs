@@ -309,14 +309,20 @@ fn with_stat(attr: Attr, writer: &Writer) -> Attr {
 fn written(writer: &Writer) -> Option<Written> {
     let stat = nix::sys::stat::fstat(writer.file()).ok()?;
     // Of the status changes, writes are only known there, and chmod and link only here.
-    let ctime = writer.is_changed().then_some(stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec);
+    let ctime = writer.is_changed().then(|| nanoseconds(stat.st_ctime, stat.st_ctime_nsec));
     Some(Written {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
-        mtime: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
+        mtime: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
         ctime,
         written: ctime,
     })
+}
+
+/// A time since 1970, or the nearest that 64 bits can say: some file systems can keep any year.
+fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    let exact = i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+    exact.clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 /// The node an answer must have.

@@ -20,6 +20,7 @@ pub mod known;
 pub mod launcher;
 pub mod mounts;
 pub mod os;
+pub mod panics;
 pub mod pool;
 pub mod privileges;
 pub mod ranges;

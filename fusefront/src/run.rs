@@ -8,7 +8,7 @@ use delugefs_proto::exit::{Exit, UserError, report};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Args;
-use crate::{alone, launcher, mounts};
+use crate::{alone, launcher, mounts, panics};
 
 /// Name in messages.
 const PROGRAM: &str = "delugefs-fusefront";
@@ -29,6 +29,7 @@ pub fn run() -> Exit {
         .with_target(false)
         .log_internal_errors(false)
         .init();
+    panics::end_where_nobody_answers();
     match start(&args) {
         Ok(exit) => exit,
         Err(error) => report(PROGRAM, error.as_ref()),

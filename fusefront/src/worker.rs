@@ -399,7 +399,7 @@ impl Worker {
 
     /// A connection of the current link.
     fn check_out(&self, caller: &Caller, deadline: &mut Option<Instant>) -> Outcome<(Line, u64)> {
-        if caller.patience == Patience::Cached {
+        if matches!(caller.patience, Patience::Cached | Patience::Local) {
             return Err(Stop::Later);
         }
         loop {

@@ -14,6 +14,7 @@ mod descriptors;
 mod direct;
 mod ending;
 mod export;
+mod limits;
 mod posix;
 mod sharing;
 mod signals;

@@ -22,7 +22,7 @@ use super::convert::{
     absent_ttl, attr_or_error, bytes, changed_or_error, entry, entry_or_error, file_attr, file_type, fopen_flags,
     link_or_error, noting, ok_or_error, telling, time, xattr_or_error,
 };
-use super::{Adapter, Done, Shared, Way, errno, guarded, may_block};
+use super::{Adapter, Done, Place, Shared, Way, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
 use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Opening, Page, RenameHow, S_ISGID, S_ISUID};
 
@@ -346,9 +346,10 @@ impl Filesystem for Adapter {
         };
         if self.shared.fs.is_partial(handle.0) {
             let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            return self.later(true, (Way::READING, request.pid(), caller), reply, read, send, |_| Vec::new());
+            let way = Way::READING.at(Place::Remote);
+            return self.later((way, request.pid(), caller), reply, read, send, |_| Vec::new());
         }
-        self.serve_changing(request, Way::READING, reply, read, send, |_| Vec::new());
+        self.serve_changing(request, Way::READING.at(Place::Reading), reply, read, send, |_| Vec::new());
     }
 
     fn write(
@@ -384,7 +385,7 @@ impl Filesystem for Adapter {
         reply.ok();
         let fs = &self.shared.fs;
         let is_quick = fs.can_close_now() && fs.closing_bytes(handle.0) <= CLOSE_NOW_BYTES;
-        if is_quick && self.shared.closing.close(fs, &self.pool, handle.0) {
+        if is_quick && self.shared.closing.close(fs, &self.pools.pool, handle.0) {
             return;
         }
         match self.shared.permit() {
@@ -396,7 +397,7 @@ impl Filesystem for Adapter {
             }
             _ => {
                 let fs = fs.clone();
-                self.pool.run(move || fs.release(handle.0));
+                self.pools.pool.run(move || fs.release(handle.0));
             }
         }
     }

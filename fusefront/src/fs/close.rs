@@ -123,10 +123,11 @@ impl Fs {
     /// Take the descriptor, unless somebody has begun to use it meanwhile. With the number of the hand-over, and the
     /// attributes that the descriptor left behind in the cache.
     fn take_writer(&self, inode: &OpenInode) -> Option<(Writer, u64, Option<Attr>)> {
-        let (taken, slot) = loop {
+        let (taken, written, slot) = loop {
             let mut slot = inode.writer.write();
-            let uses = match &*slot {
-                Some(writer) if writer.users.load(Ordering::Acquire) == 0 => writer.uses(),
+            let (uses, written) = match &*slot {
+                // Whatever may go wrong, before the slot is empty: what has been taken out of it has to be handed over.
+                Some(writer) if writer.users.load(Ordering::Acquire) == 0 => (writer.uses(), written(writer)),
                 _ => return None,
             };
             match uses {
@@ -135,10 +136,9 @@ impl Fs {
                     drop(slot);
                     uses.wait_for_the_last();
                 }
-                None => break (slot.take()?, slot),
+                None => break (slot.take()?, written, slot),
             }
         };
-        let written = written(&taken);
         let (handing, before) = written.map_or((0, None), |written| self.cache.begin_hand_over(inode.ino, written));
         self.known.amend_orphan(inode.ino, |attr| *attr = written.map_or(*attr, |written| written.over(*attr)));
         if let Some(written) = written {
@@ -223,14 +223,9 @@ impl Fs {
     ) -> Option<(u64, delugefs_proto::local_pb::Reply)> {
         let Ticket { link, handle } = ticket?;
         let close = request::Op::Close(Close { handle, unwritten, sync_failed });
-        let reply = match unwritten {
-            true => self.worker.call_through(link, close)?,
-            // Without it the worker would keep what was written as it is, to itself, for as long as the link lasts.
-            false => {
-                let goes_on = || !self.ending.load(Ordering::Acquire);
-                self.worker.insist_through(link, &close, goes_on)?
-            }
-        };
-        Some((link, reply))
+        // Without it the worker would take the file for open as long as the link lasts: what anybody writes to it would stay as it is, seen
+        // by nobody else, and a content that is being read is not let go.
+        let goes_on = || !self.ending.load(Ordering::Acquire);
+        Some((link, self.worker.insist_through(link, &close, goes_on)?))
     }
 }

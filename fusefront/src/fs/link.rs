@@ -19,7 +19,7 @@ impl Fs {
     /// # Errors
     /// When that connection is lost. Then the link is of no use: the next one tries again.
     pub fn link_up(&self, link: &NewLink, client: &mut Client) -> Result<(), Disconnected> {
-        self.ask_disk(&link.welcome.disk_id);
+        self.ask_disk(&link.welcome.disk_id, link.number);
         self.forget_all(Stamp { link: link.number, seq: 0 });
         for inode in self.open.all() {
             self.content_changes(&inode);

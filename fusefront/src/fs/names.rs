@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::lookup::check_name;
 use super::{Fs, S_IFDIR, S_IFMT, S_ISGID, required};
 use crate::cache::{Found, Patch};
-use crate::call::{Caller, Outcome};
+use crate::call::{Caller, Outcome, Stop};
 use crate::worker::Answer;
 
 /// A node to be made, other than a regular file that is opened at once ([`Fs::create`]).
@@ -106,7 +106,7 @@ impl Fs {
         check_name(name)?;
         let expect_ino = self.to_be_removed(caller, dir, name)?;
         let op = request::Op::Unlink(Unlink { dir, name: name.clone(), expect_ino });
-        let answer = self.worker.change_subject(caller, op)?;
+        let answer = self.removed(caller, self.worker.change_subject(caller, op)?, expect_ino)?;
         self.lost_name(answer.reply.node, dir, name);
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.dir);
@@ -127,8 +127,8 @@ impl Fs {
             _ => None,
         };
         let expect_ino = self.to_be_removed(caller, dir, name)?;
-        let answer =
-            self.worker.change_subject(caller, request::Op::Rmdir(Rmdir { dir, name: name.clone(), expect_ino }))?;
+        let op = request::Op::Rmdir(Rmdir { dir, name: name.clone(), expect_ino });
+        let answer = self.removed(caller, self.worker.change_subject(caller, op)?, expect_ino)?;
         let gone = answer.reply.node.or(known).map(|attr| Attr { nlink: 0, ..attr });
         self.lost_name(gone, dir, name);
         self.cache.apply(answer.stamp(), |patch| {
@@ -141,17 +141,32 @@ impl Fs {
         Ok(())
     }
 
+    /// An answer to a removal, unless it says of a node that it is not there and comes from a disk that may not have heard of it. What
+    /// was not removed would come back with the disk that has it.
+    fn removed(&self, caller: &Caller, answer: Answer, ino: u64) -> Outcome<Answer> {
+        let was_absent = answer.retried && answer.reply.node.is_none();
+        if was_absent && self.awaited.is_another(&caller.subject_disk.borrow(), answer.link) {
+            return Err(Self::unheard_of(ino));
+        }
+        Ok(answer)
+    }
+
+    /// The subject is about to be looked for.
+    fn note_disk(&self, caller: &Caller) {
+        *caller.subject_disk.borrow_mut() = self.awaited.disk();
+        caller.subject_link.set(self.worker.newest_link());
+    }
+
     /// The inode a removal is about, as it was when it was asked for; 0 when there is none. The kernel has just looked the name
     /// up, so that it is nearly always in the cache. Found once it stays: what a later attempt finds may have come since.
     fn to_be_removed(&self, caller: &Caller, dir: u64, name: &[u8]) -> Outcome<u64> {
         if caller.subject.get() == 0 && !caller.sent.get() {
-            let link = self.worker.newest_link();
+            self.note_disk(caller);
             let found = match self.named(dir, name) {
                 None => self.lookup_one(caller, dir, name)?.map(|attr| attr.ino),
                 known => known,
             };
             caller.subject.set(found.unwrap_or(0));
-            caller.subject_link.set(link);
         }
         Ok(caller.subject.get())
     }
@@ -168,7 +183,7 @@ impl Fs {
         check_name(name2)?;
         // Once a request went out, the names may say what has come of it, and not what was asked for; nor do they after a wait.
         if caller.subject.get() == 0 {
-            let link = self.worker.newest_link();
+            self.note_disk(caller);
             // Both are nearly always in the cache, since the kernel has just looked them up.
             let moving = self.lookup(caller, dir, name)?.ok_or(Errno::ENOENT)?.ino;
             if !how.no_replace && self.lookup(caller, dir2, name2)?.is_some_and(|there| there.ino == moving) {
@@ -176,7 +191,6 @@ impl Fs {
                 return Ok(());
             }
             caller.subject.set(moving);
-            caller.subject_link.set(link);
         }
         let expect_ino = caller.subject.get();
         let op = request::Op::Rename(Rename {
@@ -188,7 +202,11 @@ impl Fs {
             exchange: how.exchange,
             expect_ino,
         });
-        let answer = self.worker.change_subject(caller, op)?;
+        let is_another = || self.awaited.is_another(&caller.subject_disk.borrow(), self.worker.newest_link());
+        let answer = self.worker.change_subject(caller, op).map_err(|stop| match stop {
+            Stop::Failed(error) if error.errno == Errno::ENOENT && is_another() => Self::unheard_of(expect_ino),
+            other => other,
+        })?;
         let (node, moved) = (answer.reply.node, answer.reply.moved);
         if !how.exchange {
             self.lost_name(node, dir2, name2);

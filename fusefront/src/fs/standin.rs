@@ -35,6 +35,8 @@ pub(super) struct Awaited {
 struct State {
     /// Its id.
     disk: Arc<str>,
+    /// Number of the first link to it since another one was asked.
+    since: u64,
     /// What is known that may be newer, by inode.
     files: InoMap<File>,
     /// What was removed, and when its content was written.
@@ -59,6 +61,17 @@ impl Awaited {
         let known = state.files.entry(ino).or_insert(File { written, disk, unheard: None });
         known.written = written.max(known.written);
         self.count.store(state.files.len(), Ordering::Release);
+    }
+
+    /// Id of the disk that is asked.
+    pub fn disk(&self) -> Arc<str> {
+        self.state.lock().disk.clone()
+    }
+
+    /// Whether what was said over this link was said by another disk than that one.
+    pub fn is_another(&self, disk: &str, link: u64) -> bool {
+        let state = self.state.lock();
+        *state.disk != *disk && link >= state.since
     }
 
     /// A file has lost its last name. A disk that has not heard of it has it still, under that name.
@@ -122,10 +135,13 @@ impl Awaited {
 }
 
 impl Fs {
-    /// This disk is asked from now on; before what is remembered of the one before is forgotten.
-    pub(super) fn ask_disk(&self, disk: &str) {
+    /// This disk is asked from now on, over links from this one on; before what is remembered of the one before is forgotten.
+    pub(super) fn ask_disk(&self, disk: &str, link: u64) {
         let before = {
             let mut state = self.awaited.state.lock();
+            if *state.disk != *disk {
+                state.since = link;
+            }
             std::mem::replace(&mut state.disk, disk.into())
         };
         if before.is_empty() || *before == *disk {

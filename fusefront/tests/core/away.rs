@@ -116,6 +116,37 @@ fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
 }
 
 #[test]
+fn what_a_stand_in_has_not_heard_of_is_not_taken_for_having_been_removed_by_it() {
+    type Change = fn(&Fs) -> Result<(), Stop>;
+    let changes: [(&str, Change); 3] = [
+        ("unlink", |fs| fs.unlink(&Caller::own(), 1, &Bytes::from("f"))),
+        ("rmdir", |fs| fs.rmdir(&Caller::own(), 1, &Bytes::from("d"))),
+        ("rename", |fs| {
+            let (from, to) = (Bytes::from("f"), Bytes::from("g"));
+            fs.rename(&Caller::own(), (1, &from), (1, &to), RenameHow::default())
+        }),
+    ];
+    for (name, change) in changes {
+        for (disk, errno) in [("00", (name == "rename").then_some(Errno::ENOENT)), ("01", Some(Errno::EIO))] {
+            let mut bench = Bench::start();
+            bench.write_file(1, "f", b"text");
+            bench.mkdir(1, "d");
+            bench.worker.be_silent_to(name);
+            let fs = bench.fs.clone();
+            let changing = std::thread::spawn(move || change(&fs));
+            bench.wait_for("it is asked", || bench.worker.count(name) == 1);
+            move_to(&mut bench, disk, |tree| {
+                tree.unlink(1, b"f").unwrap();
+                tree.rmdir(1, b"d").unwrap();
+            });
+            bench.worker.answer();
+            let changed = changing.join().unwrap().map_err(|stop| stop.errno());
+            assert_eq!(changed.err(), errno, "{name} on {disk}");
+        }
+    }
+}
+
+#[test]
 fn a_stand_in_does_not_show_what_is_older_than_what_was_shown() {
     let mut bench = Bench::start();
     let names = ["as it was", "written", "open", "emptied", "removed"];

@@ -177,6 +177,26 @@ fn what_was_written_is_closed_though_no_connection_can_be_had_at_first() {
 }
 
 #[test]
+fn what_was_opened_and_left_alone_is_closed_though_no_connection_can_be_had_at_first() {
+    for write in [true, false] {
+        let bench = Bench::start();
+        let ino = bench.write_file(1, "f", &[7; 10_000]);
+        let opened = bench.fs.open(&Caller::own(), ino, write, false).unwrap();
+        let before = bench.worker.count("close");
+        bench.worker.be_silent_to("mkdir");
+        std::thread::scope(|scope| {
+            scope.spawn(|| bench.mkdir(1, "d"));
+            bench.wait_for("it is asked", || bench.worker.count("mkdir") == 1);
+            bench.worker.shared.refuse.store(3, Ordering::SeqCst);
+            bench.fs.release(opened.handle);
+            bench.worker.answer();
+        });
+        assert_eq!((bench.worker.count("close"), bench.worker.open_handles()), (before + 1, 0), "written: {write}");
+        assert!(!bench.worker.shared.tree.lock().node(ino).unwrap().staged);
+    }
+}
+
+#[test]
 fn what_was_removed_elsewhere_may_come_back() {
     let bench = Bench::start();
     let ino = bench.write_file(1, "f", b"text");

@@ -267,6 +267,42 @@ fn what_is_appended_is_behind_what_another_mount_has_appended() {
 }
 
 #[test]
+fn whoever_reads_an_open_file_waits_for_no_worker() {
+    const STALLED: usize = 80;
+    let mounted = Mounted::start();
+    let path = mounted.path("f");
+    std::fs::write(&path, vec![7; 200_000]).unwrap();
+    wait_until("it is sealed", || mounted.worker.open_handles() == 0);
+    let reader = std::fs::File::open(&path).unwrap();
+    // What is open is opened anew when a worker came: not now.
+    assert_eq!(std::os::unix::fs::FileExt::read_at(&reader, &mut [0; 8], 0).unwrap(), 8);
+    // One that nothing is known of: whoever looks for a name there waits.
+    mounted.worker.elsewhere(|tree| {
+        let ino = tree.make(1, b"d", 0o040_755, (0, 0), 0).unwrap();
+        vec![Changed { dir: 1, names: vec!["d".into()], inos: vec![ino] }]
+    });
+    let dir = mounted.path("d");
+    wait_until("it is there", || dir.exists());
+    mounted.worker.be_silent_to("readdir");
+    let before = mounted.worker.count("readdir");
+    std::thread::scope(|scope| {
+        let absent = |n| dir.join(format!("absent {n}"));
+        let asking: Vec<_> = (0..STALLED).map(|n| scope.spawn(move || absent(n).exists())).collect();
+        wait_until("as many wait as can", || mounted.worker.count("readdir") >= before + 7 + 64);
+        let reading = scope.spawn(|| std::os::unix::fs::FileExt::read_at(&reader, &mut [0; 8], 199_990));
+        let begin = std::time::Instant::now();
+        while !reading.is_finished() && begin.elapsed() < super::PATIENCE / 2 {
+            std::thread::yield_now();
+        }
+        let is_read = reading.is_finished();
+        mounted.worker.answer();
+        assert!(is_read);
+        assert_eq!(reading.join().unwrap().unwrap(), 8);
+        assert!(asking.into_iter().all(|thread| !thread.join().unwrap()));
+    });
+}
+
+#[test]
 fn opens_that_wait_for_other_disks_keep_nothing_else_waiting() {
     const STALLED: usize = 80;
     let mounted = Mounted::start();

@@ -10,6 +10,8 @@ mod mount_figures;
 mod random;
 mod replaced;
 mod shelf;
+#[cfg(target_os = "linux")]
+mod times;
 mod tree;
 mod two_mounts;
 mod unplugged;
