@@ -33,7 +33,12 @@ impl Fs {
                 if fills {
                     self.known.fill(file.inode.ino, None, || false);
                 }
-                return read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error));
+                let read = read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error))?;
+                // By that the kernel learns where the end is, which another mount may have moved.
+                if read < buf.len() {
+                    writer.is_cut(offset + read as u64);
+                }
+                return Ok(read);
             }
             let source = file.source.read();
             if source.generation != generation {

@@ -197,6 +197,29 @@ fn what_was_opened_and_left_alone_is_closed_though_no_connection_can_be_had_at_f
 }
 
 #[test]
+fn what_is_appended_after_a_short_read_is_behind_what_others_have_appended() {
+    use std::io::Write;
+    let bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    assert_eq!(bench.fs.append(&file, 0, b"0123456789"), Ok((10, false)));
+    // Another mount of the same worker has the same file.
+    let staged = bench.worker.shared.tree.lock().staging(attr.ino);
+    let mut other = std::fs::File::options().append(true).open(staged).unwrap();
+    other.set_len(4).unwrap();
+    other.write_all(b"xx").unwrap();
+    // By that the kernel learns where the end is.
+    assert_eq!(bench.read_handle(opened.handle), b"0123xx");
+    other.write_all(b"yy").unwrap();
+    drop(other);
+    assert_eq!(bench.fs.append(&file, 6, b"end"), Ok((3, true)));
+    assert_eq!(bench.read_handle(opened.handle), b"0123xxyyend");
+    drop(file);
+    bench.fs.release(opened.handle);
+}
+
+#[test]
 fn what_was_removed_elsewhere_may_come_back() {
     let bench = Bench::start();
     let ino = bench.write_file(1, "f", b"text");
