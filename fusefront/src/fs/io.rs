@@ -109,6 +109,8 @@ impl Fs {
                     partial.here.lock().add(ranges.offset..ranges.offset.saturating_add(ranges.length));
                 }
                 (0, _) => return Err(Errno::EIO.into()),
+                // Another reader of this handle has opened a newer version meanwhile, and closed this one.
+                (errno, _) if errno == Errno::EBADF as u32 => return Ok(None),
                 (errno, _) => return Err(FsError::from_reply(errno, reply.message).into()),
             }
             if !partial.here.lock().covers(offset..end) {

@@ -220,6 +220,41 @@ fn what_is_appended_after_a_short_read_is_behind_what_others_have_appended() {
 }
 
 #[test]
+fn a_reader_whose_handle_another_reader_has_closed_asks_again() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[7; 10_000]);
+    bench.worker.shared.partial.store(1, Ordering::SeqCst);
+    let opened = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert!(bench.fs.is_partial(opened.handle));
+    assert_eq!(bench.read_handle(opened.handle), [7; 10_000]);
+    bench.fs.release(opened.handle);
+    assert_eq!(bench.worker.open_handles(), 0);
+}
+
+#[test]
+fn what_is_opened_for_a_reader_who_has_gone_is_closed() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[7; 10_000]);
+    let opened = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    bench.worker.elsewhere(|tree| {
+        tree.replace(ino, &[8; 10_000]);
+        vec![changed(0, &[], &[ino])]
+    });
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.wait_for("it is heard of", || !file.is_readable());
+    bench.worker.withhold("open");
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| bench.fs.read(&Caller::own(), &file, 0, &mut [0; 10]));
+        bench.wait_for("it is opened anew", || bench.worker.withheld() == 1);
+        // The program was killed, and is answered.
+        bench.fs.release(opened.handle);
+        bench.worker.answer();
+        let _nobody_waits = reading.join().unwrap();
+    });
+    assert_eq!(bench.worker.open_handles(), 0);
+}
+
+#[test]
 fn what_was_removed_elsewhere_may_come_back() {
     let bench = Bench::start();
     let ino = bench.write_file(1, "f", b"text");
