@@ -43,7 +43,7 @@ pub use self::edit::{Edit, NewContent};
 pub use self::foreign::Brought;
 pub use self::list::Page;
 pub use self::locate::Located;
-pub use self::make::Making;
+pub use self::make::{Making, is_made_with};
 pub use self::node::{Kind, Node};
 pub use self::rename::Renamed;
 pub use self::txn::{Txn, now_ns};

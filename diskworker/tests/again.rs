@@ -58,7 +58,7 @@ fn a_removal_takes_nothing_that_came_after_it() {
         engine.rmdir(SESSION, retry, &pb::Rmdir { dir: Ino::ROOT.0, name: (&b"d"[..]).into(), expect_ino })
     };
     let mkdir = || {
-        let q = pb::Mkdir { dir: Ino::ROOT.0, name: (&b"d"[..]).into(), mode: 0o755, uid: 1, gid: 2 };
+        let q = pb::Mkdir { dir: Ino::ROOT.0, name: (&b"d"[..]).into(), mode: 0o755, uid: 1, gid: 2, token: 0 };
         engine.mkdir(SESSION, false, &q).unwrap().node.unwrap().ino
     };
     let first = mkdir();
@@ -68,6 +68,37 @@ fn a_removal_takes_nothing_that_came_after_it() {
     assert!(rmdir(true, first).unwrap().node.is_none());
     assert_eq!(ino(engine, "d"), Some(second));
     assert!(rmdir(true, second).unwrap().node.is_some() && names(engine).is_empty());
+}
+
+/// As with a lock: of two who make it one has it.
+#[test]
+fn a_directory_that_somebody_else_has_made_is_not_ones_own() {
+    let mut disk = Disk::new();
+    let mkdir = |disk: &Disk, retry, token| {
+        let q = pb::Mkdir { dir: Ino::ROOT.0, name: (&b"lock"[..]).into(), mode: 0o755, uid: 1, gid: 2, token };
+        let made = disk.engine().mkdir(if retry { SESSION } else { OTHER }, retry, &q);
+        made.map(|answer| answer.node.unwrap().ino).map_err(|error| error.errno)
+    };
+    let (mine, yours) = (0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321);
+    let made = mkdir(&disk, false, mine);
+    assert!(made.is_ok());
+    for _ in 0..2 {
+        assert_eq!(mkdir(&disk, true, mine), made);
+        assert_eq!(mkdir(&disk, true, yours), Err(Errno::EEXIST));
+        assert_eq!(mkdir(&disk, false, mine), Err(Errno::EEXIST));
+        // The answer was lost because the worker died, and others may have used it since.
+        disk.crash();
+        Posix::create(disk.engine().as_ref(), &[b"lock", b"owner"], 0o644, b"me").unwrap();
+        disk.wait_until_sealed();
+        assert_eq!(mkdir(&disk, true, mine), made);
+        disk.engine()
+            .unlink(OTHER, false, &pb::Unlink { dir: made.unwrap(), name: (&b"owner"[..]).into(), expect_ino: 0 })
+            .unwrap();
+    }
+    let q = pb::Rmdir { dir: Ino::ROOT.0, name: (&b"lock"[..]).into(), expect_ino: 0 };
+    disk.engine().rmdir(OTHER, false, &q).unwrap();
+    assert!(mkdir(&disk, true, yours).is_ok());
+    assert_eq!(mkdir(&disk, true, mine), Err(Errno::EEXIST));
 }
 
 #[test]

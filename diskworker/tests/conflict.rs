@@ -268,7 +268,7 @@ fn a_directory_under_a_conflict_name_can_be_removed_and_replaced() {
     for replaced in [false, true] {
         let (one, two) = (Disk::new(), Disk::new());
         let mkdir = |name: &str| {
-            let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2 };
+            let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2, token: 0 };
             one.engine().mkdir(SESSION, false, &q).unwrap();
         };
         ["a", "b", "c"].into_iter().for_each(mkdir);
@@ -306,7 +306,7 @@ fn a_directory_under_a_conflict_name_can_be_removed_and_replaced() {
 #[test]
 fn what_was_put_into_a_removed_directory_is_its_owners_in_lost_and_found() {
     let (one, two) = (Disk::new(), Disk::new());
-    let q = pb::Mkdir { dir: Ino::ROOT.0, name: "dir".into(), mode: 0o755, uid: 1, gid: 2 };
+    let q = pb::Mkdir { dir: Ino::ROOT.0, name: "dir".into(), mode: 0o755, uid: 1, gid: 2, token: 0 };
     one.engine().mkdir(SESSION, false, &q).unwrap();
     exchange(&one, &two);
     let q = pb::Rmdir { dir: Ino::ROOT.0, name: "dir".into(), ..Default::default() };
@@ -327,7 +327,7 @@ fn what_was_put_into_a_removed_directory_is_its_owners_in_lost_and_found() {
 fn moved() -> (Disk, Disk, [u64; 2]) {
     let (one, two) = (Disk::new(), Disk::new());
     for name in ["a", "b"] {
-        let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.into(), mode: 0o755, uid: 1, gid: 2 };
+        let q = pb::Mkdir { dir: Ino::ROOT.0, name: name.into(), mode: 0o755, uid: 1, gid: 2, token: 0 };
         one.engine().mkdir(SESSION, false, &q).unwrap();
     }
     Posix::create(&**one.engine(), &[b"a", b"f"], 0o644, b"before").unwrap();

@@ -25,7 +25,7 @@ trait Dirs {
 
 impl Dirs for Disk {
     fn mkdir(&self, dir: u64, name: &str) -> u64 {
-        let q = pb::Mkdir { dir, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2 };
+        let q = pb::Mkdir { dir, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2, token: 0 };
         self.engine().mkdir(SESSION, false, &q).unwrap().node.unwrap().ino
     }
 

@@ -107,7 +107,7 @@ fn on_engine(engine: &Engine, op: &Op, salt: usize) -> FsResult<()> {
             engine.set_attr(SESSION, &q).map(drop)
         }
         Op::Mkdir(p) => {
-            let q = pb::Mkdir { dir: engine.parent(p)?, name: name(p), mode: 0o755, uid: 1, gid: 2 };
+            let q = pb::Mkdir { dir: engine.parent(p)?, name: name(p), mode: 0o755, uid: 1, gid: 2, token: 0 };
             engine.mkdir(SESSION, false, &q).map(drop)
         }
         Op::Symlink(p) => {

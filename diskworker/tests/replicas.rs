@@ -237,7 +237,7 @@ impl World {
     fn mkdir(&mut self, disk: usize) {
         let place = self.place(disk);
         let uid = OWNER + disk as u32;
-        let q = pb::Mkdir { dir: place.0, name: place.1.clone().into(), mode: 0o755, uid, gid: uid };
+        let q = pb::Mkdir { dir: place.0, name: place.1.clone().into(), mode: 0o755, uid, gid: uid, token: 0 };
         if self.is_made(self.disks[disk].engine().mkdir(SESSION, false, &q)) {
             self.told.push(format!("{disk}: mkdir {place:x?} {:x?}", self.at(disk, &place).map(|seen| seen.ino)));
         }
@@ -301,12 +301,12 @@ impl World {
     /// There is a `lost+found` from the beginning.
     fn lose(&mut self) {
         let (dir, uid) = (Ino::ROOT.0, OWNER);
-        let q = pb::Mkdir { dir, name: "old".into(), mode: 0o755, uid, gid: uid };
+        let q = pb::Mkdir { dir, name: "old".into(), mode: 0o755, uid, gid: uid, token: 0 };
         let old = self.disks[0].engine().mkdir(SESSION, false, &q).unwrap().node.unwrap().ino;
         self.take(0, 1);
         let q = pb::Rmdir { dir, name: "old".into(), ..Default::default() };
         self.disks[0].engine().rmdir(SESSION, false, &q).unwrap();
-        let q = pb::Mkdir { dir: old, name: "a".into(), mode: 0o755, uid, gid: uid };
+        let q = pb::Mkdir { dir: old, name: "a".into(), mode: 0o755, uid, gid: uid, token: 0 };
         self.disks[1].engine().mkdir(SESSION, false, &q).unwrap();
         [(0, 1), (1, 0), (0, 2)].into_iter().for_each(|(from, to)| self.take(from, to));
         assert!(self.shown(2).contains_key("lost+found"));

@@ -34,7 +34,7 @@ pub trait User {
     }
 
     fn mkdir(&mut self, dir: u64, name: &str) -> FsResult<u64> {
-        let q = pb::Mkdir { dir, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2 };
+        let q = pb::Mkdir { dir, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2, token: 0 };
         Ok(self.node(request::Op::Mkdir(q))?.ino)
     }
 

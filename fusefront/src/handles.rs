@@ -75,6 +75,13 @@ pub struct FileHandle {
     pub(crate) direct: AtomicBool,
 }
 
+impl FileHandle {
+    /// Of an inode that counts it.
+    pub fn new(inode: Arc<OpenInode>, writes: bool, source: Source, dropping: Option<Dropping>) -> Self {
+        Self { inode, writes, source: RwLock::new(source), dropping, direct: AtomicBool::new(false) }
+    }
+}
+
 /// Where the content of one version can be read.
 #[derive(Default)]
 pub struct Source {
@@ -86,6 +93,8 @@ pub struct Source {
     pub ticket: Option<Ticket>,
     /// The version, if it is a known one, and its size in bytes.
     pub version: Option<(Version, u64)>,
+    /// The handle is closed: nothing is to be opened for it any more.
+    pub released: bool,
 }
 
 /// Bytes to read.

@@ -43,6 +43,8 @@ pub struct Shared {
     pub unsyncable: AtomicBool,
     /// Another mount has what is opened for reading open for writing.
     pub written_elsewhere: AtomicBool,
+    /// So many are told that what they open for reading is still being fetched. Their handles are soon gone.
+    pub partial: AtomicUsize,
     /// No descriptor arrives, as where the frontend may not have more.
     pub without_descriptors: AtomicBool,
     /// Requests that told of a failed sync.
@@ -96,6 +98,7 @@ impl FakeWorker {
             refuse: AtomicUsize::new(0),
             unsyncable: AtomicBool::new(false),
             written_elsewhere: AtomicBool::new(false),
+            partial: AtomicUsize::new(0),
             without_descriptors: AtomicBool::new(false),
             told: Mutex::default(),
             at_close: Mutex::default(),
@@ -327,7 +330,8 @@ impl Shared {
         };
         match op {
             Op::Hello(_) => Err(Errno::EPROTO),
-            Op::Need(_) | Op::OpenContent(_) | Op::TakeContent(_) => Err(Errno::ENOSYS),
+            Op::Need(_) => Err(Errno::EBADF),
+            Op::OpenContent(_) | Op::TakeContent(_) => Err(Errno::ENOSYS),
             Op::Lookup(op) => plain(tree, Some(tree.lookup(op.dir, &op.name)?), None),
             Op::GetAttr(op) => plain(tree, Some(tree.attr(op.ino)?), None),
             Op::ReadDir(op) => {
@@ -410,6 +414,9 @@ impl Shared {
                 if let Some(reply::Body::Opened(opened)) = &mut reply.body {
                     opened.shared = !op.write && self.written_elsewhere.load(Ordering::SeqCst);
                     opened.written = opened.shared;
+                    let fetched = |n: usize| n.checked_sub(1).filter(|_| !op.write);
+                    opened.partial = self.partial.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fetched).is_ok();
+                    opened.size = tree.attr(op.ino)?.size;
                 }
                 Ok((reply, fd))
             }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::room::is_full;
 use super::{Core, Engine, SessionId, asker};
-use crate::namespace::{Edit, Kind, Located, Making, Node, Touched};
+use crate::namespace::{Edit, Located, Making, Node, Touched, is_made_with};
 
 /// The attributes an operation answers with.
 #[derive(Default)]
@@ -46,6 +46,11 @@ pub(super) fn perm(mode: u32, uid: u32, gid: u32) -> Perm {
 pub(super) fn proposed(ino: u64) -> Ino {
     let ino = Ino(ino);
     if ino.is_storable() && ino.0 >= Ino::FIRST_FREE { ino } else { Ino::random() }
+}
+
+/// Whether a node is the one that was to be made, or linked, with this number.
+fn numbered(ino: Ino) -> impl FnOnce(&Node) -> bool {
+    move |node| node.ino == ino
 }
 
 /// See [`Engine::renamed_before`].
@@ -153,7 +158,7 @@ impl Engine {
             _ => return Err(Errno::EINVAL.into()),
         };
         let ino = proposed(q.ino);
-        self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
+        self.make(session, retry, (q.dir, &q.name), numbered(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(q.mode, q.uid, q.gid) };
             core.check_unstaged(ino)?;
             core.ns.make_file(&making, ino, data.clone(), None)
@@ -163,7 +168,7 @@ impl Engine {
     /// Symlink.
     pub fn symlink(&self, session: SessionId, retry: bool, q: &pb::Symlink) -> FsResult<Answer> {
         let ino = proposed(q.ino);
-        self.make(session, retry, q.dir, &q.name, Some(ino), |core, dir, name| {
+        self.make(session, retry, (q.dir, &q.name), numbered(ino), |core, dir, name| {
             let making = Making { dir, name, perm: perm(0o777, q.uid, q.gid) };
             core.check_unstaged(ino)?;
             core.ns.make_file(&making, ino, Data::Symlink(q.target.to_vec().into()), None)
@@ -172,8 +177,9 @@ impl Engine {
 
     /// Mkdir.
     pub fn mkdir(&self, session: SessionId, retry: bool, q: &pb::Mkdir) -> FsResult<Answer> {
-        self.make(session, retry, q.dir, &q.name, None, |core, dir, name| {
-            core.ns.make_dir(&Making { dir, name, perm: perm(q.mode, q.uid, q.gid) })
+        let is_ours = |node: &Node| is_made_with(node, q.token);
+        self.make(session, retry, (q.dir, &q.name), is_ours, |core, dir, name| {
+            core.ns.make_dir(&Making { dir, name, perm: perm(q.mode, q.uid, q.gid) }, q.token)
         })
     }
 
@@ -181,7 +187,7 @@ impl Engine {
     pub fn link(&self, session: SessionId, retry: bool, q: &pb::Link) -> FsResult<Answer> {
         self.check_writable()?;
         self.complete_new(Ino(q.ino))?;
-        self.make(session, retry, q.dir, &q.name, Some(Ino(q.ino)), |core, dir, name| {
+        self.make(session, retry, (q.dir, &q.name), numbered(Ino(q.ino)), |core, dir, name| {
             core.ns.link(Ino(q.ino), Ino(q.ino_dir), dir, name)
         })
     }
@@ -191,9 +197,8 @@ impl Engine {
         &self,
         session: SessionId,
         retry: bool,
-        dir: u64,
-        raw_name: &Bytes,
-        ino: Option<Ino>,
+        (dir, raw_name): (u64, &Bytes),
+        is_ours: impl FnOnce(&Node) -> bool,
         make: impl FnOnce(&mut Core, Ino, &Name) -> FsResult<Node>,
     ) -> FsResult<Answer> {
         self.check_creatable()?;
@@ -202,8 +207,7 @@ impl Engine {
             let node = match make(core, dir, &name) {
                 Err(error) if retry && error.errno == Errno::EEXIST => {
                     let node = core.ns.lookup(dir, &name)?;
-                    let is_ours = ino.map_or(node.kind == Kind::Dir, |ino| node.ino == ino);
-                    if is_ours { node } else { return Err(error) }
+                    if is_ours(&node) { node } else { return Err(error) }
                 }
                 other => other?,
             };

@@ -6,12 +6,14 @@ use delugefs_proto::limits::TARGET_MAX_BYTES;
 use delugefs_proto::record::{Body, Data, Element, Hlc, Key, Name, Perm, Xattrs};
 use nix::errno::Errno;
 
-use super::{Namespace, Node, Txn, node};
+use super::{Kind, Namespace, Node, Txn, node};
 use crate::view;
 
 const S_ISGID: u16 = 0o2000;
 /// Directories of one name, while those before are there or were removed in this life, whose numbers hosts agree on.
 const GENERATIONS: u32 = 8;
+/// The part of a new directory's access time that tells who has made it: below a millisecond.
+const MARK_NS: i64 = 1_000_000;
 
 /// What all makers say.
 pub struct Making<'a> {
@@ -65,14 +67,15 @@ impl Namespace {
         self.lookup(making.dir, making.name)
     }
 
-    /// A new directory. EEXIST when the name is taken.
-    pub fn make_dir(&mut self, making: &Making<'_>) -> FsResult<Node> {
+    /// A new directory. EEXIST when the name is taken. Who makes it can tell it from others by `token`: [`is_made_with`].
+    pub fn make_dir(&mut self, making: &Making<'_>, token: u64) -> FsResult<Node> {
         let mut txn = self.txn();
         let (perm, behind) = self.prepare(&mut txn, making, true)?;
         let ino = self.free_dir_ino(making)?;
         let place = txn.element(Body::Dir { ino });
         txn.set(Key::Entry(making.dir, making.name.clone()), [vec![place], behind].concat());
-        let elements = header(&mut txn, ino, making.dir, making.name.clone(), perm);
+        let mut elements = header(&mut txn, ino, making.dir, making.name.clone(), perm);
+        txn.set_times(&mut elements, ino, None, Some(marked(txn.now_ns(), token)));
         txn.set(Key::header(ino), elements);
         self.apply(txn)?;
         self.dir_node(ino)
@@ -144,6 +147,23 @@ impl Namespace {
         // Entries without a header are those of a directory removed elsewhere: not ours to revive either.
         Ok(!self.removed_dirs.contains(ino) && self.dir(ino)?.len() == 0 && self.inode(ino)?.is_empty())
     }
+}
+
+/// The last moment before this one whose part of a millisecond is that of the token. The number of a directory does not tell who has
+/// made it, and its access time is nobody's business and moved by nobody: so the answer survives the worker, and costs no
+/// record of its own.
+fn marked(now_ns: i64, token: u64) -> i64 {
+    let at = now_ns - now_ns.rem_euclid(MARK_NS) + mark_of(token);
+    if at > now_ns { at - MARK_NS } else { at }
+}
+
+/// Whether the directory was made with this token, and nobody has set its times since. One in a million others looks as if it were.
+pub fn is_made_with(node: &Node, token: u64) -> bool {
+    node.kind == Kind::Dir && node.atime_ns.rem_euclid(MARK_NS) == mark_of(token)
+}
+
+fn mark_of(token: u64) -> i64 {
+    (token % MARK_NS as u64) as i64
 }
 
 /// The elements of a new directory's header.

@@ -50,7 +50,7 @@ fn name(name: &str) -> Name {
 }
 
 fn mkdir(ns: &mut Namespace, dir: Ino, at: &str) -> Ino {
-    ns.make_dir(&Making { dir, name: &name(at), perm: PERM }).unwrap().ino
+    ns.make_dir(&Making { dir, name: &name(at), perm: PERM }, 0).unwrap().ino
 }
 
 fn names(ns: &mut Namespace, dir: Ino) -> Vec<String> {
@@ -204,7 +204,7 @@ fn what_lies_under_the_name_of_nothing_is_there_when_the_name_is_taken() {
             let making = Making { dir, name: &at, perm: PERM };
             let made = match what {
                 "file" => ns.make_file(&making, Ino(4000), Data::Empty, None).unwrap().ino,
-                "directory" => ns.make_dir(&making).unwrap().ino,
+                "directory" => ns.make_dir(&making, 0).unwrap().ino,
                 "link" => {
                     let ino = other(&mut ns, 5000 + dir.0 % 1000);
                     ns.link(ino, dir, dir, &at).unwrap().ino

@@ -111,7 +111,7 @@ impl Node {
     }
 
     fn mkdir(&self, name: &str) {
-        let making = Mkdir { dir: Ino::ROOT.0, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 1 };
+        let making = Mkdir { dir: Ino::ROOT.0, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 1, token: 0 };
         self.net.engine.mkdir(1, false, &making).unwrap();
     }
 

@@ -24,7 +24,7 @@ pub fn start(small: &Small) -> Running {
 }
 
 pub fn mkdir(engine: &Engine, name: &str) -> Result<(), Errno> {
-    let q = pb::Mkdir { dir: 1, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2 };
+    let q = pb::Mkdir { dir: 1, name: name.to_owned().into(), mode: 0o755, uid: 1, gid: 2, token: 0 };
     engine.mkdir(SESSION, false, &q).map(drop).map_err(|error| error.errno)
 }
 

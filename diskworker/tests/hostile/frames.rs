@@ -199,7 +199,7 @@ fn garbage() {
             _ => {
                 let (dir, name) = (1, bytes::Bytes::from(format!("g{}", dice.below(9))));
                 let request = match dice.below(4) {
-                    0 => request::Op::Mkdir(pb::Mkdir { dir, name, mode: 0o755, uid: 1, gid: 2 }),
+                    0 => request::Op::Mkdir(pb::Mkdir { dir, name, mode: 0o755, uid: 1, gid: 2, token: 0 }),
                     1 => request::Op::Unlink(pb::Unlink { dir, name, expect_ino: 0 }),
                     2 => request::Op::Mknod(pb::Mknod { dir, name, mode: 0o100644, ..Default::default() }),
                     _ => request::Op::ReadDir(pb::ReadDir { dir, after: name, limit: 10 }),

@@ -115,7 +115,7 @@ impl Frontend {
             5 => Op::ReadDir(pb::ReadDir { dir: a, after: name, limit: mode }),
             6 => Op::Create(pb::Create { dir: a, name, mode, uid, gid, ino: if f { b } else { 0 } }),
             7 => Op::Mknod(pb::Mknod { dir: a, name, mode, uid, gid, rdev: w, ino: if f { b } else { 0 } }),
-            8 => Op::Mkdir(pb::Mkdir { dir: a, name, mode, uid, gid }),
+            8 => Op::Mkdir(pb::Mkdir { dir: a, name, mode, uid, gid, token: 0 }),
             9 => Op::Symlink(pb::Symlink { dir: a, name, target: value, uid, gid, ino: if f { b } else { 0 } }),
             10 => Op::Link(pb::Link { ino: a, ino_dir: b, dir: c, name }),
             11 => Op::Unlink(pb::Unlink { dir: a, name, expect_ino: c }),

@@ -60,7 +60,7 @@ fn nothing_of_it_is_done() {
         refuse(e, Op::Lookup(pb::Lookup { dir: 1, name: name.clone() }));
         refuse(e, Op::Create(pb::Create { dir: 1, name: name.clone(), mode, uid, gid, ino }));
         refuse(e, Op::Mknod(pb::Mknod { dir: 1, name: name.clone(), mode, uid, gid, rdev: 0, ino }));
-        refuse(e, Op::Mkdir(pb::Mkdir { dir: 1, name: name.clone(), mode, uid, gid }));
+        refuse(e, Op::Mkdir(pb::Mkdir { dir: 1, name: name.clone(), mode, uid, gid, token: 0 }));
         refuse(e, Op::Symlink(pb::Symlink { dir: 1, name: name.clone(), target: "t".into(), uid, gid, ino }));
         refuse(e, Op::Link(pb::Link { ino: file.ino, ino_dir: 1, dir: 1, name: name.clone() }));
         refuse(e, Op::Unlink(pb::Unlink { dir: 1, name: name.clone(), expect_ino: 0 }));
@@ -88,7 +88,7 @@ fn nothing_of_it_is_done() {
         refuse(e, Op::ReadDir(pb::ReadDir { dir, after: Bytes::new(), limit: 1 }));
         refuse(e, Op::Create(pb::Create { dir, name: name(), mode, uid, gid, ino: 0 }));
         refuse(e, Op::Mknod(pb::Mknod { dir, name: name(), mode, uid, gid, rdev: 0, ino: 0 }));
-        refuse(e, Op::Mkdir(pb::Mkdir { dir, name: name(), mode, uid, gid }));
+        refuse(e, Op::Mkdir(pb::Mkdir { dir, name: name(), mode, uid, gid, token: 0 }));
         refuse(e, Op::Symlink(pb::Symlink { dir, name: name(), target: "t".into(), uid, gid, ino: 0 }));
         refuse(e, Op::Link(pb::Link { ino: file.ino, ino_dir: 1, dir, name: name() }));
         refuse(e, Op::Unlink(pb::Unlink { dir, name: name(), expect_ino: 0 }));
@@ -212,7 +212,7 @@ fn odd_values_are_kept_or_cut_to_what_they_mean() {
         let q = pb::Mknod { dir: 1, name, mode: mode | 0o7777, rdev: u64::MAX, ..Default::default() };
         assert_eq!(client.node(Op::Mknod(q)).unwrap().rdev, u64::MAX);
     }
-    let q = pb::Mkdir { dir: 1, name: vec![0xff; 255].into(), mode: u32::MAX, uid: u32::MAX, gid: 0 };
+    let q = pb::Mkdir { dir: 1, name: vec![0xff; 255].into(), mode: u32::MAX, uid: u32::MAX, gid: 0, token: 0 };
     assert_eq!(client.node(Op::Mkdir(q)).unwrap().mode, 0o047777);
     let q = pb::Symlink { dir: 1, name: "l".into(), target: vec![b'/'; 4095].into(), ..Default::default() };
     client.node(Op::Symlink(q)).unwrap();

@@ -10,7 +10,7 @@ use super::open::ticket_of;
 use super::{Fs, Invalidation, is_gone, written};
 use crate::cache::Written;
 use crate::call::{Caller, Patience, Stop};
-use crate::handles::{OpenInode, Ticket, Writer};
+use crate::handles::{OpenInode, Source, Ticket, Writer};
 use crate::known::Version;
 use crate::worker::{RECONNECT_WAIT, Stamp};
 
@@ -47,7 +47,7 @@ impl Fs {
         if file.writes {
             self.leave_writers(&file.inode);
         }
-        let source = std::mem::take(&mut *file.source.write());
+        let source = std::mem::replace(&mut *file.source.write(), Source { released: true, ..Source::default() });
         let ticket = source.ticket;
         drop(source);
         self.close_ticket(ticket);

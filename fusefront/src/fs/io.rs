@@ -33,7 +33,12 @@ impl Fs {
                 if fills {
                     self.known.fill(file.inode.ino, None, || false);
                 }
-                return read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error));
+                let read = read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error))?;
+                // By that the kernel learns where the end is, which another mount may have moved.
+                if read < buf.len() {
+                    writer.is_cut(offset + read as u64);
+                }
+                return Ok(read);
             }
             let source = file.source.read();
             if source.generation != generation {
@@ -104,6 +109,8 @@ impl Fs {
                     partial.here.lock().add(ranges.offset..ranges.offset.saturating_add(ranges.length));
                 }
                 (0, _) => return Err(Errno::EIO.into()),
+                // Another reader of this handle has opened a newer version meanwhile, and closed this one.
+                (errno, _) if errno == Errno::EBADF as u32 => return Ok(None),
                 (errno, _) => return Err(FsError::from_reply(errno, reply.message).into()),
             }
             if !partial.here.lock().covers(offset..end) {

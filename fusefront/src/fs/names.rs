@@ -52,7 +52,7 @@ impl Fs {
             }
             &Making::Dir { mode } => {
                 let mode = mode & !S_IFMT | S_IFDIR | if inherits { S_ISGID } else { 0 };
-                request::Op::Mkdir(Mkdir { dir, name: name.clone(), mode, uid, gid })
+                request::Op::Mkdir(Mkdir { dir, name: name.clone(), mode, uid, gid, token: ino })
             }
             Making::Symlink(target) if target.len() > TARGET_MAX_BYTES => return Err(Errno::ENAMETOOLONG.into()),
             Making::Symlink(target) => {

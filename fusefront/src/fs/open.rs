@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::local_pb::{Attr, Create, Open, reply, request};
 use nix::errno::Errno;
-use parking_lot::RwLock;
 
 use super::lookup::check_name;
 use super::{Change, Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required};
@@ -100,8 +99,7 @@ impl Fs {
         let (file, ticket) = self.writable(&mut answer)?;
         let inode = self.open.acquire(&attr);
         self.join_writers(&inode, file, ticket);
-        let (source, direct) = <(RwLock<Source>, AtomicBool)>::default();
-        let handle = self.files.put(FileHandle { inode, writes: true, source, dropping: None, direct });
+        let handle = self.files.put(FileHandle::new(inode, true, Source::default(), None));
         Ok((attr, Opened { handle, keep_pages: true, direct: false }))
     }
 
@@ -187,8 +185,7 @@ impl Fs {
             let (file, ticket) = self.writable(&mut answer)?;
             let inode = self.acquire(&attr, dropping.as_ref());
             self.join_writers(&inode, file, ticket);
-            let (source, direct) = <(RwLock<Source>, AtomicBool)>::default();
-            let handle = self.files.put(FileHandle { inode, writes: true, source, dropping, direct });
+            let handle = self.files.put(FileHandle::new(inode, true, Source::default(), dropping));
             return Ok(Opened { handle, keep_pages, direct: false });
         }
         let is_written = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.written);
@@ -199,8 +196,7 @@ impl Fs {
         };
         match self.readable(&mut answer, generation) {
             Ok(source) => {
-                let (source, direct) = (RwLock::new(source), AtomicBool::new(false));
-                let handle = self.files.put(FileHandle { inode, writes: false, source, dropping, direct });
+                let handle = self.files.put(FileHandle::new(inode, false, source, dropping));
                 Ok(Opened { handle, keep_pages, direct: is_written })
             }
             Err(error) => {
@@ -251,8 +247,7 @@ impl Fs {
         }
         let dropping = self.known.joined(ino);
         let keep_pages = dropping.is_none();
-        let (source, direct) = <(RwLock<Source>, AtomicBool)>::default();
-        let handle = self.files.put(FileHandle { inode, writes: write, source, dropping, direct });
+        let handle = self.files.put(FileHandle::new(inode, write, Source::default(), dropping));
         Ok(Some(Opened { handle, keep_pages, direct: false }))
     }
 
@@ -383,6 +378,8 @@ impl Fs {
         let old = {
             let mut source = file.source.write();
             match fresh {
+                // A reader that was killed has been answered, and the handle released while this went on: nobody would close it.
+                Ok(fresh) if source.released => fresh,
                 Ok(fresh) => std::mem::replace(&mut *source, fresh),
                 // Removed, and never opened for reading by itself: what its last writer left.
                 Err(Stop::Failed(error)) if is_gone(error.errno) && matches!(source.content, Content::None) => {
@@ -401,7 +398,7 @@ impl Fs {
         let ticket = old.ticket;
         drop(old);
         self.close_ticket(ticket);
-        Ok(())
+        if file.source.read().released { Err(Errno::EBADF.into()) } else { Ok(()) }
     }
 
     /// The descriptor of an answer to opening for writing.
@@ -427,7 +424,7 @@ impl Fs {
         let is_shared = matches!(&answer.reply.body, Some(reply::Body::Opened(opened)) if opened.shared);
         let version = |node: &Attr| if is_shared { Version::default() } else { Version::of(node) };
         let version = answer.reply.node.as_ref().map(|node| (version(node), node.size));
-        Ok(Source { content, generation, ticket, version })
+        Ok(Source { content, generation, ticket, version, released: false })
     }
 
     /// The worker has opened it, and the kernel could not give us the descriptor: as long as the worker takes it for open

@@ -197,6 +197,64 @@ fn what_was_opened_and_left_alone_is_closed_though_no_connection_can_be_had_at_f
 }
 
 #[test]
+fn what_is_appended_after_a_short_read_is_behind_what_others_have_appended() {
+    use std::io::Write;
+    let bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember(&attr);
+    let file = bench.fs.file(opened.handle).unwrap();
+    assert_eq!(bench.fs.append(&file, 0, b"0123456789"), Ok((10, false)));
+    // Another mount of the same worker has the same file.
+    let staged = bench.worker.shared.tree.lock().staging(attr.ino);
+    let mut other = std::fs::File::options().append(true).open(staged).unwrap();
+    other.set_len(4).unwrap();
+    other.write_all(b"xx").unwrap();
+    // By that the kernel learns where the end is.
+    assert_eq!(bench.read_handle(opened.handle), b"0123xx");
+    other.write_all(b"yy").unwrap();
+    drop(other);
+    assert_eq!(bench.fs.append(&file, 6, b"end"), Ok((3, true)));
+    assert_eq!(bench.read_handle(opened.handle), b"0123xxyyend");
+    drop(file);
+    bench.fs.release(opened.handle);
+}
+
+#[test]
+fn a_reader_whose_handle_another_reader_has_closed_asks_again() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[7; 10_000]);
+    bench.worker.shared.partial.store(1, Ordering::SeqCst);
+    let opened = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    assert!(bench.fs.is_partial(opened.handle));
+    assert_eq!(bench.read_handle(opened.handle), [7; 10_000]);
+    bench.fs.release(opened.handle);
+    assert_eq!(bench.worker.open_handles(), 0);
+}
+
+#[test]
+fn what_is_opened_for_a_reader_who_has_gone_is_closed() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[7; 10_000]);
+    let opened = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+    bench.worker.elsewhere(|tree| {
+        tree.replace(ino, &[8; 10_000]);
+        vec![changed(0, &[], &[ino])]
+    });
+    let file = bench.fs.file(opened.handle).unwrap();
+    bench.wait_for("it is heard of", || !file.is_readable());
+    bench.worker.withhold("open");
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| bench.fs.read(&Caller::own(), &file, 0, &mut [0; 10]));
+        bench.wait_for("it is opened anew", || bench.worker.withheld() == 1);
+        // The program was killed, and is answered.
+        bench.fs.release(opened.handle);
+        bench.worker.answer();
+        let _nobody_waits = reading.join().unwrap();
+    });
+    assert_eq!(bench.worker.open_handles(), 0);
+}
+
+#[test]
 fn what_was_removed_elsewhere_may_come_back() {
     let bench = Bench::start();
     let ino = bench.write_file(1, "f", b"text");

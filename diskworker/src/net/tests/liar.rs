@@ -278,7 +278,7 @@ fn lone() -> (Arc<Engine>, TempDir) {
     let folder = DiskFolder::create_with(&dir.path().join("d"), "test", None, make_catalog).unwrap();
     let running = Running::start(Arc::new(folder), Settings { reserve_bytes: 0, retention: Duration::ZERO }).unwrap();
     for n in 0..5000 {
-        let making = Mkdir { dir: Ino::ROOT.0, name: format!("far-{n}").into(), mode: 0o755, uid: 1, gid: 1 };
+        let making = Mkdir { dir: Ino::ROOT.0, name: format!("far-{n}").into(), mode: 0o755, uid: 1, gid: 1, token: 0 };
         running.engine.mkdir(1, false, &making).unwrap();
     }
     let engine = running.engine.clone();
@@ -350,7 +350,7 @@ async fn an_exchange_that_was_cut_off_goes_on_where_it_was() {
             (offer.state.commit, pack)
         };
         let first = pack(from.committed());
-        let making = Mkdir { dir: Ino::ROOT.0, name: "later".into(), mode: 0o755, uid: 1, gid: 1 };
+        let making = Mkdir { dir: Ino::ROOT.0, name: "later".into(), mode: 0o755, uid: 1, gid: 1, token: 0 };
         from.mkdir(1, false, &making).unwrap();
         from.commit().unwrap();
         vec![Manner::Halves([first, pack(from.committed())])]
