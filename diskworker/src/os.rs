@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
+use delugefs_proto::times::nanoseconds;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FlockArg, OFlag};
 use nix::libc;
@@ -98,12 +99,12 @@ pub fn is_regular(stat: &nix::sys::stat::FileStat) -> bool {
 
 /// Time of the last change of content, nanoseconds since 1970.
 pub fn mtime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
-    stat.st_mtime.saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec)
+    nanoseconds(stat.st_mtime, stat.st_mtime_nsec)
 }
 
 /// Time of the last access that was noted, nanoseconds since 1970.
 pub fn atime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
-    stat.st_atime.saturating_mul(1_000_000_000).saturating_add(stat.st_atime_nsec)
+    nanoseconds(stat.st_atime, stat.st_atime_nsec)
 }
 
 /// So many nanoseconds after 1970.
@@ -113,7 +114,7 @@ pub fn time(ns: i64) -> SystemTime {
 
 /// Time of the last change of anything, nanoseconds since 1970.
 pub fn ctime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
-    stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec)
+    nanoseconds(stat.st_ctime, stat.st_ctime_nsec)
 }
 
 /// The error number of a standard library error.

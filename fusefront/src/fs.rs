@@ -26,6 +26,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use delugefs_proto::local_pb::{Attr, StatFsReply};
+use delugefs_proto::times::nanoseconds;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
@@ -317,12 +318,6 @@ fn written(writer: &Writer) -> Option<Written> {
         ctime,
         written: ctime,
     })
-}
-
-/// A time since 1970, or the nearest that 64 bits can say: some file systems can keep any year.
-fn nanoseconds(seconds: i64, rest: i64) -> i64 {
-    let exact = i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-    exact.clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 /// The node an answer must have.

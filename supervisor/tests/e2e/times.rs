@@ -25,10 +25,13 @@ fn a_file_of_the_year_one_is_sealed_when_it_is_closed() {
     futimens(&file, &year_one, &year_one).unwrap();
     // What nanoseconds in 64 bits can say.
     assert_eq!(file.metadata().unwrap().mtime(), i64::MIN.div_euclid(1_000_000_000));
+    let written = fs::metadata(&path).unwrap();
     drop(file);
     let staged = || fs::read_dir(host.disk().join("staging")).unwrap().count();
     wait_for("it to be sealed", || host.logs(), || staged() == 0);
     assert_eq!(fs::read(&path).unwrap(), [7; 100_000]);
+    let sealed = fs::metadata(&path).unwrap();
+    assert_eq!((sealed.mtime(), sealed.mtime_nsec()), (written.mtime(), written.mtime_nsec()));
     assert_eq!(host.stop().0, 0, "{}", host.logs());
     assert_at_rest(&host.disk(), &["staging"], || host.logs());
     host.assert_gone();
