@@ -7,7 +7,7 @@
 mod carry_out;
 mod contents;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ContentId, DiskId, HostId, hex};
 use delugefs_proto::worker_pb as wpb;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::contents::Contents;
 use crate::policy::{self, Desk, Disk, Health, Presence, Settings, View};
@@ -31,6 +31,8 @@ const WALK_MIN: Duration = Duration::from_secs(2);
 const WALK_SHARE: u32 = 20;
 /// A worker that says nothing for so long while its catalog is walked is stuck: another one is asked next.
 const SILENCE: Duration = Duration::from_secs(60);
+/// What a worker has come to hold is known to the others of this host after so long.
+const NEWS: Duration = Duration::from_secs(2);
 /// All contents are looked at again after this many seconds even if nothing changed; sooner while a disk is away or a content
 /// lacks copies: then time alone changes what counts, and who may be asked again.
 const QUIET_S: u64 = 60;
@@ -100,9 +102,12 @@ struct Replicator {
     failed: Option<PathBuf>,
     /// See [`SILENCE`].
     silence: Duration,
-    walked: (Option<tokio::time::Instant>, Duration),
-    /// Fetches that workers of this host were asked for.
-    fetches: HashSet<(DiskId, ContentId)>,
+    walked: (Option<Instant>, Duration),
+    /// When the last walk that told who holds what began.
+    told: Option<Instant>,
+    /// Fetches that workers of this host were asked for, and since when the worker does not fetch any more: that it has the
+    /// content, or failed, is known by a walk that begins later.
+    fetches: HashMap<(DiskId, ContentId), Option<Instant>>,
     again_s: Option<u64>,
     health_s: u64,
 }
@@ -148,7 +153,8 @@ impl Replicator {
             failed: None,
             silence: SILENCE,
             walked: (None, Duration::ZERO),
-            fetches: HashSet::new(),
+            told: None,
+            fetches: HashMap::new(),
             again_s: None,
             health_s: 0,
         }
@@ -199,6 +205,8 @@ impl Replicator {
         let mut seen: BTreeMap<DiskId, wpb::Peer> = BTreeMap::new();
         let mut me = None;
         self.willing.clear();
+        // What a disk that takes no changes says of its own mark may be old.
+        let mut marks: BTreeMap<DiskId, wpb::Mark> = BTreeMap::new();
         for (_, socket) in workers {
             let Ok(reply) =
                 worker::ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
@@ -206,7 +214,8 @@ impl Replicator {
                 continue;
             };
             me = me.or_else(|| HostId::from_slice(&reply.me.as_ref()?.host_id));
-            if reply.me.as_ref().is_some_and(|disk| !disk.read_only) {
+            let takes_changes = reply.me.as_ref().is_some_and(|disk| !disk.read_only);
+            if takes_changes {
                 self.willing.push(socket.clone());
             }
             if let Some(disk) = reply.me.as_ref().filter(|disk| disk.mark() == wpb::Mark::Forgotten) {
@@ -219,6 +228,9 @@ impl Replicator {
             }
             for peer in reply.peers {
                 let Some(id) = DiskId::from_slice(&peer.disk_id) else { continue };
+                if takes_changes {
+                    marks.insert(id, peer.mark());
+                }
                 match seen.get_mut(&id) {
                     Some(known) if sure(known) >= sure(&peer) => {}
                     _ => drop(seen.insert(id, peer)),
@@ -226,6 +238,11 @@ impl Replicator {
             }
         }
         let me = me?;
+        for (id, peer) in &mut seen {
+            if let Some(mark) = marks.get(id).filter(|_| peer.read_only) {
+                peer.set_mark(*mark);
+            }
+        }
         for (id, peer) in &seen {
             let before = self.disks.get(id);
             let presence = match before.map(|disk| disk.presence) {
@@ -301,12 +318,13 @@ impl Replicator {
             return false;
         }
         let last = if *socket == self.source.0 { self.source.1 } else { 0 };
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         let walked = Self::read(socket, last, &self.contents, now, self.silence).await;
         self.walked = (Some(begin), begin.elapsed());
         match walked {
             Ok((generation, contents)) => {
                 (self.source, self.failed) = ((socket.clone(), generation), None);
+                self.told = Some(begin);
                 let Some(contents) = contents else { return false };
                 self.contents = contents;
                 true
@@ -364,11 +382,11 @@ impl Replicator {
     async fn follow_fetches(&mut self, workers: &[(DiskId, PathBuf)], now: u64) {
         // Those of a disk that is gone have ended with it.
         let is_up = |disk: &DiskId| workers.iter().any(|(up, _)| up == disk);
-        for (disk, content) in self.fetches.extract_if(|(disk, _)| !is_up(disk)) {
+        for ((disk, content), _) in self.fetches.extract_if(|(disk, _), _| !is_up(disk)) {
             self.desk.fetch_ended(disk, content);
         }
         for (disk, socket) in workers {
-            if !self.fetches.iter().any(|(fetching, _)| fetching == disk) {
+            if !self.fetches.keys().any(|(fetching, _)| fetching == disk) {
                 continue;
             }
             let request = wpb::ActiveTorrentsRequest {};
@@ -377,30 +395,52 @@ impl Replicator {
             else {
                 continue;
             };
-            let left: HashMap<&[u8], u64> = active
+            // `None`: it failed.
+            let left: HashMap<&[u8], Option<u64>> = active
                 .torrents
                 .iter()
-                .filter(|torrent| !torrent.seeding && torrent.error.is_empty())
-                .map(|torrent| (&torrent.content[..], torrent.size_bytes.saturating_sub(torrent.have_bytes)))
+                .filter(|torrent| !torrent.seeding)
+                .map(|torrent| {
+                    let left = torrent.size_bytes.saturating_sub(torrent.have_bytes);
+                    (&torrent.content[..], torrent.error.is_empty().then_some(left))
+                })
                 .collect();
             let ours: Vec<ContentId> =
-                self.fetches.iter().filter(|(fetching, _)| fetching == disk).map(|(_, content)| *content).collect();
+                self.fetches.keys().filter(|(fetching, _)| fetching == disk).map(|(_, content)| *content).collect();
             for content in ours {
                 match left.get(&content.0[..]) {
-                    Some(left) => self.desk.fetching(*disk, content, *left),
-                    None => {
-                        self.fetches.remove(&(*disk, content));
-                        self.desk.fetch_ended(*disk, content);
-                        let held = self.contents.get(content).is_some_and(|known| known.holders.contains(disk));
-                        if !held {
-                            // Failed; or done and not published yet, which is forgiven when it is.
-                            self.desk.failed(*disk, content, now);
-                        }
-                        self.again_s = Some(now);
+                    Some(Some(left)) => {
+                        self.desk.fetching(*disk, content, *left);
+                        self.fetches.insert((*disk, content), None);
                     }
+                    Some(None) => self.fetched(*disk, content, false, now),
+                    None => self.left_off(*disk, content, now),
                 }
             }
         }
+    }
+
+    /// A worker does not fetch any more: it has the content, or failed. Small ones come within a round, sooner than the
+    /// catalog says so: to take that for a failure would have another disk fetch the same, and one more than is wanted keep it.
+    fn left_off(&mut self, disk: DiskId, content: ContentId, now: u64) {
+        let is_held = self.contents.get(content).is_some_and(|known| known.holders.contains(&disk));
+        if !is_held {
+            let since = *self.fetches.entry((disk, content)).or_default().get_or_insert_with(Instant::now);
+            if self.told.is_none_or(|begin| begin < since + NEWS) {
+                return self.desk.fetching(disk, content, 0);
+            }
+        }
+        self.fetched(disk, content, is_held, now);
+    }
+
+    /// It is known what came of a fetch.
+    fn fetched(&mut self, disk: DiskId, content: ContentId, is_held: bool, now: u64) {
+        self.fetches.remove(&(disk, content));
+        self.desk.fetch_ended(disk, content);
+        if !is_held {
+            self.desk.failed(disk, content, now);
+        }
+        self.again_s = Some(now);
     }
 }
 
@@ -418,6 +458,80 @@ async fn remember(socket: &Path, disk: &wpb::Peer) {
 mod tests {
     use super::*;
 
+    fn disk(id: DiskId, host: DiskId, since_s: u64) -> Disk {
+        Disk {
+            id,
+            host: HostId(host.0),
+            site: String::new(),
+            presence: Presence::Here { since_s },
+            changed_s: 0,
+            lazy: false,
+            draining: false,
+            read_only: false,
+            full: false,
+            forgotten: false,
+            free_bytes: 1000,
+            backlog_s: 0,
+        }
+    }
+
+    #[test]
+    fn as_many_disks_fetch_a_small_file_as_copies_are_missing() {
+        let (me, content) = (DiskId([1; 32]), ContentId([7; 32]));
+        let ids: Vec<DiskId> = (1..=4).map(|n| DiskId([n; 32])).collect();
+        let known: Vec<Option<DiskId>> = ids.iter().copied().map(Some).collect();
+        let place = |id: &DiskId| u32::try_from(ids.iter().position(|known| known == id).unwrap()).unwrap();
+        for comes in [true, false] {
+            let mut this = Replicator::new(Settings::default());
+            ids.iter().for_each(|id| drop(this.disks.insert(*id, disk(*id, me, 0))));
+            let walked = |this: &mut Replicator, holders: Vec<u32>| {
+                let (content, pieces) = (content.0.to_vec(), Vec::new());
+                let said = wpb::Content { content, size_bytes: 5, wanted: 2, holders, pieces };
+                this.contents = Contents::default();
+                this.contents.add(&Contents::default(), &known, &[said], 1999); // later others take over
+                this.contents.end();
+            };
+            // Who is told to fetch it.
+            let told = |this: &mut Replicator| {
+                let disks: Vec<Disk> = this.disks.values().cloned().collect();
+                let (contents, desk, settings) = (this.contents.all(), &this.desk, &this.settings);
+                let view = View { me: HostId(me.0), disks: &disks, contents, desk, settings };
+                let decided = policy::decide(&view, 2000);
+                let told: Vec<DiskId> = decided
+                    .iter()
+                    .filter_map(|decision| match decision {
+                        policy::Decision::Mirror { disk, .. } => Some(*disk),
+                        _ => None,
+                    })
+                    .collect();
+                for disk in &told {
+                    this.desk.fetching(*disk, content, 5);
+                    this.fetches.insert((*disk, content), None);
+                }
+                told
+            };
+            walked(&mut this, vec![0]);
+            this.told = Some(Instant::now());
+            let first = told(&mut this);
+            assert_eq!(first.len(), 1);
+            // It has it before the catalog is walked again; and that walk may be too early to say so.
+            let key = (first[0], content);
+            for _ in 0..3 {
+                this.left_off(key.0, content, 2000);
+                assert_eq!(told(&mut this), [], "another disk is told to fetch the same");
+                this.told = Some(Instant::now());
+            }
+            if comes {
+                walked(&mut this, vec![0, place(&key.0)]);
+            }
+            this.told = this.fetches[&key].map(|since| since + NEWS);
+            this.left_off(key.0, content, 2000);
+            assert!(this.fetches.is_empty());
+            let next = told(&mut this);
+            assert_eq!((next.len(), next.contains(&key.0)), (usize::from(!comes), false), "it failed, or it did not");
+        }
+    }
+
     #[test]
     fn what_failed_is_tried_anew_when_another_disk_has_it_or_one_that_does_has_come() {
         let (here, source, content) = (DiskId([1; 32]), DiskId([2; 32]), ContentId([7; 32]));
@@ -433,21 +547,7 @@ mod tests {
             this.contents.add(&Contents::default(), &[Some(source)], std::slice::from_ref(&said), walked_s);
             this.contents.end();
             for (id, since_s) in [(here, 0), (source, came_s)] {
-                let disk = Disk {
-                    id,
-                    host: HostId(id.0),
-                    site: String::new(),
-                    presence: Presence::Here { since_s },
-                    changed_s: 0,
-                    lazy: false,
-                    draining: false,
-                    read_only: false,
-                    full: false,
-                    forgotten: false,
-                    free_bytes: 1000,
-                    backlog_s: 0,
-                };
-                this.disks.insert(id, disk);
+                this.disks.insert(id, disk(id, id, since_s));
             }
             this.desk.failed(here, content, 1000);
             this.desk.failed(here, content, 2000);

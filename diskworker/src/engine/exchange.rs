@@ -21,6 +21,16 @@ const PATIENT_JOINS: u32 = 3;
 /// Kept free for removals on a full disk, in bytes: half of what was given up for them.
 const REMOVALS_BYTES: u64 = BALLAST_BYTES / 2;
 
+/// Whether our own disk fails, or takes no writes any more: not what was sent, nor how it came.
+fn is_our_disk(error: &CatalogError) -> bool {
+    match error {
+        CatalogError::Io { doing, source, .. } => {
+            *doing != "receive" && matches!(source.raw_os_error(), Some(libc::EROFS | libc::EIO))
+        }
+        _ => false,
+    }
+}
+
 /// So many bytes; more do not fit.
 struct Fitting<'a> {
     pack: &'a mut dyn Read,
@@ -149,8 +159,18 @@ impl Engine {
                 left => self.catalog.import(&mut Fitting { pack, left }, commit, &limits, None),
             },
         };
-        let theirs = imported.map_err(|error| {
-            FsError::new(catalog_errno(&error), format!("refused the state of another disk: {error}"))
+        let theirs = imported.map_err(|error| match is_our_disk(&error) {
+            // Nothing else may write here for a long time: who asks this disk what there is must know that it has stayed behind.
+            true => {
+                let text = format!("cannot take in the state of another disk: {error}");
+                let error = FsError::new(catalog_errno(&error), text);
+                // Each try fails at another path: it is no news.
+                if self.refusal().is_none_or(|before| before.errno != error.errno) {
+                    self.refuse(error.clone());
+                }
+                error
+            }
+            false => FsError::new(catalog_errno(&error), format!("refused the state of another disk: {error}")),
         })?;
         for attempt in 0.. {
             self.commit()?;
@@ -230,6 +250,19 @@ mod tests {
     use delugefs_proto::local_pb as pb;
 
     use super::super::recover::tests::fresh;
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_our_own_disk_is_told_from_what_was_sent() {
+        let failed = |doing, errno| CatalogError::Io {
+            doing,
+            path: "pack".into(),
+            source: std::io::Error::from_raw_os_error(errno),
+        };
+        assert!(is_our_disk(&failed("create", libc::EROFS)) && is_our_disk(&failed("sync", libc::EIO)));
+        assert!(!is_our_disk(&failed("receive", libc::EIO)) && !is_our_disk(&failed("write", libc::ENOSPC)));
+        assert!(!is_our_disk(&CatalogError::Refused("it is no state".into())));
+    }
 
     /// What was changed since the commit is committed with writers waiting; the next commit must not write 4 MiB while they wait.
     #[test]

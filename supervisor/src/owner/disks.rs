@@ -96,8 +96,9 @@ impl State {
                 disk.child.remember |= remember;
                 match (phase, disk.served.as_ref().map(|served| served.disk_id.clone())) {
                     (Phase::Up { .. }, Some(disk_id)) => {
+                        let is_news = remember && reply.is_some(); // as for a mount
                         self.answer(reply, Ok(disk_id));
-                        if remember {
+                        if is_news {
                             self.remember();
                         }
                     }
@@ -320,7 +321,7 @@ impl State {
             let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting);
             if let Some(run) = disk.child.run
                 && running
-                && !disk.child.foreign
+                && (!disk.child.foreign || disk.child.watched)
                 && !disk.allowed.contains(&uid)
             {
                 disk.child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };

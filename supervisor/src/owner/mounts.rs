@@ -53,9 +53,14 @@ impl State {
             // Left by an earlier supervisor and alive, or remembered: nothing to start.
             phase => {
                 mount.child.remember |= remember;
+                if mount.spec.user.is_none() {
+                    // One that was found alive does not say whom it serves as: his worker is to let him in when it starts again.
+                    (mount.spec.user, mount.spec.uid) = (spec.user, spec.uid);
+                }
                 if matches!(phase, Phase::Up { .. }) {
+                    let is_news = remember && reply.is_some(); // else the file has it, and more that is to come from there
                     self.answer(reply, Ok(String::new()));
-                    if remember {
+                    if is_news {
                         self.remember();
                     }
                 } else {
@@ -210,11 +215,15 @@ impl State {
             Phase::BackingOff { .. } => disk.child.failure.as_ref().is_some_and(|it| it.exit == Exit::BadDisk),
             _ => false,
         };
-        let bound = self.mounts[at].root.clone();
-        let bound = bound.filter(|root| self.disks.iter().any(|disk| disk.spec.root == *root && !is_out(disk)));
+        let mount = &self.mounts[at];
+        let is_there = |root: &&PathBuf| self.disks.iter().any(|disk| disk.spec.root == **root && !is_out(disk));
+        let bound = mount.spec.root.as_ref().filter(is_there).cloned();
         let up = |disk: &&Disk| matches!(disk.child.phase, Phase::Up { .. });
         let fits = |disk: &&Disk| bound.as_ref().is_none_or(|root| disk.spec.root == *root);
-        let target = self.disks.iter().filter(fits).find(up).and_then(|disk| {
+        // Where none was asked for, the one that it showed last comes first, and any other before none at all.
+        let shown = |disk: &&Disk| mount.root.as_ref() == Some(&disk.spec.root);
+        let ready = || self.disks.iter().filter(fits).filter(up);
+        let target = ready().find(shown).or_else(|| ready().next()).and_then(|disk| {
             let socket = disk.served.as_ref()?.local_socket.clone();
             Some((disk.spec.root.clone(), socket, disk.spec.cluster.clone()))
         });

@@ -224,6 +224,30 @@ fn a_frontend_that_dies_while_its_disk_is_out_shows_another_one() {
 }
 
 #[test]
+fn a_frontend_that_dies_while_its_disk_fails_shows_another_one_unless_it_was_asked_for() {
+    for asked in [false, true] {
+        let (mut sim, worker) = Sim::with_disk();
+        let root = asked.then(|| "/a".into());
+        let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root };
+        let _mounted = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
+        let frontend = sim.started();
+        sim.news(frontend, News::FrontendReady { mounted: None });
+        let _answer = sim.add_disk("/b");
+        let second = sim.started();
+        let served = Served { local_socket: "/r/b.sock".into(), ..served() };
+        sim.news(second, News::WorkerReady(served.clone()));
+        sim.ends(worker, Exit::Failure);
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        let shown = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartFrontend { socket, .. } => Some(socket),
+            _ => None,
+        });
+        assert_eq!(shown, Some(&served.local_socket).filter(|_| !asked), "{:?}", sim.effects);
+    }
+}
+
+#[test]
 fn a_frontend_that_was_unmounted_by_hand_stays_so_until_it_is_asked_for() {
     let (mut sim, _, frontend) = Sim::with_mount();
     sim.ends(frontend, Exit::Ok);
@@ -415,6 +439,21 @@ fn a_worker_left_by_an_earlier_supervisor_is_claimed_without_a_start() {
     assert_eq!(sim.add_disk("/a").try_recv().unwrap(), Ok("1a2b3c4d".into()));
     assert_eq!(exit_of(&mut sim.add_disk("/a")), Exit::InUse, "the second one is a mistake");
     assert!(sim.effects.is_empty());
+}
+
+/// The file has it already, and more that has not been read yet.
+#[test]
+fn what_is_found_alive_and_remembered_is_not_written_down_again() {
+    let mut sim = Sim::new();
+    let _registered = sim.register("/a", 77, true);
+    sim.event(Event::MountFound { dir: "/m".into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
+    sim.effects.clear();
+    let spec = MountSpec { dir: "/m".into(), user: Some("eve".into()), uid: Some(1001), root: None };
+    sim.event(Event::AddMount { spec, remember: true, reply: None });
+    sim.event(Event::AddDisk { spec: Sim::spec("home", "/a", false, None), remember: true, reply: None });
+    assert!(sim.effects.is_empty(), "{:?}", sim.effects);
+    assert!(sim.state.disks[0].child.remember && sim.state.mounts[0].child.remember);
+    assert_eq!(sim.state.mounts[0].spec.user.as_deref(), Some("eve"), "else it would be forgotten");
 }
 
 #[test]
@@ -671,6 +710,18 @@ fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
     sim.news(frontend, News::FrontendReady { mounted: None });
     assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
     assert_eq!(sim.state.disks[0].child.restarts, 0);
+}
+
+#[test]
+fn a_new_user_of_a_mount_is_let_in_by_a_worker_that_an_earlier_supervisor_left() {
+    for inherited in [true, false] {
+        let mut sim = Sim::new();
+        let _registered = sim.register("/a", 77, inherited);
+        let Effect::WatchWorker { run: worker, .. } = sim.effect() else { panic!() };
+        let _answer = sim.add_mount("/m", Some(1001));
+        let ended = sim.effects.iter().any(|effect| matches!(effect, Effect::Terminate { run } if *run == worker));
+        assert_eq!(ended, inherited, "one that was started by hand is left alone");
+    }
 }
 
 #[test]

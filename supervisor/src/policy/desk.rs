@@ -319,7 +319,8 @@ impl Desk {
     pub(super) fn transfers(&self) -> Transfers {
         let mut transfers = Transfers::default();
         let all = self.matters.values().flat_map(|matter| &matter.fetches);
-        all.for_each(|(_, left_bytes)| transfers.add(*left_bytes));
+        // One that only waits for the catalog to say that it is done keeps no other from beginning.
+        all.filter(|(_, left_bytes)| *left_bytes > 0).for_each(|(_, left_bytes)| transfers.add(*left_bytes));
         transfers
     }
 

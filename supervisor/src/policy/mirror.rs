@@ -156,7 +156,7 @@ fn mirror(cluster: &Cluster<'_>, content: &Content, tally: &mut Tally, now_s: u6
     }
     let only_from = tally.only_source(cluster);
     for (disk, left_bytes) in cluster.desk.fetchers(content.id) {
-        verdict.under_way.extend(only_from.map(|from| (from, left_bytes)));
+        verdict.under_way.extend(only_from.filter(|_| left_bytes > 0).map(|from| (from, left_bytes)));
         if let Some(at) = cluster.find(disk).filter(|at| cluster.nodes[*at].counts && !tally.expected.contains(at)) {
             tally.expected.push(at);
             spread.add(&cluster.nodes[at]);

@@ -70,7 +70,7 @@ impl Replicator {
             Ok(reply) if reply.outcome() == Outcome::Fetching => {
                 tracing::debug!(?reason, "disk {} fetches {content}", short_id(&disk.to_hex()));
                 self.desk.fetching(disk, content, size_bytes);
-                self.fetches.insert((disk, content));
+                self.fetches.insert((disk, content), None);
                 return true;
             }
             Ok(reply) if reply.outcome() == Outcome::AlreadyHere => {

@@ -24,8 +24,13 @@ impl Server {
             worker::ask(&socket, |mut client| async move { client.peers(request).await }).await
         });
         let mut disks: BTreeMap<Vec<u8>, worker_pb::Peer> = Default::default();
+        // What a disk that takes no changes says of its own mark may be old.
+        let mut marks: BTreeMap<Vec<u8>, worker_pb::Mark> = Default::default();
         for (asked, answer) in answers.await {
             let Ok(answer) = answer else { continue };
+            if answer.me.as_ref().is_some_and(|me| !me.read_only) {
+                marks.extend(answer.peers.iter().map(|peer| (peer.disk_id.clone(), peer.mark())));
+            }
             if let Ok((cluster, _)) = ids(&asked)
                 && let Err(error) = self.membership.absorb(cluster, &answer.members)
             {
@@ -39,6 +44,11 @@ impl Server {
             }
             // Of itself a disk knows best.
             disks.extend(answer.me.map(|me| (me.disk_id.clone(), me)));
+        }
+        for disk in disks.values_mut().filter(|disk| disk.read_only) {
+            if let Some(mark) = marks.get(&disk.disk_id) {
+                disk.set_mark(*mark);
+            }
         }
         disks.into_values().collect()
     }
