@@ -95,11 +95,17 @@ fn namesake<'a>(
 }
 
 fn tell((one, from): &(Nearby, SocketAddr), name: &str) {
-    let (disk, at) = (one.disk.to_hex(), from.ip());
-    tracing::warn!(
-        "another cluster on this network is called {name} too (disk {} at {at}): clusters of one name stay apart. If this host was to be          in that one, end this, type `delugefs invite` on a host of that one, and here with a new folder          `delugefs run {name} ROOT --join INVITATION`",
-        short_id(&disk)
-    );
+    tracing::warn!("{}", of_namesake(&one.disk.to_hex(), from, name));
+}
+
+fn of_namesake(disk: &str, from: &SocketAddr, name: &str) -> String {
+    format!(
+        "another cluster on this network is called {name} too (disk {} at {}). It may be somebody else's, and then all is well: clusters \
+         of one name stay apart. If this host was to be in that one, end this, type `delugefs invite` on a host of that one, and here \
+         with a new folder `delugefs run {name} ROOT --join INVITATION`",
+        short_id(disk),
+        from.ip()
+    )
 }
 
 fn located((nearby, from): (Nearby, SocketAddr)) -> (DiskId, String) {
@@ -295,6 +301,10 @@ mod tests {
         assert!(!is_one(answer(ours, name_hint("home"))), "a disk of ours");
         assert!(!is_one(answer(other, name_hint("work"))));
         assert!(!is_one(answer(other, String::new())), "an older version");
+        let (one, from) = &answer(other, name_hint("home"))[0];
+        let said = of_namesake(&one.disk.to_hex(), from, "home");
+        assert!(said.contains("called home too (disk 07070707 at 10.0.0.2). It may"), "{said}");
+        assert!(!said.contains("  "), "{said}");
     }
 
     #[test]

@@ -25,6 +25,16 @@ pub fn escape_line(text: &str) -> String {
     out
 }
 
+/// A word of a command that a person may type, for a shell. What cannot be typed is escaped as in [`escape_line`].
+pub fn quoted(text: &str) -> String {
+    let text = escape_line(text);
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 fn push(out: &mut String, c: char) {
     let _ = match c {
         '\n' => out.write_str("\\n"),

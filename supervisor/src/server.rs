@@ -159,6 +159,10 @@ impl Control for Server {
     async fn add_disk(&self, request: Request<pb::AddDiskRequest>) -> Answer<pb::AddDiskReply> {
         let request = request.into_inner();
         let root = absolute(&request.root)?;
+        if request.create && request.was_up {
+            // An empty folder is where it was mounted: what is written to a new disk there is hidden by the old one later.
+            return Err(Failure::new(Exit::Usage, "a disk that was served already is not made anew").into());
+        }
         let found = if request.create { None } else { Some(identity::read(&root).await) };
         let cluster = self.cluster_for(&request, &root, found.as_ref())?;
         let spec = DiskSpec {
@@ -177,10 +181,12 @@ impl Control for Server {
         let remember = request.remember;
         let again = spec.clone();
         let added = self.ask(|reply| Event::AddDisk { spec, remember, reply: Some(reply) }).await;
-        let is_away = |error: &Status| Failure::from_status(error).exit == Exit::NoDisk;
+        let is_lasting = |exit| matches!(exit, Exit::InUse | Exit::Usage | Exit::NoSupervisor);
+        let is_away = |error: &Status| !is_lasting(Failure::from_status(error).exit);
         if request.was_up && added.as_ref().is_err_and(is_away) {
-            // As one of the configuration: it is kept, shown, and started when its folder is back.
-            let _ = self.events.send(Event::AddDisk { spec: again, remember, reply: None }); // fails only when the owner has ended
+            // As one of the configuration: it is kept, shown, and started when its folder is back or it is worth another try.
+            let _ =
+                self.events.send(Event::AddDisk { spec: DiskSpec { create: false, ..again }, remember, reply: None }); // fails only when the owner has ended
         }
         Ok(Response::new(pb::AddDiskReply { disk_id: added? }))
     }

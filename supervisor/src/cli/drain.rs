@@ -7,7 +7,7 @@ use delugefs_proto::disk::short_id;
 
 use super::client::Control;
 use super::table::size;
-use crate::escape::{escape_bytes, escape_line};
+use crate::escape::{escape_line, quoted};
 
 /// For what is only said besides: a disk that hangs is removed all the same.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -17,7 +17,7 @@ pub(super) fn draining(drain: &pb::Drain, root: &str) -> String {
     let waits_for = escape_line(&drain.waits_for);
     match (drain.contents, waits_for.as_str()) {
         (0, "") => {
-            format!("nothing is left, it may be taken away: `delugefs disk remove {}`", escape_bytes(root.as_bytes()))
+            format!("nothing is left, it may be taken away: `delugefs disk remove {}`", quoted(root))
         }
         (0, why) => format!("nearly done: {why}"),
         (contents, why) => format!("{contents} contents of files are left, {}: {why}", size(drain.bytes)),
@@ -41,7 +41,7 @@ pub(super) fn removed(disk: &pb::Disk) -> String {
     format!(
         "disk {id} was being emptied, and is not done ({}). What is on it stays; `delugefs disk add {}` goes on with it",
         draining(&drain, root),
-        escape_bytes(root.as_bytes())
+        quoted(root)
     )
 }
 
@@ -57,6 +57,7 @@ mod tests {
     fn it_is_said_what_a_drained_disk_waits_for_and_when_it_may_go() {
         let said = |contents, waits_for: &str| draining(&drain(contents, waits_for), "/d");
         assert_eq!(said(0, ""), "nothing is left, it may be taken away: `delugefs disk remove /d`");
+        assert!(draining(&drain(0, ""), "/mnt/My Disk").ends_with(": `delugefs disk remove '/mnt/My Disk'`"));
         assert_eq!(said(0, "a name"), "nearly done: a name");
         assert_eq!(said(3, "others"), "3 contents of files are left, 2.0 KiB: others");
     }

@@ -59,14 +59,8 @@ impl Here {
     }
 }
 
-/// For a shell.
 fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
-    match !text.is_empty() && text.chars().all(is_plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
+    crate::escape::quoted(&path.display().to_string())
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::watch::{Seen, Watched, others};
 use super::client::{self, Control, answer};
 use super::net::Net;
-use crate::escape::escape_line;
+use crate::escape::{escape_line, quoted};
 use crate::failure::Failure;
 use crate::libexec;
 use crate::run::no_peer_address;
@@ -92,6 +92,8 @@ struct Started {
     supervisor: Option<Child>,
     disk: bool,
     mount: bool,
+    /// There may be processes that a supervisor that dies leaves running.
+    processes: bool,
 }
 
 pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
@@ -118,7 +120,7 @@ pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<
         };
         let ended = match ending {
             Ok(Ending::Supervisor) if started.supervisor.is_some() && progress.tries.get() < TRIES => {
-                progress.orphans.set(progress.orphans.get() || started.disk);
+                progress.orphans.set(progress.orphans.get() || started.processes);
                 eprintln!("delugefs: the supervisor died; it is started again and finds its processes");
                 let mut gone = pin!(wait_for_end(started.supervisor));
                 loop {
@@ -178,7 +180,7 @@ struct Progress {
     leaving: Cell<bool>,
     /// Our disk is away, and others go on.
     is_away: Cell<bool>,
-    /// Our disk was taken away by another command, and others go on: it is not added again.
+    /// Our disk was taken away by another command, and others go on: it is neither added again nor ours to stop.
     is_removed: Cell<bool>,
 }
 
@@ -220,14 +222,16 @@ async fn serve(
         Err(error) => return Err(error.into()),
     };
     let mut wish = Wish { disk: wish.disk.clone(), mount: wish.mount.clone() };
+    // It was there: when it is not now, others may be, and the supervisor is to take it when it comes back.
+    wish.disk.was_up = progress.was_ready.get();
     if let Some(token) = &arguments.join {
         let request = pb::JoinRequest { token: token.clone(), cluster: arguments.cluster.clone() };
         wish.disk.cluster_id = answer(control.join(request).await)?.cluster_id;
         // A disk that is there just starts; if it is another cluster's, its worker says so.
         wish.disk.create = !Path::new(&wish.disk.root).join(DISK_TOML).exists();
     }
-    // It was there: when it is not now, others may be, and the supervisor is to take it when it comes back.
-    wish.disk.was_up = progress.was_ready.get();
+    // Once it was there, a folder without it is where it is to be mounted again: no place for a new one.
+    wish.disk.create &= !wish.disk.was_up;
     let wish = &wish;
     let added = add(&mut control, wish, started, progress.is_removed.get()).await;
     match added {
@@ -255,10 +259,17 @@ async fn serve(
         whole_host: started.supervisor.is_some(),
         is_away: progress.is_away.get(),
     };
+    let mut was_known = false;
     while let Ok(Some(host)) = changes.message().await {
         let seen = watched.look(&host);
         progress.is_away.set(watched.is_away);
-        progress.is_removed.set(host.disks.iter().all(|disk| disk.root != watched.root));
+        let is_known = host.disks.iter().any(|disk| disk.root == watched.root);
+        if was_known && !is_known {
+            // For good: if it is there again, another command has added it, and it is that one's to stop.
+            progress.is_removed.set(true);
+            started.disk = false;
+        }
+        was_known = is_known;
         match seen {
             Seen::Same => {}
             Seen::Note(note) => eprintln!("delugefs: {}", escape_line(&note)),
@@ -277,13 +288,20 @@ fn is_gone(supervisor: &mut Option<Child>) -> std::io::Result<bool> {
 
 async fn add(control: &mut Control, wish: &Wish, started: &mut Started, is_removed: bool) -> Result<(), UserError> {
     // True also while the call is under way: interrupted now, it has to be taken back.
-    started.disk = true;
+    started.disk = !is_removed;
+    started.processes = true;
     let refused = |error: &UserError| error.exit != Exit::NoSupervisor;
     if !is_removed && let Err(error) = answer(control.add_disk(wish.disk.clone()).await) {
-        if error.exit == Exit::NoDisk {
+        // That others have it, or that the request is wrong, no disk that comes back mends.
+        let is_away = match wish.disk.was_up {
+            true => !matches!(error.exit, Exit::InUse | Exit::Usage | Exit::NoSupervisor),
+            false => error.exit == Exit::NoDisk,
+        };
+        if is_away {
             without(control, wish, started, error).await?;
         } else {
             started.disk = !refused(&error);
+            started.processes = started.disk;
             return Err(error);
         }
     }
@@ -295,8 +313,8 @@ async fn add(control: &mut Control, wish: &Wish, started: &mut Started, is_remov
     Ok(())
 }
 
-/// The disk's folder is not there. If it was before, the host's other disks go on; who starts anew may have mistyped it, and is told
-/// of them.
+/// The disk's folder is not there, or what was served cannot be now. If it was before, the host's other disks go on; who starts anew
+/// may have mistyped it, and is told of them.
 async fn without(control: &mut Control, wish: &Wish, started: &mut Started, error: UserError) -> Result<(), UserError> {
     let root = &wish.disk.root;
     let host = answer(control.status(pb::StatusRequest {}).await)?;
@@ -304,10 +322,10 @@ async fn without(control: &mut Control, wish: &Wish, started: &mut Started, erro
     if wish.disk.was_up && (is_ours || wish.mount.is_some()) && others(&host, root).next().is_some() {
         return Ok(()); // the watch says so
     }
-    started.disk = false;
+    (started.disk, started.processes) = (false, false);
     let Some(other) = others(&host, root).next().filter(|_| !wish.disk.create) else { return Err(error) };
-    let (cluster, folder) = (&wish.disk.cluster, escape_line(&other.root));
-    let mount = wish.mount.as_ref().map(|mount| escape_line(&mount.dir));
+    let (cluster, folder) = (&wish.disk.cluster, quoted(&other.root));
+    let mount = wish.mount.as_ref().map(|mount| quoted(&mount.dir));
     let then = match (is_ours, mount) {
         (true, None) => format!("without it this host runs from its other disks by `delugefs run {cluster} {folder}`"),
         (true, Some(dir)) => {
@@ -437,7 +455,7 @@ async fn stop(run_dir: &Path, wish: &Wish, mut started: Started) -> anyhow::Resu
         Ok(status) => match status?.code() {
             Some(0) => Ok(true),
             Some(_) => Err(UserError::new(Exit::Failure, "the supervisor did not stop cleanly").into()),
-            None => Ok(!started.disk),
+            None => Ok(!started.processes),
         },
         Err(_) => Err(UserError::new(Exit::Failure, "the supervisor does not stop")
             .hint("`delugefs status` shows what it is waiting for")

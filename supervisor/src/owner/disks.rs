@@ -16,7 +16,7 @@ use super::state::{
 use crate::failure::Failure;
 
 impl State {
-    pub(super) fn add_disk(&mut self, spec: DiskSpec, remember: bool, reply: Option<Reply>) {
+    pub(super) fn add_disk(&mut self, spec: DiskSpec, remember: bool, reply: Option<Reply>, now: Instant) {
         if self.is_stopping() {
             return self.answer(reply, Err(Self::is_ending()));
         }
@@ -88,14 +88,24 @@ impl State {
             }
             // A worker that was there before this supervisor, or is remembered: now it is ours to watch.
             phase => {
+                // Who repeats `run` says what an inherited worker runs with. Nobody knows that of one started by hand, nor has
+                // `disk add` said it before: that one has to be started anew for it.
+                let is_said = reply.is_some() && spec.net != NetSettings::default();
+                let is_unknown = is_said && (remember || !disk.child.watched) && !disk.child.remember;
+                let anew = disk.child.run.filter(|_| is_unknown);
                 disk.child.watched = true;
                 match disk.child.remember {
                     true => disk.spec.allow_uids = spec.allow_uids, // the rest as it was added
                     false => disk.spec = DiskSpec { create: false, ..spec },
                 }
                 disk.child.remember |= remember;
-                match (phase, disk.served.as_ref().map(|served| served.disk_id.clone())) {
-                    (Phase::Up { .. }, Some(disk_id)) => {
+                match (phase, disk.served.as_ref().map(|served| served.disk_id.clone()), anew) {
+                    (Phase::Up { .. }, _, Some(run)) => {
+                        disk.child.added.extend(reply); // answered, and remembered, when it is up again
+                        disk.child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
+                        self.effects.push(Effect::Terminate { run });
+                    }
+                    (Phase::Up { .. }, Some(disk_id), None) => {
                         let is_news = remember && reply.is_some(); // as for a mount
                         self.answer(reply, Ok(disk_id));
                         if is_news {

@@ -4,7 +4,7 @@ use delugefs_proto::control_pb::{self as pb, disk, mount};
 use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
 
-use super::child::{Child, Phase};
+use super::child::{Child, Phase, Then};
 use super::state::State;
 use crate::returned;
 
@@ -53,9 +53,11 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
 fn state_number(child: &Child) -> i32 {
     let state = match child.phase {
         Phase::Waiting | Phase::Starting | Phase::Contested { .. } => disk::State::Starting,
+        // It is there again in a moment, without anybody's help: who asks whether anything is left to serve is to count it.
+        Phase::Stopping { then: Then::Restart, .. } => disk::State::Starting,
         Phase::Up { .. } => disk::State::Up,
         Phase::BackingOff { .. } => disk::State::BackingOff,
-        Phase::Stopping { .. } => disk::State::Stopping,
+        Phase::Stopping { then: Then::Remove, .. } => disk::State::Stopping,
         Phase::Stopped => disk::State::Stopped,
     };
     state.into()

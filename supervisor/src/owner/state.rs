@@ -388,7 +388,7 @@ impl State {
     /// The only way anything changes.
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         match event {
-            Event::AddDisk { spec, remember, reply } => self.add_disk(spec, remember, reply),
+            Event::AddDisk { spec, remember, reply } => self.add_disk(spec, remember, reply, now),
             Event::RemoveDisk { root, release, shown, reply } => self.remove_disk(&root, release, &shown, reply, now),
             Event::FolderBack { root, found } => self.folder_back(&root, &found),
             Event::AddMount { spec, remember, reply } => self.add_mount(spec, remember, reply),

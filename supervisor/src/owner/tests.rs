@@ -553,6 +553,25 @@ fn a_worker_started_by_hand_is_neither_restarted_nor_stopped() {
 }
 
 #[test]
+fn a_worker_started_by_hand_is_started_anew_for_other_settings() {
+    let mut sim = Sim::new();
+    let _registered = sim.register("/a", 77, false);
+    let Effect::WatchWorker { run, .. } = sim.effect() else { panic!() };
+    let net = pb::NetSettings { lazy: true, site: "x".into(), ..pb::NetSettings::default() };
+    let spec = DiskSpec { net: net.clone(), ..Sim::spec("home", "/a", false, None) };
+    let mut answer = sim.asks(|reply| Event::AddDisk { spec, remember: true, reply: Some(reply) });
+    assert!(matches!(sim.effect(), Effect::Terminate { run: ended } if ended == run));
+    assert!(answer.try_recv().is_err(), "answered before they hold");
+    sim.ends(run, Exit::Ok);
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert_eq!(spec.net, net);
+    sim.news(run, News::WorkerReady(served()));
+    assert_eq!(answer.try_recv().unwrap(), Ok("1a2b3c4d".into()));
+    let Effect::Remember(config) = sim.effect() else { panic!() };
+    assert!(config.disks[0].lazy);
+}
+
+#[test]
 fn a_live_frontend_is_adopted() {
     let (mut sim, _) = Sim::with_disk();
     sim.event(Event::MountFound { dir: "/m".into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
@@ -702,6 +721,7 @@ fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
     let (mut sim, worker) = Sim::with_disk();
     let mut answer = sim.add_mount("/m", Some(1001));
     assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    assert_eq!(snapshot(&sim.state).disks[0].state(), pb::disk::State::Starting, "it comes back by itself");
     sim.ends(worker, Exit::Ok);
     let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
     assert_eq!(spec.allow_uids, [1001]);

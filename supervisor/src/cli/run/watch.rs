@@ -50,7 +50,14 @@ impl Watched {
         };
         let is_up = host.disks.iter().any(|disk| disk.root == *root && disk.state() == disk::State::Up);
         match gone {
-            Some(gone) if !self.has_more() || others(host, root).next().is_none() => Seen::End(gone),
+            Some(gone) if !self.has_more() => Seen::End(gone),
+            Some(gone) if others(host, root).next().is_none() => {
+                // Its own was taken away earlier, in peace: what ends it is how the others ended.
+                let earlier = self.is_away && gone.exit == Exit::Ok;
+                let stopped = |disk: &&pb::Disk| disk.root != *root && disk.state() == disk::State::Stopped;
+                let last = host.disks.iter().filter(|_| earlier).filter(stopped).find_map(|disk| disk.failure.clone());
+                Seen::End(last.map_or(gone, Failure::from))
+            }
             Some(gone) if !std::mem::replace(&mut self.is_away, true) => {
                 Seen::Note(format!("{}; goes on with the other disks of this host", gone.message))
             }
@@ -106,6 +113,11 @@ mod tests {
             assert_eq!(ends(&mut one(), vec![disk("/a", Stopped)]), Some(Exit::NoDisk));
             assert_eq!(ends(&mut one(), vec![]), Some(Exit::Ok));
         }
+        let mut it = watched(Some("/m"), true);
+        assert_eq!(ends(&mut it, vec![disk("/b", Up)]), None, "its own is removed");
+        assert_eq!(ends(&mut it, vec![disk("/b", Stopped)]), Some(Exit::NoDisk), "the last one went by itself");
+        let mut it = watched(Some("/m"), true);
+        assert_eq!(ends(&mut it, vec![disk("/b", Stopped)]), Some(Exit::Ok), "its own was the last one");
         let alone = || watched(None, false);
         assert_eq!(ends(&mut alone(), vec![disk("/a", Stopped), disk("/b", Up)]), Some(Exit::NoDisk));
         assert_eq!(ends(&mut alone(), vec![disk("/b", Up)]), Some(Exit::Ok), "the others are another command's");
