@@ -204,9 +204,10 @@ impl ContentStore {
     /// Where the same content has come meanwhile, or is in the trash, [`ContentStore::finish_seal`] replaces it, which must be durable
     /// before: to be called by who holds a lock then, for it takes as long as the file is large.
     pub fn sync_replacing(&self, sealed: &Sealed) -> FsResult<()> {
-        match sealed.held_already || self.has(sealed.content)?.is_none() {
-            true => Ok(()),
-            false => self.sync_staged(sealed.ino).map(drop),
+        // What cannot be looked at is met again, and said, when it gets its name.
+        match !sealed.held_already && matches!(self.has(sealed.content), Ok(Some(_))) {
+            true => self.sync_staged(sealed.ino).map(drop),
+            false => Ok(()),
         }
     }
 

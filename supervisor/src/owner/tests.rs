@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use delugefs_proto::disk::DiskToml;
-use proptest::prelude::*;
 use tokio::sync::oneshot;
 
 use super::child::{Phase, Reply, Run};
@@ -11,6 +10,9 @@ use super::state::{FRONTEND_STOP, REGISTER_WAIT, WORKER_STOP};
 use super::*;
 use crate::failure::Failure;
 use crate::sys::MountId;
+
+mod mounts;
+mod random;
 
 type Answer = oneshot::Receiver<Result<String, Failure>>;
 
@@ -154,6 +156,12 @@ fn exit_of(answer: &mut Answer) -> Exit {
     answer.try_recv().expect("answered").expect_err("a failure").exit
 }
 
+/// `shown`: what the workers say about the mounts.
+fn remove(root: &str, shown: &[(&str, &str)], reply: Reply) -> Event {
+    let shown = shown.iter().map(|(dir, root)| (dir.into(), root.into())).collect();
+    Event::RemoveDisk { root: root.into(), release: false, shown, reply }
+}
+
 #[test]
 fn a_worker_that_dies_is_started_again_and_its_mount_is_left_alone() {
     let (mut sim, worker, _) = Sim::with_mount();
@@ -166,96 +174,6 @@ fn a_worker_that_dies_is_started_again_and_its_mount_is_left_alone() {
     sim.news(again, News::WorkerReady(served()));
     assert!(sim.effects.is_empty(), "the frontend reconnects by itself");
     assert_eq!(sim.state.disks[0].child.restarts, 1);
-}
-
-#[test]
-fn a_frontend_that_dies_is_started_again_when_its_disk_is_up() {
-    let (mut sim, worker, frontend) = Sim::with_mount();
-    sim.ends(worker, Exit::Failure);
-    sim.ends(frontend, Exit::Failure);
-    sim.later(Duration::from_millis(200));
-    let worker = sim.started();
-    sim.later(Duration::from_millis(200));
-    assert!(sim.effects.is_empty(), "no worker to connect to");
-    sim.news(worker, News::WorkerReady(served()));
-    assert!(matches!(sim.effect(), Effect::StartFrontend { .. }));
-}
-
-#[test]
-fn a_mount_shows_the_disk_it_was_asked_for() {
-    let (mut sim, _) = Sim::with_disk();
-    let _answer = sim.add_disk("/b");
-    let second = sim.started();
-    let socket = |disk: &str| std::path::PathBuf::from(format!("/r{disk}"));
-    let of = |disk: &str| Served { local_socket: socket(disk), ..served() };
-    sim.news(second, News::WorkerReady(of("/b")));
-    for (root, shown) in [("/b", socket("/b")), ("/gone", served().local_socket)] {
-        let spec = MountSpec { dir: format!("/m{root}").into(), user: None, uid: None, root: Some(root.into()) };
-        let _answer = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
-        let Effect::StartFrontend { socket, .. } = sim.effect() else { panic!() };
-        assert_eq!(socket, shown, "{root}");
-    }
-}
-
-#[test]
-fn a_frontend_that_dies_while_its_disk_is_out_shows_another_one() {
-    for exit in [Exit::NoDisk, Exit::BadDisk] {
-        let (mut sim, worker, frontend) = Sim::with_mount();
-        let _answer = sim.add_disk("/b");
-        let second = sim.started();
-        let served = Served { local_socket: "/r/b.sock".into(), ..served() };
-        sim.news(second, News::WorkerReady(served.clone()));
-        sim.ends(worker, exit);
-        assert!(sim.effects.is_empty(), "the frontend turns to another by itself");
-        sim.ends(frontend, Exit::Failure);
-        sim.later(Duration::from_millis(200));
-        // A damaged one is tried again first.
-        let again = sim.effects.iter().find_map(|effect| match effect {
-            Effect::StartWorker { run, .. } => Some(*run),
-            _ => None,
-        });
-        again.into_iter().for_each(|run| sim.ends(run, exit));
-        let shown = sim.effects.iter().find_map(|effect| match effect {
-            Effect::StartFrontend { socket, .. } => Some(socket),
-            _ => None,
-        });
-        assert_eq!(shown, Some(&served.local_socket), "{:?}", sim.effects);
-    }
-}
-
-#[test]
-fn a_frontend_that_dies_while_its_disk_fails_shows_another_one_unless_it_was_asked_for() {
-    for asked in [false, true] {
-        let (mut sim, worker) = Sim::with_disk();
-        let root = asked.then(|| "/a".into());
-        let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root };
-        let _mounted = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
-        let frontend = sim.started();
-        sim.news(frontend, News::FrontendReady { mounted: None });
-        let _answer = sim.add_disk("/b");
-        let second = sim.started();
-        let served = Served { local_socket: "/r/b.sock".into(), ..served() };
-        sim.news(second, News::WorkerReady(served.clone()));
-        sim.ends(worker, Exit::Failure);
-        sim.ends(frontend, Exit::Failure);
-        sim.later(Duration::from_millis(200));
-        let shown = sim.effects.iter().find_map(|effect| match effect {
-            Effect::StartFrontend { socket, .. } => Some(socket),
-            _ => None,
-        });
-        assert_eq!(shown, Some(&served.local_socket).filter(|_| !asked), "{:?}", sim.effects);
-    }
-}
-
-#[test]
-fn a_frontend_that_was_unmounted_by_hand_stays_so_until_it_is_asked_for() {
-    let (mut sim, _, frontend) = Sim::with_mount();
-    sim.ends(frontend, Exit::Ok);
-    sim.later(Duration::from_secs(100));
-    assert!(sim.effects.is_empty());
-    assert_eq!(sim.state.mounts[0].child.phase, Phase::Stopped);
-    let _answer = sim.add_mount("/m", None);
-    sim.started();
 }
 
 #[test]
@@ -505,39 +423,6 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
 }
 
 #[test]
-fn who_was_refused_a_mount_does_not_keep_it_from_the_next() {
-    let (mut sim, worker) = Sim::with_disk();
-    let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root: None };
-    sim.event(Event::AddMount { spec, remember: true, reply: None });
-    let mut first = sim.add_mount("/m", None);
-    let frontend = sim.started();
-    sim.ends(frontend, Exit::BadMountpoint);
-    assert_eq!(exit_of(&mut first), Exit::BadMountpoint);
-    // It comes up by itself, and the next has it.
-    sim.later(Duration::from_millis(200));
-    let frontend = sim.started();
-    sim.news(frontend, News::FrontendReady { mounted: None });
-    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
-    let mut released = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: true, reply });
-    assert_eq!(released.try_recv().unwrap(), Ok(String::new()));
-
-    // The same when there is no disk for it: it says so each time, not that it is mounted.
-    sim.ends(worker, Exit::NewerFormat);
-    sim.ends(frontend, Exit::Failure);
-    sim.later(Duration::from_millis(200));
-    for _ in 0..2 {
-        assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::NoDisk);
-    }
-    let mut disk = sim.add_disk("/a");
-    let worker = sim.started();
-    sim.news(worker, News::WorkerReady(served()));
-    let frontend = sim.started();
-    sim.news(frontend, News::FrontendReady { mounted: None });
-    assert!(disk.try_recv().unwrap().is_ok());
-    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
-}
-
-#[test]
 fn a_worker_started_by_hand_is_neither_restarted_nor_stopped() {
     let mut sim = Sim::new();
     let _registered = sim.register("/a", 77, false);
@@ -572,121 +457,6 @@ fn a_worker_started_by_hand_is_started_anew_for_other_settings() {
 }
 
 #[test]
-fn a_live_frontend_is_adopted() {
-    let (mut sim, _) = Sim::with_disk();
-    sim.event(Event::MountFound { dir: "/m".into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
-    assert!(matches!(sim.effect(), Effect::WatchFrontend { pid: 5, .. }));
-    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
-    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse);
-    let mut answer = sim.add_mount("/n", None);
-    let run = sim.started();
-    sim.news(run, News::Adopted { pid: 6, mounted: None });
-    assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
-    assert!(sim.state.mounts.iter().all(|mount| mount.child.foreign));
-    assert!(snapshot(&sim.state).mounts.iter().all(|mount| !mount.by_hand));
-}
-
-#[test]
-fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
-    let (mut sim, worker, frontend) = Sim::with_mount();
-    let remove_disk = |reply| remove("/a", &[], reply);
-    assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::InUse);
-    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
-    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
-    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse, "still on its way out");
-    sim.later(FRONTEND_STOP);
-    assert!(matches!(sim.effect(), Effect::Kill { run } if run == frontend));
-    assert!(unmounted.try_recv().is_err());
-    sim.ends(frontend, Exit::Failure);
-    assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
-    let mut removed = sim.asks(remove_disk);
-    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
-    sim.ends(worker, Exit::Ok);
-    assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
-    assert!(sim.state.disks.is_empty() && sim.state.mounts.is_empty());
-    assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::NoDisk);
-}
-
-/// `shown`: what the workers say about the mounts.
-fn remove(root: &str, shown: &[(&str, &str)], reply: Reply) -> Event {
-    let shown = shown.iter().map(|(dir, root)| (dir.into(), root.into())).collect();
-    Event::RemoveDisk { root: root.into(), release: false, shown, reply }
-}
-
-#[test]
-fn the_disk_that_serves_a_mount_is_protected_whichever_it_was_mounted_with() {
-    let (mut sim, worker, _) = Sim::with_mount();
-    let mut added = sim.add_disk("/b");
-    let other = sim.started();
-    sim.news(other, News::WorkerReady(served()));
-    assert!(added.try_recv().unwrap().is_ok());
-    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/a", &[("/m", "/a")], reply))), Exit::InUse);
-    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/b", &[("/m", "/b")], reply))), Exit::InUse);
-    // Its folder is gone, and the other disk has taken over.
-    sim.ends(worker, Exit::NoDisk);
-    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/a", &[("/m", "/a")], reply))), Exit::InUse, "nobody has");
-    let mut removed = sim.asks(|reply| remove("/a", &[("/m", "/b")], reply));
-    assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
-    assert_eq!(sim.state.disks.len(), 1);
-    assert!(matches!(sim.state.mounts[0].child.phase, Phase::Up { .. }));
-}
-
-fn mount_id(text: &str) -> MountId {
-    MountId::of_test(text)
-}
-
-#[test]
-fn a_dead_mount_that_is_not_wanted_any_more_is_detached_and_no_other() {
-    let left = |last: Exit| {
-        let (mut sim, _) = Sim::with_disk();
-        let _answer = sim.add_mount("/m", None);
-        let frontend = sim.started();
-        sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("40")) });
-        sim.ends(frontend, Exit::Failure);
-        sim.later(Duration::from_millis(200));
-        let frontend = sim.started();
-        sim.ends(frontend, last);
-        let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
-        assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
-        sim.detached()
-    };
-    assert_eq!(left(Exit::Failure), (vec![mount_id("40")], false));
-    // What is there now may be somebody else's, or may be ours whose server was alive for a moment still.
-    assert_eq!(left(Exit::InUse), (vec![mount_id("40")], true));
-}
-
-/// The frontend was killed, is being started again, and the user stops all of it.
-#[test]
-fn a_stop_while_a_frontend_starts_again_leaves_no_dead_mount() {
-    let starting_again = || {
-        let (mut sim, _) = Sim::with_disk();
-        let _answer = sim.add_mount("/m", None);
-        let frontend = sim.started();
-        sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("40")) });
-        sim.ends(frontend, Exit::Failure);
-        sim.later(Duration::from_millis(200));
-        let frontend = sim.started();
-        sim.event(Event::Stop { reply: None });
-        assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
-        (sim, frontend)
-    };
-    // Before it has mounted.
-    let (mut sim, frontend) = starting_again();
-    sim.ends(frontend, Exit::Failure);
-    assert_eq!(sim.detached(), (vec![mount_id("40")], false));
-    // When it had mounted over the dead one, and died before it was heard.
-    let (mut sim, frontend) = starting_again();
-    sim.news(frontend, News::Left { mounted: mount_id("41") });
-    sim.ends(frontend, Exit::Failure);
-    assert_eq!(sim.detached(), (vec![mount_id("40"), mount_id("41")], true));
-    // When it had unmounted its own, and was killed while it cleared away the dead one.
-    let (mut sim, frontend) = starting_again();
-    sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("41")) });
-    sim.ends(frontend, Exit::Failure);
-    assert_eq!(sim.detached(), (vec![mount_id("40"), mount_id("41")], false));
-}
-
-#[test]
 fn stopping_ends_frontends_first_then_workers_and_is_bounded() {
     let (mut sim, worker, frontend) = Sim::with_mount();
     let mut stopped = sim.asks(|reply| Event::Stop { reply: Some(reply) });
@@ -714,34 +484,6 @@ fn stopping_does_not_start_again_what_was_about_to_be() {
     sim.ends(frontend, Exit::Failure);
     sim.event(Event::Stop { reply: None });
     assert!(matches!(sim.effects[..], [Effect::Exit]), "{:?}", sim.effects);
-}
-
-#[test]
-fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
-    let (mut sim, worker) = Sim::with_disk();
-    let mut answer = sim.add_mount("/m", Some(1001));
-    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
-    assert_eq!(snapshot(&sim.state).disks[0].state(), pb::disk::State::Starting, "it comes back by itself");
-    sim.ends(worker, Exit::Ok);
-    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
-    assert_eq!(spec.allow_uids, [1001]);
-    sim.news(run, News::WorkerReady(served()));
-    let frontend = sim.started();
-    sim.news(frontend, News::FrontendReady { mounted: None });
-    assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
-    assert_eq!(sim.state.disks[0].child.restarts, 0);
-}
-
-#[test]
-fn a_new_user_of_a_mount_is_let_in_by_a_worker_that_an_earlier_supervisor_left() {
-    for inherited in [true, false] {
-        let mut sim = Sim::new();
-        let _registered = sim.register("/a", 77, inherited);
-        let Effect::WatchWorker { run: worker, .. } = sim.effect() else { panic!() };
-        let _answer = sim.add_mount("/m", Some(1001));
-        let ended = sim.effects.iter().any(|effect| matches!(effect, Effect::Terminate { run } if *run == worker));
-        assert_eq!(ended, inherited, "one that was started by hand is left alone");
-    }
 }
 
 #[test]
@@ -782,109 +524,4 @@ fn how_an_added_disk_takes_part_in_the_network_is_remembered_until_it_is_said_an
     assert_eq!(add(&mut sim, net("", 0), true), said("attic"));
     assert_eq!(add(&mut sim, net("cellar", 0), false), said("attic"), "`run` does not change what was added");
     assert_eq!(add(&mut sim, net("cellar", 0), true), said("cellar"));
-}
-
-/// What may happen at any time, for the random test.
-#[derive(Clone, Debug)]
-enum Step {
-    AddDisk(u8),
-    AddMount(u8, Option<u8>),
-    RemoveDisk(u8),
-    RemoveMount(u8),
-    Register(u8, u8, bool),
-    Found(u8),
-    Ready(u8),
-    Ends(u8, u8),
-    Later(u16),
-    Stop,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        4 => (0..2u8).prop_map(Step::AddDisk),
-        4 => (0..2u8, proptest::option::of(0..2u8)).prop_map(|(dir, uid)| Step::AddMount(dir, uid)),
-        1 => (0..2u8).prop_map(Step::RemoveDisk),
-        1 => (0..2u8).prop_map(Step::RemoveMount),
-        2 => (0..2u8, 0..3u8, any::<bool>()).prop_map(|(root, pid, own)| Step::Register(root, pid, own)),
-        1 => (0..2u8).prop_map(Step::Found),
-        8 => any::<u8>().prop_map(Step::Ready),
-        6 => (any::<u8>(), 0..4u8).prop_map(|(which, exit)| Step::Ends(which, exit)),
-        6 => (0..35_000u16).prop_map(Step::Later),
-        1 => Just(Step::Stop),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-
-    /// Whatever happens in whatever order: never two of our processes for one disk or mountpoint, nothing starts after a
-    /// stop was asked for, every call is answered, and once asked to stop it comes to an end.
-    #[test]
-    fn whatever_happens(steps in proptest::collection::vec(step(), 0..60)) {
-        let mut sim = Sim::new();
-        let mut living: Vec<(Run, std::path::PathBuf, bool)> = Vec::new();
-        let mut answers: Vec<Answer> = Vec::new();
-        let mut exited = false;
-        let mut stopping = false;
-        let ending = std::iter::once(Step::Stop).chain((0..60).flat_map(|_| [Step::Ends(0, 0), Step::Later(35_000)]));
-        for step in steps.into_iter().chain(ending) {
-            if exited { break }
-            match step {
-                Step::AddDisk(n) => answers.push(sim.add_disk(&format!("/d{n}"))),
-                Step::AddMount(n, uid) => answers.push(sim.add_mount(&format!("/m{n}"), uid.map(u32::from))),
-                Step::RemoveDisk(n) => answers.push(sim.asks(|reply| remove(&format!("/d{n}"), &[], reply))),
-                Step::RemoveMount(n) => answers.push(sim.asks(|reply| Event::RemoveMount { dir: format!("/m{n}").into(), release: false, reply })),
-                Step::Register(n, pid, own) => answers.push(sim.register(&format!("/d{n}"), 1000 + u32::from(pid), own)),
-                Step::Found(n) if !stopping => {
-                    sim.event(Event::MountFound { dir: format!("/m{n}").into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
-                }
-                Step::Found(_) => {}
-                Step::Ready(which) => if let Some((run, path, _)) = pick(&living, which) {
-                    let worker = path.starts_with("/d0") || path.starts_with("/d1");
-                    sim.news(run, if worker { News::WorkerReady(served()) } else { News::FrontendReady { mounted: None } });
-                },
-                Step::Ends(which, exit) => if let Some((run, ..)) = pick(&living, which) {
-                    living.retain(|(other, ..)| *other != run);
-                    sim.ends(run, [Exit::Ok, Exit::Failure, Exit::InUse, Exit::WrongCluster][usize::from(exit)]);
-                },
-                Step::Later(ms) => sim.later(Duration::from_millis(ms.into())),
-                Step::Stop => { stopping = true; answers.push(sim.asks(|reply| Event::Stop { reply: Some(reply) })) }
-            }
-            for effect in std::mem::take(&mut sim.effects) {
-                match effect {
-                    Effect::StartWorker { run, spec } => start(&mut living, run, spec.root, stopping)?,
-                    Effect::StartFrontend { run, spec, .. } => start(&mut living, run, spec.dir, stopping)?,
-                    Effect::WatchWorker { run, root: path, .. } | Effect::WatchFrontend { run, dir: path, .. } => {
-                        // Whatever of ours was there has lost the lock and is on its way out.
-                        living.iter_mut().filter(|(_, other, _)| *other == path).for_each(|(.., ours)| *ours = false);
-                        living.push((run, path, false));
-                    }
-                    Effect::Exit => { prop_assert!(stopping); exited = true }
-                    _ => {}
-                }
-            }
-        }
-        prop_assert!(exited, "did not come to an end: {:?}", sim.state);
-        for mut answer in answers {
-            prop_assert!(answer.try_recv().is_ok(), "a call was not answered");
-        }
-    }
-}
-
-fn pick(living: &[(Run, std::path::PathBuf, bool)], which: u8) -> Option<(Run, std::path::PathBuf, bool)> {
-    living.get(usize::from(which) % living.len().max(1)).cloned()
-}
-
-/// One of ours at a time.
-fn start(
-    living: &mut Vec<(Run, std::path::PathBuf, bool)>,
-    run: Run,
-    path: std::path::PathBuf,
-    stopping: bool,
-) -> Result<(), TestCaseError> {
-    prop_assert!(!stopping, "{path:?} was started after a stop was asked for");
-    let twice = living.iter().any(|(_, other, ours)| *ours && *other == path);
-    prop_assert!(!twice, "{path:?} was started twice");
-    living.push((run, path, true));
-    Ok(())
 }

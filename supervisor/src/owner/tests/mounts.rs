@@ -1,0 +1,263 @@
+//! Mounts: which disk they show, who may have them, and what is left of them.
+
+use super::*;
+
+#[test]
+fn a_frontend_that_dies_is_started_again_when_its_disk_is_up() {
+    let (mut sim, worker, frontend) = Sim::with_mount();
+    sim.ends(worker, Exit::Failure);
+    sim.ends(frontend, Exit::Failure);
+    sim.later(Duration::from_millis(200));
+    let worker = sim.started();
+    sim.later(Duration::from_millis(200));
+    assert!(sim.effects.is_empty(), "no worker to connect to");
+    sim.news(worker, News::WorkerReady(served()));
+    assert!(matches!(sim.effect(), Effect::StartFrontend { .. }));
+}
+
+#[test]
+fn a_mount_shows_the_disk_it_was_asked_for() {
+    let (mut sim, _) = Sim::with_disk();
+    let _answer = sim.add_disk("/b");
+    let second = sim.started();
+    let socket = |disk: &str| std::path::PathBuf::from(format!("/r{disk}"));
+    let of = |disk: &str| Served { local_socket: socket(disk), ..served() };
+    sim.news(second, News::WorkerReady(of("/b")));
+    for (root, shown) in [("/b", socket("/b")), ("/gone", served().local_socket)] {
+        let spec = MountSpec { dir: format!("/m{root}").into(), user: None, uid: None, root: Some(root.into()) };
+        let _answer = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
+        let Effect::StartFrontend { socket, .. } = sim.effect() else { panic!() };
+        assert_eq!(socket, shown, "{root}");
+    }
+}
+
+#[test]
+fn a_frontend_that_dies_while_its_disk_is_out_shows_another_one() {
+    for exit in [Exit::NoDisk, Exit::BadDisk] {
+        let (mut sim, worker, frontend) = Sim::with_mount();
+        let _answer = sim.add_disk("/b");
+        let second = sim.started();
+        let served = Served { local_socket: "/r/b.sock".into(), ..served() };
+        sim.news(second, News::WorkerReady(served.clone()));
+        sim.ends(worker, exit);
+        assert!(sim.effects.is_empty(), "the frontend turns to another by itself");
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        // A damaged one is tried again first.
+        let again = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartWorker { run, .. } => Some(*run),
+            _ => None,
+        });
+        again.into_iter().for_each(|run| sim.ends(run, exit));
+        let shown = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartFrontend { socket, .. } => Some(socket),
+            _ => None,
+        });
+        assert_eq!(shown, Some(&served.local_socket), "{:?}", sim.effects);
+    }
+}
+
+#[test]
+fn a_frontend_that_dies_while_its_disk_fails_shows_another_one_unless_it_was_asked_for() {
+    for asked in [false, true] {
+        let (mut sim, worker) = Sim::with_disk();
+        let root = asked.then(|| "/a".into());
+        let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root };
+        let _mounted = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
+        let frontend = sim.started();
+        sim.news(frontend, News::FrontendReady { mounted: None });
+        let _answer = sim.add_disk("/b");
+        let second = sim.started();
+        let served = Served { local_socket: "/r/b.sock".into(), ..served() };
+        sim.news(second, News::WorkerReady(served.clone()));
+        sim.ends(worker, Exit::Failure);
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        let shown = sim.effects.iter().find_map(|effect| match effect {
+            Effect::StartFrontend { socket, .. } => Some(socket),
+            _ => None,
+        });
+        assert_eq!(shown, Some(&served.local_socket).filter(|_| !asked), "{:?}", sim.effects);
+    }
+}
+
+#[test]
+fn a_frontend_that_was_unmounted_by_hand_stays_so_until_it_is_asked_for() {
+    let (mut sim, _, frontend) = Sim::with_mount();
+    sim.ends(frontend, Exit::Ok);
+    sim.later(Duration::from_secs(100));
+    assert!(sim.effects.is_empty());
+    assert_eq!(sim.state.mounts[0].child.phase, Phase::Stopped);
+    let _answer = sim.add_mount("/m", None);
+    sim.started();
+}
+
+#[test]
+fn who_was_refused_a_mount_does_not_keep_it_from_the_next() {
+    let (mut sim, worker) = Sim::with_disk();
+    let spec = MountSpec { dir: "/m".into(), user: None, uid: None, root: None };
+    sim.event(Event::AddMount { spec, remember: true, reply: None });
+    let mut first = sim.add_mount("/m", None);
+    let frontend = sim.started();
+    sim.ends(frontend, Exit::BadMountpoint);
+    assert_eq!(exit_of(&mut first), Exit::BadMountpoint);
+    // It comes up by itself, and the next has it.
+    sim.later(Duration::from_millis(200));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
+    let mut released = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: true, reply });
+    assert_eq!(released.try_recv().unwrap(), Ok(String::new()));
+
+    // The same when there is no disk for it: it says so each time, not that it is mounted.
+    sim.ends(worker, Exit::NewerFormat);
+    sim.ends(frontend, Exit::Failure);
+    sim.later(Duration::from_millis(200));
+    for _ in 0..2 {
+        assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::NoDisk);
+    }
+    let mut disk = sim.add_disk("/a");
+    let worker = sim.started();
+    sim.news(worker, News::WorkerReady(served()));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    assert!(disk.try_recv().unwrap().is_ok());
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
+}
+
+#[test]
+fn a_live_frontend_is_adopted() {
+    let (mut sim, _) = Sim::with_disk();
+    sim.event(Event::MountFound { dir: "/m".into(), pid: 5, socket: "/r/1.sock".into(), mounted: None });
+    assert!(matches!(sim.effect(), Effect::WatchFrontend { pid: 5, .. }));
+    assert_eq!(sim.add_mount("/m", None).try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse);
+    let mut answer = sim.add_mount("/n", None);
+    let run = sim.started();
+    sim.news(run, News::Adopted { pid: 6, mounted: None });
+    assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
+    assert!(sim.state.mounts.iter().all(|mount| mount.child.foreign));
+    assert!(snapshot(&sim.state).mounts.iter().all(|mount| !mount.by_hand));
+}
+
+#[test]
+fn removing_waits_for_the_end_and_protects_a_disk_that_is_mounted() {
+    let (mut sim, worker, frontend) = Sim::with_mount();
+    let remove_disk = |reply| remove("/a", &[], reply);
+    assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::InUse);
+    let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
+    assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse, "still on its way out");
+    sim.later(FRONTEND_STOP);
+    assert!(matches!(sim.effect(), Effect::Kill { run } if run == frontend));
+    assert!(unmounted.try_recv().is_err());
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
+    let mut removed = sim.asks(remove_disk);
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    sim.ends(worker, Exit::Ok);
+    assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
+    assert!(sim.state.disks.is_empty() && sim.state.mounts.is_empty());
+    assert_eq!(exit_of(&mut sim.asks(remove_disk)), Exit::NoDisk);
+}
+
+#[test]
+fn the_disk_that_serves_a_mount_is_protected_whichever_it_was_mounted_with() {
+    let (mut sim, worker, _) = Sim::with_mount();
+    let mut added = sim.add_disk("/b");
+    let other = sim.started();
+    sim.news(other, News::WorkerReady(served()));
+    assert!(added.try_recv().unwrap().is_ok());
+    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/a", &[("/m", "/a")], reply))), Exit::InUse);
+    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/b", &[("/m", "/b")], reply))), Exit::InUse);
+    // Its folder is gone, and the other disk has taken over.
+    sim.ends(worker, Exit::NoDisk);
+    assert_eq!(exit_of(&mut sim.asks(|reply| remove("/a", &[("/m", "/a")], reply))), Exit::InUse, "nobody has");
+    let mut removed = sim.asks(|reply| remove("/a", &[("/m", "/b")], reply));
+    assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(sim.state.disks.len(), 1);
+    assert!(matches!(sim.state.mounts[0].child.phase, Phase::Up { .. }));
+}
+
+fn mount_id(text: &str) -> MountId {
+    MountId::of_test(text)
+}
+
+#[test]
+fn a_dead_mount_that_is_not_wanted_any_more_is_detached_and_no_other() {
+    let left = |last: Exit| {
+        let (mut sim, _) = Sim::with_disk();
+        let _answer = sim.add_mount("/m", None);
+        let frontend = sim.started();
+        sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("40")) });
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        let frontend = sim.started();
+        sim.ends(frontend, last);
+        let mut unmounted = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
+        assert_eq!(unmounted.try_recv().unwrap(), Ok(String::new()));
+        sim.detached()
+    };
+    assert_eq!(left(Exit::Failure), (vec![mount_id("40")], false));
+    // What is there now may be somebody else's, or may be ours whose server was alive for a moment still.
+    assert_eq!(left(Exit::InUse), (vec![mount_id("40")], true));
+}
+
+/// The frontend was killed, is being started again, and the user stops all of it.
+#[test]
+fn a_stop_while_a_frontend_starts_again_leaves_no_dead_mount() {
+    let starting_again = || {
+        let (mut sim, _) = Sim::with_disk();
+        let _answer = sim.add_mount("/m", None);
+        let frontend = sim.started();
+        sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("40")) });
+        sim.ends(frontend, Exit::Failure);
+        sim.later(Duration::from_millis(200));
+        let frontend = sim.started();
+        sim.event(Event::Stop { reply: None });
+        assert!(matches!(sim.effect(), Effect::Terminate { run } if run == frontend));
+        (sim, frontend)
+    };
+    // Before it has mounted.
+    let (mut sim, frontend) = starting_again();
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(sim.detached(), (vec![mount_id("40")], false));
+    // When it had mounted over the dead one, and died before it was heard.
+    let (mut sim, frontend) = starting_again();
+    sim.news(frontend, News::Left { mounted: mount_id("41") });
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(sim.detached(), (vec![mount_id("40"), mount_id("41")], true));
+    // When it had unmounted its own, and was killed while it cleared away the dead one.
+    let (mut sim, frontend) = starting_again();
+    sim.news(frontend, News::FrontendReady { mounted: Some(mount_id("41")) });
+    sim.ends(frontend, Exit::Failure);
+    assert_eq!(sim.detached(), (vec![mount_id("40"), mount_id("41")], false));
+}
+
+#[test]
+fn a_new_user_of_a_mount_restarts_the_worker_once_and_then_mounts() {
+    let (mut sim, worker) = Sim::with_disk();
+    let mut answer = sim.add_mount("/m", Some(1001));
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    assert_eq!(snapshot(&sim.state).disks[0].state(), pb::disk::State::Starting, "it comes back by itself");
+    sim.ends(worker, Exit::Ok);
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert_eq!(spec.allow_uids, [1001]);
+    sim.news(run, News::WorkerReady(served()));
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
+    assert_eq!(sim.state.disks[0].child.restarts, 0);
+}
+
+#[test]
+fn a_new_user_of_a_mount_is_let_in_by_a_worker_that_an_earlier_supervisor_left() {
+    for inherited in [true, false] {
+        let mut sim = Sim::new();
+        let _registered = sim.register("/a", 77, inherited);
+        let Effect::WatchWorker { run: worker, .. } = sim.effect() else { panic!() };
+        let _answer = sim.add_mount("/m", Some(1001));
+        let ended = sim.effects.iter().any(|effect| matches!(effect, Effect::Terminate { run } if *run == worker));
+        assert_eq!(ended, inherited, "one that was started by hand is left alone");
+    }
+}
