@@ -78,11 +78,12 @@ fn rotten_bytes_are_never_shown_elsewhere() {
     assert_eq!(code, 20, "{text}");
     for (name, content) in names.iter().zip(&single) {
         let stored = stored(&lab, 0, content);
-        assert!(!stored.exists() && stored.with_extension("damaged").exists());
+        assert!(stored.exists() && !stored.with_extension("damaged").exists(), "the only one stays: {text}");
         fs::write(host.file(name), content).unwrap();
         wait_for("the right bytes", || lab.logs(), || read(&lab, 1, name, content));
         assert!(stored.exists() && !stored.with_extension("damaged").exists());
     }
+    wait_for("status to say so no more", || host.says(&["status"]).1 + &lab.logs(), || !is_said());
 
     // Of these there are two, and one of them rots: the third host gets the other one.
     for (name, content) in ["small", "large"].iter().zip(contents(1)) {
