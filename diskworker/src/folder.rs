@@ -60,7 +60,16 @@ pub struct DiskFolder {
     cluster_id: ClusterId,
     disk_id: DiskId,
     key: Ed25519KeyPair,
-    _lock: File,
+    _lock: Lock,
+}
+
+/// Held while this exists. Given up and not left to the closing, for a process that is being made just now has a copy of the descriptor.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = os::flock(&self.0, FlockArg::Unlock); // the closing does it, too
+    }
 }
 
 impl DiskFolder {
@@ -199,7 +208,7 @@ fn read_small(root: &File, name: &str) -> Result<Vec<u8>, Errno> {
 }
 
 /// Take the lock and write this process's id into it, for the message that the next one gets.
-fn take_lock(root: &File, path: &Path) -> anyhow::Result<File> {
+fn take_lock(root: &File, path: &Path) -> anyhow::Result<Lock> {
     let refused = |errno| refusal(path, disk::LOCK, errno);
     let lock = os::open_file(root, disk::LOCK, OFlag::O_RDWR | OFlag::O_CREAT).map_err(refused)?;
     match os::flock(&lock, FlockArg::LockExclusiveNonblock) {
@@ -216,7 +225,8 @@ fn take_lock(root: &File, path: &Path) -> anyhow::Result<File> {
         Err(errno) => return Err(refused(errno)),
     }
     let pid = format!("{:<15}\n", std::process::id());
-    lock.write_all_at(pid.as_bytes(), 0).map_err(|error| refused(os::errno(&error)))?;
+    let lock = Lock(lock);
+    lock.0.write_all_at(pid.as_bytes(), 0).map_err(|error| refused(os::errno(&error)))?;
     Ok(lock)
 }
 
