@@ -201,6 +201,7 @@ impl Core {
     fn attr(&self, store: &ContentStore, node: &Node) -> Attr {
         let mut attr = node.attr();
         if let Some(staged) = self.staged.get(node.ino)
+            && !self.is_renumbered(node.ino)
             && let Ok(Some(stat)) = store.staged_stat(node.ino)
         {
             attr.size = stat.size;
@@ -224,6 +225,22 @@ impl Core {
                 tracing::error!("file {ino}, which is being written, has no name: {error}");
             }
         }
+    }
+
+    /// Versions that writers started from may have got new dots.
+    fn renew_bases(&mut self) {
+        for (ino, old, new) in self.ns.take_renewed() {
+            self.staged.renew_base(ino, old, new);
+        }
+    }
+
+    /// Whether the file that is staged under this number has got another one since, and the number is another file's: two hosts gave one
+    /// to two, or one was renamed and another made in its place.
+    fn is_renumbered(&self, ino: Ino) -> bool {
+        self.staged.get(ino).is_some_and(|staged| {
+            let versions = staged.base.iter().flatten();
+            versions.copied().any(|dot| self.ns.has_file(staged.dir, crate::view::derived_ino(ino, dot)))
+        })
     }
 
     /// A proposed number is not that of a file being written.

@@ -25,6 +25,7 @@ mod node;
 mod remove;
 mod removed;
 mod rename;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod txn;
@@ -46,6 +47,7 @@ pub use self::locate::Located;
 pub use self::make::{Making, is_made_with};
 pub use self::node::{Kind, Node};
 pub use self::rename::Renamed;
+pub use self::taken::{Taken, Written};
 pub use self::txn::{Txn, now_ns};
 
 use self::dir::Dir;

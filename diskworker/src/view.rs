@@ -103,10 +103,16 @@ pub fn view(elements: &[Element]) -> Vec<Shown<'_>> {
 /// The file with this number that is not shown, and the tag of its conflict name if it is to be: an empty one behind something else,
 /// or one whose content another file has too. Somebody may be writing it, which no element tells.
 pub fn hidden(elements: &[Element], of: Ino) -> Option<(FileParts<'_>, u32)> {
+    let version = version(elements, of)?;
+    let is_shown = view(elements).iter().any(|shown| shown.ino == of);
+    (!is_shown).then_some(version)
+}
+
+/// A version of the file with this number, shown or not, and the tag that its conflict name has or would have.
+pub fn version(elements: &[Element], of: Ino) -> Option<(FileParts<'_>, u32)> {
     let content = elements.iter().find(|e| matches!(&e.body, Body::Content { ino, .. } if *ino == of))?;
     let parts = parts(elements, of, content);
-    let is_shown = view(elements).iter().any(|shown| shown.ino == of);
-    (!is_shown).then(|| (parts, tag(&What::File(parts), of)))
+    Some((parts, tag(&What::File(parts), of)))
 }
 
 /// The winner among the contents of an inode kept on its own, and the others.

@@ -391,3 +391,52 @@ fn what_is_written_to_a_file_that_got_another_number_goes_to_that_file() {
         }
     }
 }
+
+/// Renamed elsewhere while it is open here, with another file in its place that keeps its number there.
+#[test]
+fn what_is_written_to_a_file_that_was_renamed_is_not_shown_as_the_one_in_its_place() {
+    for (size, is_later) in SIZES.into_iter().flat_map(|size| [(size, false), (size, true)]) {
+        let (one, two) = (Disk::new(), Disk::new());
+        Posix::create(&**one.engine(), &[b"report"], 0o644, &text(b'0', size)).unwrap();
+        exchange(&one, &two);
+        let attr = one.engine().resolve(&[b"report"]).unwrap();
+        let open = |what: u8| {
+            let q = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate: true };
+            let (_, Opening::File { handle, file }) = one.engine().open(SESSION, &q).unwrap() else { panic!() };
+            file.write_all_at(&text(what, size), 0).unwrap();
+            (handle, file)
+        };
+        // Recorded here, which keeps the version under its old name, and written on.
+        let (first, file) = open(b'1');
+        drop(file);
+        one.engine().close(SESSION, first, false).unwrap();
+        one.wait_until_sealed();
+        if !is_later {
+            one.engine().commit().unwrap();
+        }
+        let q = pb::Rename { dir: 1, name: "report".into(), dir2: 1, name2: "final".into(), ..Default::default() };
+        two.engine().rename(SESSION, false, &q).unwrap();
+        two.engine().write(&[b"final"], 0, &text(b'2', size), true).unwrap();
+        let (handle, file) = open(b'3');
+        two.wait_until_sealed();
+        one.take(&two.give());
+        let here = one.engine().resolve(&[b"final"]).unwrap();
+        assert_eq!((here.ino, here.size), (attr.ino, size as u64));
+        let q = pb::Open { ino: here.ino, dir: here.dir, write: false, truncate: false };
+        match one.engine().open(SESSION, &q) {
+            Ok((_, Opening::Inline(bytes))) => assert_eq!(bytes, text(b'2', size)),
+            Ok((_, Opening::File { .. })) => panic!("another file's descriptor"),
+            Err(_) => assert!(size > 4096, "its content is on the other disk"),
+        }
+        let q = pb::Open { write: true, ..q };
+        assert!(one.engine().open(SESSION, &q).is_err(), "what is written would go to the other");
+        drop(file);
+        one.engine().close(SESSION, handle, false).unwrap();
+        exchange(&one, &two);
+        for (disk, other) in [(&one, &two), (&two, &one)] {
+            let shown = shown(disk, other);
+            let first = |name: &str| shown.iter().find(|(is, _)| is == name).map(|(_, text)| text[0]);
+            assert_eq!((first("final"), first("report")), (Some(b'2'), Some(b'3')), "{size} bytes");
+        }
+    }
+}

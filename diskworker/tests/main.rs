@@ -20,6 +20,7 @@ mod reference;
 mod replicas;
 #[cfg(target_os = "linux")]
 mod small;
+mod taken;
 mod unsynced;
 #[cfg(target_os = "linux")]
 mod user;

@@ -62,8 +62,8 @@ struct World {
     alive: BTreeMap<String, u64>,
     /// Whose each text is. Nobody gives a file to another.
     owners: BTreeMap<String, u32>,
-    /// Inodes of which a name was removed or replaced somewhere: what is open of them may go.
-    removed: BTreeSet<u64>,
+    /// Inodes of which a name was removed or replaced, and where: what is open of them there may go.
+    removed: BTreeSet<(usize, u64)>,
     texts: usize,
     random: u64,
     told: Vec<String>,
@@ -179,7 +179,8 @@ impl World {
         drop(open.file);
         self.disks[open.disk].engine().close(SESSION, open.handle, false).unwrap();
         self.told.push(format!("{}: close {:?}", open.disk, open.text));
-        self.written(open.ino, open.uid, open.before, open.text);
+        let is_removed = self.removed.contains(&(open.disk, open.ino));
+        self.written((open.ino, open.uid), open.before, open.text, is_removed);
     }
 
     fn set_xattr(&self, disk: usize, (ino, dir): (u64, u64), name: &str, value: u32) {
@@ -189,12 +190,12 @@ impl World {
     }
 
     /// A text is there now, if its file is, and the one it replaced need not be.
-    fn written(&mut self, ino: u64, uid: u32, before: Option<String>, text: String) {
+    fn written(&mut self, (ino, uid): (u64, u32), before: Option<String>, text: String, is_removed: bool) {
         self.owners.insert(text.clone(), uid);
         if let Some(before) = before {
             self.alive.remove(&before);
         }
-        if !self.removed.contains(&ino) {
+        if !is_removed {
             self.alive.insert(text, ino);
         }
     }
@@ -203,7 +204,7 @@ impl World {
     /// disk has not heard of this one yet and given it another name.
     fn gone(&mut self, disk: usize, seen: &Seen) {
         let hidden = self.opens.iter().filter(|open| open.made.as_ref() == Some(&seen.at)).map(|open| open.ino);
-        self.removed.extend(hidden.chain([seen.ino]));
+        self.removed.extend(hidden.chain([seen.ino]).map(|ino| (disk, ino)));
         if let Some(text) = &seen.text {
             self.alive.remove(text);
         }
@@ -346,7 +347,9 @@ impl World {
         let (ended, others) = std::mem::take(&mut self.opens).into_iter().partition(|open: &Open| open.disk == disk);
         self.opens = others;
         for open in ended {
-            self.written(open.ino, open.uid, open.before, open.text);
+            // Its name may have been taken elsewhere, and nobody was told yet that it was written.
+            let is_removed = self.removed.iter().any(|(_, ino)| *ino == open.ino);
+            self.written((open.ino, open.uid), open.before, open.text, is_removed);
         }
         self.disks[disk].wait_until_sealed();
     }

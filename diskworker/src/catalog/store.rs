@@ -123,6 +123,12 @@ impl Catalog {
         layout::set(&Objects::new(&handle)?, state.tree, key)
     }
 
+    /// The same of another state.
+    pub fn set_in(&self, state: &State, key: &Key) -> Result<Vec<Element>, CatalogError> {
+        let handle = self.handles.get()?;
+        layout::set(&Objects::new(&handle)?, state.tree, key)
+    }
+
     /// An attachment's bytes; `None` when there is none with this id.
     pub fn attachment(&self, id: BlobId) -> Result<Option<Bytes>, CatalogError> {
         let handle = self.handles.get()?;

@@ -197,7 +197,12 @@ impl Engine {
                 self.commit_locked(core)?;
                 has_committed = true;
             }
-            let brought = core.ns.join(theirs)?;
+            let brought = core.ns.join(theirs, &core.staged.written())?;
+            for taken in &brought.taken {
+                core.staged.lose_name(taken);
+            }
+            // Before it is asked who has met what.
+            core.renew_bases();
             for (ino, versions) in &brought.versions {
                 if core.staged.has_met(*ino, versions) {
                     self.store.mark_met(*ino);

@@ -126,7 +126,7 @@ impl Engine {
             let mut core = self.core();
             let node = core.ns.node_to_read(ino, dir)?;
             // One that has just been sealed is still in the table for a moment.
-            if core.staged.get(node.ino).is_some() && self.store.is_staged(node.ino)? {
+            if core.staged.get(node.ino).is_some() && !core.is_renumbered(node.ino) && self.store.is_staged(node.ino)? {
                 return Ok(None);
             }
             match node.regular() {
@@ -159,6 +159,7 @@ impl Engine {
         let or_gone = |error| if is_gone { Errno::ESTALE.into() } else { error };
         let answer = Answer { seq: core.ns.seq(), node: Some(core.attr(&self.store, &node)), ..Answer::default() };
         if let Some(staged) = core.staged.get(node.ino)
+            && !core.is_renumbered(node.ino)
             && let Some(file) = self.store.open_staged(node.ino, false)?
         {
             let shared = staged.session != Some(session);
@@ -192,6 +193,10 @@ impl Engine {
             let node = core.ns.node(&at)?;
             let data = node.regular()?.clone();
             let ino = node.ino;
+            if core.is_renumbered(ino) {
+                let why = "a file that had its number is open for writing on this host; try again when that is closed";
+                return Err(FsError::new(Errno::EBUSY, why));
+            }
             match core.staged.get(ino).map(|s| s.work) {
                 Some(Work::Making) => {
                     self.idle.wait(&mut core);
@@ -421,6 +426,7 @@ impl Engine {
     }
 
     fn sync_staged_of(&self, ino: Ino, is_synced: bool) -> FsResult<()> {
+        self.give_name_back(ino)?; // a start removes what has none
         let mut core = self.core();
         let Some(staged) = core.staged.get_mut(ino) else { return Ok(()) };
         staged.promised = true;

@@ -93,9 +93,7 @@ impl Engine {
         let mut core = self.core();
         let result = change(&mut core);
         core.show_written();
-        for (ino, old, new) in core.ns.take_renewed() {
-            core.staged.renew_base(ino, old, new);
-        }
+        core.renew_bases();
         let touched = core.ns.take_touched();
         let session = by(&touched);
         if !touched.is_empty() && self.events.has_others(session) {

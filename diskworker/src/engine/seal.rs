@@ -148,7 +148,12 @@ impl Engine {
             let (entry, opened, unwritten, promised) = (staged.entry, staged.opened, staged.unwritten, staged.promised);
             Seen { session, ino, entry, opened, unwritten, promised }
         };
-        let result = self.with_room(|| self.seal_marked(&seen, size));
+        let result = self.with_room(|| {
+            if !seen.unwritten {
+                self.give_name_back(ino)?;
+            }
+            self.seal_marked(&seen, size)
+        });
         let again = {
             let mut core = self.core();
             // Once it is sealed, somebody may have opened the file anew: that entry is not ours to touch.
@@ -174,6 +179,25 @@ impl Engine {
             self.refuse(error.clone());
         }
         result.map(drop)
+    }
+
+    /// Where a join has taken the last name of a file that was written: it has one again.
+    pub(super) fn give_name_back(&self, ino: Ino) -> FsResult<()> {
+        if self.core().staged.get(ino).is_none_or(|staged| staged.taken.is_none()) {
+            return Ok(());
+        }
+        self.change_content(None, |core| {
+            let Some(taken) = core.staged.get_mut(ino).and_then(|staged| staged.taken.take()) else { return Ok(()) };
+            if core.ns.locate(ino, taken.dir).is_ok() {
+                return Ok(()); // another join has brought one
+            }
+            let back = core.ns.put_back(&taken);
+            if let Some(staged) = core.staged.get_mut(ino) {
+                staged.dir = taken.dir;
+                staged.taken = back.is_err().then_some(taken);
+            }
+            back
+        })
     }
 
     fn seal_marked(&self, seen: &Seen, size: Size<'_>) -> FsResult<Outcome> {
@@ -245,6 +269,9 @@ impl Engine {
         match core.ns.locate_written(seen.ino, staged.dir, base.as_deref().unwrap_or_default()) {
             Ok(at) => Ok(Some((at, base))),
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
+                if staged.taken.is_some() && !seen.unwritten {
+                    return Err(error); // a join has just taken it, and it could not be given back
+                }
                 core.staged.remove(seen.ino);
                 self.store.remove_staged(seen.ino)?;
                 Ok(None)
@@ -388,10 +415,9 @@ impl Core {
         mtime_ns: i64,
         ctime_ns: i64,
     ) -> FsResult<()> {
-        let at = self.ns.settle_copy(at)?;
-        for (ino, old, new) in self.ns.take_renewed() {
-            self.staged.renew_base(ino, old, new);
-        }
+        // What got another number may be shown with that and stored with another yet.
+        let at = if at.ino() == ino { self.ns.settle_copy(at)? } else { self.ns.settle(at)? };
+        self.renew_bases();
         let renewed = self.staged.get(ino).map(|staged| staged.base.clone());
         let base = renewed.as_ref().map_or(base, Option::as_deref);
         let before = self.ns.content_dots(&at)?;

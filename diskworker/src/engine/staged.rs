@@ -7,6 +7,7 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::Dot;
 
 use super::SessionId;
+use crate::namespace::{Taken, Written};
 
 /// Longest pause before a file that cannot be sealed is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(300);
@@ -58,6 +59,8 @@ pub(super) struct Staged {
     /// Somebody was told that what he wrote is on stable storage, or may have been before a restart: the staged file must
     /// not go before what replaces it is there.
     pub promised: bool,
+    /// A join has taken its last name. It gets it back when what was written is recorded.
+    pub taken: Option<Taken>,
 }
 
 /// A write handle that was closed.
@@ -131,6 +134,21 @@ impl StagedTable {
         let base = self.files.get_mut(&ino).and_then(|staged| staged.base.as_mut());
         if let Some(dot) = base.into_iter().flatten().find(|dot| **dot == old) {
             *dot = new;
+        }
+    }
+
+    /// All files here that may have what no record has, for a join.
+    pub fn written(&self) -> HashMap<Ino, Written> {
+        let is_promised = |staged: &Staged| staged.closed.is_some() || staged.promised;
+        let written =
+            |(ino, staged): (&Ino, &Staged)| (*ino, Written { dir: staged.dir, is_promised: is_promised(staged) });
+        self.files.iter().map(written).collect()
+    }
+
+    /// A join has taken its last name.
+    pub fn lose_name(&mut self, taken: &Taken) {
+        if let Some(staged) = self.files.get_mut(&taken.ino) {
+            staged.taken = Some(taken.clone());
         }
     }
 

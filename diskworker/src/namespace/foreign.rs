@@ -1,13 +1,13 @@
 //! Changes that come from elsewhere: a joined state replaces the committed one under our feet.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::record::{Body, Data, Dot, Element, Key, Name, Perm, VersionVector, Xattrs};
 use nix::errno::Errno;
 
-use super::{Located, Namespace, Txn, catalog_error, node, now_ns, rename};
+use super::{Located, Namespace, Taken, Txn, Written, catalog_error, node, now_ns, rename};
 use crate::catalog::{State, Succession};
 use crate::view;
 
@@ -25,6 +25,8 @@ pub struct Brought {
     pub versions: Vec<(Ino, Vec<Dot>)>,
     /// Files that were replaced, and can be read for a while.
     pub departed: Vec<Ino>,
+    /// Files that are being written and have no name any more: to get it back when something was written.
+    pub taken: Vec<Taken>,
 }
 
 /// Places of a directory, by the directories they are in.
@@ -42,8 +44,9 @@ enum Way {
 
 impl Namespace {
     /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
-    /// leave behind is repaired at once: a directory in two places, in none, or below itself.
-    pub fn join(&mut self, theirs: &State) -> FsResult<Brought> {
+    /// leave behind is repaired at once: a directory in two places, in none, or below itself. `written`: files whose content no record
+    /// has yet.
+    pub fn join(&mut self, theirs: &State, written: &HashMap<Ino, Written>) -> FsResult<Brought> {
         debug_assert!(!self.is_dirty());
         // Each start takes an actor of its own, so nobody can know more of it. What we change next would count as removed.
         let of_ours = |ctx: &VersionVector| ctx.0.get(&self.actor).copied().unwrap_or_default();
@@ -52,6 +55,7 @@ impl Namespace {
             let why = format!("it knows of {said} changes of this disk, which has made {made}");
             return Err(FsError::new(Errno::EIO, format!("refused the state of another disk: {why}")));
         }
+        let before = self.catalog.state();
         let joined = self.catalog.join(theirs).map_err(catalog_error)?;
         self.ctx = joined.state.ctx.clone();
         self.seq += 1;
@@ -72,6 +76,12 @@ impl Namespace {
                 Key::Inode(ino) => drop(self.inodes.remove(ino)),
             }
         }
+        let taken = self.taken(&before, &joined.changed, written).unwrap_or_else(|error| {
+            tracing::error!("whether files that are being written lost their names cannot be told: {error}");
+            Vec::new()
+        });
+        // Before all else: what was closed is in its staging file alone, and a start removes that of a file without a name.
+        let (back, taken) = self.put_back_promised(taken, written);
         // What could not be mended last time, as on a full disk, is looked at again with this.
         let again = std::mem::take(&mut self.unmended);
         let again = self.sets_now(again);
@@ -79,6 +89,7 @@ impl Namespace {
         for (key, elements) in again {
             changed.entry(key).or_insert(elements);
         }
+        changed.extend(self.sets_now(back));
         if let Err(error) = self.repair(&changed) {
             tracing::error!("what changed at once on several hosts is not all shown: {error}");
         }
@@ -92,7 +103,7 @@ impl Namespace {
             contents().filter_map(move |element| Some((element.body.ino()?, dots.clone())))
         });
         let (stored, versions) = (stored.collect(), versions.collect());
-        Ok(Brought { stored, versions, departed, successions: joined.successions })
+        Ok(Brought { stored, versions, departed, taken, successions: joined.successions })
     }
 
     /// Mend what these keys hold, as after a join.

@@ -100,12 +100,22 @@ impl Namespace {
         }
     }
 
+    /// Whether a directory that is in memory has a file of this number, not as a conflict copy of another one.
+    pub fn has_file(&self, dir: Ino, ino: Ino) -> bool {
+        let found = self.dirs.get(&dir).and_then(|dir| dir.resolve(dir.name_of(ino)?));
+        found.is_some_and(|(_, tag)| tag.is_none())
+    }
+
     /// The same for a file that is being written, by the versions it began from: it may have got another number meanwhile
-    /// ([`super::Namespace::renumber_across`]), and a file elsewhere has this one.
+    /// ([`super::Namespace::renumber_across`]), and another file, here or elsewhere, has this one.
     pub fn locate_written(&mut self, ino: Ino, hint: Ino, base: &[Dot]) -> FsResult<Located> {
-        if ino.is_storable() && self.locate_in(ino, hint)?.is_none() {
+        let is_here = ino.is_storable() && self.locate_in(ino, hint)?.is_some();
+        if ino.is_storable() {
             for number in base.iter().map(|dot| view::derived_ino(ino, *dot)) {
-                if let Some(found) = self.locate_in(number, hint)? {
+                // Beside a file that has this number a copy is a version of that.
+                if (!is_here || self.has_file(hint, number))
+                    && let Some(found) = self.locate_in(number, hint)?
+                {
                     return Ok(found);
                 }
             }

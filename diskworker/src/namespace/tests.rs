@@ -1,5 +1,6 @@
 //! A cache that is smaller than what is used, and what no user can do.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ fn the_name_of_a_directory_that_is_not_there_is_in_nobodys_way_and_goes_when_it_
     let state = one.catalog.state();
     one.catalog.export(&state, None, &mut pack).unwrap();
     let taken = two.catalog.import(&mut &pack[..], state.commit, &ImportLimits::default(), None).unwrap();
-    two.join(&taken).unwrap();
+    two.join(&taken, &HashMap::new()).unwrap();
     assert!(two.dir(outer).unwrap().get(&at).is_empty());
     for ns in [&mut one, &mut two] {
         mkdir(ns, outer, "inner");
@@ -167,7 +168,7 @@ fn a_state_that_knows_more_of_a_disk_than_itself_is_refused() {
         let (state, mut pack) = (liar.catalog.state(), Vec::new());
         liar.catalog.export(&state, None, &mut pack).unwrap();
         let taken = ns.catalog.import(&mut &pack[..], state.commit, &ImportLimits::default(), None).unwrap();
-        match ns.join(&taken) {
+        match ns.join(&taken, &HashMap::new()) {
             Err(error) => assert!(is_refused && error.message.contains("changes of this disk"), "{error}"),
             Ok(_) => assert!(!is_refused),
         }
