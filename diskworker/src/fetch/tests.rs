@@ -1,6 +1,7 @@
 //! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
 
 mod blame;
+mod called_off;
 mod corrupt;
 mod liars;
 mod room;

@@ -171,13 +171,28 @@ impl Transfer {
         self.state.lock().asked.iter().collect::<HashSet<_>>().len() as u32
     }
 
-    /// Wait for all of it.
-    pub fn wait_whole(&self, stalled: Duration) -> FsResult<()> {
+    /// Wait for all of it, or until it is called off, see [`Transfer::wake`].
+    pub fn wait_whole(&self, stalled: Duration, is_called_off: &dyn Fn() -> bool) -> FsResult<()> {
         self.wholes.fetch_add(1, Ordering::AcqRel);
         self.news.notify_one();
-        let ended = self.wait(stalled, |state| state.ended.clone());
+        let ended = self.wait(stalled, |state| match is_called_off() {
+            true => Some(Err(FsError::new(Errno::ECANCELED, "the mirror was called off"))),
+            false => state.ended.clone(),
+        });
         self.wholes.fetch_sub(1, Ordering::AcqRel);
         ended
+    }
+
+    /// Whether somebody waits for all of it.
+    #[cfg(test)]
+    pub fn is_awaited(&self) -> bool {
+        self.wholes.load(Ordering::Acquire) > 0
+    }
+
+    /// Those who wait look whether they still should.
+    pub fn wake(&self) {
+        let _state = self.state.lock();
+        self.changed.notify_all();
     }
 
     /// Wait for a range; the run of verified bytes around it.
