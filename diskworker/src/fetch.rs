@@ -13,6 +13,7 @@
 
 mod earlier;
 mod evict;
+mod in_place;
 mod places;
 mod promise;
 mod room;
@@ -38,12 +39,12 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::content::Damage;
 use crate::engine::{Engine, SessionId};
 use crate::net::Net;
 use crate::swarm::Swarm;
 
 pub use evict::Goes;
+use in_place::InPlace;
 use places::Place;
 pub(crate) use serve::hand_over;
 pub use serve::read_content;
@@ -76,6 +77,14 @@ struct Mirroring {
     stop: CancellationToken,
 }
 
+/// What a reader with a handle reads.
+enum Reading {
+    /// A content on its way here.
+    Coming(Using),
+    /// A damaged one, where it lies.
+    InPlace(InPlace),
+}
+
 /// See the module.
 pub struct Fetcher {
     engine: Arc<Engine>,
@@ -83,7 +92,7 @@ pub struct Fetcher {
     net: Arc<Net>,
     runtime: Handle,
     transfers: Mutex<HashMap<ContentId, Arc<Transfer>>>,
-    handles: Mutex<HashMap<u64, (SessionId, Arc<Using>)>>,
+    handles: Mutex<HashMap<u64, (SessionId, Arc<Reading>)>>,
     /// Mirrors of which it is not decided yet whether they begin.
     asked: Mutex<HashMap<u64, (ContentId, CancellationToken)>>,
     mirroring: Mutex<HashMap<ContentId, Mirroring>>,
@@ -247,8 +256,8 @@ impl Fetcher {
                 return Err(FsError::new(Errno::ECANCELED, "the mirror was called off"));
             }
             let store = &self.engine.store;
-            // One with wrong bytes is replaced, if somebody has a whole one; of its pieces those are taken that are right.
-            let is_damaged = store.damage(wanted.content) == Some(Damage::Wrong);
+            // A damaged one is replaced, if somebody has a whole one; of its pieces those are taken that are right.
+            let is_damaged = self.engine.is_better_fetched(wanted.content, wanted.size);
             if !is_damaged && store.has(wanted.content)? == Some(wanted.size) {
                 return Ok(None);
             }
@@ -300,6 +309,9 @@ impl Fetcher {
         if wanted.pieces.is_none() {
             return Ok(None);
         }
+        if let Some((place, file)) = self.in_place(wanted)? {
+            return Ok(Some((self.give_handle(session, Reading::InPlace(place)), file)));
+        }
         for _ in 0..TRIES {
             let Some(transfer) = self.begin(wanted, None)? else { return Ok(None) };
             let Some(file) = self.engine.store.open_incoming(wanted.content)? else { return Ok(None) };
@@ -307,12 +319,16 @@ impl Fetcher {
             if !self.transfers.lock().get(&wanted.content).is_some_and(|current| transfer.is(current)) {
                 continue;
             }
-            let handle = self.engine.new_handle();
-            self.handles.lock().insert(handle, (session, Arc::new(transfer)));
-            return Ok(Some((handle, file)));
+            return Ok(Some((self.give_handle(session, Reading::Coming(transfer)), file)));
         }
         // Who waits for the whole learns why.
         Ok(None)
+    }
+
+    fn give_handle(&self, session: SessionId, reading: Reading) -> u64 {
+        let handle = self.engine.new_handle();
+        self.handles.lock().insert(handle, (session, Arc::new(reading)));
+        handle
     }
 
     /// Wait until a range is there and verified. Blocks.
@@ -320,11 +336,15 @@ impl Fetcher {
     /// # Errors
     /// `EBADF` for an unknown handle, else as [`Fetcher::whole`].
     pub fn need(&self, session: SessionId, handle: u64, offset: u64, length: u64) -> FsResult<Ranges> {
-        let transfer = match self.handles.lock().get(&handle) {
-            Some((owner, transfer)) if *owner == session => transfer.clone(),
+        let reading = match self.handles.lock().get(&handle) {
+            Some((owner, reading)) if *owner == session => reading.clone(),
             _ => return Err(Errno::EBADF.into()),
         };
-        transfer.wait_range(offset, length, STALLED).map_err(|error| named(transfer.wanted.content, error))
+        let (content, ranges) = match &*reading {
+            Reading::Coming(transfer) => (transfer.wanted.content, transfer.wait_range(offset, length, STALLED)),
+            Reading::InPlace(place) => (place.wanted.content, place.verify_range(offset, length)),
+        };
+        ranges.map_err(|error| named(content, error))
     }
 
     /// Close a handle; `false` when it is none of these.

@@ -188,6 +188,10 @@ impl Net {
             let net = Arc::downgrade(&net);
             Box::new(move || net.upgrade().map_or_else(Vec::new, |net| net.others()))
         });
+        net.engine.look_elsewhere_with({
+            let net = Arc::downgrade(&net);
+            Box::new(move |content| net.upgrade().is_some_and(|net| net.is_given(content)))
+        });
         let (accepted, incoming) = mpsc::channel(16);
         tokio::spawn(listener::accept(net.clone(), bound, accepted));
         tokio::spawn(serve(net.clone(), incoming));
@@ -310,6 +314,11 @@ impl Net {
         let holders = holders.iter().copied().filter(|disk| *disk != me && self.members.is_disk(*disk));
         let there = holders.filter(|disk| table.is_there(*disk));
         there.map(|disk| (disk, table.is_in_doubt(disk, now))).collect()
+    }
+
+    /// Whether another disk that is there holds a content, and is not in doubt.
+    pub fn is_given(&self, content: ContentId) -> bool {
+        self.sources(content).iter().any(|(_, in_doubt)| !in_doubt)
     }
 
     /// Whether a disk failed when it was last asked for a content, a short time ago.

@@ -52,6 +52,9 @@ const NOBODY: Duration = Duration::from_secs(4);
 /// A transfer that nobody waits for goes on without progress for so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a reader is told of pieces that nobody has.
+pub(super) const DAMAGED: &str = "the copy on this disk is damaged, and no disk that holds a whole one can be reached";
+
 /// See the module.
 pub(super) struct Transfer {
     pub wanted: Wanted,
@@ -348,9 +351,7 @@ impl Transfer {
                 let since = *nobody.get_or_insert_with(Instant::now);
                 if since.elapsed() > NOBODY || net.is_alone() {
                     if own == Own::Damaged {
-                        let text =
-                            "the copy on this disk is damaged, and no disk that holds a whole one can be reached";
-                        return Err(FsError::new(Errno::EIO, text));
+                        return Err(FsError::new(Errno::EIO, DAMAGED));
                     }
                     let text = holders.error.unwrap_or_else(|| "no disk that holds the content can be reached".into());
                     return Err(FsError::new(Errno::EHOSTUNREACH, text));
