@@ -3,6 +3,7 @@
 mod away;
 mod figures;
 pub(crate) mod liar;
+mod silent;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
