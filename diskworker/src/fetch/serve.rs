@@ -10,11 +10,12 @@ use delugefs_proto::ids::ContentId;
 use delugefs_proto::limits::piece_length_bytes;
 use delugefs_proto::peer_pb::{ReadContentReply, ReadContentRequest};
 use nix::errno::Errno;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::engine::Engine;
 use crate::net::pace::Pace;
+use crate::net::shares::Share;
 
 /// Most bytes of one request, unless a piece has more: nobody asks for parts of pieces.
 const REQUEST_MAX_BYTES: u64 = 64 << 20;
@@ -23,12 +24,12 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Bytes of one message.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// A range of a content that this disk holds, as messages; `count` is told how many bytes were given, and `failed` that the
-/// content cannot be read, or has another length.
+/// A range of a content that this disk holds, as messages, with a place for that and one on a limited line; `count` is told how many bytes
+/// were given, and `failed` that the content cannot be read, or has another length.
 pub fn read_content(
     engine: &Arc<Engine>,
     request: &ReadContentRequest,
-    pace: Option<(Arc<Pace>, OwnedSemaphorePermit)>,
+    (place, pace): (Share, Option<(Arc<Pace>, Share)>),
     mut count: impl FnMut(u64) + Send + 'static,
     failed: impl FnOnce(ContentId) + Send + 'static,
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
@@ -67,6 +68,7 @@ pub fn read_content(
         {
             hand_over(&sender, Err(Status::from(error)));
         }
+        drop((place, pace));
     });
     Ok(receiver)
 }

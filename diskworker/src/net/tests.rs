@@ -1,6 +1,7 @@
 //! Disks in one process that meet on the loopback interface.
 
 mod away;
+mod crowd;
 mod figures;
 pub(crate) mod liar;
 mod silent;
