@@ -188,6 +188,19 @@ impl ContentStore {
     /// # Errors
     /// `ENOENT` when this disk does not hold it; `EIO` when the file has not the expected length or is no regular file.
     pub fn open_content(&self, content: ContentId, expect_size: u64) -> FsResult<File> {
+        let file = self.open_as_it_is(content)?;
+        let size = fstat(&file).map_err(|errno| fail(errno, "look at", &data_path(content)))?.st_size as u64;
+        if size != expect_size {
+            return Err(fail::damaged(&data_path(content), &format!("it has {size} bytes, not {expect_size}")));
+        }
+        Ok(file)
+    }
+
+    /// The same for who verifies every byte: it may be damaged, and longer or shorter than it should be.
+    ///
+    /// # Errors
+    /// `ENOENT` when this disk does not hold it; `EIO` when it is no regular file.
+    pub fn open_as_it_is(&self, content: ContentId) -> FsResult<File> {
         let open = || self.open_shard(content).and_then(|dir| os::open_file(dir, &content.to_hex(), OFlag::O_RDONLY));
         let file = match open() {
             Err(Errno::ENOENT) => match self.take_back(content)? {
@@ -199,15 +212,10 @@ impl ContentStore {
             },
             other => other,
         };
-        let file = file.map_err(|errno| fail(errno, "open", &data_path(content)))?;
-        let size = fstat(&file).map_err(|errno| fail(errno, "look at", &data_path(content)))?.st_size as u64;
-        if size != expect_size {
-            return Err(fail::damaged(&data_path(content), &format!("it has {size} bytes, not {expect_size}")));
-        }
-        Ok(file)
+        file.map_err(|errno| fail(errno, "open", &data_path(content)))
     }
 
-    /// The same for who does not verify what he reads: a reader, or who makes a new file of it.
+    /// [`ContentStore::open_content`] for who does not verify what he reads: a reader, or who makes a new file of it.
     ///
     /// # Errors
     /// As those of [`ContentStore::open_content`]; `EIO` also for what was found to have wrong bytes. What cannot be read in places says

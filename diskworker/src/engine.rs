@@ -18,6 +18,7 @@ mod doubles;
 mod events;
 mod exchange;
 mod files;
+mod held;
 mod ledger;
 mod loose;
 mod lost;
@@ -100,6 +101,7 @@ pub struct Engine {
     moves: take::Moves,
     retention: Duration,
     stable: stable::Stable,
+    elsewhere: held::Elsewhere,
 }
 
 /// What the engine's mutex protects.

@@ -13,6 +13,7 @@
 
 mod earlier;
 mod evict;
+mod in_place;
 mod places;
 mod promise;
 mod room;
@@ -38,17 +39,17 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::content::Damage;
 use crate::engine::{Engine, SessionId};
 use crate::net::Net;
 use crate::swarm::Swarm;
 
 pub use evict::Goes;
+use in_place::InPlace;
 use places::Place;
 pub(crate) use serve::hand_over;
 pub use serve::read_content;
 use transfer::{Rest, Transfer};
-use using::{Beginning, Using};
+use using::{Asked, Beginning, Using};
 
 /// Without any progress for so long a reader or writer gets an error.
 const STALLED: Duration = Duration::from_secs(20);
@@ -76,6 +77,14 @@ struct Mirroring {
     stop: CancellationToken,
 }
 
+/// What a reader with a handle reads.
+enum Reading {
+    /// A content on its way here.
+    Coming(Using),
+    /// A damaged one, where it lies.
+    InPlace(InPlace),
+}
+
 /// See the module.
 pub struct Fetcher {
     engine: Arc<Engine>,
@@ -83,7 +92,9 @@ pub struct Fetcher {
     net: Arc<Net>,
     runtime: Handle,
     transfers: Mutex<HashMap<ContentId, Arc<Transfer>>>,
-    handles: Mutex<HashMap<u64, (SessionId, Arc<Using>)>>,
+    handles: Mutex<HashMap<u64, (SessionId, Arc<Reading>)>>,
+    /// Mirrors of which it is not decided yet whether they begin.
+    asked: Mutex<HashMap<u64, (ContentId, CancellationToken)>>,
     mirroring: Mutex<HashMap<ContentId, Mirroring>>,
     /// Contents for whose file somebody waits, each as often as somebody does. Changed with the lock on `transfers`.
     beginning: Mutex<Vec<ContentId>>,
@@ -113,6 +124,7 @@ impl Fetcher {
             runtime,
             transfers: Mutex::default(),
             handles: Mutex::default(),
+            asked: Mutex::default(),
             mirroring: Mutex::default(),
             beginning: Mutex::default(),
             swarming: Mutex::default(),
@@ -127,13 +139,26 @@ impl Fetcher {
         })
     }
 
+    /// Somebody asks for a content to be fetched and kept. From now on that can be called off.
+    pub fn ask(self: &Arc<Self>, content: ContentId) -> Asked {
+        Asked::new(self.clone(), content)
+    }
+
     /// Begin to fetch a content to keep it. Does nothing when that is under way.
     pub fn mirror(self: &Arc<Self>, wanted: Wanted) {
-        let stop = CancellationToken::new();
+        self.ask(wanted.content).mirror(wanted);
+    }
+
+    /// The same until `stop`; `false` when that has come already.
+    fn mirror_until(self: &Arc<Self>, wanted: Wanted, stop: CancellationToken) -> bool {
         {
             let mut mirroring = self.mirroring.lock();
+            // Under this lock: who calls it off comes for it afterwards.
+            if stop.is_cancelled() {
+                return false;
+            }
             if mirroring.contains_key(&wanted.content) {
-                return;
+                return true;
             }
             mirroring.insert(wanted.content, Mirroring { size: wanted.size, stop: stop.clone() });
         }
@@ -150,7 +175,7 @@ impl Fetcher {
                     if this.net.sources(wanted.content).is_empty() {
                         return tracing::debug!("content {}: no disk that holds it is there", wanted.content);
                     }
-                    let done = this.mirror_once(wanted, attempt).await;
+                    let done = this.mirror_once(wanted, attempt, &stop).await;
                     drop(place);
                     match done {
                         Ok(()) => return,
@@ -176,6 +201,7 @@ impl Fetcher {
                 }
             }
         });
+        true
     }
 
     async fn place(&self, wanted: Wanted) -> Option<Place> {
@@ -185,7 +211,7 @@ impl Fetcher {
         }
     }
 
-    async fn mirror_once(self: &Arc<Self>, wanted: Wanted, attempt: u32) -> FsResult<()> {
+    async fn mirror_once(self: &Arc<Self>, wanted: Wanted, attempt: u32, stop: &CancellationToken) -> FsResult<()> {
         if self.engine.store.has(wanted.content)? == Some(wanted.size) {
             return Ok(());
         }
@@ -197,8 +223,8 @@ impl Fetcher {
                 self.swarm_fetch(wanted, pieces).await
             }
             _ => {
-                let this = self.clone();
-                let waiting = tokio::task::spawn_blocking(move || this.wait_whole(wanted, false));
+                let (this, stop) = (self.clone(), stop.clone());
+                let waiting = tokio::task::spawn_blocking(move || this.wait_whole(wanted, Some(&stop)));
                 waiting.await.map_err(|_| FsError::from(Errno::EIO))?
             }
         }
@@ -209,34 +235,56 @@ impl Fetcher {
     /// # Errors
     /// `EHOSTUNREACH` when nobody who holds it can be reached, `ETIMEDOUT` without progress, or what the disk says.
     pub fn whole(self: &Arc<Self>, wanted: Wanted) -> FsResult<()> {
-        self.wait_whole(wanted, true).map_err(|error| named(wanted.content, error))
+        self.wait_whole(wanted, None).map_err(|error| named(wanted.content, error))
     }
 
-    fn wait_whole(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<()> {
-        match self.begin(wanted, counts)? {
-            Some(transfer) => transfer.wait_whole(STALLED),
+    /// A mirror waits until `stop`: the thread that waits goes on when its task has ended.
+    fn wait_whole(self: &Arc<Self>, wanted: Wanted, stop: Option<&CancellationToken>) -> FsResult<()> {
+        match self.begin(wanted, stop)? {
+            Some(transfer) => transfer.wait_whole(STALLED, &|| is_called_off(stop)),
             None => Ok(()),
         }
     }
 
-    /// The transfer of a content, with BitTorrent stopped; `None` when it is here meanwhile. Blocks.
-    fn begin(self: &Arc<Self>, wanted: Wanted, counts: bool) -> FsResult<Option<Using>> {
+    /// The transfer of a content, with BitTorrent stopped; `None` when it is here meanwhile. For a mirror until `stop`. Blocks.
+    fn begin(self: &Arc<Self>, wanted: Wanted, stop: Option<&CancellationToken>) -> FsResult<Option<Using>> {
         let mut patience = room::Patience::default();
         // As long as it waits for room nothing else says that what is here of it is of use.
         let _beginning = Beginning::new(self, wanted.content);
         loop {
+            if is_called_off(stop) {
+                return Err(FsError::new(Errno::ECANCELED, "the mirror was called off"));
+            }
             let store = &self.engine.store;
-            // One with wrong bytes is replaced, if somebody has a whole one; of its pieces those are taken that are right.
-            let is_damaged = store.damage(wanted.content) == Some(Damage::Wrong);
+            // A damaged one is replaced, if somebody has a whole one; of its pieces those are taken that are right.
+            let is_damaged = self.engine.is_better_fetched(wanted.content, wanted.size);
             if !is_damaged && store.has(wanted.content)? == Some(wanted.size) {
                 return Ok(None);
             }
-            match self.transfer(wanted, counts) {
+            match self.transfer(wanted, stop.is_none()) {
+                // Who calls it off from now on finds it in the table.
+                Ok(Some(transfer)) if is_called_off(stop) => {
+                    self.give_up_unused(&transfer);
+                    continue;
+                }
                 Ok(Some(transfer)) => return Ok(Some(transfer)),
                 Ok(None) => {}
                 Err(error) => {
                     let bytes = store.incoming_needs(wanted.content, wanted.size);
-                    match self.runtime.block_on(self.room.is_made(&error, store, bytes, &mut patience, || {})) {
+                    let made = self.room.is_made(&error, store, bytes, &mut patience, || {});
+                    let called_off = async {
+                        match stop {
+                            Some(stop) => stop.cancelled().await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    let goes_on = self.runtime.block_on(async {
+                        tokio::select! {
+                            made = made => made,
+                            () = called_off => true,
+                        }
+                    });
+                    match goes_on {
                         true => continue,
                         false => return Err(error),
                     }
@@ -261,19 +309,26 @@ impl Fetcher {
         if wanted.pieces.is_none() {
             return Ok(None);
         }
+        if let Some((place, file)) = self.in_place(wanted)? {
+            return Ok(Some((self.give_handle(session, Reading::InPlace(place)), file)));
+        }
         for _ in 0..TRIES {
-            let Some(transfer) = self.begin(wanted, true)? else { return Ok(None) };
+            let Some(transfer) = self.begin(wanted, None)? else { return Ok(None) };
             let Some(file) = self.engine.store.open_incoming(wanted.content)? else { return Ok(None) };
             // When it has ended meanwhile this may be the file of a later one: pieces that were verified are holes there.
             if !self.transfers.lock().get(&wanted.content).is_some_and(|current| transfer.is(current)) {
                 continue;
             }
-            let handle = self.engine.new_handle();
-            self.handles.lock().insert(handle, (session, Arc::new(transfer)));
-            return Ok(Some((handle, file)));
+            return Ok(Some((self.give_handle(session, Reading::Coming(transfer)), file)));
         }
         // Who waits for the whole learns why.
         Ok(None)
+    }
+
+    fn give_handle(&self, session: SessionId, reading: Reading) -> u64 {
+        let handle = self.engine.new_handle();
+        self.handles.lock().insert(handle, (session, Arc::new(reading)));
+        handle
     }
 
     /// Wait until a range is there and verified. Blocks.
@@ -281,11 +336,15 @@ impl Fetcher {
     /// # Errors
     /// `EBADF` for an unknown handle, else as [`Fetcher::whole`].
     pub fn need(&self, session: SessionId, handle: u64, offset: u64, length: u64) -> FsResult<Ranges> {
-        let transfer = match self.handles.lock().get(&handle) {
-            Some((owner, transfer)) if *owner == session => transfer.clone(),
+        let reading = match self.handles.lock().get(&handle) {
+            Some((owner, reading)) if *owner == session => reading.clone(),
             _ => return Err(Errno::EBADF.into()),
         };
-        transfer.wait_range(offset, length, STALLED).map_err(|error| named(transfer.wanted.content, error))
+        let (content, ranges) = match &*reading {
+            Reading::Coming(transfer) => (transfer.wanted.content, transfer.wait_range(offset, length, STALLED)),
+            Reading::InPlace(place) => (place.wanted.content, place.verify_range(offset, length)),
+        };
+        ranges.map_err(|error| named(content, error))
     }
 
     /// Close a handle; `false` when it is none of these.
@@ -303,20 +362,27 @@ impl Fetcher {
         self.handles.lock().retain(|_, (owner, _)| *owner != session);
     }
 
-    /// Give up fetching a content to keep it. Whether that was under way.
+    /// Give up fetching a content to keep it. Whether that was under way, or asked for.
     pub async fn cancel(&self, content: ContentId) -> FsResult<bool> {
+        // First: who decides now that it begins does so with that token.
+        let was_asked = {
+            let asked = self.asked.lock();
+            let of_it = asked.values().filter(|(other, _)| *other == content);
+            of_it.inspect(|(_, stop)| stop.cancel()).count() > 0
+        };
         let mirroring = self.mirroring.lock().remove(&content);
         if let Some(mirroring) = &mirroring {
             mirroring.stop.cancel();
         }
         // A transfer that nobody else uses was for this alone.
-        if let Some(transfer) = self.transfers.lock().get(&content)
-            && transfer.users.is_none()
-        {
-            transfer.stop();
+        if let Some(transfer) = self.transfers.lock().get(&content) {
+            if transfer.users.is_none() {
+                transfer.stop();
+            }
+            transfer.wake();
         }
         self.swarm.deactivate(content).await?;
-        Ok(mirroring.is_some())
+        Ok(was_asked || mirroring.is_some())
     }
 
     /// Whether a content is being fetched to keep it.
@@ -437,6 +503,10 @@ impl Fetcher {
         let found = self.engine.find_content(content)?;
         Ok(found.map(|(size, pieces)| Wanted { content, size, pieces }))
     }
+}
+
+fn is_called_off(stop: Option<&CancellationToken>) -> bool {
+    stop.is_some_and(CancellationToken::is_cancelled)
 }
 
 /// Whether a piece's bit is set: the first piece is the highest bit of the first byte.

@@ -28,6 +28,7 @@ mod places;
 mod remember;
 mod report;
 mod service;
+pub(crate) mod shares;
 mod sync;
 mod table;
 #[cfg(test)]
@@ -61,6 +62,7 @@ use book::Book;
 use holdings::{EPOCH_MAX, Holdings};
 use members::MembersStore;
 use pace::Limits;
+use shares::Shares;
 use table::Table;
 
 /// Changes of holdings on their way to links.
@@ -71,6 +73,15 @@ const ABOUT_EVERY: Duration = Duration::from_secs(10);
 const HOLDS_EVERY: Duration = Duration::from_millis(50);
 /// How often others are told of arrivals at most.
 const ARRIVALS_EVERY: Duration = Duration::from_millis(500);
+
+/// Contents read for other disks at once, and catalogs written for them; each takes a thread, of which there are 512. A disk asks for few
+/// contents at once, and for the catalog once; what it has given up may stand for half a minute yet.
+const READS_MAX: usize = 256;
+const READS_EACH: usize = 64;
+const EXPORTS_MAX: usize = 64;
+const EXPORTS_EACH: usize = 4;
+/// Connections with one disk: a few for requests, and one for each torrent that it fetches from here.
+const CONNECTIONS_EACH: usize = 64;
 
 /// How a disk takes part.
 #[derive(Clone, Debug, Default)]
@@ -114,6 +125,8 @@ pub struct Net {
     /// Disks that were shown why we are a member, in this life of the process.
     introduced: Mutex<HashSet<DiskId>>,
     links: AtomicU64,
+    reads: Shares,
+    exports: Shares,
     given_bytes: AtomicU64,
     giving: Mutex<giving::Giving>,
     /// When a second process with a disk's key was first refused, or we were.
@@ -168,6 +181,8 @@ impl Net {
             connections: Mutex::default(),
             introduced: Mutex::default(),
             links: AtomicU64::new(1),
+            reads: Shares::new(READS_MAX, READS_EACH),
+            exports: Shares::new(EXPORTS_MAX, EXPORTS_EACH),
             given_bytes: AtomicU64::new(0),
             giving: Mutex::default(),
             copies: Mutex::default(),
@@ -187,6 +202,10 @@ impl Net {
         net.engine.watch_members({
             let net = Arc::downgrade(&net);
             Box::new(move || net.upgrade().map_or_else(Vec::new, |net| net.others()))
+        });
+        net.engine.look_elsewhere_with({
+            let net = Arc::downgrade(&net);
+            Box::new(move |content| net.upgrade().is_some_and(|net| net.is_given(content)))
         });
         let (accepted, incoming) = mpsc::channel(16);
         tokio::spawn(listener::accept(net.clone(), bound, accepted));
@@ -312,6 +331,11 @@ impl Net {
         there.map(|disk| (disk, table.is_in_doubt(disk, now))).collect()
     }
 
+    /// Whether another disk that is there holds a content, and is not in doubt.
+    pub fn is_given(&self, content: ContentId) -> bool {
+        self.sources(content).iter().any(|(_, in_doubt)| !in_doubt)
+    }
+
     /// Whether a disk failed when it was last asked for a content, a short time ago.
     pub fn is_in_doubt(&self, disk: DiskId) -> bool {
         self.table.lock().is_in_doubt(disk, Instant::now())
@@ -360,6 +384,13 @@ impl Net {
             addresses: addresses.iter().filter(serves).cloned().collect(),
         });
         news::News::Addresses(pb::Addresses { disks: disks.take(1000).collect() })
+    }
+
+    /// Whether a disk has as many connections as it may.
+    fn is_crowding(&self, disk: DiskId) -> bool {
+        let connections = self.connections.lock();
+        let of_it = connections.iter().filter(|(other, token)| *other == disk && !token.is_cancelled());
+        of_it.count() >= CONNECTIONS_EACH
     }
 
     /// A token for a connection of a disk; it is cancelled when the disk is no member any more, or we stop.

@@ -56,7 +56,8 @@ pub(super) fn aside_of(name: &str) -> Option<ContentId> {
 }
 
 impl ContentStore {
-    /// Like [`ContentStore::check`]; what is damaged is set aside. Not what could not be read.
+    /// Like [`ContentStore::check`]; what is damaged is set aside, with nobody asked: for a start after a crash, where it never was whole. Not
+    /// what could not be read.
     ///
     /// # Errors
     /// `EIO` naming the file when it is not what its name says, otherwise as [`ContentStore::open_content`].

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::local_pb as pb;
 use delugefs_proto::record::Data;
@@ -17,7 +17,6 @@ use super::meta::{Answer, name, perm, proposed};
 use super::seal::Size;
 use super::staged::{Closed, Staged, Work};
 use super::{Core, Engine, SessionId, asker};
-use crate::content::Damage;
 use crate::fetch::Wanted;
 use crate::namespace::Making;
 
@@ -108,19 +107,7 @@ impl Engine {
         }
     }
 
-    /// Whether this disk has a content in its right length; one that has another is set aside.
-    pub fn holds(&self, content: ContentId, size: u64) -> FsResult<bool> {
-        let found = self.store.has(content)?;
-        if found.is_some_and(|found| found != size)
-            && let Err(error) = self.store.verify(content, size)
-        {
-            tracing::debug!("not held: {error}");
-        }
-        Ok(found == Some(size))
-    }
-
-    /// The content that an open would need and that is not on this disk, or has wrong bytes here; `None` when it can go ahead (or fails by
-    /// itself).
+    /// The content that an open would need and that is not on this disk, or is better fetched; `None` when it can go ahead (or fails by itself).
     pub fn absent(&self, ino: Ino, dir: Ino) -> FsResult<Option<Wanted>> {
         let data = {
             let mut core = self.core();
@@ -135,7 +122,7 @@ impl Engine {
             }
         };
         let Data::Stored { content, size, pieces } = data else { return Ok(None) };
-        let is_here = self.holds(content, size)? && self.store.damage(content) != Some(Damage::Wrong);
+        let is_here = self.holds(content, size)? && !self.is_better_fetched(content, size);
         Ok((!is_here).then_some(Wanted { content, size, pieces }))
     }
 
@@ -172,7 +159,7 @@ impl Engine {
                 Data::Inline { blob, .. } => Opening::Inline(core.ns.attachment(blob).map_err(or_gone)?),
                 Data::Stored { content, size, .. } => {
                     drop(core);
-                    let opened = self.store.open_to_read(content, size);
+                    let opened = self.open_content(content, size);
                     let file = opened.map_err(|error| or_gone(missing(node.ino, error)))?;
                     Opening::File { handle: 0, file }
                 }
@@ -268,7 +255,9 @@ impl Engine {
         let file = match (data, inline) {
             (_, Some(bytes)) => self.store.stage_bytes(ino, &bytes, Some(mtime_ns))?,
             (Data::Stored { content, size, .. }, None) if !truncate => {
-                let copied = self.store.stage_copy(ino, *content, *size, *size, Some(mtime_ns));
+                let copied = self
+                    .check_content(*content, *size)
+                    .and_then(|()| self.store.stage_copy(ino, *content, *size, *size, Some(mtime_ns)));
                 copied.map_err(|error| missing(ino, error))?
             }
             _ if truncate => return Ok((self.store.stage_new(ino)?, None)),

@@ -95,6 +95,7 @@ impl Running {
             moves: Default::default(),
             retention: settings.retention,
             stable: Default::default(),
+            elsewhere: Default::default(),
         });
         // Without room (or on a failing disk) it is served as it is, and the journal keeps what is not committed.
         if engine.commit().is_ok() && !engine.fill_ballast() {

@@ -159,7 +159,7 @@ impl Engine {
         // Nothing of the catalog refers to it yet.
         self.store.promise(content, KEPT);
         if self.store.has(content)? == Some(size) {
-            match self.store.verify(content, size) {
+            match self.store.check(content, size) {
                 Ok(()) => {
                     // An earlier process may have put it there and ended before it was durable.
                     self.store.doubt(content);
@@ -251,6 +251,10 @@ mod tests {
         let path = root.join("data").join(&hex[..2]).join(&hex);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, vec![0; bytes.len()]).unwrap();
+        // It stays until that has come: what is given may be damaged, too.
+        let wrong = tempfile::tempfile().unwrap();
+        assert_eq!(engine.take_content(content, size, &wrong).unwrap_err().errno, Errno::EINVAL);
+        assert!(path.exists(), "it is set aside");
         engine.take_content(content, size, &given).unwrap();
         engine.store.check(content, size).unwrap();
         running.stop().unwrap();

@@ -10,11 +10,12 @@ use delugefs_proto::ids::ContentId;
 use delugefs_proto::limits::piece_length_bytes;
 use delugefs_proto::peer_pb::{ReadContentReply, ReadContentRequest};
 use nix::errno::Errno;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::engine::Engine;
 use crate::net::pace::Pace;
+use crate::net::shares::Share;
 
 /// Most bytes of one request, unless a piece has more: nobody asks for parts of pieces.
 const REQUEST_MAX_BYTES: u64 = 64 << 20;
@@ -23,12 +24,12 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Bytes of one message.
 const CHUNK_BYTES: u64 = 256 << 10;
 
-/// A range of a content that this disk holds, as messages; `count` is told how many bytes were given, and `failed` that the
-/// content cannot be read, or has another length.
+/// A range of a content that this disk holds, as messages, with a place for that and one on a limited line; `count` is told how many bytes
+/// were given, and `failed` that the content cannot be read, or has another length.
 pub fn read_content(
     engine: &Arc<Engine>,
     request: &ReadContentRequest,
-    pace: Option<(Arc<Pace>, OwnedSemaphorePermit)>,
+    (place, pace): (Share, Option<(Arc<Pace>, Share)>),
     mut count: impl FnMut(u64) + Send + 'static,
     failed: impl FnOnce(ContentId) + Send + 'static,
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
@@ -38,8 +39,11 @@ pub fn read_content(
     let (sender, receiver) = mpsc::channel(4);
     let engine = engine.clone();
     tokio::task::spawn_blocking(move || {
+        let mut is_odd = false;
         let mut read = || -> Result<(), FsError> {
-            let file = engine.store.open_content(content, size)?;
+            // Who asks verifies what comes: of a copy that was cut most may be right.
+            let file = engine.store.open_as_it_is(content)?;
+            is_odd = file.metadata()?.len() != size;
             let block = pace.as_ref().map_or(CHUNK_BYTES, |(pace, _)| pace.block(CHUNK_BYTES));
             while offset < end {
                 let mut data = vec![0; (end - offset).min(block) as usize];
@@ -55,15 +59,16 @@ pub fn read_content(
             }
             Ok(())
         };
-        match read() {
-            Err(error) if error.errno != Errno::EPIPE => {
-                if error.errno == Errno::EIO {
-                    failed(content);
-                }
-                hand_over(&sender, Err(Status::from(error)));
-            }
-            _ => {}
+        let done = read();
+        if is_odd || done.as_ref().is_err_and(|error| error.errno == Errno::EIO) {
+            failed(content);
         }
+        if let Err(error) = done
+            && error.errno != Errno::EPIPE
+        {
+            hand_over(&sender, Err(Status::from(error)));
+        }
+        drop((place, pace));
     });
     Ok(receiver)
 }

@@ -1,7 +1,9 @@
 //! Contents between disks in one process, over the loopback interface: real engines, swarms and connections.
 
 mod blame;
+mod called_off;
 mod corrupt;
+mod damaged;
 mod liars;
 mod room;
 mod small_disk;
@@ -208,7 +210,7 @@ async fn corrupt_bytes_are_noticed_and_come_from_another_disk() {
     }
 }
 
-/// Found by the scrub, or by who opens it where the length gives it away.
+/// Found by the scrub, or by who opens it where the length gives it away. That one stays until a good one has come.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
     for by_scrub in [true, false] {
@@ -234,8 +236,10 @@ async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
             let ino = Ino(engine.lookup(&Lookup { dir: Ino::ROOT.0, name: "file".into() }).unwrap().node.unwrap().ino);
             let absent = blocking(move || engine.absent(ino, Ino::ROOT)).await.unwrap();
             assert_eq!(absent, Some(wanted));
+            assert!(path.exists() && nodes[1].net().is_suspect(wanted.content));
         }
-        until("nobody to count on it", || nodes[0].net().holders(wanted.content).is_empty()).await;
+        let is_counted_on = || !nodes[0].net().holders(wanted.content).is_empty();
+        until("nobody to count on what is set aside", || !by_scrub || !is_counted_on()).await;
         let fetcher = nodes[1].fetcher().clone();
         blocking(move || fetcher.whole(wanted)).await.unwrap();
         assert_eq!(read(&nodes[1], wanted), content);

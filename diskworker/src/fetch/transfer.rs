@@ -52,6 +52,9 @@ const NOBODY: Duration = Duration::from_secs(4);
 /// A transfer that nobody waits for goes on without progress for so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a reader is told of pieces that nobody has.
+pub(super) const DAMAGED: &str = "the copy on this disk is damaged, and no disk that holds a whole one can be reached";
+
 /// See the module.
 pub(super) struct Transfer {
     pub wanted: Wanted,
@@ -171,13 +174,28 @@ impl Transfer {
         self.state.lock().asked.iter().collect::<HashSet<_>>().len() as u32
     }
 
-    /// Wait for all of it.
-    pub fn wait_whole(&self, stalled: Duration) -> FsResult<()> {
+    /// Wait for all of it, or until it is called off, see [`Transfer::wake`].
+    pub fn wait_whole(&self, stalled: Duration, is_called_off: &dyn Fn() -> bool) -> FsResult<()> {
         self.wholes.fetch_add(1, Ordering::AcqRel);
         self.news.notify_one();
-        let ended = self.wait(stalled, |state| state.ended.clone());
+        let ended = self.wait(stalled, |state| match is_called_off() {
+            true => Some(Err(FsError::new(Errno::ECANCELED, "the mirror was called off"))),
+            false => state.ended.clone(),
+        });
         self.wholes.fetch_sub(1, Ordering::AcqRel);
         ended
+    }
+
+    /// Whether somebody waits for all of it.
+    #[cfg(test)]
+    pub fn is_awaited(&self) -> bool {
+        self.wholes.load(Ordering::Acquire) > 0
+    }
+
+    /// Those who wait look whether they still should.
+    pub fn wake(&self) {
+        let _state = self.state.lock();
+        self.changed.notify_all();
     }
 
     /// Wait for a range; the run of verified bytes around it.
@@ -333,9 +351,7 @@ impl Transfer {
                 let since = *nobody.get_or_insert_with(Instant::now);
                 if since.elapsed() > NOBODY || net.is_alone() {
                     if own == Own::Damaged {
-                        let text =
-                            "the copy on this disk is damaged, and no disk that holds a whole one can be reached";
-                        return Err(FsError::new(Errno::EIO, text));
+                        return Err(FsError::new(Errno::EIO, DAMAGED));
                     }
                     let text = holders.error.unwrap_or_else(|| "no disk that holds the content can be reached".into());
                     return Err(FsError::new(Errno::EHOSTUNREACH, text));

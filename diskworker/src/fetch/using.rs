@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use delugefs_proto::ids::ContentId;
 
-use super::Fetcher;
+use tokio_util::sync::CancellationToken;
+
 use super::transfer::Transfer;
+use super::{Fetcher, Wanted};
 
 /// How many use it.
 #[derive(Default)]
@@ -76,5 +78,33 @@ impl Drop for Beginning<'_> {
         if let Some(at) = beginning.iter().position(|content| *content == self.1) {
             beginning.swap_remove(at);
         }
+    }
+}
+
+/// A mirror that somebody asks for, while it is considered whether it begins. Who calls it off meanwhile is heard.
+pub struct Asked {
+    fetcher: Arc<Fetcher>,
+    content: ContentId,
+    stop: CancellationToken,
+    number: u64,
+}
+
+impl Asked {
+    pub(super) fn new(fetcher: Arc<Fetcher>, content: ContentId) -> Self {
+        let (stop, number) = (CancellationToken::new(), fetcher.engine.new_handle());
+        fetcher.asked.lock().insert(number, (content, stop.clone()));
+        Self { fetcher, content, stop, number }
+    }
+
+    /// It begins, unless it was called off: then `false`.
+    pub fn mirror(self, wanted: Wanted) -> bool {
+        debug_assert_eq!(wanted.content, self.content);
+        self.fetcher.mirror_until(wanted, self.stop.clone())
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.fetcher.asked.lock().remove(&self.number);
     }
 }

@@ -44,6 +44,9 @@ const ANSWER: Duration = Duration::from_secs(8);
 const READS: Duration = Duration::from_secs(600);
 /// Disks that are asked for a whole one.
 const ASKED_MAX: usize = 4;
+/// A disk that did not answer is not asked for so long: who scrubs a disk with many damaged contents would wait for it each time. What it
+/// has read to the end meanwhile it still knows then.
+const SILENT: Duration = Duration::from_secs(1800);
 
 /// What is to be looked at, and what was done about corrupt copies here and elsewhere.
 #[derive(Default)]
@@ -53,6 +56,10 @@ pub(super) struct Suspects {
     looked_at: Option<ContentId>,
     reported: Recently<ContentId>,
     told: Recently<(DiskId, ContentId)>,
+    /// Disks that did not say whether their copies are whole.
+    silent: Recently<DiskId>,
+    /// The last one that was looked at again.
+    again: Option<ContentId>,
     /// Read for others, and whole.
     whole: Recently<ContentId>,
     /// For what others ask to be read.
@@ -94,6 +101,12 @@ impl<K: Eq + Hash + Clone> Recently<K> {
         true
     }
 
+    /// It was done now, and is not to be done again for so long.
+    fn note(&mut self, what: K, now: Instant, pause: Duration) {
+        self.may(what.clone(), now);
+        self.0.insert(what, (now, pause));
+    }
+
     /// It was in vain.
     fn lengthen(&mut self, what: &K) {
         if let Some((_, pause)) = self.0.get_mut(what) {
@@ -111,6 +124,17 @@ impl Suspects {
             self.waiting.push_back((by, content));
         }
         may
+    }
+
+    /// These are damaged and stay: another disk may have a whole one by now. As many as may wait, from where it ended last time: where many
+    /// cannot be mended, they do not keep out the others.
+    fn look_again(&mut self, me: DiskId, damaged: &[ContentId], now: Instant) {
+        let first = self.again.map_or(0, |last| damaged.partition_point(|content| *content <= last));
+        for content in damaged[first..].iter().chain(&damaged[..first]) {
+            if self.report(me, *content, now) {
+                self.again = Some(*content);
+            }
+        }
     }
 
     /// What others have reported waits until something may be read for them.
@@ -223,8 +247,7 @@ impl Net {
                 let (mut suspects, now) = (self.suspects.lock(), Instant::now());
                 let is_whole = !suspects.is_suspect(content);
                 if is_whole {
-                    suspects.whole.may(content, now);
-                    suspects.whole.0.insert(content, (now, WHOLE));
+                    suspects.whole.note(content, now, WHOLE);
                 }
                 is_whole
             }
@@ -261,18 +284,30 @@ impl Net {
 
     /// Whether another disk that keeps it has read its copy, and found it whole.
     pub(crate) async fn is_whole_elsewhere(self: &Arc<Self>, content: ContentId) -> bool {
+        self.is_whole_elsewhere_within(content, READS).await
+    }
+
+    pub(super) async fn is_whole_elsewhere_within(self: &Arc<Self>, content: ContentId, patience: Duration) -> bool {
+        let mut keepers = self.keepers(content);
+        {
+            let (suspects, now) = (self.suspects.lock(), Instant::now());
+            keepers.retain(|disk| !suspects.silent.has(disk, now));
+        }
         let mut asking = JoinSet::new();
-        for disk in self.keepers(content).into_iter().take(ASKED_MAX) {
+        for disk in keepers.into_iter().take(ASKED_MAX) {
             let net = self.clone();
-            asking.spawn(timeout(READS, async move {
+            let asked = timeout(patience, async move {
                 let mut client = net.client(disk).await.ok()?;
                 let reply = client.verify(VerifyRequest { content: content.0.to_vec() }).await.ok()?;
                 Some(reply.into_inner().whole)
-            }));
+            });
+            asking.spawn(async move { (disk, asked.await) });
         }
         while let Some(answer) = asking.join_next().await {
-            if matches!(answer, Ok(Ok(Some(true)))) {
-                return true;
+            match answer {
+                Ok((_, Ok(Some(true)))) => return true,
+                Ok((disk, Err(_))) => self.suspects.lock().silent.note(disk, Instant::now(), SILENT),
+                Ok((_, Ok(_))) | Err(_) => {}
             }
         }
         false
@@ -369,11 +404,15 @@ impl Others for Elsewhere {
 pub(super) async fn look_at_suspects(net: Arc<Net>) {
     let looking = async {
         let me = net.engine.folder.disk_id();
+        let mut again_at = Instant::now() + AGAIN;
         loop {
-            let pause = net.suspects.lock().pause(Instant::now());
-            if timeout(pause, net.suspected.notified()).await.is_err() {
-                // Those that stay: another disk may have a whole one by now, and then they need not.
-                net.engine.store.damaged().into_iter().for_each(|content| net.suspect_own(content));
+            let now = Instant::now();
+            let pause = net.suspects.lock().pause(now).min(again_at.saturating_duration_since(now));
+            let _ = timeout(pause, net.suspected.notified()).await; // there may be something to do in any case
+            let now = Instant::now();
+            if again_at <= now {
+                again_at = now + AGAIN;
+                net.suspects.lock().look_again(me, &net.engine.store.damaged(), now);
             }
             loop {
                 let Some((by, content)) = net.suspects.lock().next(me, Instant::now()) else { break };
@@ -433,5 +472,23 @@ mod tests {
         assert!(!recently.may(0, later + AGAIN) && recently.may(0, later + 2 * AGAIN));
         (0..20).for_each(|_| recently.lengthen(&0));
         assert!(recently.may(0, later + 2 * AGAIN + AGAIN_MAX));
+    }
+
+    /// With this many, those at the end would never be looked at: the others are due again before it is their turn.
+    #[test]
+    fn what_cannot_be_mended_does_not_keep_out_the_rest() {
+        let (me, begin) = (DiskId([1; 32]), Instant::now());
+        let mut damaged: Vec<ContentId> = (0..300).map(content).collect();
+        damaged.sort_unstable();
+        let (mut suspects, mut seen) = (Suspects::default(), std::collections::HashSet::new());
+        for round in 0..2 * damaged.len().div_ceil(WAITING_EACH) as u32 {
+            let now = begin + AGAIN * round;
+            suspects.look_again(me, &damaged, now);
+            while let Some((_, content)) = suspects.next(me, now) {
+                suspects.reported.lengthen(&content);
+                seen.insert(content);
+            }
+        }
+        assert_eq!(seen.len(), damaged.len());
     }
 }

@@ -108,6 +108,11 @@ pub(super) async fn accept(net: Arc<Net>, listener: TcpListener, accepted: Accep
                 return net.log_stranger(key, from);
             }
             drop(place);
+            if net.is_crowding(disk) {
+                let id = disk.to_hex();
+                let crowds = || tracing::warn!("disk {} has too many connections: a further one is refused", &id[..8]);
+                return net.log.once("crowd", &id, crowds);
+            }
             match &alpn[..] {
                 ALPN_GRPC => {
                     let token = net.connection_token(disk);

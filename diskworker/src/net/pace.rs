@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+
+use super::shares::Shares;
 
 /// What may pass at once after a pause.
 const BURST: Duration = Duration::from_millis(100);
@@ -72,16 +73,18 @@ pub struct Limits {
     /// What it receives.
     pub down: Arc<Pace>,
     /// Streams that share `up`: with more, each would be silent for longer than who waits for it endures.
-    pub places: Arc<Semaphore>,
+    pub places: Shares,
 }
 
 /// See [`Limits::places`].
 const STREAMS_MAX: usize = 16;
+/// Of one disk, where others may ask too: a reader there and what it copies meanwhile.
+const STREAMS_EACH: usize = 12;
 
 impl Limits {
     /// In bytes per second; 0 is no limit.
     pub fn new(up: u64, down: u64) -> Self {
-        Self { up: Pace::new(up), down: Pace::new(down), places: Arc::new(Semaphore::new(STREAMS_MAX)) }
+        Self { up: Pace::new(up), down: Pace::new(down), places: Shares::new(STREAMS_MAX, STREAMS_EACH) }
     }
 }
 

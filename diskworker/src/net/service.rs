@@ -29,6 +29,10 @@ fn caller<T>(request: &Request<T>) -> Result<PeerInfo, Status> {
     }
 }
 
+fn stopping() -> Status {
+    Status::unavailable("it is stopping")
+}
+
 #[tonic::async_trait]
 impl Peer for PeerService {
     type MeetStream = tokio_stream::adapters::Map<ReceiverStream<pb::News>, fn(pb::News) -> Result<pb::News, Status>>;
@@ -44,18 +48,20 @@ impl Peer for PeerService {
 
     async fn fetch_pack(&self, request: Request<pb::FetchPackRequest>) -> Answer<Self::FetchPackStream> {
         let info = caller(&request)?;
-        Ok(Response::new(ReceiverStream::new(sync::give(&self.0, info.disk, request.into_inner()))))
+        let place = self.0.exports.take(info.disk, false).await.ok_or_else(stopping)?;
+        Ok(Response::new(ReceiverStream::new(sync::give(&self.0, info.disk, request.into_inner(), place))))
     }
 
     async fn read_content(&self, request: Request<pb::ReadContentRequest>) -> Answer<Self::ReadContentStream> {
         let info = caller(&request)?;
         let pace = match self.0.limits_for(info.disk, info.from.ip()) {
             Some(limits) => {
-                let place = limits.places.acquire_owned().await;
-                Some((limits.up, place.map_err(|_| Status::unavailable("it is stopping"))?))
+                let place = limits.places.take(info.disk, self.0.others().len() <= 1).await;
+                Some((limits.up, place.ok_or_else(stopping)?))
             }
             None => None,
         };
+        let place = self.0.reads.take(info.disk, false).await.ok_or_else(stopping)?;
         let net = self.0.clone();
         let asked = request.get_ref();
         let content = ContentId::from_slice(&asked.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
@@ -72,7 +78,8 @@ impl Peer for PeerService {
         };
         let net = self.0.clone();
         let failed = move |content| net.suspect(info.disk, content);
-        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), pace, count, failed)?)))
+        let places = (place, pace);
+        Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), places, count, failed)?)))
     }
 
     async fn promise(&self, request: Request<pb::PromiseRequest>) -> Answer<pb::PromiseReply> {

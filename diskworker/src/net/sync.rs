@@ -21,6 +21,7 @@ use tonic::{Status, Streaming};
 
 use super::Net;
 use super::cut::{self, Way};
+use super::shares::Share;
 use super::table::Other;
 use crate::catalog::State;
 use crate::fetch::hand_over;
@@ -37,6 +38,9 @@ const HAVE_MAX: usize = 8;
 const STALLED: Duration = Duration::from_secs(20);
 /// Another disk is asked beside one that needs longer than this for them.
 const SLOW: Duration = Duration::from_secs(3);
+/// And beside one exchange that lasts longer than this, however fast it is: it may have no end. Not beside more, for all that bring the same
+/// large catalog would share the line.
+const LONG: Duration = Duration::from_secs(60);
 /// Pause after a failed exchange with a disk; doubles.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
@@ -67,16 +71,28 @@ impl Included {
 /// An exchange that is under way.
 struct Exchange {
     task: AbortHandle,
+    begun: Instant,
     waits: Waits,
 }
 
 /// Since when the next [`CHUNK_BYTES`] of an exchange are waited for; `None` when all is here.
 type Waits = Arc<Mutex<Option<Instant>>>;
 
-/// When another exchange may begin: when all that are under way are slow. `None`: not before one of them has ended.
-fn is_free_at(under_way: &HashMap<DiskId, Exchange>, now: Instant) -> Option<Instant> {
-    let slow_at = |exchange: &Exchange| exchange.waits.lock().map(|since| since + SLOW);
-    under_way.values().map(slow_at).try_fold(now, |latest, at| Some(latest.max(at?)))
+/// When another exchange may begin, by when those under way began and since when they wait: when all are slow, or the first of them has
+/// lasted long. `None`: not before one of them has ended.
+fn is_free_at(under_way: impl Iterator<Item = (Instant, Option<Instant>)>, now: Instant) -> Option<Instant> {
+    let slow_at = |waits: Option<Instant>| waits.map(|since| since + SLOW);
+    let mut under_way: Vec<_> = under_way.collect();
+    under_way.sort_unstable();
+    let Some(((begun, waits), others)) = under_way.split_first() else { return Some(now) };
+    let long_at = *begun + LONG;
+    let first = slow_at(*waits).map_or(long_at, |at| at.min(long_at));
+    others.iter().try_fold(first.max(now), |latest, (_, waits)| Some(latest.max(slow_at(*waits)?)))
+}
+
+/// Whom to ask of those that may have something new: who was asked longest ago. One that has news all the time keeps out nobody else's.
+fn next_of(lacking: impl Iterator<Item = (DiskId, Oid)>, asked: &HashMap<DiskId, Instant>) -> Option<(DiskId, Oid)> {
+    lacking.min_by_key(|(disk, _)| asked.get(disk).copied())
 }
 
 /// Follow for as long as the network runs.
@@ -91,6 +107,7 @@ pub(super) async fn follow(net: Arc<Net>) {
     // And for the others: the latest of ours that each has said to be in.
     let mut reached: HashMap<DiskId, (State, Instant)> = HashMap::new();
     let mut under_way: HashMap<DiskId, Exchange> = HashMap::new();
+    let mut asked: HashMap<DiskId, Instant> = HashMap::new();
     let mut takes = JoinSet::new();
     let mut tidied = Instant::now();
     let mut told = net.engine.states_to_go();
@@ -113,15 +130,16 @@ pub(super) async fn follow(net: Arc<Net>) {
             let announced: Vec<_> = net.table.lock().disks.iter().filter_map(states).collect();
             net.engine.note_states(ours, announced.into_iter());
         }
-        let free_at = is_free_at(&under_way, now);
+        let free_at = is_free_at(under_way.values().map(|one| (one.begun, *one.waits.lock())), now);
         let wanted = free_at.filter(|at| *at <= now).and_then(|_| {
             let table = net.table.lock();
             let connected = table.disks.iter().filter(|(_, other)| other.link.is_some());
-            let mut lacking = connected.filter_map(|(disk, other)| Some((*disk, other.state?)));
-            lacking.find(|(disk, state)| {
+            let announced = connected.filter_map(|(disk, other)| Some((*disk, other.state?)));
+            let lacking = announced.filter(|(disk, state)| {
                 let may_try = failures.get(disk).is_none_or(|(_, until)| *until <= now);
                 may_try && !included.set.contains(state) && !under_way.contains_key(disk)
-            })
+            });
+            next_of(lacking, &asked)
         });
         if let Some((disk, state)) = wanted {
             let states = own.iter().take(1).chain(taken.get(&disk)).chain(own.iter().skip(1));
@@ -129,7 +147,8 @@ pub(super) async fn follow(net: Arc<Net>) {
             let (net, waits) = (net.clone(), Arc::new(Mutex::new(Some(now))));
             let waiting = waits.clone();
             let task = takes.spawn(async move { (disk, state, take(&net, disk, have, &waiting).await) });
-            under_way.insert(disk, Exchange { task, waits });
+            asked.insert(disk, now);
+            under_way.insert(disk, Exchange { task, begun: now, waits });
             continue;
         }
         let retry = failures.values().map(|(_, until)| *until).chain(free_at).filter(|until| *until > now).min();
@@ -325,6 +344,7 @@ pub(super) fn give(
     net: &Arc<Net>,
     disk: DiskId,
     request: pb::FetchPackRequest,
+    place: Share,
 ) -> mpsc::Receiver<Result<pb::FetchPackReply, Status>> {
     let (sender, receiver) = mpsc::channel(4);
     let have: Vec<Oid> = request.have.iter().take(HAVE_MAX).filter_map(|id| Oid::from_bytes(id).ok()).collect();
@@ -349,6 +369,7 @@ pub(super) fn give(
         if let Err(error) = give() {
             hand_over(&sender, Err(Status::from(error))); // it may have gone away
         }
+        drop(place);
     });
     receiver
 }
@@ -404,5 +425,46 @@ impl Write for Packed {
         let pack = std::mem::take(&mut self.buffer);
         let reply = pb::FetchPackReply { pack, ..Default::default() };
         hand_over(&self.sender, Ok(reply)).then_some(()).ok_or(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(n: u8) -> DiskId {
+        DiskId([n; 32])
+    }
+
+    /// Whoever of the two is looked at first.
+    #[test]
+    fn who_has_news_all_the_time_keeps_out_no_others() {
+        let (restless, other, begin) = (disk(1), disk(2), Instant::now());
+        for order in [[restless, other], [other, restless]] {
+            let (mut asked, mut turns) = (HashMap::new(), Vec::new());
+            for n in 0..4 {
+                let lacking = order.iter().map(|disk| (*disk, Oid::ZERO_SHA1));
+                let (next, _) = next_of(lacking, &asked).unwrap();
+                asked.insert(next, begin + Duration::from_secs(n));
+                turns.push(next);
+            }
+            assert!(turns.windows(2).all(|two| two[0] != two[1]), "{turns:?}");
+        }
+        assert_eq!(next_of(std::iter::empty(), &HashMap::new()), None);
+    }
+
+    #[test]
+    fn another_one_is_asked_beside_those_that_are_slow_and_beside_one_that_has_no_end() {
+        let (s, begin) = (Duration::from_secs, Instant::now());
+        let free = |under_way: &[(u64, Option<u64>)], now| {
+            let under_way = under_way.iter().map(|(begun, waits)| (begin + s(*begun), waits.map(|at| begin + s(at))));
+            is_free_at(under_way, begin + s(now)).map(|at| (at - begin).as_secs())
+        };
+        assert_eq!((free(&[], 5), free(&[(0, Some(0))], 1), free(&[(0, Some(0))], 9)), (Some(5), Some(3), Some(9)));
+        // It sends all the time; or all of it is here, and is being joined.
+        assert_eq!((free(&[(0, Some(58))], 59), free(&[(0, None)], 59)), (Some(60), Some(60)));
+        // One more, and a third beside that only where it is slow.
+        assert_eq!(free(&[(0, Some(70)), (61, Some(69))], 71), Some(72));
+        assert_eq!((free(&[(0, Some(70)), (61, None)], 200), free(&[(61, None), (0, None)], 200)), (None, None));
     }
 }

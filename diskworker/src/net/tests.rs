@@ -1,8 +1,10 @@
 //! Disks in one process that meet on the loopback interface.
 
 mod away;
+mod crowd;
 mod figures;
 pub(crate) mod liar;
+mod silent;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -181,11 +181,15 @@ impl Worker for WorkerService {
     async fn please_mirror(&self, request: Request<pb::PleaseMirrorRequest>) -> Answer<pb::PleaseMirrorReply> {
         self.check(&request)?;
         let content = content(&request.get_ref().content)?;
+        // Who calls it off while it is being considered is heard.
+        let asked = self.fetcher.ask(content);
         let (fetcher, request) = (self.fetcher.clone(), request.into_inner());
         let considered = self.blocking(move |engine| consider_mirroring(engine, &fetcher, &request, content));
-        let (outcome, reason, wanted) = considered.await?;
-        if let Some(wanted) = wanted {
-            self.fetcher.mirror(wanted);
+        let (mut outcome, mut reason, wanted) = considered.await?;
+        if let Some(wanted) = wanted
+            && !asked.mirror(wanted)
+        {
+            (outcome, reason) = (pb::please_mirror_reply::Outcome::Refused, "it was called off meanwhile".into());
         }
         Ok(Response::new(pb::PleaseMirrorReply { outcome: outcome.into(), reason }))
     }

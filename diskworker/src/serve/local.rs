@@ -263,7 +263,7 @@ fn dispatch(
         Op::Open(q) => return open(engine, fetcher, neighbours, (session, here), &q),
         Op::OpenContent(q) => {
             let content = ContentId::from_slice(&q.content).ok_or(Errno::EINVAL)?;
-            let file = engine.store.open_to_read(content, q.size).inspect_err(|error| {
+            let file = engine.open_content(content, q.size).inspect_err(|error| {
                 // Nobody else looks at what a neighbour reads here.
                 if error.errno == Errno::EIO {
                     fetcher.suspect(content);

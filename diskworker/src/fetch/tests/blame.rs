@@ -8,7 +8,7 @@ async fn transferred(node: &Node, wanted: Wanted, file: File) -> FsResult<()> {
     let transfer = Arc::new(Transfer::new(wanted, pieces, file, Arc::default()).unwrap());
     let rest = Rest::new(Arc::new(Semaphore::new(1)), || false);
     let whole = transfer.clone();
-    let waiting = blocking(move || whole.wait_whole(STALLED));
+    let waiting = blocking(move || whole.wait_whole(STALLED, &|| false));
     let running = async {
         let ended = transfer.run(node.engine(), node.net(), &Arc::new(Semaphore::new(1)), rest).await;
         transfer.end(ended.clone());

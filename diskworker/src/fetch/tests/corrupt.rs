@@ -1,16 +1,24 @@
 //! Copies whose bytes have changed, met by a reader: the disk that holds one hears of it, and sets it aside.
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::content::Look;
 
 /// The bytes of a copy change.
-fn rot(node: &Node, wanted: Wanted) -> std::path::PathBuf {
+pub(super) fn rot(node: &Node, wanted: Wanted) -> PathBuf {
+    let (path, file) = writable(node, wanted);
+    file.write_all_at(b"rot", wanted.size / 2).unwrap();
+    path
+}
+
+/// The file of a copy, as the disk may change it.
+pub(super) fn writable(node: &Node, wanted: Wanted) -> (PathBuf, std::fs::File) {
     let path = format!("data/{:02x}/{}", wanted.content.0[0], wanted.content);
     let path = node.engine().folder.path(&path);
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let file = std::fs::File::options().write(true).open(&path).unwrap();
-    file.write_all_at(b"rot", wanted.size / 2).unwrap();
-    path
+    (path, file)
 }
 
 /// A small one is known to be wrong by its SHA-256, a large one by that of a piece.
@@ -141,6 +149,7 @@ async fn a_reader_gets_the_right_pieces_of_a_damaged_copy_and_the_others_from_wh
             assert!(found == content[1 << 20..][..100]);
             assert_eq!(need(wanted.size / 2).await.unwrap_err().errno, Errno::EIO);
             assert!(fetcher.close(7, handle));
+            assert_eq!(engine.store.incoming().unwrap(), [], "it was copied");
         }
         let whole = || {
             let fetcher = fetcher.clone();

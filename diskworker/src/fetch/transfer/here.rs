@@ -1,6 +1,7 @@
 //! What of a content is on this disk when its transfer begins: what an earlier attempt left, and what the version before has.
 //! Until both are known others are asked only for what a reader waits for; and of that not for what may still be found here.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,18 +48,22 @@ impl Transfer {
     /// Take what is missing from the content in `data/`, if this disk has it by now. Readers of this file need it to be whole too.
     pub(super) async fn copy_own(self: &Arc<Self>, engine: &Arc<Engine>) -> FsResult<Own> {
         let (holder, wanted) = (engine.clone(), self.wanted);
-        let opening =
-            tokio::task::spawn_blocking(move || match holder.store.open_content(wanted.content, wanted.size) {
-                Err(error) if error.errno == Errno::ENOENT => Ok(None),
-                opened => opened.map(|file| Some(Arc::new(file))),
-            });
+        // Whatever its length: every piece is verified.
+        let opening = tokio::task::spawn_blocking(move || match holder.store.open_as_it_is(wanted.content) {
+            Err(error) if error.errno == Errno::ENOENT => Ok(None),
+            opened => opened.map(|file| Some(Arc::new(file))),
+        });
         let Some(whole) = opening.await.map_err(|_| FsError::from(Errno::EIO))?? else { return Ok(Own::Absent) };
         let mut own = Own::Whole;
-        let missing: Vec<usize> = {
+        let mut missing: BTreeSet<usize> = {
             let state = self.state.lock();
             (0..state.have.len()).filter(|piece| state.have[*piece] != Piece::Here).collect()
         };
-        for piece in missing {
+        loop {
+            // What a reader waits for does not stand behind all that is before it.
+            let wanted = self.state.lock().wants.iter().copied().find(|piece| missing.contains(piece));
+            let Some(piece) = wanted.or_else(|| missing.first().copied()) else { break };
+            missing.remove(&piece);
             if self.stopped.is_cancelled() {
                 return Err(FsError::new(Errno::ECANCELED, "the fetch was given up"));
             }

@@ -250,6 +250,9 @@ impl Peer for Lies {
     }
 
     async fn verify(&self, _: Request<pb::VerifyRequest>) -> Result<Response<pb::VerifyReply>, tonic::Status> {
+        if matches!(self.manner, Manner::Stall) {
+            std::future::pending::<()>().await;
+        }
         Err(tonic::Status::unimplemented("as an older one"))
     }
 }
