@@ -21,7 +21,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         by_hand: disk.child.foreign && !disk.child.watched,
         failure: disk.child.failure.as_ref().map(|failure| failure.to_pb()),
         cluster: disk.spec.cluster.clone(),
-        listen: disk.spec.net.listen.clone(),
+        listen: disk.spec.net.listen().into(),
         tcp_port: disk.tcp_port.into(),
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
         drain: None,
