@@ -24,6 +24,7 @@ pub mod memory;
 pub mod message;
 pub mod record;
 pub mod rundir;
+pub mod source;
 pub mod times;
 #[cfg(feature = "identity")]
 pub mod token;

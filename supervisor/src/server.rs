@@ -12,6 +12,7 @@ use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::{ClusterId, HostId, hex};
 use delugefs_proto::members::clean_label;
 use delugefs_proto::peer_pb::JoinReply;
+use delugefs_proto::source::source;
 use delugefs_proto::token::{ADDRESSES_MAX, Token, TokenError};
 use delugefs_proto::worker_pb::where_is_reply::Place;
 use delugefs_proto::{config, worker_pb};
@@ -449,9 +450,10 @@ impl Server {
     }
 }
 
-/// What is logged once of a host that is not admitted: anybody can come as often as he likes, with as many keys, but has one address.
+/// What is logged once of a host that is not admitted: anybody can come as often as he likes, with as many keys, but from one place.
 fn refusal_key(refusal: &Refused, from: &str) -> String {
-    let address = from.parse::<std::net::SocketAddr>().map_or_else(|_| from.to_owned(), |from| from.ip().to_string());
+    let address =
+        from.parse::<std::net::SocketAddr>().map_or_else(|_| from.into(), |from| source(from.ip()).to_string());
     format!("{} {address}", refusal.why)
 }
 
@@ -541,7 +543,10 @@ mod tests {
     fn who_invents_keys_or_calls_from_many_ports_is_logged_once_for_each_reason() {
         let key = |why: &str, from: &str| refusal_key(&why.into(), from);
         assert_eq!(key("unknown", "192.0.2.7:1"), key("unknown", "192.0.2.7:2"));
-        assert_eq!(key("unknown", "[fd00::1]:1"), key("unknown", "[fd00::1]:2"));
+        assert_eq!(key("unknown", "[fd00::1]:1"), key("unknown", "[fd00::2]:2"), "he has all of these");
+        assert_ne!(key("unknown", "[fd00::1]:1"), key("unknown", "[fd00:0:0:1::1]:1"));
+        assert_ne!(key("unknown", "[fe80::1]:1"), key("unknown", "[fe80::2]:1"), "two hosts of a link");
+        assert_eq!(key("unknown", "[::ffff:192.0.2.7]:1"), key("unknown", "192.0.2.7:1"));
         assert_ne!(key("unknown", "192.0.2.7:1"), key("expired", "192.0.2.7:1"));
         assert_ne!(key("unknown", "192.0.2.7:1"), key("unknown", "192.0.2.8:1"));
     }
