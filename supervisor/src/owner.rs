@@ -253,7 +253,7 @@ impl Owner {
             (None, None) => return,
         };
         match news {
-            News::Started { pid } => tracing::info!(pid, "{what} {path}: started"),
+            News::Started { pid, .. } => tracing::info!(pid, "{what} {path}: started"),
             News::WorkerReady(served) => tracing::info!("{what} {path}: up as {}", short_id(&served.disk_id)),
             News::FrontendReady { .. } => tracing::info!("{what} {path}: up"),
             News::Adopted { pid, .. } => tracing::info!(pid, "{what} {path}: was alive, adopted"),

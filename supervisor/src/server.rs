@@ -1,6 +1,7 @@
 //! The control socket: turns calls into events for the owner, and asks the workers what only they know.
 
 mod asking;
+mod late;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,6 +76,7 @@ impl Control for Server {
         }
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
+        host.problems.extend(late::late(&host, &self.run_dir, sys::uptime_s()));
         show_disks(&mut host.mounts, &host.disks);
         let mut out = Vec::new();
         if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {

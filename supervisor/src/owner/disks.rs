@@ -243,8 +243,9 @@ impl State {
 
     pub(super) fn worker_news(&mut self, at: usize, news: News, now: Instant) {
         match news {
-            News::Started { pid } | News::Adopted { pid, .. } => {
-                self.disks[at].child.pid = Some(pid);
+            News::Started { pid, .. } | News::Adopted { pid, .. } => {
+                let at_s = if let News::Started { at_s, .. } = news { at_s } else { 0 };
+                self.disks[at].child.begun(pid, at_s);
                 if let Some(registration) = self.disks[at].early.take() {
                     self.adopt(at, registration, now);
                 }

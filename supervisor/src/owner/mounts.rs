@@ -126,7 +126,7 @@ impl State {
         let mount = &mut self.mounts[at];
         let child = &mut mount.child;
         match news {
-            News::Started { pid } => child.pid = Some(pid),
+            News::Started { pid, at_s } => child.begun(pid, at_s),
             News::FrontendReady { mounted } | News::Adopted { mounted, .. } if child.phase != Phase::Starting => {
                 mount.has_mounted(mounted); // asked to stop in the meantime
             }

@@ -26,6 +26,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
         drain: None,
         cluster_id: disk.spec.cluster_id.map(|id| id.to_hex()).unwrap_or_default(),
+        starting_since_s: starting_since_s(&disk.child),
     });
     let mounts = state.mounts.iter().map(|mount| pb::Mount {
         dir: mount.spec.dir.display().to_string(),
@@ -36,6 +37,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         by_hand: mount.child.foreign && !mount.child.watched,
         failure: mount.child.failure.as_ref().map(|failure| failure.to_pb()),
         root: mount.root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
+        starting_since_s: starting_since_s(&mount.child),
     });
     pb::HostStatus {
         cluster: state.cluster().unwrap_or_default().into(),
@@ -61,6 +63,10 @@ fn state_number(child: &Child) -> i32 {
         Phase::Stopped => disk::State::Stopped,
     };
     state.into()
+}
+
+fn starting_since_s(child: &Child) -> u64 {
+    if child.phase == Phase::Starting && child.pid.is_some() { child.started_s } else { 0 }
 }
 
 fn last_error(child: &Child) -> String {

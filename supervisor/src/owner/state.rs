@@ -257,6 +257,8 @@ pub enum News {
     Started {
         /// Process id.
         pid: u32,
+        /// When, by [`crate::sys::uptime_s`].
+        at_s: u64,
     },
     /// The worker serves.
     WorkerReady(Served),

@@ -125,7 +125,8 @@ impl Sim {
         let mut sim = Self::new();
         let mut answer = sim.add_disk("/a");
         let run = sim.started();
-        sim.news(run, News::Started { pid: 100 });
+        sim.news(run, News::Started { pid: 100, at_s: 7 });
+        assert_eq!(snapshot(&sim.state).disks[0].starting_since_s, 7);
         assert!(answer.try_recv().is_err(), "answered before it is up");
         sim.news(run, News::WorkerReady(served()));
         assert_eq!(answer.try_recv().unwrap(), Ok("1a2b3c4d".into()));
@@ -137,7 +138,9 @@ impl Sim {
         let (mut sim, worker) = Self::with_disk();
         let mut answer = sim.add_mount("/m", None);
         let frontend = sim.started();
-        sim.news(frontend, News::Started { pid: 200 });
+        sim.news(frontend, News::Started { pid: 200, at_s: 8 });
+        let now = snapshot(&sim.state);
+        assert_eq!((now.disks[0].starting_since_s, now.mounts[0].starting_since_s), (0, 8));
         sim.news(frontend, News::FrontendReady { mounted: None });
         assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
         (sim, worker, frontend)
@@ -182,7 +185,7 @@ fn a_disk_of_another_cluster_with_the_same_name_is_refused() {
     let (ours, other) = (Some(id(1)), Some(id(2)));
     let _answer = sim.add_disk_with("home", "/a", false, ours);
     let run = sim.started();
-    sim.news(run, News::Started { pid: 100 });
+    sim.news(run, News::Started { pid: 100, at_s: 7 });
     sim.news(run, News::WorkerReady(served()));
     let mut answer = sim.add_disk_with("home", "/b", false, other);
     let failure = answer.try_recv().unwrap().unwrap_err();
@@ -208,7 +211,7 @@ fn a_running_worker_that_turns_out_to_be_of_another_cluster_is_not_kept() {
     assert_eq!(sim.register_as("/a", 100, false, Some(id(1))).try_recv().unwrap(), Ok(String::new()));
     let _answer = sim.add_disk("/b");
     let run = sim.started();
-    sim.news(run, News::Started { pid: 101 });
+    sim.news(run, News::Started { pid: 101, at_s: 7 });
     sim.news(run, News::WorkerReady(served()));
     assert_eq!(exit_of(&mut sim.register_as("/b", 101, false, Some(id(2)))), Exit::WrongCluster);
     assert!(matches!(sim.effect(), Effect::Terminate { run: stopped } if stopped == run));
@@ -322,7 +325,7 @@ fn a_worker_may_register_before_its_process_id_is_known() {
     let run = sim.started();
     let mut registered = sim.register("/a", 77, false);
     assert!(registered.try_recv().is_err());
-    sim.news(run, News::Started { pid: 77 });
+    sim.news(run, News::Started { pid: 77, at_s: 7 });
     assert_eq!(registered.try_recv().unwrap(), Ok(String::new()));
     assert!(sim.effects.is_empty() && answer.try_recv().is_err(), "it is our own, and says itself when it is ready");
 
@@ -330,7 +333,7 @@ fn a_worker_may_register_before_its_process_id_is_known() {
     let mut answer = sim.add_disk("/a");
     let run = sim.started();
     let _registered = sim.register("/a", 77, false);
-    sim.news(run, News::Started { pid: 78 });
+    sim.news(run, News::Started { pid: 78, at_s: 7 });
     assert!(matches!(sim.effect(), Effect::WatchWorker { pid: 77, .. }), "somebody else's");
     assert!(answer.try_recv().unwrap().is_ok());
 }
