@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod disk;
 pub mod errno;
+pub mod escape;
 pub mod exit;
 pub mod filesize;
 #[cfg(feature = "identity")]

@@ -27,6 +27,7 @@ use tonic::service::interceptor::InterceptedService;
 use crate::addresses::Addresses;
 use crate::browse;
 use crate::cluster::{self, Found};
+use crate::escape::quoted;
 use crate::membership::Membership;
 use crate::notes::{self, Note};
 use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
@@ -275,7 +276,8 @@ async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember:
             Err(failure) => {
                 tracing::error!("the mount {} is not started: {}", dir.display(), failure.message);
                 let failure = match remember {
-                    true => failure.hint(format!("`delugefs umount {}` forgets the mount", dir.display())),
+                    true => failure
+                        .hint(format!("`delugefs umount {}` forgets the mount", quoted(&dir.display().to_string()))),
                     false => failure.hint("name another user for the mount in the configuration"),
                 };
                 send(events, Event::MountStuck { spec: spec(None), remember, failure });

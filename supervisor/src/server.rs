@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 use self::asking::{ids, in_turn, show_disks, split};
 use crate::addresses::Addresses;
 use crate::cluster::{Apart, Found};
-use crate::escape::escape_bytes;
+use crate::escape::{escape_bytes, quoted};
 use crate::failure::Failure;
 use crate::log::Logged;
 use crate::membership::{Membership, Refused};
@@ -437,14 +437,14 @@ impl Server {
         if !current.is_empty() {
             return Ok(current);
         }
+        let shown = quoted(&root.display().to_string());
         let Some(found) = found else {
             return Err(Failure::new(Exit::Usage, "the cluster of the new disk is not known")
-                .hint(format!("`delugefs run CLUSTER {} --create` makes the first disk of one", root.display())));
+                .hint(format!("`delugefs run CLUSTER {shown} --create` makes the first disk of one")));
         };
         let found = found.clone().map_err(|failure| match failure.hint {
             None => failure.hint(format!(
-                "mount the disk if it is not mounted; `delugefs run CLUSTER {} --create` makes a new one",
-                root.display()
+                "mount the disk if it is not mounted; `delugefs run CLUSTER {shown} --create` makes a new one"
             )),
             Some(_) => failure,
         });

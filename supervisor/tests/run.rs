@@ -574,7 +574,7 @@ fn a_hint_can_be_typed_as_it_is() {
         let command = format!("`delugefs --run-dir {run_dir} {command}`");
         assert!(text.contains(&command), "{command} is not in {text}");
     };
-    is_said(&said(&lab, &["status"]), "run CLUSTER ROOT");
+    is_said(&said(&lab, &["status"]), "run CLUSTER ROOT --state-dir DIR");
     let run = lab.run(&["--create", "--mount", "m"]);
     is_said(&said(&lab, &["run", "home", "a"]), "status");
     is_said(&said(&lab, &["umount", "/nowhere"]), "status");

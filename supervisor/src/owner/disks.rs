@@ -13,6 +13,7 @@ use super::child::{Child, Next, Phase, Reply, Then};
 use super::state::{
     Disk, DiskSpec, Effect, Mount, News, REGISTER_WAIT, Registration, Served, State, WORKER_STOP, stop,
 };
+use crate::escape::quoted;
 use crate::failure::Failure;
 
 impl State {
@@ -145,9 +146,9 @@ impl State {
             shows.is_some_and(|shows| shows == root) && mount.child.is_running()
         };
         if let Some(mount) = self.mounts.iter().find(shows_it) {
-            let dir = mount.spec.dir.display();
+            let dir = mount.spec.dir.display().to_string();
             let failure = Failure::new(Exit::InUse, format!("the mount at {dir} shows the disk at {}", root.display()));
-            return self.answer([reply], Err(failure.hint(format!("`delugefs umount {dir}` first"))));
+            return self.answer([reply], Err(failure.hint(format!("`delugefs umount {}` first", quoted(&dir)))));
         }
         let child = &mut self.disks[at].child;
         child.removed.push(reply);

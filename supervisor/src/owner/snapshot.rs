@@ -6,6 +6,7 @@ use delugefs_proto::exit::Exit;
 
 use super::child::{Child, Phase, Then};
 use super::state::State;
+use crate::escape::quoted;
 use crate::returned;
 
 /// Everything but what only the workers know.
@@ -87,7 +88,7 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         match (disk.state(), &disk.status) {
             (disk::State::BackingOff, _) => problems.push(format!("{name} is started again: {}", disk.last_error)),
             (disk::State::Stopped, _) => {
-                let (why, root) = (&disk.last_error, &disk.root);
+                let (why, root) = (&disk.last_error, quoted(&disk.root));
                 let is_other = disk.failure.as_ref().is_some_and(|failure| failure.exit == Exit::WrongCluster as u32);
                 let then = match returned::is_gone(disk) {
                     true => format!(
@@ -171,10 +172,11 @@ mod tests {
         let said = |exit: Exit| {
             let failure = Some(pb::Failure { exit: exit as u32, ..Default::default() });
             let state = disk::State::Stopped.into();
-            let disk = pb::Disk { root: "/d".into(), state, failure, last_error: "why".into(), ..Default::default() };
+            let disk =
+                pb::Disk { root: "/my d".into(), state, failure, last_error: "why".into(), ..Default::default() };
             problems(&pb::HostStatus { disks: vec![disk], ..Default::default() }).remove(0)
         };
-        assert_eq!(said(Exit::NewerFormat), "disk /d is stopped: why; `delugefs disk add /d` starts it again");
+        assert_eq!(said(Exit::NewerFormat), "disk /my d is stopped: why; `delugefs disk add '/my d'` starts it again");
         assert!(said(Exit::NoDisk).contains("it goes on when its folder is there again"), "{}", said(Exit::NoDisk));
     }
 
