@@ -82,6 +82,8 @@ impl Shown {
             gone: health.gone,
             waiting: self.waiting,
             at_risk: at_risk.take(10).collect(),
+            stuck: health.stuck,
+            stuck_by: health.stuck_by.iter().map(|disk| disk.0.to_vec()).collect(),
             disks: disks.collect(),
         })
     }

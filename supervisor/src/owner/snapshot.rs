@@ -3,6 +3,7 @@
 use delugefs_proto::control_pb::{self as pb, disk, mount};
 use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
+use delugefs_proto::ids::hex;
 
 use super::child::{Child, Phase, Then};
 use super::state::State;
@@ -141,6 +142,16 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         if replication.unreachable > 0 {
             problems.push(format!("{} contents are only on disks that are away", replication.unreachable));
         }
+        if replication.stuck > 0 {
+            let ids: Vec<String> = replication.stuck_by.iter().map(|id| short_id(&hex(id)).to_owned()).collect();
+            problems.push(format!(
+                "{} contents stay on a disk that is being emptied: nobody relies on their copies on disks that are full or take no changes \
+                 ({}), and there is no room for others; make room on these or mend them, add a disk, or want fewer copies: \
+                 `delugefs copies PATH N`",
+                replication.stuck,
+                ids.join(", ")
+            ));
+        }
         if replication.short_long > 0 {
             let what = "contents have had fewer copies than wanted for more than an hour";
             let then =
@@ -165,6 +176,15 @@ mod tests {
         };
         assert_eq!(said(0), Vec::<String>::new());
         assert!(said(3)[0].starts_with("3 contents have had fewer copies than wanted"), "{:?}", said(3));
+    }
+
+    #[test]
+    fn what_does_not_get_off_a_disk_that_is_being_emptied_is_a_problem() {
+        let replication = pb::Replication { stuck: 3, stuck_by: vec![vec![0x1a; 32]], ..Default::default() };
+        let said = problems(&pb::HostStatus { replication: Some(replication), ..Default::default() });
+        assert!(
+            said[0].starts_with("3 contents stay on a disk that is being emptied") && said[0].contains("(1a1a1a1a)")
+        );
     }
 
     #[test]
