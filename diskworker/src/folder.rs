@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use delugefs_proto::disk::{self, DISK_TOML, DiskToml, DiskTomlError};
+use delugefs_proto::escape::quoted;
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::{ClusterId, DiskId};
 use nix::errno::Errno;
@@ -169,11 +170,12 @@ fn read_identity(root: &File, path: &Path) -> anyhow::Result<DiskToml> {
         Ok(text) => text,
         Err(Errno::ENOENT) => {
             let error = UserError::new(Exit::NoDisk, DiskTomlError::Absent(shown.to_string()).to_string());
+            let typed = quoted(&shown.to_string());
             let hint = match create::is_unfinished(root) {
                 true => "making it was interrupted; run the same command with --create again".to_owned(),
                 false => format!(
-                    "to make a new disk of an empty folder: `delugefs disk add {shown} --create` where delugefs runs, \
-                     or `delugefs run NAME {shown} --create`"
+                    "to make a new disk of an empty folder: `delugefs disk add {typed} --create` where delugefs runs, \
+                     or `delugefs run NAME {typed} --create`"
                 ),
             };
             return Err(error.hint(hint).into());
@@ -252,8 +254,9 @@ fn refusal(path: &Path, name: &str, errno: Errno) -> anyhow::Error {
             Exit::NoDisk,
             format!("there is no folder {root}"),
             format!(
-                "mount the disk first if it is not mounted; to make a new disk: `delugefs disk add {root} --create` where \
-                 delugefs runs, or `delugefs run NAME {root} --create`"
+                "mount the disk first if it is not mounted; to make a new disk: `delugefs disk add {typed} --create` where \
+                 delugefs runs, or `delugefs run NAME {typed} --create`",
+                typed = quoted(&root.to_string())
             ),
         ),
         Errno::ENOENT => (

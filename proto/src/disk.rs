@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::escape::quoted;
 use crate::ids::{ClusterId, DiskId};
 
 /// What this folder is, for a person.
@@ -112,7 +113,7 @@ impl DiskToml {
 
 /// What to do with a disk of another cluster than the host's, as a hint.
 pub fn own_supervisor(cluster: &str, root: &Path) -> String {
-    let root = root.display();
+    let root = quoted(&root.display().to_string());
     format!("give it a supervisor of its own: `delugefs --run-dir DIR run {cluster} {root} --state-dir DIR`")
 }
 

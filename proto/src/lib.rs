@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod disk;
 pub mod errno;
+pub mod escape;
 pub mod exit;
 pub mod filesize;
 #[cfg(feature = "identity")]
@@ -24,6 +25,7 @@ pub mod memory;
 pub mod message;
 pub mod record;
 pub mod rundir;
+pub mod source;
 pub mod times;
 #[cfg(feature = "identity")]
 pub mod token;

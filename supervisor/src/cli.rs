@@ -217,7 +217,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     let here = cli.here();
     let run_dir = cli.run_dir.unwrap_or_else(rundir::default_run_dir);
     if let Command::Run(arguments) = cli.command {
-        return run::run(&run_dir, arguments).await;
+        return run::run(&run_dir, here, arguments).await;
     }
     let mut control = match (client::connect(&run_dir).await, &cli.command) {
         (Err(error), Command::Disk(Disk::Remove { .. })) if error.exit == Exit::NoSupervisor => {

@@ -1,6 +1,6 @@
 //! Announces this host's disks on the local network (mDNS), as far as they have a TCP port there: service
-//! `_delugefs._tcp`, TXT `v` (version of this announcement), `c` (which cluster, unreadable for others), `n` (its name, so too) and `id`
-//! (the disk). Only hints: who answers at an address proves with its key who it is. [`crate::browse`] asks.
+//! `_delugefs._tcp`, TXT `v` (version of this announcement), `c` (which cluster, unreadable for others), `n` (its name, for who guesses it)
+//! and `id` (the disk). Only hints: who answers at an address proves with its key who it is. [`crate::browse`] asks.
 //!
 //! What one has to know of libmdns 0.10: it hears questions on the interfaces that have an address when it is made, and never
 //! on others; without any it cannot be made, unless there is a default route. Unasked it sends on the interface of the default route

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use delugefs_proto::control_pb as pb;
+use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::hex;
 use delugefs_proto::worker_pb::{Content, Mark, Peer, WorkerStatus};
 use tokio::time::timeout;
@@ -20,8 +21,10 @@ const SILENCE: Duration = Duration::from_secs(60);
 struct Left {
     contents: u64,
     bytes: u64,
-    /// Those of them that have fewer copies than wanted on disks that stay.
+    /// Those of them that have fewer copies than wanted on disks that stay and can promise to keep them.
     uncopied: u64,
+    /// Those of these that would have enough if the disks that stay took changes.
+    unpromised: u64,
 }
 
 /// Say it of those of these disks that are being emptied and are up. `disks` have answered before `peers` were asked: then what somebody
@@ -47,8 +50,9 @@ fn drain(left: Result<Left, Status>, status: &WorkerStatus, me: &Peer, peers: &[
         Err(error) => format!("it is not known what is left: {}", error.message()),
         Ok(Left { uncopied: 1.., .. }) => format!(
             "{} of them have fewer copies than wanted on other disks: they are copied where there is room. If there are too few \
-             disks, add one, or want fewer copies: `delugefs copies PATH N`",
-            it.uncopied
+             disks, add one, or want fewer copies: `delugefs copies PATH N`{}",
+            it.uncopied,
+            unpromised(it.unpromised, me, peers)
         ),
         Ok(Left { contents: 1.., .. }) => {
             "all of them are on enough other disks, and go here when those have promised to keep them (ten minutes after a start at the earliest)"
@@ -61,6 +65,27 @@ fn drain(left: Result<Left, Status>, status: &WorkerStatus, me: &Peer, peers: &[
         Ok(_) => String::new(),
     };
     pb::Drain { contents: it.contents, bytes: it.bytes, uncopied: it.uncopied, waits_for }
+}
+
+/// What has copies, too, but cannot promise to keep them.
+fn unpromised(contents: u64, me: &Peer, peers: &[Peer]) -> String {
+    if contents == 0 {
+        return String::new();
+    }
+    let refuse = peers.iter().filter(|peer| stays(peer, me) && !peer.lazy && peer.read_only);
+    let say = |peer: &Peer| {
+        let id = hex(&peer.disk_id);
+        let (id, host) = (short_id(&id), &peer.host_label);
+        match peer.full {
+            true => format!("{id} (host {host}; it is full: delete something, or make room there)"),
+            false => format!("{id} (host {host}; `delugefs status -x` there says what is wrong with it)"),
+        }
+    };
+    let disks: Vec<String> = refuse.map(say).collect();
+    format!(
+        ". Of {contents} there would be enough, but nobody relies on a disk that takes no changes: {}",
+        disks.join(", ")
+    )
 }
 
 /// As its worker knows.
@@ -79,15 +104,22 @@ async fn left(socket: &Path, me: &Peer, peers: &[Peer]) -> Result<Left, Status> 
 
 fn count(left: &mut Left, ids: &[Vec<u8>], contents: &[Content], me: &Peer, peers: &[Peer]) {
     let mine: Vec<bool> = ids.iter().map(|id| *id == me.disk_id).collect();
-    let keeps = |peer: &&Peer| stays(peer, me) && !peer.lazy;
-    let keepers: Vec<bool> = ids.iter().map(|id| peers.iter().filter(keeps).any(|peer| peer.disk_id == *id)).collect();
+    let are = |test: &dyn Fn(&&Peer) -> bool| -> Vec<bool> {
+        ids.iter().map(|id| peers.iter().filter(test).any(|peer| peer.disk_id == *id)).collect()
+    };
+    let keepers = are(&|peer| stays(peer, me) && !peer.lazy);
+    let promising = are(&|peer| stays(peer, me) && !peer.lazy && !peer.read_only);
     let among = |content: &Content, disks: &[bool]| {
         content.holders.iter().filter(|at| disks.get(**at as usize).copied().unwrap_or(false)).count()
     };
     for content in contents.iter().filter(|content| content.wanted > 0 && among(content, &mine) > 0) {
         left.contents += 1;
         left.bytes += content.size_bytes;
-        left.uncopied += u64::from(among(content, &keepers) < content.wanted as usize);
+        let wanted = content.wanted as usize;
+        if among(content, &promising) < wanted {
+            left.uncopied += 1;
+            left.unpromised += u64::from(among(content, &keepers) >= wanted);
+        }
     }
 }
 
@@ -111,7 +143,7 @@ mod tests {
         };
         let idle = WorkerStatus::default;
         let empty = || Ok(Left::default());
-        let some = |uncopied| Ok(Left { contents: 3, bytes: 9, uncopied });
+        let some = |uncopied| Ok(Left { contents: 3, bytes: 9, uncopied, unpromised: 0 });
         assert_eq!(waits(empty(), idle(), peer(2, "c1")), (0, String::new()));
         assert!(waits(some(2), idle(), peer(2, "c1")).1.starts_with("2 of them have fewer copies"));
         assert!(waits(some(0), idle(), peer(2, "c1")).1.contains("promised"));
@@ -121,6 +153,9 @@ mod tests {
         assert!(of_names(idle(), peer(2, "c0")));
         assert!(of_names(idle(), Peer { connected: false, ..peer(2, "c1") }));
         assert!(of_names(idle(), Peer { mark: Mark::Draining.into(), ..peer(2, "c1") }), "it is to go too");
+        let full = Peer { read_only: true, full: true, host_label: "attic".into(), ..peer(2, "c1") };
+        let said = waits(Ok(Left { contents: 3, bytes: 9, uncopied: 2, unpromised: 1 }), idle(), full).1;
+        assert!(said.contains(". Of 1 there would be enough, but nobody relies on a disk that takes no changes: 02020202 (host attic; it is full"), "{said}");
         assert!(waits(Err(Status::unavailable("no")), idle(), peer(2, "c1")).1.contains("not known"));
     }
 
@@ -142,6 +177,11 @@ mod tests {
         };
         assert_eq!(left(&[content(&[1, 2], 2), content(&[0], 0)]), (0, 0, 0), "not there, or no file has it");
         assert_eq!(left(&[content(&[0, 1], 1)]), (1, 10, 0));
+        let refuses = Peer { read_only: true, ..peer(2, "") };
+        let mut of_refusing = Left::default();
+        let contents = [content(&[0, 1, 2], 2), content(&[0, 1, 2], 1), content(&[0, 2], 3)];
+        count(&mut of_refusing, &ids, &contents, &me(), &[me(), peer(1, ""), refuses]);
+        assert_eq!((of_refusing.uncopied, of_refusing.unpromised), (2, 1), "it promises nothing");
         assert_eq!(left(&[content(&[0], 1), content(&[0, 1], 2)]), (2, 20, 2));
         assert_eq!(left(&[content(&[0, 2], 1), content(&[0, 3], 1), content(&[0, 9], 1)]), (3, 30, 3));
     }

@@ -12,6 +12,7 @@ use delugefs_proto::worker_pb::{Content, Mark, Peer};
 use tokio::time::timeout;
 use tonic::Status;
 
+use crate::escape::quoted;
 use crate::failure::Failure;
 use crate::worker;
 
@@ -50,7 +51,8 @@ pub fn check_idle(leaving: &[DiskId], up: &[pb::Disk]) -> Result<(), Failure> {
     let text =
         format!("disk {id} ({root}) runs on this host: what is written to it would reach no other disk any more");
     let hint = format!(
-        "`delugefs disk drain {id}` has its contents copied, then `delugefs disk remove {root}`; --yes revokes it as it is"
+        "`delugefs disk drain {id}` has its contents copied, then `delugefs disk remove {}`; --yes revokes it as it is",
+        quoted(root)
     );
     Err(Failure::new(Exit::InUse, text).hint(hint))
 }
@@ -65,7 +67,7 @@ pub fn shut_out(set: &Members, me: HostId, disks: &[pb::Disk]) -> Vec<String> {
     for disk in disks {
         if let Some(id) = DiskId::from_hex(&disk.disk_id).filter(|id| set.is_revoked((*id).into())) {
             let (by, id, root) = (by(set, id.into()), short_id(&disk.disk_id), &disk.root);
-            let then = format!("copy what only it has to another, then `delugefs disk remove {root}`");
+            let then = format!("copy what only it has to another, then `delugefs disk remove {}`", quoted(root));
             problems.push(format!(
                 "disk {id} ({root}) was revoked{by}: what is written to it reaches no other disk; {then}"
             ));
@@ -120,21 +122,23 @@ mod tests {
         let membership = Membership::open(dir.path().into()).unwrap();
         let cluster = membership.cluster_for("home").unwrap();
         let ours =
-            |n: u8| pb::Disk { disk_id: DiskId([n; 32]).to_hex(), root: format!("/d{n}"), ..pb::Disk::default() };
+            |n: u8| pb::Disk { disk_id: DiskId([n; 32]).to_hex(), root: format!("/my d{n}"), ..pb::Disk::default() };
         for n in [8, 9] {
             assert!(membership.admit_disk(cluster, DiskId([n; 32])).unwrap());
         }
         let leaving = membership.leaving(cluster, "09090909").unwrap();
         let failure = check_idle(&leaving, &[ours(8), ours(9)]).unwrap_err();
         assert_eq!(failure.exit, Exit::InUse);
-        assert!(failure.message.starts_with("disk 09090909 (/d9) runs on this host"), "{failure:?}");
+        assert!(failure.message.starts_with("disk 09090909 (/my d9) runs on this host"), "{failure:?}");
+        assert!(failure.hint.unwrap().contains("`delugefs disk remove '/my d9'`"));
         assert_eq!(check_idle(&leaving, &[ours(8)]), Ok(()));
 
         let me = membership.identity().host_id();
         let problems = || shut_out(&membership.set(cluster).unwrap(), me, &[ours(8), ours(9), pb::Disk::default()]);
         assert_eq!(problems(), Vec::<String>::new());
         membership.revoke(cluster, "09090909").unwrap();
-        assert!(problems()[0].starts_with("disk 09090909 (/d9) was revoked"), "{:?}", problems());
+        assert!(problems()[0].starts_with("disk 09090909 (/my d9) was revoked"), "{:?}", problems());
+        assert!(problems()[0].ends_with("`delugefs disk remove '/my d9'`"), "{:?}", problems());
 
         // By another host.
         let token = membership.invite(cluster, DiskId([8; 32]), vec![], 60).unwrap();

@@ -11,7 +11,6 @@ pub mod cli;
 pub mod cluster;
 pub mod discovery;
 pub mod drain;
-pub mod escape;
 pub mod failure;
 pub mod farewell;
 pub mod identity;
@@ -37,3 +36,5 @@ pub mod statefile;
 pub mod sys;
 pub mod uds;
 pub mod worker;
+
+pub use delugefs_proto::escape;

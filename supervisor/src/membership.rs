@@ -5,7 +5,7 @@
 //! said something first does not matter.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -84,14 +84,10 @@ impl Membership {
         };
         let identity = Identity::from_pkcs8(&key).with_context(|| format!("{}/{KEY}", state_dir.display()))?;
         let mut sets = BTreeMap::new();
-        for entry in std::fs::read_dir(&state_dir)? {
-            let name = entry?.file_name();
-            let id = name.to_str().and_then(|name| ClusterId::from_hex(name.strip_prefix(SET_PREFIX)?));
-            let Some(id) = id else { continue };
-            let bytes = statefile::read(&state_dir, &format!("{SET_PREFIX}{}", id.to_hex()))?.unwrap_or_default();
-            match Members::decode(id, &bytes) {
-                Ok(set) => drop(sets.insert(id, set)),
-                Err(error) => tracing::error!("the membership of cluster {} is damaged: {error}", id.to_hex()),
+        for id in kept_sets(&state_dir)? {
+            match read_set(&state_dir, id) {
+                Ok(set) => sets.extend(set.map(|set| (id, set))),
+                Err(error) => tracing::error!("the membership of cluster {} is damaged: {error:#}", id.to_hex()),
             }
         }
         let invites = match statefile::read(&state_dir, INVITES)? {
@@ -119,14 +115,33 @@ impl Membership {
 
     /// A cluster's membership as this host knows it.
     pub fn set(&self, cluster: ClusterId) -> Option<Members> {
-        self.sets.lock().get(&cluster).cloned()
+        let mut sets = self.sets.lock();
+        self.look_again(&mut sets, cluster);
+        sets.get(&cluster).cloned()
     }
 
     /// The cluster of this name that this host is a member of.
     pub fn known(&self, name: &str) -> Option<ClusterId> {
         let me = self.identity.host_id();
-        let sets = self.sets.lock();
-        sets.values().find(|set| set.cluster_name() == name && set.is_host(me)).map(Members::cluster_id)
+        let mut sets = self.sets.lock();
+        let find = |sets: &BTreeMap<ClusterId, Members>| {
+            sets.values().find(|set| set.cluster_name() == name && set.is_host(me)).map(Members::cluster_id)
+        };
+        find(&sets).or_else(|| {
+            kept_sets(&self.state_dir).unwrap_or_default().into_iter().for_each(|id| self.look_again(&mut sets, id));
+            find(&sets)
+        })
+    }
+
+    /// `--found` of another process founds beside a supervisor that runs, as `service delugefs create` does.
+    fn look_again(&self, sets: &mut BTreeMap<ClusterId, Members>, cluster: ClusterId) {
+        // One that is damaged was complained about at the start.
+        if !sets.contains_key(&cluster)
+            && let Ok(Some(set)) = read_set(&self.state_dir, cluster)
+        {
+            tracing::info!("the cluster {} was founded meanwhile", set.cluster_name());
+            sets.insert(cluster, set);
+        }
     }
 
     /// Forget a cluster that this host has founded and whose first disk could not be made. One that has a disk or another host stays.
@@ -346,6 +361,21 @@ impl Membership {
     }
 }
 
+/// The clusters of which a set is kept.
+fn kept_sets(state_dir: &Path) -> std::io::Result<Vec<ClusterId>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(state_dir)? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| ClusterId::from_hex(name.strip_prefix(SET_PREFIX)?)));
+    }
+    Ok(found)
+}
+
+fn read_set(state_dir: &Path, cluster: ClusterId) -> anyhow::Result<Option<Members>> {
+    let bytes = statefile::read(state_dir, &format!("{SET_PREFIX}{}", cluster.to_hex()))?;
+    Ok(bytes.map(|bytes| Members::decode(cluster, &bytes)).transpose()?)
+}
+
 fn no_member() -> Failure {
     Failure::new(Exit::NotPermitted, "this host is no member of the cluster").hint(
         "ask for an invitation on a member (`delugefs invite`) and use it: `delugefs run CLUSTER ROOT --join TOKEN`",
@@ -368,6 +398,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let membership = Membership::open(dir.path().into()).unwrap();
         (dir, membership)
+    }
+
+    #[test]
+    fn a_cluster_that_another_process_founds_meanwhile_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = Membership::open(dir.path().into()).unwrap();
+        let founded = |name: &str| Membership::open(dir.path().into()).unwrap().cluster_for(name).unwrap();
+        let (home, work) = (founded("home"), founded("work"));
+        assert_eq!(running.cluster_for("home").unwrap(), home, "no second one of that name");
+        assert!(running.admit_disk(work, DiskId([8; 32])).unwrap());
+        assert_eq!(running.known("garden"), None);
     }
 
     #[test]

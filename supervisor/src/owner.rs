@@ -208,7 +208,7 @@ impl Owner {
         }
         args.extend(network(&spec.net));
         let last_port = spec.disk_id.as_ref().map_or(0, |disk_id| self.addresses.port(disk_id));
-        if spec.net.port == 0 && last_port != 0 {
+        if spec.net.port() == 0 && last_port != 0 {
             args.extend(arguments([("--last-port", last_port.to_string().into())]));
         }
         let prefix = spec.disk_id.as_ref().map(|disk_id| short_id(disk_id).to_string());
@@ -253,7 +253,7 @@ impl Owner {
             (None, None) => return,
         };
         match news {
-            News::Started { pid } => tracing::info!(pid, "{what} {path}: started"),
+            News::Started { pid, .. } => tracing::info!(pid, "{what} {path}: started"),
             News::WorkerReady(served) => tracing::info!("{what} {path}: up as {}", short_id(&served.disk_id)),
             News::FrontendReady { .. } => tracing::info!("{what} {path}: up"),
             News::Adopted { pid, .. } => tracing::info!(pid, "{what} {path}: was alive, adopted"),
@@ -273,21 +273,21 @@ impl Owner {
 
 fn network(net: &pb::NetSettings) -> Vec<OsString> {
     let mut args = Vec::new();
-    if !net.listen.is_empty() {
-        args.extend(arguments([("--listen", net.listen.clone().into())]));
+    if !net.listen().is_empty() {
+        args.extend(arguments([("--listen", net.listen().into())]));
     }
-    if net.port != 0 {
-        args.extend(arguments([("--btport", net.port.to_string().into())]));
+    if net.port() != 0 {
+        args.extend(arguments([("--btport", net.port().to_string().into())]));
     }
-    if !net.site.is_empty() {
-        args.extend(arguments([("--site", net.site.clone().into())]));
+    if !net.site().is_empty() {
+        args.extend(arguments([("--site", net.site().into())]));
     }
     for (flag, limit) in [("--upload-limit", net.upload_bytes_per_s), ("--download-limit", net.download_bytes_per_s)] {
         if limit != 0 {
             args.extend(arguments([(flag, limit.to_string().into())]));
         }
     }
-    if net.lazy {
+    if net.lazy() {
         args.push("--lazy".into());
     }
     args

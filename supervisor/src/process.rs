@@ -110,7 +110,7 @@ impl Job {
                 return if error.kind() == io::ErrorKind::NotFound { failure.hint(hint) } else { failure };
             }
         };
-        news(News::Started { pid });
+        news(News::Started { pid, at_s: sys::uptime_s() });
         let mut lines = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
         let mut poll = tokio::time::interval(POLL);
         let mut asked = None;

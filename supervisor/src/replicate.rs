@@ -6,12 +6,16 @@
 
 mod carry_out;
 mod contents;
+mod lag;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use delugefs_proto::codec::decode_version_vector;
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ContentId, DiskId, HostId, hex};
@@ -20,6 +24,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use self::contents::Contents;
+use self::lag::Lag;
 use crate::policy::{self, Desk, Disk, Health, Presence, Settings, View};
 use crate::{sys, worker};
 
@@ -82,6 +87,8 @@ impl Shown {
             gone: health.gone,
             waiting: self.waiting,
             at_risk: at_risk.take(10).collect(),
+            stuck: health.stuck,
+            stuck_by: health.stuck_by.iter().map(|disk| disk.0.to_vec()).collect(),
             disks: disks.collect(),
         })
     }
@@ -96,6 +103,7 @@ struct Replicator {
     contents: Contents,
     /// Workers that answered in this round and take changes; what the others know may be old.
     willing: Vec<PathBuf>,
+    lag: Lag,
     /// Which worker's answer `contents` is, and its generation.
     source: (PathBuf, u64),
     /// Whose walk failed last.
@@ -149,6 +157,7 @@ impl Replicator {
             disks: BTreeMap::new(),
             contents: Contents::default(),
             willing: Vec::new(),
+            lag: Lag::default(),
             source: Default::default(),
             failed: None,
             silence: SILENCE,
@@ -207,6 +216,7 @@ impl Replicator {
         self.willing.clear();
         // What a disk that takes no changes says of its own mark may be old.
         let mut marks: BTreeMap<DiskId, wpb::Mark> = BTreeMap::new();
+        let mut known = BTreeMap::new();
         for (_, socket) in workers {
             let Ok(reply) =
                 worker::ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
@@ -224,6 +234,11 @@ impl Replicator {
             if let Some(me) = reply.me
                 && let Some(id) = DiskId::from_slice(&me.disk_id)
             {
+                if let Ok(vector) = decode_version_vector(&me.seen)
+                    && takes_changes
+                {
+                    known.insert(id, vector); // an older worker does not say it
+                }
                 seen.insert(id, me); // of itself a disk knows best
             }
             for peer in reply.peers {
@@ -238,6 +253,7 @@ impl Replicator {
             }
         }
         let me = me?;
+        self.lag.look(known, Instant::now());
         for (id, peer) in &mut seen {
             if let Some(mark) = marks.get(id).filter(|_| peer.read_only) {
                 peer.set_mark(*mark);
@@ -302,13 +318,13 @@ impl Replicator {
 
     /// Read what the catalog says, if it changed and the last look is not too recent. Whether anything is new.
     async fn walk(&mut self, workers: &[(DiskId, PathBuf)], now: u64) -> bool {
-        // Every catalog says the same, but of a disk that takes no changes: those come last. Else whose does not matter. After
-        // one that failed comes the next one's turn.
-        let is_willing = |socket: &&PathBuf| self.willing.contains(*socket);
-        let (mut order, others): (Vec<&PathBuf>, Vec<_>) =
-            workers.iter().map(|(_, socket)| socket).partition(is_willing);
-        let may_stay = order.is_empty() || is_willing(&&self.source.0);
+        // Every catalog says the same, but of a disk that takes no changes, or is behind: those come last. Else whose does not
+        // matter. After one that failed comes the next one's turn.
+        let follows = |(disk, socket): &&(DiskId, PathBuf)| self.willing.contains(socket) && !self.lag.is_behind(*disk);
+        let (mut order, others): (Vec<_>, Vec<_>) = workers.iter().partition(follows);
+        let may_stay = order.is_empty() || order.iter().any(|(_, socket)| *socket == self.source.0);
         order.extend(others);
+        let order: Vec<&PathBuf> = order.into_iter().map(|(_, socket)| socket).collect();
         let at = |of: &Path| order.iter().position(|socket| *socket == of);
         let next = self.failed.as_deref().and_then(at).map_or(0, |at| (at + 1) % order.len());
         let source = at(&self.source.0).filter(|_| may_stay);
@@ -451,137 +467,5 @@ async fn remember(socket: &Path, disk: &wpb::Peer) {
     match answer {
         Ok(_) => tracing::info!("disk {}: it was forgotten, and is here again", short_id(&hex(&disk.disk_id))),
         Err(error) => tracing::debug!(error = error.message(), "its mark stays for now"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk(id: DiskId, host: DiskId, since_s: u64) -> Disk {
-        Disk {
-            id,
-            host: HostId(host.0),
-            site: String::new(),
-            presence: Presence::Here { since_s },
-            changed_s: 0,
-            lazy: false,
-            draining: false,
-            read_only: false,
-            full: false,
-            forgotten: false,
-            free_bytes: 1000,
-            backlog_s: 0,
-        }
-    }
-
-    #[test]
-    fn as_many_disks_fetch_a_small_file_as_copies_are_missing() {
-        let (me, content) = (DiskId([1; 32]), ContentId([7; 32]));
-        let ids: Vec<DiskId> = (1..=4).map(|n| DiskId([n; 32])).collect();
-        let known: Vec<Option<DiskId>> = ids.iter().copied().map(Some).collect();
-        let place = |id: &DiskId| u32::try_from(ids.iter().position(|known| known == id).unwrap()).unwrap();
-        for comes in [true, false] {
-            let mut this = Replicator::new(Settings::default());
-            ids.iter().for_each(|id| drop(this.disks.insert(*id, disk(*id, me, 0))));
-            let walked = |this: &mut Replicator, holders: Vec<u32>| {
-                let (content, pieces) = (content.0.to_vec(), Vec::new());
-                let said = wpb::Content { content, size_bytes: 5, wanted: 2, holders, pieces };
-                this.contents = Contents::default();
-                this.contents.add(&Contents::default(), &known, &[said], 1999); // later others take over
-                this.contents.end();
-            };
-            // Who is told to fetch it.
-            let told = |this: &mut Replicator| {
-                let disks: Vec<Disk> = this.disks.values().cloned().collect();
-                let (contents, desk, settings) = (this.contents.all(), &this.desk, &this.settings);
-                let view = View { me: HostId(me.0), disks: &disks, contents, desk, settings };
-                let decided = policy::decide(&view, 2000);
-                let told: Vec<DiskId> = decided
-                    .iter()
-                    .filter_map(|decision| match decision {
-                        policy::Decision::Mirror { disk, .. } => Some(*disk),
-                        _ => None,
-                    })
-                    .collect();
-                for disk in &told {
-                    this.desk.fetching(*disk, content, 5);
-                    this.fetches.insert((*disk, content), None);
-                }
-                told
-            };
-            walked(&mut this, vec![0]);
-            this.told = Some(Instant::now());
-            let first = told(&mut this);
-            assert_eq!(first.len(), 1);
-            // It has it before the catalog is walked again; and that walk may be too early to say so.
-            let key = (first[0], content);
-            for _ in 0..3 {
-                this.left_off(key.0, content, 2000);
-                assert_eq!(told(&mut this), [], "another disk is told to fetch the same");
-                this.told = Some(Instant::now());
-            }
-            if comes {
-                walked(&mut this, vec![0, place(&key.0)]);
-            }
-            this.told = this.fetches[&key].map(|since| since + NEWS);
-            this.left_off(key.0, content, 2000);
-            assert!(this.fetches.is_empty());
-            let next = told(&mut this);
-            assert_eq!((next.len(), next.contains(&key.0)), (usize::from(!comes), false), "it failed, or it did not");
-        }
-    }
-
-    #[test]
-    fn what_failed_is_tried_anew_when_another_disk_has_it_or_one_that_does_has_come() {
-        let (here, source, content) = (DiskId([1; 32]), DiskId([2; 32]), ContentId([7; 32]));
-        let said = wpb::Content {
-            content: content.0.to_vec(),
-            size_bytes: 5,
-            wanted: 2,
-            holders: vec![0],
-            ..wpb::Content::default()
-        };
-        let asked_again = |walked_s, came_s| {
-            let mut this = Replicator::new(Settings::default());
-            this.contents.add(&Contents::default(), &[Some(source)], std::slice::from_ref(&said), walked_s);
-            this.contents.end();
-            for (id, since_s) in [(here, 0), (source, came_s)] {
-                this.disks.insert(id, disk(id, id, since_s));
-            }
-            this.desk.failed(here, content, 1000);
-            this.desk.failed(here, content, 2000);
-            this.forgive();
-            let disks: Vec<Disk> = this.disks.values().cloned().collect();
-            let (contents, desk, settings) = (this.contents.all(), &this.desk, &this.settings);
-            let view = View { me: HostId(here.0), disks: &disks, contents, desk, settings };
-            !policy::decide(&view, 2060).is_empty()
-        };
-        assert_eq!([asked_again(900, 900), asked_again(2001, 900), asked_again(900, 2001)], [false, true, true]);
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_says_nothing_does_not_keep_the_others_from_being_asked() {
-        let dir = tempfile::tempdir().unwrap();
-        let workers: Vec<(DiskId, PathBuf)> =
-            (1..=3).map(|n| (DiskId([n; 32]), dir.path().join(format!("{n}.sock")))).collect();
-        // All take calls and never answer.
-        let _silent: Vec<_> =
-            workers.iter().map(|(_, socket)| std::os::unix::net::UnixListener::bind(socket).unwrap()).collect();
-        let mut this = Replicator { silence: Duration::from_millis(20), ..Replicator::new(Settings::default()) };
-        for (_, socket) in workers.iter().chain(&workers) {
-            this.walked.0 = None;
-            assert!(!this.walk(&workers, 1).await);
-            assert_eq!(this.walked.1, Duration::ZERO, "the next one is not kept waiting");
-            assert_eq!(this.failed.as_ref(), Some(socket));
-        }
-        // The one that was asked last has become full, or fails: another one knows more, if there is one.
-        let socket = |at: usize| workers[at].1.clone();
-        for (willing, asked) in [(&[0, 1, 2][..], 0), (&[2], 2), (&[1, 2], 1), (&[], 0)] {
-            this.willing = willing.iter().map(|at| socket(*at)).collect();
-            (this.source, this.failed, this.walked.0) = ((socket(0), 5), None, None);
-            assert!(!this.walk(&workers, 1).await);
-            assert_eq!(this.failed, Some(socket(asked)), "{willing:?}");
-        }
     }
 }

@@ -27,6 +27,7 @@ use tonic::service::interceptor::InterceptedService;
 use crate::addresses::Addresses;
 use crate::browse;
 use crate::cluster::{self, Found};
+use crate::escape::quoted;
 use crate::membership::Membership;
 use crate::notes::{self, Note};
 use crate::owner::{DiskSpec, Event, MountSpec, Owner, Registration, State};
@@ -275,7 +276,8 @@ async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember:
             Err(failure) => {
                 tracing::error!("the mount {} is not started: {}", dir.display(), failure.message);
                 let failure = match remember {
-                    true => failure.hint(format!("`delugefs umount {}` forgets the mount", dir.display())),
+                    true => failure
+                        .hint(format!("`delugefs umount {}` forgets the mount", quoted(&dir.display().to_string()))),
                     false => failure.hint("name another user for the mount in the configuration"),
                 };
                 send(events, Event::MountStuck { spec: spec(None), remember, failure });
@@ -297,10 +299,10 @@ async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember:
             retention_s: disk.retention_s,
             allow_uids: Vec::new(),
             net: NetSettings {
-                listen: disk.listen.clone().unwrap_or_default(),
-                port: disk.btport.into(),
-                lazy: disk.lazy,
-                site: disk.site.clone(),
+                listen: disk.listen.clone(),
+                port: Some(disk.btport.into()),
+                lazy: Some(disk.lazy),
+                site: Some(disk.site.clone()),
                 upload_bytes_per_s: disk.upload_bytes_per_s.unwrap_or(0),
                 download_bytes_per_s: disk.download_bytes_per_s.unwrap_or(0),
             },

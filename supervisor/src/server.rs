@@ -1,6 +1,7 @@
 //! The control socket: turns calls into events for the owner, and asks the workers what only they know.
 
 mod asking;
+mod late;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::{ClusterId, HostId, hex};
 use delugefs_proto::members::clean_label;
 use delugefs_proto::peer_pb::JoinReply;
+use delugefs_proto::source::source;
 use delugefs_proto::token::{ADDRESSES_MAX, Token, TokenError};
 use delugefs_proto::worker_pb::where_is_reply::Place;
 use delugefs_proto::{config, worker_pb};
@@ -23,7 +25,7 @@ use tonic::{Request, Response, Status};
 use self::asking::{ids, in_turn, show_disks, split};
 use crate::addresses::Addresses;
 use crate::cluster::{Apart, Found};
-use crate::escape::escape_bytes;
+use crate::escape::{escape_bytes, quoted};
 use crate::failure::Failure;
 use crate::log::Logged;
 use crate::membership::{Membership, Refused};
@@ -74,6 +76,7 @@ impl Control for Server {
         }
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
+        host.problems.extend(late::late(&host, &self.run_dir, sys::uptime_s()));
         show_disks(&mut host.mounts, &host.disks);
         let mut out = Vec::new();
         if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {
@@ -434,14 +437,14 @@ impl Server {
         if !current.is_empty() {
             return Ok(current);
         }
+        let shown = quoted(&root.display().to_string());
         let Some(found) = found else {
             return Err(Failure::new(Exit::Usage, "the cluster of the new disk is not known")
-                .hint(format!("`delugefs run CLUSTER {} --create` makes the first disk of one", root.display())));
+                .hint(format!("`delugefs run CLUSTER {shown} --create` makes the first disk of one")));
         };
         let found = found.clone().map_err(|failure| match failure.hint {
             None => failure.hint(format!(
-                "mount the disk if it is not mounted; `delugefs run CLUSTER {} --create` makes a new one",
-                root.display()
+                "mount the disk if it is not mounted; `delugefs run CLUSTER {shown} --create` makes a new one"
             )),
             Some(_) => failure,
         });
@@ -449,9 +452,10 @@ impl Server {
     }
 }
 
-/// What is logged once of a host that is not admitted: anybody can come as often as he likes, with as many keys, but has one address.
+/// What is logged once of a host that is not admitted: anybody can come as often as he likes, with as many keys, but from one place.
 fn refusal_key(refusal: &Refused, from: &str) -> String {
-    let address = from.parse::<std::net::SocketAddr>().map_or_else(|_| from.to_owned(), |from| from.ip().to_string());
+    let address =
+        from.parse::<std::net::SocketAddr>().map_or_else(|_| from.into(), |from| source(from.ip()).to_string());
     format!("{} {address}", refusal.why)
 }
 
@@ -541,7 +545,10 @@ mod tests {
     fn who_invents_keys_or_calls_from_many_ports_is_logged_once_for_each_reason() {
         let key = |why: &str, from: &str| refusal_key(&why.into(), from);
         assert_eq!(key("unknown", "192.0.2.7:1"), key("unknown", "192.0.2.7:2"));
-        assert_eq!(key("unknown", "[fd00::1]:1"), key("unknown", "[fd00::1]:2"));
+        assert_eq!(key("unknown", "[fd00::1]:1"), key("unknown", "[fd00::2]:2"), "he has all of these");
+        assert_ne!(key("unknown", "[fd00::1]:1"), key("unknown", "[fd00:0:0:1::1]:1"));
+        assert_ne!(key("unknown", "[fe80::1]:1"), key("unknown", "[fe80::2]:1"), "two hosts of a link");
+        assert_eq!(key("unknown", "[::ffff:192.0.2.7]:1"), key("unknown", "192.0.2.7:1"));
         assert_ne!(key("unknown", "192.0.2.7:1"), key("expired", "192.0.2.7:1"));
         assert_ne!(key("unknown", "192.0.2.7:1"), key("unknown", "192.0.2.8:1"));
     }

@@ -402,7 +402,7 @@ fn changing_commands_and_their_failures() {
     ");
     insta::assert_snapshot!(failure(&["stop"]), @"
     delugefs: no supervisor answers at LAB/r/control.sock
-    Hint: `delugefs run CLUSTER ROOT` starts one; --run-dir DIR names another one's directory
+    Hint: `delugefs run CLUSTER ROOT --state-dir DIR` starts one; --run-dir DIR names another one's directory
     exit 17
     ");
 }

@@ -63,9 +63,10 @@ fn run() {
           --no-mdns           Neither announce this host's disks on the local network nor look for others there (also: DELUGEFS_NO_MDNS=1)
           --join <TOKEN>      Join the cluster with an invitation from one of its hosts (`delugefs invite`); the disk is made if it is not there
           --lazy              Fetch contents to this disk only to read them
-          --btport <PORT>     TCP port of this disk for other disks [default: any, the same again]
-          --site <NAME>       Where this disk is: copies are spread over sites
-          --listen <ADDR>     IP address to listen on for other disks [default: all]
+          --no-lazy           Keep copies on this disk, after it was lazy
+          --btport <PORT>     TCP port of this disk for other disks [default: any, the same again; 0 takes back what was said before]
+          --site <NAME>       Where this disk is: copies are spread over sites ('' takes it back)
+          --listen <ADDR>     IP address to listen on for other disks [default: all; '' takes back what was said before]
           --peer <HOST:PORT>  Where a disk of the cluster is that multicast does not reach; may be given several times
       -h, --help              Print help
     ");
@@ -175,9 +176,10 @@ fn disk() {
           --create         Make a new disk of this folder, which must be empty
           --run-dir <DIR>  Where the sockets are [default: /var/run/delugefs, or the user's]
           --lazy           Fetch contents to this disk only to read them
-          --btport <PORT>  TCP port of this disk for other disks [default: any, the same again]
-          --site <NAME>    Where this disk is: copies are spread over sites
-          --listen <ADDR>  IP address to listen on for other disks [default: all]
+          --no-lazy        Keep copies on this disk, after it was lazy
+          --btport <PORT>  TCP port of this disk for other disks [default: any, the same again; 0 takes back what was said before]
+          --site <NAME>    Where this disk is: copies are spread over sites ('' takes it back)
+          --listen <ADDR>  IP address to listen on for other disks [default: all; '' takes back what was said before]
       -h, --help           Print help
     ");
     insta::assert_snapshot!(help(&["disk", "remove"]), @"

@@ -96,6 +96,7 @@ impl Lab {
 
     pub fn hermetic(&self, command: &mut Command) {
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DELUGEFS_LIBEXEC", self.path("lib"));
+        command.env("DELUGEFS_NO_MDNS", "1"); // nothing of it is for the machine's networks
         command.current_dir(self.dir.path()).stdin(Stdio::null());
     }
 

@@ -547,6 +547,16 @@ fn how_an_added_disk_takes_part_in_the_network_is_the_same_at_the_next_start() {
     assert_eq!(lab.wait(run), 0);
     let run = lab.run(&[]);
     lab.wait_for("the worker's start", || started(&lab).contains(&flags));
+    // While it is served, too; what is not given stays.
+    let said = lab.says(&["disk", "add", "b", "--no-lazy", "--site", ""]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let is_left = |start: &str| start.contains(&port) && !start.contains("--site") && !start.contains("--lazy");
+    lab.wait_for("the worker's start", || is_left(&started(&lab)));
+    assert_eq!(lab.says(&["disk", "add", "b"]).code, 14, "nothing new");
+    terminate(run);
+    assert_eq!(lab.wait(run), 0);
+    let run = lab.run(&[]);
+    lab.wait_for("the worker's start", || is_left(&started(&lab)));
     terminate(run);
     assert_eq!(lab.wait(run), 0);
     lab.assert_clean();
@@ -564,7 +574,7 @@ fn a_hint_can_be_typed_as_it_is() {
         let command = format!("`delugefs --run-dir {run_dir} {command}`");
         assert!(text.contains(&command), "{command} is not in {text}");
     };
-    is_said(&said(&lab, &["status"]), "run CLUSTER ROOT");
+    is_said(&said(&lab, &["status"]), "run CLUSTER ROOT --state-dir DIR");
     let run = lab.run(&["--create", "--mount", "m"]);
     is_said(&said(&lab, &["run", "home", "a"]), "status");
     is_said(&said(&lab, &["umount", "/nowhere"]), "status");

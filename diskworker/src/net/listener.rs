@@ -9,6 +9,7 @@ use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN, ALPN_TORRENT, peer_id}
 use delugefs_proto::ids::{DiskId, NodeId};
 use delugefs_proto::message;
 use delugefs_proto::peer_pb as pb;
+use delugefs_proto::source::source;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::io::{PeerInfo, PeerIo};
-use super::places::{Places, source};
+use super::places::Places;
 use super::{Net, join};
 
 /// For a handshake and the first message.

@@ -2,9 +2,10 @@
 //! a place for some seconds, and one host could keep everybody else out.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use delugefs_proto::source::source;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -58,18 +59,6 @@ impl Drop for Place {
                 taken.remove(&self.source);
             }
         }
-    }
-}
-
-/// Who can call from one IPv6 address can do so from all that begin alike. Those of a link begin alike on all its hosts.
-pub(super) fn source(from: IpAddr) -> IpAddr {
-    match from.to_canonical() {
-        IpAddr::V6(address) if address.is_unicast_link_local() => address.into(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        address => address,
     }
 }
 

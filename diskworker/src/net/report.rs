@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use delugefs_proto::codec::encode_version_vector;
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb::About;
@@ -110,6 +111,7 @@ impl Net {
                 contents: self.holdings.lock().count(me),
                 state_commit: self.engine.commits().borrow().to_string(),
                 mark: mark(me),
+                seen: encode_version_vector(&self.engine.committed().ctx),
                 ..describe(me, &mine)
             }),
             peers: Vec::new(),

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use delugefs_proto::codec::decode_version_vector;
 use delugefs_proto::identity::tls::{ALPN_GRPC, ALPN_JOIN};
 use delugefs_proto::ids::{ClusterId, Ino};
 use delugefs_proto::local_pb::{Lookup, Mkdir};
@@ -186,6 +187,9 @@ async fn what_one_disk_changes_the_others_see() {
     let all = |name: &str| nodes.iter().all(|node| node.sees(name));
     until("both names everywhere", || all("from-0") && all("from-2")).await;
     until("one state", || nodes.iter().all(|node| node.commit() == nodes[0].commit())).await;
+    // The supervisor tells by what they have seen whether one does not follow.
+    let seen = |node: &Node| decode_version_vector(&node.net.peers().me.unwrap().seen).unwrap();
+    assert!(nodes.iter().all(|node| seen(node) == seen(&nodes[0]) && !seen(node).0.is_empty()));
     // Who holds what, also when it is the other side's first word.
     let content = ContentId([7; 32]);
     nodes[2].net.holding_changed(content, true);

@@ -37,7 +37,11 @@ pub async fn connect(run_dir: &Path) -> Result<Control, UserError> {
         }
         Err(_) => {
             let error = UserError::new(Exit::NoSupervisor, format!("no supervisor answers at {}", socket.display()));
-            Err(error.hint("`delugefs run CLUSTER ROOT` starts one; --run-dir DIR names another one's directory"))
+            // One that has a run directory of its own has a state directory, too: what it knows is not in the default one.
+            let own = if run_dir == rundir::default_run_dir() { "" } else { " --state-dir DIR" };
+            Err(error.hint(format!(
+                "`delugefs run CLUSTER ROOT{own}` starts one; --run-dir DIR names another one's directory"
+            )))
         }
     }
 }

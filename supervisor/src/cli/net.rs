@@ -10,15 +10,18 @@ use delugefs_proto::exit::{Exit, UserError};
 #[derive(Debug, Args)]
 pub(super) struct Net {
     /// Fetch contents to this disk only to read them
-    #[arg(long)]
+    #[arg(long, overrides_with = "no_lazy")]
     lazy: bool,
-    /// TCP port of this disk for other disks [default: any, the same again]
+    /// Keep copies on this disk, after it was lazy
+    #[arg(long, overrides_with = "lazy")]
+    no_lazy: bool,
+    /// TCP port of this disk for other disks [default: any, the same again; 0 takes back what was said before]
     #[arg(long, value_name = "PORT")]
     btport: Option<u16>,
-    /// Where this disk is: copies are spread over sites
+    /// Where this disk is: copies are spread over sites ('' takes it back)
     #[arg(long, value_name = "NAME")]
     site: Option<String>,
-    /// IP address to listen on for other disks [default: all]
+    /// IP address to listen on for other disks [default: all; '' takes back what was said before]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 }
@@ -29,7 +32,7 @@ impl Net {
     /// # Errors
     /// What was typed for an address is none of this machine.
     pub fn check(&self) -> Result<(), UserError> {
-        let Some(text) = &self.listen else { return Ok(()) };
+        let Some(text) = self.listen.as_ref().filter(|text| !text.is_empty()) else { return Ok(()) };
         let wrong = match text.parse::<IpAddr>() {
             Err(_) => "is no IP address",
             Ok(address) if is_elsewhere(address) => "is no address of this machine",
@@ -57,10 +60,10 @@ impl Net {
     /// For the supervisor. Only the configuration has limits.
     pub fn settings(&self) -> NetSettings {
         NetSettings {
-            listen: self.listen.clone().unwrap_or_default(),
-            port: self.btport.unwrap_or(0).into(),
-            lazy: self.lazy,
-            site: self.site.clone().unwrap_or_default(),
+            listen: self.listen.clone(),
+            port: self.btport.map(Into::into),
+            lazy: (self.lazy || self.no_lazy).then_some(self.lazy),
+            site: self.site.clone(),
             ..NetSettings::default()
         }
     }

@@ -3,7 +3,7 @@
 
 mod watch;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -24,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::watch::{Seen, Watched, others};
 use super::client::{self, Control, answer};
+use super::here::Here;
 use super::net::Net;
 use crate::escape::{escape_line, quoted};
 use crate::failure::Failure;
@@ -96,10 +97,10 @@ struct Started {
     processes: bool,
 }
 
-pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
+pub(super) async fn run(run_dir: &Path, here: Here, arguments: Arguments) -> anyhow::Result<Exit> {
     let mut wish = wish(&arguments)?;
     let mut signals = Signals::new()?;
-    let progress = Progress::default();
+    let progress = Progress { here, ..Progress::default() };
     let mut outcome = None;
     loop {
         progress.tries.set(progress.tries.get() + 1);
@@ -171,6 +172,8 @@ pub(super) async fn run(run_dir: &Path, arguments: Arguments) -> anyhow::Result<
 /// What is known over the deaths of supervisors.
 #[derive(Default)]
 struct Progress {
+    /// What was typed.
+    here: Here,
     /// Starts in a row that did not lead to a mount that answers.
     tries: Cell<u32>,
     was_ready: Cell<bool>,
@@ -178,8 +181,8 @@ struct Progress {
     orphans: Cell<bool>,
     /// We were asked to stop.
     leaving: Cell<bool>,
-    /// Our disk is away, and others go on.
-    is_away: Cell<bool>,
+    /// What was said of our disk, which is away while others go on.
+    away: RefCell<Option<String>>,
     /// Our disk was taken away by another command, and others go on: it is neither added again nor ours to stop.
     is_removed: Cell<bool>,
 }
@@ -257,12 +260,12 @@ async fn serve(
         root: wish.disk.root.clone(),
         dir: wish.mount.as_ref().map(|mount| mount.dir.clone()),
         whole_host: started.supervisor.is_some(),
-        is_away: progress.is_away.get(),
+        away: progress.away.borrow().clone(),
     };
     let mut was_known = false;
     while let Ok(Some(host)) = changes.message().await {
         let seen = watched.look(&host);
-        progress.is_away.set(watched.is_away);
+        progress.away.borrow_mut().clone_from(&watched.away);
         let is_known = host.disks.iter().any(|disk| disk.root == watched.root);
         if was_known && !is_known {
             // For good: if it is there again, another command has added it, and it is that one's to stop.
@@ -272,7 +275,7 @@ async fn serve(
         was_known = is_known;
         match seen {
             Seen::Same => {}
-            Seen::Note(note) => eprintln!("delugefs: {}", escape_line(&note)),
+            Seen::Note(note) => eprintln!("delugefs: {}", progress.here.say(&escape_line(&note))),
             Seen::End(failure) => return Ok(Ending::Child(failure)),
         }
     }

@@ -82,6 +82,8 @@ pub struct Child {
     pub run: Option<Run>,
     /// Its process id, while there is one.
     pub pid: Option<u32>,
+    /// When that was started, by [`crate::sys::uptime_s`]; 0 of one that was found alive.
+    pub started_s: u64,
     /// How often it was started again.
     pub restarts: u32,
     /// How it ended last.
@@ -110,6 +112,7 @@ impl Child {
             phase: Phase::Waiting,
             run: None,
             pid: None,
+            started_s: 0,
             restarts: 0,
             failure: None,
             foreign: false,
@@ -133,6 +136,11 @@ impl Child {
         self.phase = Phase::Starting;
         self.run = Some(run);
         self.foreign = false;
+    }
+
+    /// There is a process.
+    pub fn begun(&mut self, pid: u32, at_s: u64) {
+        (self.pid, self.started_s) = (Some(pid), at_s);
     }
 
     /// It answers.

@@ -13,6 +13,7 @@ use super::child::{Child, Next, Phase, Reply, Then};
 use super::state::{
     Disk, DiskSpec, Effect, Mount, News, REGISTER_WAIT, Registration, Served, State, WORKER_STOP, stop,
 };
+use crate::escape::quoted;
 use crate::failure::Failure;
 
 impl State {
@@ -68,7 +69,7 @@ impl State {
             Phase::BackingOff { .. } | Phase::Stopped => {
                 disk.child.added.extend(reply);
                 if remember || !disk.child.remember {
-                    disk.spec.net = renewed(&disk.spec.net, spec.net);
+                    disk.spec.net = renewed(&disk.spec.net, &spec.net);
                 }
                 disk.spec.allow_uids = spec.allow_uids;
                 disk.spec.cluster_id = spec.cluster_id.or(disk.spec.cluster_id);
@@ -81,6 +82,13 @@ impl State {
                 let failure = Failure::new(Exit::InUse, format!("the disk at {root} is being stopped"));
                 self.answer(reply, Err(failure.hint("try again in a few seconds")));
             }
+            // `disk add` says something new of one that runs.
+            Phase::Up { .. } if remember && disk.child.remember && is_news(&disk.spec.net, &spec.net) => {
+                disk.child.claimed = claimed;
+                disk.spec.net = renewed(&disk.spec.net, &spec.net);
+                disk.child.added.extend(reply); // answered, and remembered, when it is up again
+                restart(&mut disk.child, now, &mut self.effects);
+            }
             _ if claimed || disk.child.remember && (remember || spec.create) => {
                 disk.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("the disk at {root} is running already"));
@@ -91,8 +99,7 @@ impl State {
                 // Who repeats `run` says what an inherited worker runs with. Nobody knows that of one started by hand, nor has
                 // `disk add` said it before: that one has to be started anew for it.
                 let is_said = reply.is_some() && spec.net != NetSettings::default();
-                let is_unknown = is_said && (remember || !disk.child.watched) && !disk.child.remember;
-                let anew = disk.child.run.filter(|_| is_unknown);
+                let anew = is_said && (remember || !disk.child.watched) && !disk.child.remember;
                 disk.child.watched = true;
                 match disk.child.remember {
                     true => disk.spec.allow_uids = spec.allow_uids, // the rest as it was added
@@ -100,12 +107,11 @@ impl State {
                 }
                 disk.child.remember |= remember;
                 match (phase, disk.served.as_ref().map(|served| served.disk_id.clone()), anew) {
-                    (Phase::Up { .. }, _, Some(run)) => {
-                        disk.child.added.extend(reply); // answered, and remembered, when it is up again
-                        disk.child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
-                        self.effects.push(Effect::Terminate { run });
+                    (Phase::Up { .. }, _, true) => {
+                        disk.child.added.extend(reply); // as above
+                        restart(&mut disk.child, now, &mut self.effects);
                     }
-                    (Phase::Up { .. }, Some(disk_id), None) => {
+                    (Phase::Up { .. }, Some(disk_id), false) => {
                         let is_news = remember && reply.is_some(); // as for a mount
                         self.answer(reply, Ok(disk_id));
                         if is_news {
@@ -140,9 +146,9 @@ impl State {
             shows.is_some_and(|shows| shows == root) && mount.child.is_running()
         };
         if let Some(mount) = self.mounts.iter().find(shows_it) {
-            let dir = mount.spec.dir.display();
+            let dir = mount.spec.dir.display().to_string();
             let failure = Failure::new(Exit::InUse, format!("the mount at {dir} shows the disk at {}", root.display()));
-            return self.answer([reply], Err(failure.hint(format!("`delugefs umount {dir}` first"))));
+            return self.answer([reply], Err(failure.hint(format!("`delugefs umount {}` first", quoted(&dir)))));
         }
         let child = &mut self.disks[at].child;
         child.removed.push(reply);
@@ -213,12 +219,9 @@ impl State {
     fn turn_away(&mut self, at: Option<usize>, now: Instant) {
         let Some(at) = at else { return };
         let child = &mut self.disks[at].child;
-        match (child.phase, child.run) {
-            (Phase::Up { .. }, Some(run)) if child.watched => {
-                child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
-                self.effects.push(Effect::Terminate { run });
-            }
-            (Phase::Up { .. }, _) => self.drop_disk(at, Ok(String::new())),
+        match child.phase {
+            Phase::Up { .. } if child.watched => restart(child, now, &mut self.effects),
+            Phase::Up { .. } => self.drop_disk(at, Ok(String::new())),
             _ => {}
         }
     }
@@ -241,8 +244,9 @@ impl State {
 
     pub(super) fn worker_news(&mut self, at: usize, news: News, now: Instant) {
         match news {
-            News::Started { pid } | News::Adopted { pid, .. } => {
-                self.disks[at].child.pid = Some(pid);
+            News::Started { pid, .. } | News::Adopted { pid, .. } => {
+                let at_s = if let News::Started { at_s, .. } = news { at_s } else { 0 };
+                self.disks[at].child.begun(pid, at_s);
                 if let Some(registration) = self.disks[at].early.take() {
                     self.adopt(at, registration, now);
                 }
@@ -329,13 +333,8 @@ impl State {
     pub(super) fn let_in(&mut self, uid: u32, now: Instant) {
         for disk in &mut self.disks {
             let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting);
-            if let Some(run) = disk.child.run
-                && running
-                && (!disk.child.foreign || disk.child.watched)
-                && !disk.allowed.contains(&uid)
-            {
-                disk.child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
-                self.effects.push(Effect::Terminate { run });
+            if running && (!disk.child.foreign || disk.child.watched) && !disk.allowed.contains(&uid) {
+                restart(&mut disk.child, now, &mut self.effects);
             }
         }
     }
@@ -351,13 +350,31 @@ impl State {
     }
 }
 
-/// What was asked for before, unless something else is now. Commands set no limits.
-fn renewed(before: &NetSettings, asked: NetSettings) -> NetSettings {
-    if asked == NetSettings::default() {
-        return before.clone();
+/// What was asked for before, but for what is said now. Commands set no limits.
+fn renewed(before: &NetSettings, asked: &NetSettings) -> NetSettings {
+    let word = |asked: &Option<String>, before: &Option<String>| {
+        asked.as_ref().or(before.as_ref()).filter(|word| !word.is_empty()).cloned()
+    };
+    NetSettings {
+        listen: word(&asked.listen, &before.listen),
+        port: asked.port.or(before.port).filter(|port| *port != 0),
+        lazy: asked.lazy.or(before.lazy).filter(|lazy| *lazy),
+        site: word(&asked.site, &before.site),
+        ..*before
     }
-    let NetSettings { upload_bytes_per_s, download_bytes_per_s, .. } = *before;
-    NetSettings { upload_bytes_per_s, download_bytes_per_s, ..asked }
+}
+
+/// Whether that changes anything.
+fn is_news(before: &NetSettings, asked: &NetSettings) -> bool {
+    renewed(before, asked) != renewed(before, &NetSettings::default())
+}
+
+/// Have a running worker started anew, with what is asked of it now.
+fn restart(child: &mut Child, now: Instant, effects: &mut Vec<Effect>) {
+    if let Some(run) = child.run {
+        child.phase = Phase::Stopping { kill_at: Some(now + WORKER_STOP), then: Then::Restart };
+        effects.push(Effect::Terminate { run });
+    }
 }
 
 /// A supervisor has one cluster.

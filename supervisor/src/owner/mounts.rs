@@ -8,6 +8,7 @@ use delugefs_proto::exit::Exit;
 
 use super::child::{Child, Next, Phase, Reply};
 use super::state::{Disk, Effect, FRONTEND_STOP, Mount, MountSpec, News, State, stop};
+use crate::escape::quoted;
 use crate::failure::Failure;
 use crate::mountpoint;
 use crate::sys::MountId;
@@ -47,7 +48,7 @@ impl State {
             _ if claimed || mount.child.remember && (remember || mount.spec.user != spec.user) => {
                 mount.child.claimed = claimed;
                 let failure = Failure::new(Exit::InUse, format!("{dir} is mounted already"));
-                let hint = format!("`delugefs umount {dir}` unmounts it; or choose another folder");
+                let hint = format!("`delugefs umount {}` unmounts it; or choose another folder", quoted(&dir));
                 self.answer(reply, Err(failure.hint(hint)));
             }
             // Left by an earlier supervisor and alive, or remembered: nothing to start.
@@ -126,7 +127,7 @@ impl State {
         let mount = &mut self.mounts[at];
         let child = &mut mount.child;
         match news {
-            News::Started { pid } => child.pid = Some(pid),
+            News::Started { pid, at_s } => child.begun(pid, at_s),
             News::FrontendReady { mounted } | News::Adopted { mounted, .. } if child.phase != Phase::Starting => {
                 mount.has_mounted(mounted); // asked to stop in the meantime
             }

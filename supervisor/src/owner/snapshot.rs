@@ -3,9 +3,11 @@
 use delugefs_proto::control_pb::{self as pb, disk, mount};
 use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
+use delugefs_proto::ids::hex;
 
 use super::child::{Child, Phase, Then};
 use super::state::State;
+use crate::escape::quoted;
 use crate::returned;
 
 /// Everything but what only the workers know.
@@ -21,11 +23,12 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         by_hand: disk.child.foreign && !disk.child.watched,
         failure: disk.child.failure.as_ref().map(|failure| failure.to_pb()),
         cluster: disk.spec.cluster.clone(),
-        listen: disk.spec.net.listen.clone(),
+        listen: disk.spec.net.listen().into(),
         tcp_port: disk.tcp_port.into(),
         grpc_socket: disk.served.as_ref().map(|served| served.grpc_socket.display().to_string()).unwrap_or_default(),
         drain: None,
         cluster_id: disk.spec.cluster_id.map(|id| id.to_hex()).unwrap_or_default(),
+        starting_since_s: starting_since_s(&disk.child),
     });
     let mounts = state.mounts.iter().map(|mount| pb::Mount {
         dir: mount.spec.dir.display().to_string(),
@@ -36,6 +39,7 @@ pub fn snapshot(state: &State) -> pb::HostStatus {
         by_hand: mount.child.foreign && !mount.child.watched,
         failure: mount.child.failure.as_ref().map(|failure| failure.to_pb()),
         root: mount.root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
+        starting_since_s: starting_since_s(&mount.child),
     });
     pb::HostStatus {
         cluster: state.cluster().unwrap_or_default().into(),
@@ -63,6 +67,10 @@ fn state_number(child: &Child) -> i32 {
     state.into()
 }
 
+fn starting_since_s(child: &Child) -> u64 {
+    if child.phase == Phase::Starting && child.pid.is_some() { child.started_s } else { 0 }
+}
+
 fn last_error(child: &Child) -> String {
     child.failure.as_ref().map(|failure| failure.to_pb().message).unwrap_or_default()
 }
@@ -81,7 +89,7 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         match (disk.state(), &disk.status) {
             (disk::State::BackingOff, _) => problems.push(format!("{name} is started again: {}", disk.last_error)),
             (disk::State::Stopped, _) => {
-                let (why, root) = (&disk.last_error, &disk.root);
+                let (why, root) = (&disk.last_error, quoted(&disk.root));
                 let is_other = disk.failure.as_ref().is_some_and(|failure| failure.exit == Exit::WrongCluster as u32);
                 let then = match returned::is_gone(disk) {
                     true => format!(
@@ -134,6 +142,16 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
         if replication.unreachable > 0 {
             problems.push(format!("{} contents are only on disks that are away", replication.unreachable));
         }
+        if replication.stuck > 0 {
+            let ids: Vec<String> = replication.stuck_by.iter().map(|id| short_id(&hex(id)).to_owned()).collect();
+            problems.push(format!(
+                "{} contents stay on a disk that is being emptied: nobody relies on their copies on disks that are full or take no changes \
+                 ({}), and there is no room for others; make room on these or mend them, add a disk, or want fewer copies: \
+                 `delugefs copies PATH N`",
+                replication.stuck,
+                ids.join(", ")
+            ));
+        }
         if replication.short_long > 0 {
             let what = "contents have had fewer copies than wanted for more than an hour";
             let then =
@@ -161,14 +179,24 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_get_off_a_disk_that_is_being_emptied_is_a_problem() {
+        let replication = pb::Replication { stuck: 3, stuck_by: vec![vec![0x1a; 32]], ..Default::default() };
+        let said = problems(&pb::HostStatus { replication: Some(replication), ..Default::default() });
+        assert!(
+            said[0].starts_with("3 contents stay on a disk that is being emptied") && said[0].contains("(1a1a1a1a)")
+        );
+    }
+
+    #[test]
     fn of_a_disk_that_is_stopped_it_is_said_what_starts_it() {
         let said = |exit: Exit| {
             let failure = Some(pb::Failure { exit: exit as u32, ..Default::default() });
             let state = disk::State::Stopped.into();
-            let disk = pb::Disk { root: "/d".into(), state, failure, last_error: "why".into(), ..Default::default() };
+            let disk =
+                pb::Disk { root: "/my d".into(), state, failure, last_error: "why".into(), ..Default::default() };
             problems(&pb::HostStatus { disks: vec![disk], ..Default::default() }).remove(0)
         };
-        assert_eq!(said(Exit::NewerFormat), "disk /d is stopped: why; `delugefs disk add /d` starts it again");
+        assert_eq!(said(Exit::NewerFormat), "disk /my d is stopped: why; `delugefs disk add '/my d'` starts it again");
         assert!(said(Exit::NoDisk).contains("it goes on when its folder is there again"), "{}", said(Exit::NoDisk));
     }
 

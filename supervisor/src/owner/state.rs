@@ -257,6 +257,8 @@ pub enum News {
     Started {
         /// Process id.
         pid: u32,
+        /// When, by [`crate::sys::uptime_s`].
+        at_s: u64,
     },
     /// The worker serves.
     WorkerReady(Served),
@@ -448,10 +450,10 @@ impl State {
                     root: disk.spec.root.clone(),
                     reserve_bytes: disk.spec.reserve_bytes,
                     retention_s: disk.spec.retention_s,
-                    listen: Some(disk.spec.net.listen.clone()).filter(|listen| !listen.is_empty()),
-                    btport: u16::try_from(disk.spec.net.port).unwrap_or(0),
-                    lazy: disk.spec.net.lazy,
-                    site: disk.spec.net.site.clone(),
+                    listen: disk.spec.net.listen.clone().filter(|listen| !listen.is_empty()),
+                    btport: u16::try_from(disk.spec.net.port()).unwrap_or(0),
+                    lazy: disk.spec.net.lazy(),
+                    site: disk.spec.net.site().into(),
                     upload_bytes_per_s: Some(disk.spec.net.upload_bytes_per_s).filter(|limit| *limit != 0),
                     download_bytes_per_s: Some(disk.spec.net.download_bytes_per_s).filter(|limit| *limit != 0),
                 })

@@ -125,7 +125,8 @@ impl Sim {
         let mut sim = Self::new();
         let mut answer = sim.add_disk("/a");
         let run = sim.started();
-        sim.news(run, News::Started { pid: 100 });
+        sim.news(run, News::Started { pid: 100, at_s: 7 });
+        assert_eq!(snapshot(&sim.state).disks[0].starting_since_s, 7);
         assert!(answer.try_recv().is_err(), "answered before it is up");
         sim.news(run, News::WorkerReady(served()));
         assert_eq!(answer.try_recv().unwrap(), Ok("1a2b3c4d".into()));
@@ -137,7 +138,9 @@ impl Sim {
         let (mut sim, worker) = Self::with_disk();
         let mut answer = sim.add_mount("/m", None);
         let frontend = sim.started();
-        sim.news(frontend, News::Started { pid: 200 });
+        sim.news(frontend, News::Started { pid: 200, at_s: 8 });
+        let now = snapshot(&sim.state);
+        assert_eq!((now.disks[0].starting_since_s, now.mounts[0].starting_since_s), (0, 8));
         sim.news(frontend, News::FrontendReady { mounted: None });
         assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
         (sim, worker, frontend)
@@ -182,7 +185,7 @@ fn a_disk_of_another_cluster_with_the_same_name_is_refused() {
     let (ours, other) = (Some(id(1)), Some(id(2)));
     let _answer = sim.add_disk_with("home", "/a", false, ours);
     let run = sim.started();
-    sim.news(run, News::Started { pid: 100 });
+    sim.news(run, News::Started { pid: 100, at_s: 7 });
     sim.news(run, News::WorkerReady(served()));
     let mut answer = sim.add_disk_with("home", "/b", false, other);
     let failure = answer.try_recv().unwrap().unwrap_err();
@@ -208,7 +211,7 @@ fn a_running_worker_that_turns_out_to_be_of_another_cluster_is_not_kept() {
     assert_eq!(sim.register_as("/a", 100, false, Some(id(1))).try_recv().unwrap(), Ok(String::new()));
     let _answer = sim.add_disk("/b");
     let run = sim.started();
-    sim.news(run, News::Started { pid: 101 });
+    sim.news(run, News::Started { pid: 101, at_s: 7 });
     sim.news(run, News::WorkerReady(served()));
     assert_eq!(exit_of(&mut sim.register_as("/b", 101, false, Some(id(2)))), Exit::WrongCluster);
     assert!(matches!(sim.effect(), Effect::Terminate { run: stopped } if stopped == run));
@@ -322,7 +325,7 @@ fn a_worker_may_register_before_its_process_id_is_known() {
     let run = sim.started();
     let mut registered = sim.register("/a", 77, false);
     assert!(registered.try_recv().is_err());
-    sim.news(run, News::Started { pid: 77 });
+    sim.news(run, News::Started { pid: 77, at_s: 7 });
     assert_eq!(registered.try_recv().unwrap(), Ok(String::new()));
     assert!(sim.effects.is_empty() && answer.try_recv().is_err(), "it is our own, and says itself when it is ready");
 
@@ -330,7 +333,7 @@ fn a_worker_may_register_before_its_process_id_is_known() {
     let mut answer = sim.add_disk("/a");
     let run = sim.started();
     let _registered = sim.register("/a", 77, false);
-    sim.news(run, News::Started { pid: 78 });
+    sim.news(run, News::Started { pid: 78, at_s: 7 });
     assert!(matches!(sim.effect(), Effect::WatchWorker { pid: 77, .. }), "somebody else's");
     assert!(answer.try_recv().unwrap().is_ok());
 }
@@ -377,14 +380,14 @@ fn what_is_found_alive_and_remembered_is_not_written_down_again() {
 #[test]
 fn what_is_only_remembered_belongs_to_the_first_that_asks() {
     let mut sim = Sim::new();
-    let spec = |lazy| DiskSpec {
+    let spec = |lazy: bool| DiskSpec {
         root: "/a".into(),
         cluster: "home".into(),
         create: false,
         reserve_bytes: 1,
         retention_s: 2,
         allow_uids: Vec::new(),
-        net: delugefs_proto::control_pb::NetSettings { lazy, ..Default::default() },
+        net: pb::NetSettings { lazy: lazy.then_some(true), ..Default::default() },
         cluster_id: None,
         disk_id: None,
     };
@@ -408,7 +411,7 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
     assert_eq!(mounted.try_recv().unwrap(), Ok(String::new()));
     assert_eq!(exit_of(&mut sim.add_mount("/m", None)), Exit::InUse);
     assert_eq!(exit_of(&mut sim.add_disk("/a")), Exit::InUse);
-    assert!(sim.state.disks[0].spec.net.lazy, "what was added stays as it was");
+    assert!(sim.state.disks[0].spec.net.lazy(), "what was added stays as it was");
 
     // It ends: both go on, as if it had not been there, and the next may have them.
     sim.effects.clear();
@@ -442,7 +445,7 @@ fn a_worker_started_by_hand_is_started_anew_for_other_settings() {
     let mut sim = Sim::new();
     let _registered = sim.register("/a", 77, false);
     let Effect::WatchWorker { run, .. } = sim.effect() else { panic!() };
-    let net = pb::NetSettings { lazy: true, site: "x".into(), ..pb::NetSettings::default() };
+    let net = pb::NetSettings { lazy: Some(true), site: Some("x".into()), ..pb::NetSettings::default() };
     let spec = DiskSpec { net: net.clone(), ..Sim::spec("home", "/a", false, None) };
     let mut answer = sim.asks(|reply| Event::AddDisk { spec, remember: true, reply: Some(reply) });
     assert!(matches!(sim.effect(), Effect::Terminate { run: ended } if ended == run));
@@ -505,23 +508,44 @@ fn only_what_is_to_be_remembered_is_written_down() {
 #[test]
 fn how_an_added_disk_takes_part_in_the_network_is_remembered_until_it_is_said_anew() {
     let mut sim = Sim::new();
-    let net = |site: &str, limit| pb::NetSettings {
-        site: site.into(),
-        upload_bytes_per_s: limit,
+    let net = |lazy: Option<bool>, site: Option<&str>, upload_bytes_per_s| pb::NetSettings {
+        lazy,
+        site: site.map(Into::into),
+        upload_bytes_per_s,
         ..pb::NetSettings::default()
     };
     let add = |sim: &mut Sim, net, remember| {
         let spec = DiskSpec { net, ..Sim::spec("home", "/a", false, None) };
-        let _answer = sim.asks(|reply| Event::AddDisk { spec, remember, reply: Some(reply) });
+        let mut answer = sim.asks(|reply| Event::AddDisk { spec, remember, reply: Some(reply) });
+        if matches!(sim.effects[..], [Effect::Terminate { .. }]) {
+            let Effect::Terminate { run } = sim.effect() else { panic!() };
+            assert!(answer.try_recv().is_err(), "answered before they hold");
+            sim.ends(run, Exit::Ok);
+        }
         let run = sim.started();
         sim.news(run, News::WorkerReady(served()));
         let Effect::Remember(config) = sim.effect() else { panic!() };
-        sim.ends(run, Exit::WrongCluster);
-        (config.disks[0].site.clone(), config.disks[0].upload_bytes_per_s)
+        assert_eq!(config.disks[0].upload_bytes_per_s, Some(7));
+        (run, (config.disks[0].lazy, config.disks[0].site.clone()))
     };
-    let said = |site: &str| (site.to_owned(), Some(7));
-    assert_eq!(add(&mut sim, net("attic", 7), true), said("attic"));
-    assert_eq!(add(&mut sim, net("", 0), true), said("attic"));
-    assert_eq!(add(&mut sim, net("cellar", 0), false), said("attic"), "`run` does not change what was added");
-    assert_eq!(add(&mut sim, net("cellar", 0), true), said("cellar"));
+    let is = |lazy, site: &str| (lazy, site.to_owned());
+    let stopped = |sim: &mut Sim, (run, known)| {
+        sim.ends(run, Exit::WrongCluster);
+        known
+    };
+    let known = add(&mut sim, net(Some(true), Some("attic"), 7), true);
+    assert_eq!(stopped(&mut sim, known), is(true, "attic"));
+    let known = add(&mut sim, net(None, None, 0), true);
+    assert_eq!(stopped(&mut sim, known), is(true, "attic"));
+    let known = add(&mut sim, net(None, Some("cellar"), 0), false);
+    assert_eq!(stopped(&mut sim, known), is(true, "attic"), "`run` does not change what was added");
+    assert_eq!(add(&mut sim, net(None, Some("cellar"), 0), true).1, is(true, "cellar"), "what is not said stays");
+    // It is up, too.
+    assert_eq!(add(&mut sim, net(Some(false), None, 0), true).1, is(false, "cellar"));
+    assert_eq!(add(&mut sim, net(None, Some(""), 0), true).1, is(false, ""));
+    for nothing_new in [net(None, None, 0), net(Some(false), Some(""), 0)] {
+        let spec = DiskSpec { net: nothing_new, ..Sim::spec("home", "/a", false, None) };
+        let mut answer = sim.asks(|reply| Event::AddDisk { spec, remember: true, reply: Some(reply) });
+        assert_eq!(exit_of(&mut answer), Exit::InUse);
+    }
 }

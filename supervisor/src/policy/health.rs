@@ -1,10 +1,12 @@
 //! How well the contents are kept, for `delugefs status`.
 
+use std::collections::BTreeSet;
+
 use delugefs_proto::ids::{ContentId, DiskId};
 
 use super::cluster::Cluster;
-use super::mirror::tally;
-use super::view::View;
+use super::mirror::{Tally, tally};
+use super::view::{Content, View};
 
 /// Most entries of each list; the totals count all.
 pub const LIST_MAX: usize = 100;
@@ -63,7 +65,12 @@ pub struct Health {
     /// Those of `short` that are not waiting, can be read, and have been so for more than an hour: no host gets a further copy
     /// made. None in a cluster of one disk, where that is no news.
     pub short_long: u64,
-    /// The worst of them first.
+    /// Contents on disks of this host that are being emptied which have enough copies elsewhere only with those of disks that take no
+    /// changes, and so promise nothing; and nobody has made, or can make, another one. They do not go.
+    pub stuck: u64,
+    /// The disks that take no changes.
+    pub stuck_by: BTreeSet<DiskId>,
+    /// The worst of those that are short first.
     pub at_risk: Vec<AtRisk>,
     /// Contents of which one copy exists (on whatever disk, present or not) although more are wanted.
     pub single: u64,
@@ -108,6 +115,9 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
             health.short_long += u64::from(is_long);
             health.at_risk.push(AtRisk { present: tally.firm, wanted: content.wanted, content: content.id });
         }
+        if cluster.drains && tally.firm >= content.wanted {
+            stuck(&cluster, content, &tally, now_s, &mut health);
+        }
         match tally.holders[..] {
             [] => {
                 health.gone += 1;
@@ -131,6 +141,23 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
     cut(&mut health.at_risk);
     health.disks = disks.into_iter().zip(&cluster.nodes).filter(|(_, n)| !n.forgotten).map(|(disk, _)| disk).collect();
     health
+}
+
+/// See [`Health::stuck`].
+fn stuck(cluster: &Cluster<'_>, content: &Content, tally: &Tally, now_s: u64, health: &mut Health) {
+    let (nodes, holders) = (&cluster.nodes, &tally.holders);
+    let refusing = || holders.iter().filter(|at| nodes[**at].firm() && nodes[**at].read_only);
+    let is_enough = tally.firm as usize - refusing().count() >= content.wanted as usize;
+    let is_leaving = holders.iter().any(|at| nodes[*at].local && nodes[*at].draining);
+    if is_enough || !is_leaving {
+        return;
+    }
+    let has_place = |at: &usize| !holders.contains(at) && nodes[*at].room_bytes >= content.size_bytes;
+    let since_s = content.changed_s.max(tally.opened_s);
+    if since_s.saturating_add(SHORT_LONG_S) < now_s || !cluster.targets.iter().any(has_place) {
+        health.stuck += 1;
+        health.stuck_by.extend(refusing().map(|at| nodes[*at].id));
+    }
 }
 
 fn push<T>(list: &mut Vec<T>, item: T) {

@@ -95,7 +95,8 @@ pub(super) fn tally(cluster: &Cluster<'_>, content: &Content, now_s: u64) -> Tal
             Presence::Here { .. } => u64::MAX,
             Presence::Absent { since_s } => since_s.saturating_add(grace_s),
         };
-        if !node.counts {
+        // One that promises nothing keeps a copy, but not so that another can go that is to be emptied.
+        if !node.counts || (draining > 0 && node.read_only) {
             tally.opened_s = tally.opened_s.max(node.changed_s);
         } else if end_s <= now_s {
             tally.opened_s = tally.opened_s.max(end_s);

@@ -14,8 +14,8 @@ pub(super) struct Watched {
     pub dir: Option<String>,
     /// All disks of the host are served with it: it has started the supervisor.
     pub whole_host: bool,
-    /// The disk is not there, and others go on.
-    pub is_away: bool,
+    /// What was said last of the disk, which is not there; others go on.
+    pub away: Option<String>,
 }
 
 /// What a look says.
@@ -53,16 +53,28 @@ impl Watched {
             Some(gone) if !self.has_more() => Seen::End(gone),
             Some(gone) if others(host, root).next().is_none() => {
                 // Its own was taken away earlier, in peace: what ends it is how the others ended.
-                let earlier = self.is_away && gone.exit == Exit::Ok;
+                let earlier = self.away.is_some() && gone.exit == Exit::Ok;
                 let stopped = |disk: &&pb::Disk| disk.root != *root && disk.state() == disk::State::Stopped;
                 let last = host.disks.iter().filter(|_| earlier).filter(stopped).find_map(|disk| disk.failure.clone());
                 Seen::End(last.map_or(gone, Failure::from))
             }
-            Some(gone) if !std::mem::replace(&mut self.is_away, true) => {
-                Seen::Note(format!("{}; goes on with the other disks of this host", gone.message))
+            Some(gone) => {
+                let is_any = |state| others(host, root).any(|disk| disk.state() == state);
+                let then = if is_any(disk::State::Up) {
+                    "goes on with the other disks of this host"
+                } else if self.away.is_none() || is_any(disk::State::BackingOff) {
+                    "none of the other disks of this host is up: waits for them (`delugefs status -x` says what is wrong)"
+                } else {
+                    return Seen::Same; // in a moment it is known
+                };
+                let note = format!("{}; {then}", gone.message);
+                if self.away.as_ref() == Some(&note) {
+                    return Seen::Same;
+                }
+                Seen::Note(self.away.insert(note).clone())
             }
-            None if is_up && std::mem::take(&mut self.is_away) => Seen::Note(format!("the disk at {root} is back")),
-            _ => Seen::Same,
+            None if is_up && self.away.take().is_some() => Seen::Note(format!("the disk at {root} is back")),
+            None => Seen::Same,
         }
     }
 
@@ -94,7 +106,7 @@ mod tests {
     }
 
     fn watched(dir: Option<&str>, whole_host: bool) -> Watched {
-        Watched { root: "/a".into(), dir: dir.map(Into::into), whole_host, is_away: false }
+        Watched { root: "/a".into(), dir: dir.map(Into::into), whole_host, away: None }
     }
 
     #[test]
@@ -139,5 +151,26 @@ mod tests {
         assert_eq!(it.look(&with(Stopped)), Seen::Same);
         assert_eq!(it.look(&with(Up)), Seen::Note("the disk at /a is back".into()));
         assert_eq!(it.look(&with(Up)), Seen::Same);
+    }
+
+    #[test]
+    fn it_does_not_go_on_with_disks_that_are_not_up() {
+        use disk::State::{BackingOff, Starting, Stopped, Up};
+        let mut it = watched(Some("/m"), true);
+        let with = |other| host(vec![disk("/a", Stopped), disk("/b", other)]);
+        let waits = "/a does not exist; none of the other disks of this host is up: waits for them (`delugefs status -x` says what is wrong)";
+        let (waits, goes_on) =
+            (Seen::Note(waits.into()), "/a does not exist; goes on with the other disks of this host");
+        assert_eq!(it.look(&with(BackingOff)), waits);
+        assert_eq!([it.look(&with(Starting)), it.look(&with(BackingOff))], [Seen::Same, Seen::Same]);
+        assert_eq!(it.look(&with(Up)), Seen::Note(goes_on.into()));
+        assert_eq!(it.look(&with(Starting)), Seen::Same, "as for a new mount's user");
+        assert_eq!(it.look(&with(BackingOff)), waits, "what is so again is said again");
+        // Another reason is news, and the one before it then, too.
+        let failure = Some(Failure::new(Exit::WrongCluster, "it is another one").to_pb());
+        let other = pb::Disk { failure, ..disk("/a", Stopped) };
+        let note = "it is another one; goes on with the other disks of this host";
+        assert_eq!(it.look(&host(vec![other, disk("/b", Up)])), Seen::Note(note.into()));
+        assert_eq!(it.look(&with(Up)), Seen::Note(goes_on.into()));
     }
 }

@@ -261,3 +261,17 @@ fn a_new_user_of_a_mount_is_let_in_by_a_worker_that_an_earlier_supervisor_left()
         assert_eq!(ended, inherited, "one that was started by hand is left alone");
     }
 }
+
+#[test]
+fn what_is_to_be_typed_next_is_so_for_a_shell() {
+    let (mut sim, _) = Sim::with_disk();
+    let _mounted = sim.add_mount("/my mount", None);
+    let frontend = sim.started();
+    sim.news(frontend, News::FrontendReady { mounted: None });
+    let hint = |mut answer: Answer| answer.try_recv().unwrap().unwrap_err().hint.unwrap();
+    assert_eq!(
+        hint(sim.add_mount("/my mount", None)),
+        "`delugefs umount '/my mount'` unmounts it; or choose another folder"
+    );
+    assert_eq!(hint(sim.asks(|reply| remove("/a", &[], reply))), "`delugefs umount '/my mount'` first");
+}

@@ -48,3 +48,22 @@ fn copies_missing_for_more_than_an_hour_are_counted() {
         assert_eq!(counted(&lab, 99_999), 0);
     }
 }
+
+#[test]
+fn what_waits_for_a_disk_that_promises_nothing_is_counted() {
+    let leaving = || Disk { draining: true, ..disk("a1") };
+    let full = || Disk { read_only: true, full: true, free_bytes: 0, ..disk("c1") };
+    let lab = |disks: Vec<Disk>| Lab::new(disks, vec![Content { changed_s: NOW_S, ..content(1, &["a1", "b1", "c1"]) }]);
+    let counted = |lab: &Lab, after_s| lab.health_at(NOW_S + after_s).stuck;
+    let stuck = lab(vec![leaving(), disk("b1"), full()]);
+    assert_eq!(counted(&stuck, 0), 1);
+    assert_eq!(stuck.health_at(NOW_S).stuck_by, [id("c1")].into());
+    // Elsewhere there is room: it is copied there, unless nobody does.
+    let roomy = lab(vec![leaving(), disk("b1"), full(), disk("d1")]);
+    assert_eq!([counted(&roomy, 3600), counted(&roomy, 3601)], [0, 1]);
+    assert_eq!(roomy.targets(NOW_S), [id("d1")]);
+    for fine in [vec![leaving(), disk("b1"), disk("c1")], vec![disk("a1"), disk("b1"), full()]] {
+        let fine = lab(fine);
+        assert_eq!((counted(&fine, 99_999), fine.targets(NOW_S)), (0, vec![]));
+    }
+}
