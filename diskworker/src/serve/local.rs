@@ -212,6 +212,8 @@ impl<'a> Connection<'a> {
             let opens = matches!(request.op, Some(request::Op::Create(_) | request::Op::Open(_)));
             let (reply, fd) = match dispatch(self.engine, self.fetcher, self.neighbours, hello.session, request, fd) {
                 Ok(done) => done,
+                // Not an answer: it is asked again when the disk is back.
+                Err(_) if self.engine.has_ended() => return Ok(()),
                 Err(error) => (failure(error, self.engine.seq()), None),
             };
             drop(asked);
