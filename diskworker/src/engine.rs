@@ -179,6 +179,11 @@ impl Engine {
         self.core().ns.seq()
     }
 
+    /// Whether nothing is changed here any more, as the process is about to end.
+    pub fn has_ended(&self) -> bool {
+        self.journal.has_ended()
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(std::sync::atomic::Ordering::Relaxed)
     }

@@ -53,6 +53,8 @@ struct Inner {
     has_dropped: bool,
     /// The last segment that was begun is not used, for the folder could not be synced.
     has_unused: bool,
+    /// Nothing is appended any more.
+    has_ended: bool,
     next_lsn: u64,
 }
 
@@ -191,7 +193,8 @@ impl Journal {
         };
         let has_unused = !failed.is_empty();
         old.extend(failed);
-        let inner = Inner { current, old, has_spare: false, has_dropped: false, has_unused, next_lsn };
+        let inner =
+            Inner { current, old, has_spare: false, has_dropped: false, has_unused, has_ended: false, next_lsn };
         let journal = Self { dir, inner: inner.into(), synced: 0.into() };
         Ok((journal, Recovered { changes, actor, clean: clean && damage.is_none(), damage }))
     }
@@ -200,9 +203,12 @@ impl Journal {
     /// the end of the machine. On an error nothing was appended.
     ///
     /// # Errors
-    /// `EFBIG` for what would not be taken back at the next start, nor anything after it.
+    /// `EFBIG` for what would not be taken back at the next start, nor anything after it; `EAGAIN` after [`Self::end`].
     pub fn append(&self, change: &Changes) -> io::Result<()> {
         let mut inner = self.inner.lock();
+        if inner.has_ended {
+            return Err(Errno::EAGAIN.into());
+        }
         let mut record = record::encode(inner.next_lsn, change);
         if record.len() - HEADER_BYTES > RECORD_MAX_BYTES {
             return Err(Errno::EFBIG.into());
@@ -333,7 +339,18 @@ impl Journal {
         self.inner.lock().current.end
     }
 
-    /// Note that everything is committed and this disk stops cleanly.
+    /// Append nothing from now on: a commit after that has all.
+    pub fn end(&self) {
+        self.inner.lock().has_ended = true;
+    }
+
+    /// Whether [`Self::end`] was called.
+    pub fn has_ended(&self) -> bool {
+        self.inner.lock().has_ended
+    }
+
+    /// Note that everything is committed and this disk stops cleanly. Only after [`Self::end`]: what was changed between the last commit
+    /// and this would not be looked at by the next start.
     pub fn close(&self, actor: ActorId) -> io::Result<()> {
         state::write(&self.dir, actor, true)
     }

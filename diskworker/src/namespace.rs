@@ -248,6 +248,7 @@ impl Namespace {
                 Errno::EFBIG => {
                     "; it takes more at once than the journal can hold: remove some of the names it is about first"
                 }
+                Errno::EAGAIN => "; this disk is being stopped: try again when it is back",
                 _ => "",
             };
             FsError::new(error.errno, format!("cannot write the journal: {}{what_to_do}", error.errno.desc()))

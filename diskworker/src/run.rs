@@ -170,14 +170,15 @@ async fn serve(cli: &Cli, folder: &DiskFolder, running: &Running, swarm: Arc<Swa
     });
     let listener = bind(&local_path)?;
     let engine = running.engine.clone();
+    let shutdown = CancellationToken::new();
     let accepting = {
         let (listener, allowed, fetcher) = (listener.try_clone()?, allowed.clone(), fetcher.clone());
+        let stop = shutdown.clone();
         std::thread::Builder::new()
             .name("accept".into())
-            .spawn(move || local::serve(&engine, &fetcher, &neighbours, &listener, &allowed))?
+            .spawn(move || local::serve(&engine, &fetcher, &neighbours, &listener, &allowed, &stop))?
     };
 
-    let shutdown = CancellationToken::new();
     let goes = if cli.lazy { Goes::Copies } else { Goes::LeftOvers };
     tokio::spawn(fetcher.clone().keep_room(goes, shutdown.clone()));
     let sockets = (local_path.display().to_string(), grpc_path.display().to_string());

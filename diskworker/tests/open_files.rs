@@ -15,6 +15,8 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::local::client::{Client, op};
 use delugefs_proto::local_pb as pb;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::disk::{Disk, Posix, SESSION};
 
 /// Open a file for writing: its number, the handle and the descriptor.
@@ -130,7 +132,7 @@ impl Served {
             let net = runtime.block_on(Net::start(engine.clone(), swarm.clone(), settings)).unwrap();
             let fetcher = Fetcher::new(engine.clone(), swarm, net.clone(), runtime.handle().clone());
             let neighbours = Arc::new(Neighbours::new(net.clone(), run_dir));
-            local::serve(&engine, &fetcher, &neighbours, &accepting, &allowed);
+            local::serve(&engine, &fetcher, &neighbours, &accepting, &allowed, &CancellationToken::new());
             net.shutdown();
         });
         Self { path, listener, serving: Some(serving), _socket_dir: socket_dir }

@@ -19,7 +19,7 @@ use nix::unistd::fsync;
 
 use super::seal::{SealJob, Ticket};
 use super::staging::{State, staging_path};
-use super::{ContentStore, fail, stat_regular};
+use super::{ContentStore, fail, met, stat_regular};
 use crate::folder::Dir;
 use crate::os;
 
@@ -92,15 +92,17 @@ impl ContentStore {
             self.copy_cached(&file, to, size, &|| ticket.is_void())?;
             fsync(to)
         });
-        let (temporary, _copy) = made.map_err(failed)?;
+        let (temporary, copy) = made.map_err(failed)?;
         let mut state = self.staging.lock();
-        let renewed = self.reopen(&ticket, Ticket::is_of).and_then(|_| {
+        let renewed = self.reopen(&ticket, Ticket::is_of).and_then(|old| {
             let at = self.dir(Dir::Staging);
-            renameat(at, temporary.as_str(), at, ino.to_string().as_str())
+            // Under the lock: others may have changed the file while it was copied.
+            met::keep_mark(&old, &copy)
+                .and_then(|()| renameat(at, temporary.as_str(), at, ino.to_string().as_str()))
                 .map_err(|errno| fail(errno, "replace", &staging_path(ino)))
         });
         match renewed {
-            // And with it its mark. What is there now is synced, and no copy of what the file was.
+            // And with it the mark of a failed sync. What is there now is synced, and no copy of what the file was.
             Ok(()) => {
                 state.gone(ino);
                 self.unmark_gone_copy(&mut state, ino);

@@ -235,6 +235,12 @@ impl ContentStore {
         self.keep.fresh.lock().remove(&content);
     }
 
+    /// As if the time of all promises were over.
+    #[cfg(test)]
+    pub(crate) fn break_promises(&self) {
+        self.keep.promised.lock().clear();
+    }
+
     /// Move one content to the trash unless something keeps it.
     pub(super) fn discard(&self, content: ContentId, now: SystemTime) -> FsResult<bool> {
         let name = content.to_hex();

@@ -3,6 +3,8 @@
 //! that is right. For these it is not, and so they are marked when the other version comes, in a bit of their mode: that
 //! outlives the process and costs nothing otherwise.
 
+use std::fs::File;
+
 use delugefs_proto::ids::Ino;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -32,5 +34,13 @@ impl ContentStore {
     pub fn is_met(&self, ino: Ino) -> bool {
         let stat = stat_regular(self.dir(Dir::Staging), &ino.to_string());
         stat.map_or(true, |stat| Mode::from_bits_truncate(stat.st_mode).contains(MET))
+    }
+}
+
+/// What takes the place of a staging file is marked as that is.
+pub(super) fn keep_mark(old: &File, new: &File) -> Result<(), Errno> {
+    match Mode::from_bits_truncate(fstat(old)?.st_mode).contains(MET) {
+        true => fchmod(new, Mode::from_bits_truncate(fstat(new)?.st_mode) | MET),
+        false => Ok(()),
     }
 }

@@ -1,11 +1,11 @@
 //! What the journal says of contents whose bytes did not reach the disk before the machine, or the disk, went down: such a record
 //! gets the version before it, and the rest of the change stays.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, Ino};
-use delugefs_proto::record::{Body, Data, Element, Key};
+use delugefs_proto::record::{Body, Data, Element, Hlc, Key};
 
 use crate::catalog::{Catalog, Changes};
 use crate::content::{ContentStore, Life, Seal};
@@ -27,13 +27,16 @@ impl Lost {
     /// After the machine or the disk went down, a content named in the journal may be a file whose bytes never reached the disk: those
     /// that are not here as they should be. One that cannot be read, or not now, is not among them: whoever reads the file is told. Nor
     /// is one that the last commit knows: the journal has a change of its name or attributes, and to drop that would lose a file whose
-    /// content may well be on another disk.
+    /// content may well be on another disk. What was merely renamed or got other attributes is not even looked at: its bytes were synced by
+    /// the commit that knows it, and to hash a whole tree after a `chmod -R` would take hours.
     pub fn find(catalog: &Catalog, store: &ContentStore, changes: &[Changes]) -> anyhow::Result<Self> {
         let elements = || changes.iter().flat_map(|change| change.sets.values().flatten());
+        let known = known(catalog, changes)?;
         // Every change of a file has its content, and one with gigabytes is not to be hashed for each.
         let (mut contents, mut verified) = (HashSet::new(), HashSet::new());
         for element in elements() {
             if let Body::Content { data: Data::Stored { content, size, .. }, .. } = &element.body
+                && !known.contains(&(*content, element.hlc))
                 && verified.insert((*content, *size))
                 && let Err(error) = store.verify_on_disk(*content, *size)
             {
@@ -184,6 +187,18 @@ impl Before {
         }
         Ok(None)
     }
+}
+
+/// The contents that the last commit has under the keys of these changes, and when they were written. One that was written anew has
+/// another time, though it may be the same: then what lies here may be new.
+fn known(catalog: &Catalog, changes: &[Changes]) -> anyhow::Result<HashSet<(ContentId, Hlc)>> {
+    let keys: BTreeSet<&Key> = changes.iter().flat_map(|change| change.sets.keys()).collect();
+    let mut known = HashSet::new();
+    for key in keys {
+        let set = catalog.set(key)?;
+        known.extend(set.iter().filter_map(|element| Some((stored(element)?.1, element.hlc))));
+    }
+    Ok(known)
 }
 
 fn mtime_in(set: &[Element], of: Ino) -> Option<i64> {
@@ -351,6 +366,39 @@ mod tests {
         let running = start(&image.path().join("d"));
         assert_eq!(HASHED.get() - before, 1);
         running.stop().unwrap();
+    }
+
+    /// What a commit has was synced for that; but what is written anew may lie here since then only, though the commit has the same.
+    #[test]
+    fn a_start_hashes_what_was_written_since_the_last_commit_alone() {
+        for is_written in [false, true] {
+            let act = |engine: &Engine| {
+                let found = |name| Ino(engine.lookup(&pb::Lookup { dir: 1, name }).unwrap().node.unwrap().ino);
+                let (f, g) = (found("f".into()), found("g".into()));
+                if is_written {
+                    let open = pb::Open { ino: f.0, dir: 1, write: true, truncate: true };
+                    let Opening::File { handle, file } = engine.open(1, &open).unwrap().1 else { panic!() };
+                    file.write_all_at(&[7; 10_000], 0).unwrap();
+                    drop(file);
+                    engine.close(1, handle, false).unwrap();
+                    sealed(engine, f, None);
+                }
+                let q = pb::SetAttr { ino: f.0, dir: 1, mode: Some(0o640), ..Default::default() };
+                engine.set_attr(1, &q).unwrap();
+                rename(engine, "f", "f2", false);
+                link(engine, g, "h");
+                rename(engine, "h", "h2", false);
+            };
+            let commits = |engine: &Engine| {
+                write(engine, "f", &[7; 10_000]);
+                write(engine, "g", &[8; 10_000]);
+            };
+            let (image, ()) = image_after(commits, act);
+            let before = HASHED.get();
+            let running = start(&image.path().join("d"));
+            assert_eq!(HASHED.get() - before, u64::from(is_written));
+            running.stop().unwrap();
+        }
     }
 
     /// A file was written, edited in place, and given another name; of the edited bytes nothing reached the disk.

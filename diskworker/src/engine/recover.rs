@@ -119,7 +119,8 @@ impl Running {
         Ok(Self { threads: threads.collect::<Result<_, _>>()?, engine })
     }
 
-    /// Seal, commit, note the clean stop. Sessions must have ended.
+    /// Seal, commit, note the clean stop. Sessions may go on: what they change from the last commit on is refused, and asked again of the
+    /// next worker.
     pub fn stop(self) -> FsResult<()> {
         let engine = self.engine;
         engine.events.close_all();
@@ -139,6 +140,7 @@ impl Running {
             }
         }
         engine.store.sync_copies();
+        engine.journal.end();
         match engine.commit() {
             // Of what was fetched commits have synced nothing.
             Ok(()) => engine.store.barrier().and_then(|()| Ok(engine.journal.close(engine.actor)?))?,
@@ -355,6 +357,27 @@ pub(super) mod tests {
             std::thread::yield_now();
         };
         Running::start(folder, Settings { reserve_bytes: 0, retention: Duration::from_secs(3600) }).unwrap()
+    }
+
+    /// Frontends are connected until the process ends.
+    #[test]
+    fn nothing_is_changed_once_the_last_commit_of_a_clean_stop_has_begun() {
+        let (dir, running) = fresh();
+        let engine = running.engine.clone();
+        let make = |name: &'static str| {
+            engine.mkdir(1, false, &pb::Mkdir { dir: 1, name: name.into(), mode: 0o700, ..Default::default() })
+        };
+        make("before").unwrap();
+        running.stop().unwrap();
+        assert!(engine.has_ended());
+        let refused = make("after").map(drop).unwrap_err();
+        assert_eq!(refused.errno, Errno::EAGAIN);
+        assert!(refused.message.contains("try again"), "{refused}");
+        drop(engine);
+        let running = start(&dir.path().join("d"));
+        let is_there = |name: &'static str| running.engine.lookup(&pb::Lookup { dir: 1, name: name.into() }).is_ok();
+        assert!(is_there("before") && !is_there("after"));
+        running.stop().unwrap();
     }
 
     /// Such a disk, a moment ago: what it looked like, and a file that is in the journal only.

@@ -130,6 +130,7 @@ impl Engine {
     pub(super) fn seal(&self, ino: Ino, size: Size<'_>) {
         if let Err(error) = self.try_seal(ino, size)
             && !is_full(error.errno)
+            && !self.has_ended()
         {
             tracing::error!("file {ino} stays staged: {error}");
         }

@@ -42,7 +42,7 @@ pub struct Following {
 
 /// What is smaller stays where it was written: to copy it costs more than it evens out.
 pub const PLACED_MIN_BYTES: u64 = 1 << 20;
-/// By then the catalog with the file has come.
+/// By then the catalog with the file has come. From when the content is here: to copy or verify it may take longer than that.
 const KEPT: Duration = Duration::from_secs(600);
 /// The other disk may take so long to follow a commit; on a running host it takes milliseconds.
 const FOLLOWS: Duration = Duration::from_secs(5);
@@ -159,12 +159,18 @@ impl Engine {
         // Nothing of the catalog refers to it yet.
         self.store.promise(content, KEPT);
         if self.store.has(content)? == Some(size) {
-            match self.store.check(content, size) {
-                Ok(()) => {
+            let verified = self.store.check(content, size);
+            #[cfg(test)]
+            tests::meanwhile()?;
+            self.store.promise(content, KEPT);
+            match verified {
+                // Unless the first promise was over by then, and it is gone.
+                Ok(()) if self.store.has(content)? == Some(size) => {
                     // An earlier process may have put it there and ended before it was durable.
                     self.store.doubt(content);
                     return self.store.sync_content(content);
                 }
+                Ok(()) => {}
                 // What is damaged or cannot be read is replaced by what is given.
                 Err(error) => tracing::warn!("{error}; another disk of this host gives a good one"),
             }
@@ -203,29 +209,40 @@ impl Engine {
         if sealed.content != content || sealed.size != size {
             return Err(FsError::new(Errno::EINVAL, "what came is another content"));
         }
+        self.store.promise(content, KEPT);
         self.store.finish_seal(&sealed)
     }
 }
 
 fn sync(file: &File) -> FsResult<()> {
     #[cfg(test)]
-    if tests::UNSYNCABLE.get() {
-        return Err(Errno::EIO.into());
-    }
+    tests::meanwhile()?;
     Ok(file.sync_all()?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::collections::HashSet;
     use std::os::unix::fs::FileExt;
 
     use super::*;
     use crate::engine::recover::tests::fresh;
 
     thread_local! {
-        /// Whether this thread's disk is one that is pulled before it is synced.
-        pub static UNSYNCABLE: Cell<bool> = const { Cell::new(false) };
+        /// What happens while a content is copied or verified by this thread.
+        static MEANWHILE: Cell<Option<Box<dyn Fn() -> FsResult<()>>>> = const { Cell::new(None) };
+    }
+
+    pub fn meanwhile() -> FsResult<()> {
+        MEANWHILE.take().map_or(Ok(()), |happens| happens())
+    }
+
+    fn noted(bytes: &[u8]) -> (ContentId, u64, File) {
+        let id = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+        let given = tempfile::tempfile().unwrap();
+        given.write_all_at(bytes, 0).unwrap();
+        (ContentId::from_slice(id.as_ref()).unwrap(), bytes.len() as u64, given)
     }
 
     #[test]
@@ -234,13 +251,10 @@ mod tests {
         let root = dir.path().join("d");
         let engine = &running.engine;
         let bytes = vec![7; 3 << 20];
-        let id = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
-        let (content, size) = (ContentId::from_slice(id.as_ref()).unwrap(), bytes.len() as u64);
-        let given = tempfile::tempfile().unwrap();
-        given.write_all_at(&bytes, 0).unwrap();
-        UNSYNCABLE.set(true);
+        let (content, size, given) = noted(&bytes);
+        // The disk is pulled before it is synced.
+        MEANWHILE.set(Some(Box::new(|| Err(Errno::EIO.into()))));
         let taken = engine.take_content(content, size, &given);
-        UNSYNCABLE.set(false);
         assert_eq!(taken.unwrap_err().errno, Errno::EIO);
         assert_eq!(engine.store.has(content).unwrap(), None);
         assert_eq!(std::fs::read_dir(root.join("staging")).unwrap().count(), 0);
@@ -257,6 +271,28 @@ mod tests {
         assert!(path.exists(), "it is set aside");
         engine.take_content(content, size, &given).unwrap();
         engine.store.check(content, size).unwrap();
+        running.stop().unwrap();
+    }
+    /// To copy or to verify it takes longer than it is promised for, and the disk is pressed for room meanwhile.
+    #[test]
+    fn what_took_long_to_take_is_kept_from_then_on() {
+        let (_dir, running) = fresh();
+        let store = &running.engine.store;
+        let (content, size, given) = noted(&vec![9; 2 << 20]);
+        for is_here in [false, true] {
+            let elapses = running.engine.clone();
+            MEANWHILE.set(Some(Box::new(move || {
+                elapses.store.break_promises();
+                // What came before the second of them is not spared for having come.
+                for _ in 0..2 {
+                    elapses.store.collect(&HashSet::new(), Duration::ZERO, std::time::SystemTime::now())?;
+                }
+                Ok(())
+            })));
+            running.engine.take_content(content, size, &given).unwrap();
+            assert!(store.is_promised(content), "{is_here}");
+            store.check(content, size).unwrap();
+        }
         running.stop().unwrap();
     }
 }

@@ -14,6 +14,7 @@ use delugefs_proto::local::{LOCAL_VERSION, frame};
 use delugefs_proto::local_pb as pb;
 use delugefs_proto::local_pb::{Hello, Opened, Reply, Request, Welcome, reply, request};
 use nix::errno::Errno;
+use tokio_util::sync::CancellationToken;
 
 use super::AllowedUids;
 use super::neighbours::Neighbours;
@@ -33,26 +34,17 @@ const VERSIONS_BYTES: u64 = 64 << 20;
 /// The same for what it has taken.
 const VERSIONS_TIME: Duration = Duration::from_secs(60);
 
-/// Accept frontends until the listener is shut down.
+/// Accept frontends until the listener is shut down, after `stop`.
 pub fn serve(
     engine: &Arc<Engine>,
     fetcher: &Arc<Fetcher>,
     neighbours: &Arc<Neighbours>,
     listener: &UnixListener,
     allowed: &AllowedUids,
+    stop: &CancellationToken,
 ) {
     let connections = Arc::new(AtomicUsize::new(0));
-    for socket in listener.incoming() {
-        let socket = match socket {
-            Ok(socket) => socket,
-            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::EBADF)) => return,
-            Err(error) => {
-                // Out of descriptors, say: give those that are served the time to finish.
-                tracing::warn!("cannot accept a frontend: {error}");
-                std::thread::sleep(Duration::from_millis(100));
-                continue;
-            }
-        };
+    while let Some(socket) = accept(listener, stop) {
         match crate::os::peer_uid(&socket) {
             Ok(uid) if allowed.admits(uid) => {}
             Ok(uid) => {
@@ -78,6 +70,23 @@ pub fn serve(
         });
         if let Err(error) = spawned {
             tracing::warn!("cannot serve a frontend: {error}");
+        }
+    }
+}
+
+/// The next frontend that calls; `None` when there is none any more.
+fn accept(listener: &UnixListener, stop: &CancellationToken) -> Option<UnixStream> {
+    loop {
+        match listener.accept() {
+            Ok((socket, _)) => return Some(socket),
+            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::EBADF)) => return None,
+            // FreeBSD says once that it is shut down (ECONNABORTED), and waits for good from then on.
+            Err(_) if stop.is_cancelled() => return None,
+            Err(error) => {
+                // Out of descriptors, say: give those that are served the time to finish.
+                tracing::warn!("cannot accept a frontend: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
     }
 }
@@ -212,6 +221,8 @@ impl<'a> Connection<'a> {
             let opens = matches!(request.op, Some(request::Op::Create(_) | request::Op::Open(_)));
             let (reply, fd) = match dispatch(self.engine, self.fetcher, self.neighbours, hello.session, request, fd) {
                 Ok(done) => done,
+                // Not an answer: it is asked again when the disk is back.
+                Err(_) if self.engine.has_ended() => return Ok(()),
                 Err(error) => (failure(error, self.engine.seq()), None),
             };
             drop(asked);
@@ -466,6 +477,19 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+
+    /// An error that says nothing of a shutdown, as on FreeBSD.
+    #[test]
+    fn nobody_is_accepted_after_a_stop_whatever_the_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let stop = CancellationToken::new();
+        let (ended, ends) = std::sync::mpsc::channel();
+        stop.cancel();
+        std::thread::spawn(move || ended.send(accept(&listener, &stop).is_none()));
+        assert_eq!(ends.recv_timeout(Duration::from_secs(30)), Ok(true));
+    }
 
     /// On a lazy disk a content may be let go again between its coming and its use.
     #[test]

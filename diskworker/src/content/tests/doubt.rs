@@ -73,6 +73,23 @@ fn a_writer_who_comes_back_keeps_his_file_and_its_mark() {
     lab.job(INO.0);
 }
 
+/// What others have made of it meanwhile is not replaced by what is sealed after a crash.
+#[test]
+fn the_copy_of_one_that_others_have_changed_is_marked_too() {
+    for is_met in [false, true] {
+        let lab = Lab::new();
+        lab.stage(INO.0, &noise(10_000));
+        lab.store.doubt_staged(INO);
+        let job = doubtful(&lab);
+        if is_met {
+            lab.store.mark_met(INO);
+        }
+        lab.store.renew_staged(job).unwrap();
+        assert!(!lab.store.is_doubtful(INO).unwrap());
+        assert_eq!(lab.reopen().store.is_met(INO), is_met);
+    }
+}
+
 /// The bytes of a small file go into the catalog: that is a copy.
 #[test]
 fn a_small_one_is_recorded_as_it_is() {
