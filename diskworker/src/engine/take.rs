@@ -229,9 +229,12 @@ mod tests {
     use super::*;
     use crate::engine::recover::tests::fresh;
 
+    /// Something that happens once.
+    type Happens = Box<dyn Fn() -> FsResult<()>>;
+
     thread_local! {
         /// What happens while a content is copied or verified by this thread.
-        static MEANWHILE: Cell<Option<Box<dyn Fn() -> FsResult<()>>>> = const { Cell::new(None) };
+        static MEANWHILE: Cell<Option<Happens>> = const { Cell::new(None) };
     }
 
     pub fn meanwhile() -> FsResult<()> {

@@ -16,15 +16,15 @@ async fn a_disk_that_asks_for_much_and_reads_nothing_leaves_places_for_others() 
     let path = nodes[0].engine().folder.path("data/07");
     std::fs::create_dir_all(&path).unwrap();
     std::fs::File::create(path.join(content.to_hex())).unwrap().set_len(size).unwrap();
-    let ask = async |from: usize| {
-        let mut client = nodes[from].net.client(nodes[0].id()).await.unwrap();
+    let ask = |from: usize| {
+        let (net, of) = (nodes[from].net.clone(), nodes[0].id());
         let content = content.0.to_vec();
         let request = pb::ReadContentRequest { content, size_bytes: size, offset: 0, length: size };
-        async move { client.read_content(request).await.map(tonic::Response::into_inner) }
+        async move { net.client(of).await.unwrap().read_content(request).await.map(tonic::Response::into_inner) }
     };
     let (mut asking, answered) = (JoinSet::new(), Arc::<AtomicUsize>::default());
     for _ in 0..READS_EACH + 5 {
-        let (asked, answered) = (ask(1).await, answered.clone());
+        let (asked, answered) = (ask(1), answered.clone());
         asking.spawn(async move {
             let replies = asked.await;
             answered.fetch_add(1, Ordering::SeqCst);
@@ -32,7 +32,7 @@ async fn a_disk_that_asks_for_much_and_reads_nothing_leaves_places_for_others() 
         });
     }
     until("it to have its share", || answered.load(Ordering::SeqCst) >= READS_EACH).await;
-    let mut replies = ask(2).await.await.unwrap();
+    let mut replies = ask(2).await.unwrap();
     assert!(replies.message().await.unwrap().is_some_and(|reply| !reply.data.is_empty()));
     assert_eq!(answered.load(Ordering::SeqCst), READS_EACH);
     drop(asking.join_next().await);
