@@ -276,7 +276,7 @@ pub(crate) async fn among_liars(manners: impl FnOnce(&Node) -> Vec<Manner>) -> (
 }
 
 /// A disk of no cluster with a catalog of 5000 names.
-fn lone() -> (Arc<Engine>, TempDir) {
+fn lone() -> (Running, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let folder = DiskFolder::create_with(&dir.path().join("d"), "test", None, make_catalog).unwrap();
     let running = Running::start(Arc::new(folder), Settings { reserve_bytes: 0, retention: Duration::ZERO }).unwrap();
@@ -284,9 +284,8 @@ fn lone() -> (Arc<Engine>, TempDir) {
         let making = Mkdir { dir: Ino::ROOT.0, name: format!("far-{n}").into(), mode: 0o755, uid: 1, gid: 1, token: 0 };
         running.engine.mkdir(1, false, &making).unwrap();
     }
-    let engine = running.engine.clone();
-    running.stop().unwrap();
-    (engine, dir)
+    running.engine.commit().unwrap();
+    (running, dir)
 }
 
 /// The whole catalog of a disk.
@@ -346,7 +345,8 @@ async fn what_liars_send_is_refused_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_exchange_that_was_cut_off_goes_on_where_it_was() {
     let manners = |_: &Node| {
-        let (from, _dir) = lone();
+        let (running, _dir) = lone();
+        let from = running.engine.clone();
         let pack = |state: State| {
             let (offer, mut pack) = (Offer { state, base: None }, Vec::new());
             from.export(&offer, &mut pack).unwrap();
@@ -356,7 +356,9 @@ async fn an_exchange_that_was_cut_off_goes_on_where_it_was() {
         let making = Mkdir { dir: Ino::ROOT.0, name: "later".into(), mode: 0o755, uid: 1, gid: 1, token: 0 };
         from.mkdir(1, false, &making).unwrap();
         from.commit().unwrap();
-        vec![Manner::Halves([first, pack(from.committed())])]
+        let second = pack(from.committed());
+        running.stop().unwrap();
+        vec![Manner::Halves([first, second])]
     };
     let (nodes, liars) = among_liars(manners).await;
     // Both disks ask it; one of them is the first who goes on.
