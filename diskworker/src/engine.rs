@@ -231,7 +231,25 @@ impl Core {
             if let Err(error) = self.ns.unhide(ino, dir).and_then(|_| self.ns.part(ino, dir, &base)) {
                 tracing::error!("file {ino}, which is being written, has no name: {error}");
             }
+            if let Err(error) = self.follow_written(ino, dir) {
+                tracing::error!("file {ino}, which is being written, may have another place: {error}");
+            }
         }
+    }
+
+    /// A file that is being written may have been moved into this directory, or have got another number.
+    fn follow_written(&mut self, ino: Ino, dir: Ino) -> FsResult<()> {
+        let Some(staged) = self.staged.get(ino) else { return Ok(()) };
+        let (was_in, base) = (staged.dir, staged.base.clone().unwrap_or_default());
+        let is_moved = dir != was_in && self.ns.shows(dir, ino)? && !self.ns.shows(was_in, ino)?;
+        let number = self.ns.renumbered(was_in, ino, &base)?;
+        if let Some(staged) = self.staged.get_mut(ino) {
+            staged.number = staged.number.or(number);
+            if is_moved && staged.number.is_none() {
+                staged.dir = dir;
+            }
+        }
+        Ok(())
     }
 
     /// Versions that writers started from may have got new dots.
@@ -244,10 +262,7 @@ impl Core {
     /// Whether the file that is staged under this number has got another one since, and the number is another file's: two hosts gave one
     /// to two, or one was renamed and another made in its place.
     fn is_renumbered(&self, ino: Ino) -> bool {
-        self.staged.get(ino).is_some_and(|staged| {
-            let versions = staged.base.iter().flatten();
-            versions.copied().any(|dot| self.ns.has_file(staged.dir, crate::view::derived_ino(ino, dot)))
-        })
+        self.staged.get(ino).is_some_and(|staged| staged.number.is_some())
     }
 
     /// A proposed number is not that of a file being written.

@@ -10,7 +10,7 @@ use delugefs_proto::limits::NAME_MAX_BYTES;
 use delugefs_proto::record::{Body, Data, Dot, Element, Hlc, Name};
 
 /// What stands between a name and the tag of a conflict copy.
-const CONFLICT: &[u8] = b".conflict-";
+pub const CONFLICT: &[u8] = b".conflict-";
 
 /// One node that a set of elements shows.
 #[derive(Clone, Debug, PartialEq, Eq)]

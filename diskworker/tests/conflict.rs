@@ -440,3 +440,65 @@ fn what_is_written_to_a_file_that_was_renamed_is_not_shown_as_the_one_in_its_pla
         }
     }
 }
+
+/// The file has another number than its staging file then.
+#[test]
+fn a_renumbered_file_that_is_removed_or_moved_here_leaves_the_other_alone() {
+    for what in ["removed", "moved", "closed"] {
+        let (one, two) = (Disk::new(), Disk::new());
+        Posix::create(&**one.engine(), &[b"report"], 0o644, b"0").unwrap();
+        let q = pb::Mkdir { dir: 1, name: "sub".into(), mode: 0o755, uid: 1, gid: 1, token: 0 };
+        let sub = one.engine().mkdir(SESSION, false, &q).unwrap().node.unwrap().ino;
+        exchange(&one, &two);
+        one.engine().write(&[b"report"], 0, b"1", true).unwrap();
+        one.wait_until_sealed();
+        let attr = one.engine().resolve(&[b"report"]).unwrap();
+        let q = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate: true };
+        let (_, Opening::File { handle, file }) = one.engine().open(SESSION, &q).unwrap() else { panic!() };
+        file.write_all_at(b"3", 0).unwrap();
+        let q = pb::Rename { dir: 1, name: "report".into(), dir2: 1, name2: "final".into(), ..Default::default() };
+        two.engine().rename(SESSION, false, &q).unwrap();
+        two.engine().write(&[b"final"], 0, b"2", true).unwrap();
+        two.wait_until_sealed();
+        one.take(&two.give());
+        assert_eq!(one.engine().resolve(&[b"final"]).unwrap().ino, attr.ino);
+        match what {
+            "removed" => {
+                let q = pb::Unlink { dir: 1, name: "report".into(), ..Default::default() };
+                one.engine().unlink(SESSION, false, &q).map(drop).unwrap();
+            }
+            "moved" => {
+                let (name, name2) = ("report".into(), "report".into());
+                let q = pb::Rename { dir: 1, name, dir2: sub, name2, ..Default::default() };
+                one.engine().rename(SESSION, false, &q).map(drop).unwrap();
+            }
+            _ => {}
+        }
+        drop(file);
+        one.engine().close(SESSION, handle, false).unwrap();
+        one.wait_until_sealed();
+        let list = |dir: u64| {
+            let names = one.engine().list(dir).unwrap().into_iter();
+            names.map(|(name, _)| String::from_utf8(name).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(one.engine().read(&[b"final"]).unwrap(), b"2", "{what}");
+        let (here, there): (&[&str], &[&str]) = match what {
+            "removed" => (&["final", "sub"], &[]),
+            "moved" => (&["final", "sub"], &["report"]),
+            _ => (&["final", "report", "sub"], &[]),
+        };
+        assert_eq!(
+            (list(1), list(sub)),
+            (here.iter().map(|n| n.to_string()).collect(), there.iter().map(|n| n.to_string()).collect()),
+            "{what}"
+        );
+        let report: Option<&[&[u8]]> = match what {
+            "removed" => None,
+            "moved" => Some(&[b"sub", b"report"]),
+            _ => Some(&[b"report"]),
+        };
+        if let Some(path) = report {
+            assert_eq!(one.engine().read(path).unwrap(), b"3", "{what}");
+        }
+    }
+}

@@ -196,7 +196,6 @@ fn a_new_file_that_was_removed_elsewhere_before_it_was_recorded_is_there() {
             drop(unsealed);
         } else {
             one.take(&two.give());
-            assert!(one.engine().resolve(&[b"f"]).is_err());
             writer.close(&one, false);
         }
         one.wait_until_sealed();
@@ -234,15 +233,16 @@ fn what_was_closed_or_fsynced_survives_a_crash_after_the_join() {
         let (mut one, two, dir) = pair(10);
         let ino = one.engine().resolve(&[b"dir", b"f"]).unwrap().ino;
         let writer = Writer::open(&one, &[b"dir", b"f"]);
-        writer.file.write_all_at(b"1", 0).unwrap();
         unlink(&two, dir, "f").unwrap();
         let kept = if is_closed {
+            writer.file.write_all_at(b"1", 0).unwrap();
             let unsealed = writer.close_unsealed(&one);
             one.take(&two.give());
             unsealed
         } else {
             one.take(&two.give());
             assert!(one.engine().resolve(&[b"dir", b"f"]).is_err());
+            writer.file.write_all_at(b"1", 0).unwrap();
             let q = pb::Fsync { ino, handle: writer.handle, dir, writes: true, ..Default::default() };
             one.engine().fsync(&q).unwrap();
             writer.file
@@ -252,4 +252,59 @@ fn what_was_closed_or_fsynced_survives_a_crash_after_the_join() {
         one.wait_until_sealed();
         assert_eq!(shown(&one, Ino::ROOT.0), [("f".to_owned(), b'1')], "closed: {is_closed}");
     }
+}
+
+#[test]
+fn what_was_moved_elsewhere_first_has_its_name_there_again() {
+    let (one, two, dir) = pair(10);
+    let dir2 = mkdir(&two, "dir2");
+    let writer = Writer::open(&one, &[b"dir", b"f"]);
+    writer.file.write_all_at(b"1", 0).unwrap();
+    let unsealed = writer.close_unsealed(&one);
+    let q = pb::Rename { dir, name: "f".into(), dir2, name2: "g".into(), ..Default::default() };
+    two.engine().rename(SESSION, false, &q).unwrap();
+    one.take(&two.give());
+    unlink(&two, dir2, "g").unwrap();
+    one.take(&two.give());
+    drop(unsealed);
+    one.wait_until_sealed();
+    assert_eq!(shown(&one, 1), [("g".to_owned(), b'1')]);
+    assert!(one.engine().resolve(&[b"dir2", b"g"]).is_ok());
+}
+
+/// They removed it having seen that.
+#[test]
+fn what_others_had_written_and_removed_does_not_come_back_with_it() {
+    let (one, two, dir) = pair(10);
+    let writer = Writer::open(&one, &[b"dir", b"f"]);
+    writer.file.write_all_at(b"1", 0).unwrap();
+    two.engine().write(&[b"dir", b"f"], 0, b"2", false).unwrap();
+    two.wait_until_sealed();
+    one.take(&two.give());
+    unlink(&two, dir, "f").unwrap();
+    one.take(&two.give());
+    writer.close(&one, false);
+    one.wait_until_sealed();
+    assert_eq!(shown(&one, 1), [("f".to_owned(), b'1')]);
+}
+
+/// All of it was seen by who removed it.
+#[test]
+fn what_is_recorded_and_open_still_stays_removed() {
+    let (one, two, dir) = pair(10);
+    Posix::create(&**one.engine(), &[b"dir", b"old"], 0o640, b"3").unwrap();
+    one.wait_until_sealed();
+    let writer = Writer::open(&one, &[b"dir", b"f"]);
+    writer.file.write_all_at(b"1", 0).unwrap();
+    // Recorded by that, and not closed.
+    let q = pb::Rename { dir, name: "f".into(), dir2: dir, name2: "old".into(), ..Default::default() };
+    one.engine().rename(SESSION, false, &q).unwrap();
+    two.take(&one.give());
+    assert_eq!(shown(&two, 1), [("old".to_owned(), b'1')]);
+    unlink(&two, dir, "old").unwrap();
+    one.take(&two.give());
+    assert_eq!(shown(&one, 1), []);
+    writer.close(&one, false);
+    one.wait_until_sealed();
+    assert_eq!(shown(&one, 1), []);
 }

@@ -13,7 +13,7 @@ use super::ballast::BALLAST_BYTES;
 use super::room::is_full;
 use super::{Core, Engine};
 use crate::catalog::{CatalogError, ImportLimits, State};
-use crate::namespace::{Brought, catalog_errno, catalog_error};
+use crate::namespace::{Brought, Written, catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
 const PATIENT_JOINS: u32 = 3;
@@ -197,12 +197,17 @@ impl Engine {
                 self.commit_locked(core)?;
                 has_committed = true;
             }
-            let brought = core.ns.join(theirs, &core.staged.written())?;
+            let Core { ns, staged, .. } = core;
+            let has_more = |ino| staged.get(ino).is_some_and(|staged| self.has_more(ino, staged));
+            let brought = ns.join(theirs, &Written { files: staged.written(), has_more: &has_more })?;
             for taken in &brought.taken {
                 core.staged.lose_name(taken);
             }
             // Before it is asked who has met what.
             core.renew_bases();
+            for (ino, dot) in &brought.back {
+                core.staged.began_from(*ino, *dot);
+            }
             for (ino, versions) in &brought.versions {
                 if core.staged.has_met(*ino, versions) {
                     self.store.mark_met(*ino);
@@ -222,6 +227,10 @@ impl Engine {
         }
         let joined = joined?;
         if let Some(brought) = &joined {
+            // What was fsynced has its name in the log only, and the joined state, without it, is on the disk.
+            if !brought.back.is_empty() {
+                self.sync_records()?;
+            }
             for step in &brought.successions {
                 self.store.note_version(step.ino, step.newer, step.older);
             }

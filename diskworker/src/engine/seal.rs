@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::room::is_full;
-use super::staged::Work;
+use super::staged::{Staged, Work};
 use super::{Core, Engine, SessionId};
 use crate::content::{Seal, SealJob, Sealed, SealedSmall};
 use crate::namespace::{Located, NewContent};
@@ -182,13 +182,30 @@ impl Engine {
         result.map(drop)
     }
 
+    /// Whether a staged file may have something that no record has.
+    pub(super) fn has_more(&self, ino: Ino, staged: &Staged) -> bool {
+        let Ok(Some(stat)) = self.store.staged_stat(ino) else { return false };
+        let baseline = staged.baseline_ctime_ns.filter(|_| staged.unwritten);
+        let mut known = baseline.into_iter().chain(staged.recorded_ctime_ns);
+        // Of one that is recorded the file just goes, or a copy is being made.
+        staged.work != Work::Making && !known.any(|known| known == stat.written_ns || known == stat.ctime_ns)
+    }
+
+    /// The same while it is being sealed.
+    fn may_have_more(&self, seen: &Seen, staged: &Staged) -> bool {
+        !seen.unwritten && self.has_more(seen.ino, staged)
+    }
+
     /// Where a join has taken the last name of a file that was written: it has one again.
     pub(super) fn give_name_back(&self, ino: Ino) -> FsResult<()> {
         if self.core().staged.get(ino).is_none_or(|staged| staged.taken.is_none()) {
             return Ok(());
         }
         self.change_content(None, |core| {
-            let Some(taken) = core.staged.get_mut(ino).and_then(|staged| staged.taken.take()) else { return Ok(()) };
+            // Else who took the name saw all of it.
+            let has_more = core.staged.get(ino).is_some_and(|staged| self.has_more(ino, staged));
+            let taken = core.staged.get_mut(ino).filter(|_| has_more).and_then(|staged| staged.taken.take());
+            let Some(taken) = taken else { return Ok(()) };
             if core.ns.locate(ino, taken.dir).is_ok() {
                 return Ok(()); // another join has brought one
             }
@@ -197,7 +214,10 @@ impl Engine {
                 staged.dir = taken.dir;
                 staged.taken = back.is_err().then_some(taken);
             }
-            back
+            if let Some(dot) = back? {
+                core.staged.began_from(ino, dot);
+            }
+            Ok(())
         })
     }
 
@@ -267,10 +287,15 @@ impl Engine {
             return Ok(None);
         }
         let base = staged.base.clone();
-        match core.ns.locate_written(seen.ino, staged.dir, base.as_deref().unwrap_or_default()) {
+        let located = match staged.number {
+            Some(number) => core.ns.locate(number, staged.dir),
+            None => core.ns.locate_written(seen.ino, staged.dir, base.as_deref().unwrap_or_default()),
+        };
+        match located {
             Ok(at) => Ok(Some((at, base))),
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
-                if staged.taken.is_some() && !seen.unwritten {
+                let staged = core.staged.same(seen.ino, seen.entry);
+                if staged.is_some_and(|staged| staged.taken.is_some() && self.may_have_more(seen, staged)) {
                     return Err(error); // a join has just taken it, and it could not be given back
                 }
                 core.staged.remove(seen.ino);
@@ -426,6 +451,7 @@ impl Core {
         let after = self.ns.content_dots(&at)?;
         if let Some(staged) = self.staged.get_mut(ino) {
             staged.closed = None;
+            staged.recorded_ctime_ns = Some(ctime_ns);
         }
         if let Some(base) = self.staged.get_mut(ino).and_then(|staged| staged.base.as_mut()) {
             base.extend(after.into_iter().filter(|dot| !before.contains(dot)));

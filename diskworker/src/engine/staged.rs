@@ -7,7 +7,8 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::Dot;
 
 use super::SessionId;
-use crate::namespace::{Taken, Written};
+use crate::namespace::Taken;
+use crate::view::derived_ino;
 
 /// Longest pause before a file that cannot be sealed is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(300);
@@ -59,6 +60,10 @@ pub(super) struct Staged {
     /// Somebody was told that what he wrote is on stable storage, or may have been before a restart: the staged file must
     /// not go before what replaces it is there.
     pub promised: bool,
+    /// Change time of the staged file when it was recorded last, and stayed.
+    pub recorded_ctime_ns: Option<i64>,
+    /// The number that the file has got while it was written; this one is another file's.
+    pub number: Option<Ino>,
     /// A join has taken its last name. It gets it back when what was written is recorded.
     pub taken: Option<Taken>,
 }
@@ -131,18 +136,33 @@ impl StagedTable {
     /// A version has another dot now, and its writers still started from it. Without this a rename or a link between
     /// opening and sealing would leave the old version beside the new one, as a conflict.
     pub fn renew_base(&mut self, ino: Ino, old: Dot, new: Dot) {
-        let base = self.files.get_mut(&ino).and_then(|staged| staged.base.as_mut());
+        // One that has just got this number is known by another one here.
+        let was = |(was, staged): (&Ino, &Staged)| {
+            let had = staged.base.iter().flatten().any(|dot| *dot == old);
+            (had && (staged.number == Some(ino) || derived_ino(*was, old) == ino)).then_some(*was)
+        };
+        let is_known = self.files.is_empty() || self.files.contains_key(&ino);
+        let number = if is_known { None } else { self.files.iter().find_map(was) };
+        let staged = self.files.get_mut(&number.unwrap_or(ino));
+        let base = staged.and_then(|staged| {
+            staged.number = number.map(|_| ino).or(staged.number);
+            staged.base.as_mut()
+        });
         if let Some(dot) = base.into_iter().flatten().find(|dot| **dot == old) {
             *dot = new;
         }
     }
 
-    /// All files here that may have what no record has, for a join.
-    pub fn written(&self) -> HashMap<Ino, Written> {
-        let is_promised = |staged: &Staged| staged.closed.is_some() || staged.promised;
-        let written =
-            |(ino, staged): (&Ino, &Staged)| (*ino, Written { dir: staged.dir, is_promised: is_promised(staged) });
-        self.files.iter().map(written).collect()
+    /// All files here and the directories that have them, for a join.
+    pub fn written(&self) -> HashMap<Ino, Ino> {
+        self.files.iter().map(|(ino, staged)| (*ino, staged.dir)).collect()
+    }
+
+    /// What is written to a file comes in place of this version, too.
+    pub fn began_from(&mut self, ino: Ino, dot: Dot) {
+        if let Some(base) = self.files.get_mut(&ino).and_then(|staged| staged.base.as_mut()) {
+            base.push(dot);
+        }
     }
 
     /// A join has taken its last name.

@@ -1,6 +1,6 @@
 //! Changes that come from elsewhere: a joined state replaces the committed one under our feet.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ContentId, Ino};
@@ -27,6 +27,8 @@ pub struct Brought {
     pub departed: Vec<Ino>,
     /// Files that are being written and have no name any more: to get it back when something was written.
     pub taken: Vec<Taken>,
+    /// Those that have got it back, and the dots of the versions that hold the place for what was written.
+    pub back: Vec<(Ino, Dot)>,
 }
 
 /// Places of a directory, by the directories they are in.
@@ -46,7 +48,7 @@ impl Namespace {
     /// Join an imported state. Everything of our own must be committed first (`is_dirty` is false). What a merge can
     /// leave behind is repaired at once: a directory in two places, in none, or below itself. `written`: files whose content no record
     /// has yet.
-    pub fn join(&mut self, theirs: &State, written: &HashMap<Ino, Written>) -> FsResult<Brought> {
+    pub fn join(&mut self, theirs: &State, written: &Written<'_>) -> FsResult<Brought> {
         debug_assert!(!self.is_dirty());
         // Each start takes an actor of its own, so nobody can know more of it. What we change next would count as removed.
         let of_ours = |ctx: &VersionVector| ctx.0.get(&self.actor).copied().unwrap_or_default();
@@ -76,12 +78,12 @@ impl Namespace {
                 Key::Inode(ino) => drop(self.inodes.remove(ino)),
             }
         }
-        let taken = self.taken(&before, &joined.changed, written).unwrap_or_else(|error| {
+        let taken = self.taken(&before, &joined.changed, &written.files).unwrap_or_else(|error| {
             tracing::error!("whether files that are being written lost their names cannot be told: {error}");
             Vec::new()
         });
         // Before all else: what was closed is in its staging file alone, and a start removes that of a file without a name.
-        let (back, taken) = self.put_back_promised(taken, written);
+        let (back, taken) = self.put_back_written(taken, written.has_more);
         // What could not be mended last time, as on a full disk, is looked at again with this.
         let again = std::mem::take(&mut self.unmended);
         let again = self.sets_now(again);
@@ -89,7 +91,7 @@ impl Namespace {
         for (key, elements) in again {
             changed.entry(key).or_insert(elements);
         }
-        changed.extend(self.sets_now(back));
+        changed.extend(self.sets_now(back.keys().cloned().collect()));
         if let Err(error) = self.repair(&changed) {
             tracing::error!("what changed at once on several hosts is not all shown: {error}");
         }
@@ -103,7 +105,14 @@ impl Namespace {
             contents().filter_map(move |element| Some((element.body.ino()?, dots.clone())))
         });
         let (stored, versions) = (stored.collect(), versions.collect());
-        Ok(Brought { stored, versions, departed, taken, successions: joined.successions })
+        Ok(Brought {
+            stored,
+            versions,
+            departed,
+            taken,
+            back: back.into_values().collect(),
+            successions: joined.successions,
+        })
     }
 
     /// Mend what these keys hold, as after a join.

@@ -100,22 +100,36 @@ impl Namespace {
         }
     }
 
-    /// Whether a directory that is in memory has a file of this number, not as a conflict copy of another one.
-    pub fn has_file(&self, dir: Ino, ino: Ino) -> bool {
-        let found = self.dirs.get(&dir).and_then(|dir| dir.resolve(dir.name_of(ino)?));
-        found.is_some_and(|(_, tag)| tag.is_none())
+    /// Whether a directory shows a node of this number.
+    pub fn shows(&mut self, dir: Ino, ino: Ino) -> FsResult<bool> {
+        Ok(dir.is_storable() && self.dir(dir)?.name_of(ino).is_some())
+    }
+
+    /// The number that a file with one of these versions has got in this directory since another file has its own: not that of a conflict
+    /// copy, which is a version of that file.
+    pub fn renumbered(&mut self, dir: Ino, ino: Ino, versions: &[Dot]) -> FsResult<Option<Ino>> {
+        if !dir.is_storable() {
+            return Ok(None);
+        }
+        let found = self.dir(dir)?;
+        let is_its_own = |name: &Name| {
+            let copies = found.name_of(ino).map(|name| [name.as_bytes(), view::CONFLICT].concat());
+            found.resolve(name).is_some_and(|(_, tag)| tag.is_none())
+                && !copies.is_some_and(|copies| name.as_bytes().starts_with(&copies))
+        };
+        let mut numbers = versions.iter().map(|dot| view::derived_ino(ino, *dot));
+        Ok(numbers.find(|number| found.name_of(*number).is_some_and(&is_its_own)))
     }
 
     /// The same for a file that is being written, by the versions it began from: it may have got another number meanwhile
     /// ([`super::Namespace::renumber_across`]), and another file, here or elsewhere, has this one.
     pub fn locate_written(&mut self, ino: Ino, hint: Ino, base: &[Dot]) -> FsResult<Located> {
-        let is_here = ino.is_storable() && self.locate_in(ino, hint)?.is_some();
-        if ino.is_storable() {
+        if let Some(number) = self.renumbered(hint, ino, base)? {
+            return self.locate(number, hint);
+        }
+        if ino.is_storable() && self.locate_in(ino, hint)?.is_none() {
             for number in base.iter().map(|dot| view::derived_ino(ino, *dot)) {
-                // Beside a file that has this number a copy is a version of that.
-                if (!is_here || self.has_file(hint, number))
-                    && let Some(found) = self.locate_in(number, hint)?
-                {
+                if let Some(found) = self.locate_in(number, hint)? {
                     return Ok(found);
                 }
             }

@@ -6,20 +6,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Element, Key, Name};
+use delugefs_proto::record::{Body, Dot, Element, Key, Name};
 
 use super::links::copied;
 use super::{Namespace, catalog_error};
 use crate::catalog::State;
 use crate::view;
 
-/// A file that is being written, or was and is not recorded.
-#[derive(Clone, Copy, Debug)]
-pub struct Written {
-    /// The directory that has it.
-    pub dir: Ino,
-    /// Somebody was told that it is written: it gets its name back at once. Else that is for who closes it to say.
-    pub is_promised: bool,
+/// The files that are being written, or were and are not recorded.
+pub struct Written<'a> {
+    /// Each with the directory that has it.
+    pub files: HashMap<Ino, Ino>,
+    /// Whether one has something that no record has: it gets its name back at once. Of another one nobody knows yet whether it is written.
+    pub has_more: &'a dyn Fn(Ino) -> bool,
 }
 
 /// Such a file without a name.
@@ -40,13 +39,10 @@ impl Namespace {
         &self,
         before: &State,
         changed: &BTreeMap<Key, Vec<Element>>,
-        written: &HashMap<Ino, Written>,
+        written: &HashMap<Ino, Ino>,
     ) -> FsResult<Vec<Taken>> {
-        if written.is_empty() {
-            return Ok(Vec::new());
-        }
-        let dirs: HashSet<Ino> = written.values().map(|written| written.dir).collect();
-        let mut taken = Vec::new();
+        let dirs: HashSet<Ino> = written.values().copied().collect();
+        let mut taken: Vec<Taken> = Vec::new();
         for key in changed.keys() {
             match key {
                 Key::Entry(dir, name) if !name.is_header() && dirs.contains(dir) => {}
@@ -62,7 +58,9 @@ impl Namespace {
                         _ => None,
                     }),
                 };
-                if let Some((dir, name)) = place.filter(|_| written.contains_key(&ino)) {
+                // One version of it is enough: the others were removed by who saw them, and what is written comes in its place.
+                let is_new = written.contains_key(&ino) && taken.iter().all(|taken| taken.ino != ino);
+                if let Some((dir, name)) = place.filter(|_| is_new) {
                     let elements = old.iter().filter(|e| is_of_file(e, ino)).cloned().collect();
                     taken.push(Taken { ino, dir, name, elements });
                 }
@@ -89,17 +87,16 @@ impl Namespace {
         Ok(taken)
     }
 
-    /// Put those back at once that must be; the keys they are under, to be mended, and the others.
-    pub(super) fn put_back_promised(
+    /// Put those back at once that have more than their record; the keys they are under, to be mended, with their new dots, and the others.
+    pub(super) fn put_back_written(
         &mut self,
         taken: Vec<Taken>,
-        written: &HashMap<Ino, Written>,
-    ) -> (BTreeSet<Key>, Vec<Taken>) {
-        let (mut back, mut left) = (BTreeSet::new(), Vec::new());
+        has_more: &dyn Fn(Ino) -> bool,
+    ) -> (BTreeMap<Key, (Ino, Dot)>, Vec<Taken>) {
+        let (mut back, mut left) = (BTreeMap::new(), Vec::new());
         for taken in taken {
-            let is_promised = written.get(&taken.ino).is_some_and(|written| written.is_promised);
-            match is_promised.then(|| self.give_name(&taken)) {
-                Some(Ok(key)) => back.extend(key),
+            match has_more(taken.ino).then(|| self.give_name(&taken)) {
+                Some(Ok(given)) => back.extend(given.map(|(key, dot)| (key, (taken.ino, dot)))),
                 Some(Err(error)) => {
                     tracing::error!("file {}, which is not recorded yet, has no name: {error}", taken.ino);
                     left.push(taken);
@@ -110,26 +107,26 @@ impl Namespace {
         (back, left)
     }
 
-    /// The file is there again, under its name or as a conflict copy of what has that now.
-    pub fn put_back(&mut self, taken: &Taken) -> FsResult<()> {
-        match self.give_name(taken)? {
-            Some(key) => self.mend(BTreeSet::from([key])), // its directory may be gone
-            None => Ok(()),
-        }
+    /// The file is there again, under its name or as a conflict copy of what has that now. The dot of its version, which holds the place for
+    /// what was written.
+    pub fn put_back(&mut self, taken: &Taken) -> FsResult<Option<Dot>> {
+        let Some((key, dot)) = self.give_name(taken)? else { return Ok(None) };
+        self.mend(BTreeSet::from([key]))?; // its directory may be gone
+        Ok(Some(dot))
     }
 
     /// The same; the key it is under, which is to be mended.
-    fn give_name(&mut self, taken: &Taken) -> FsResult<Option<Key>> {
+    fn give_name(&mut self, taken: &Taken) -> FsResult<Option<(Key, Dot)>> {
         let Some((parts, tag)) = view::version(&taken.elements, taken.ino) else { return Ok(None) };
         let is_free = self.in_the_way(taken.dir, &taken.name)?.is_none();
         let name = if is_free { taken.name.clone() } else { view::conflict_name(&taken.name, tag) };
         let mut txn = self.txn();
-        txn.renewed.push((taken.ino, parts.content.dot));
+        let dot = txn.dot;
         let elements = copied(&txn, &parts, taken.ino);
         let key = Key::Entry(taken.dir, name);
         self.add(&mut txn, key.clone(), elements)?;
         self.apply(txn)?;
-        Ok(Some(key))
+        Ok(Some((key, dot)))
     }
 }
 

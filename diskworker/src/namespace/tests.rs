@@ -10,7 +10,7 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Data, Hlc, Key, Name, Perm};
 use nix::errno::Errno;
 
-use super::{Making, Namespace};
+use super::{Making, Namespace, Written};
 use crate::catalog::{Catalog, ImportLimits};
 use crate::journal::Journal;
 
@@ -36,6 +36,11 @@ fn start(root: &Path) -> Namespace {
     ns.cached_entries_max = CACHED_MAX;
     recovered.changes.into_iter().for_each(|change| ns.replay(change).unwrap());
     ns
+}
+
+/// Nobody writes anything.
+fn nothing() -> Written<'static> {
+    Written { files: HashMap::new(), has_more: &|_| false }
 }
 
 fn commit(ns: &mut Namespace) {
@@ -141,7 +146,7 @@ fn the_name_of_a_directory_that_is_not_there_is_in_nobodys_way_and_goes_when_it_
     let state = one.catalog.state();
     one.catalog.export(&state, None, &mut pack).unwrap();
     let taken = two.catalog.import(&mut &pack[..], state.commit, &ImportLimits::default(), None).unwrap();
-    two.join(&taken, &HashMap::new()).unwrap();
+    two.join(&taken, &nothing()).unwrap();
     assert!(two.dir(outer).unwrap().get(&at).is_empty());
     for ns in [&mut one, &mut two] {
         mkdir(ns, outer, "inner");
@@ -168,7 +173,7 @@ fn a_state_that_knows_more_of_a_disk_than_itself_is_refused() {
         let (state, mut pack) = (liar.catalog.state(), Vec::new());
         liar.catalog.export(&state, None, &mut pack).unwrap();
         let taken = ns.catalog.import(&mut &pack[..], state.commit, &ImportLimits::default(), None).unwrap();
-        match ns.join(&taken, &HashMap::new()) {
+        match ns.join(&taken, &nothing()) {
             Err(error) => assert!(is_refused && error.message.contains("changes of this disk"), "{error}"),
             Ok(_) => assert!(!is_refused),
         }
