@@ -56,6 +56,7 @@ impl Loose {
                     self.keys.insert(key.clone());
                 }
             }
+            Key::Inode(_) if view::is_nameless(key, elements) => drop(self.keys.insert(key.clone())),
             Key::Inode(ino) => match view::contents(elements).len() {
                 0 => drop(self.keys.insert(key.clone())),
                 1 => drop(self.there.insert(*ino)),

@@ -167,6 +167,7 @@ impl Namespace {
     /// Versions under a key that nothing shows get names.
     fn uncover(&mut self, key: &Key, elements: &[Element]) -> FsResult<()> {
         match key {
+            Key::Inode(ino) if view::is_nameless(key, elements) => self.drop_nameless(*ino)?,
             Key::Inode(ino) if view::contents(elements).len() > 1 => {
                 let mut txn = self.txn();
                 self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;

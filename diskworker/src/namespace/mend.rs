@@ -158,6 +158,21 @@ impl Namespace {
         self.apply(txn)
     }
 
+    /// What is left of a file whose names were removed on several hosts, each another one. Who has written it meanwhile, or given it another
+    /// name, has made all of it and a name anew.
+    pub(super) fn drop_nameless(&mut self, ino: Ino) -> FsResult<()> {
+        let key = Key::Inode(ino);
+        let set = self.inode(ino)?;
+        if set.is_empty() || !view::is_nameless(&key, set) {
+            return Ok(());
+        }
+        let mut txn = self.txn();
+        txn.set(key, Vec::new());
+        // It leaves an element of its own by that. Where it was nobody knows any more.
+        self.touch_dir(&mut txn, Ino::ROOT)?;
+        self.apply(txn)
+    }
+
     /// Whether a conflict copy from this name has the name of a file of its own, which is shown in its place.
     pub(super) fn is_covered(&mut self, dir: Ino, name: &Name) -> FsResult<bool> {
         let dir = self.dir(dir)?;

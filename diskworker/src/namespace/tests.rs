@@ -118,6 +118,45 @@ fn directories_that_do_not_fit_into_the_cache_together_keep_what_was_changed_in_
     check(&mut ns);
 }
 
+/// Two disks that have joined each other's state.
+fn meet(disks: [&mut Namespace; 2]) {
+    let packs = disks.each_ref().map(|ns| {
+        let mut pack = Vec::new();
+        let state = ns.catalog.state();
+        ns.catalog.export(&state, None, &mut pack).unwrap();
+        (pack, state.commit)
+    });
+    for (ns, (pack, commit)) in disks.into_iter().zip(packs.iter().rev()) {
+        let theirs = ns.catalog.import(&mut &pack[..], *commit, &ImportLimits::default(), None).unwrap();
+        ns.join(&theirs).unwrap();
+    }
+}
+
+/// Each of two names was removed by a host that left the other one.
+#[test]
+fn nothing_is_left_of_a_file_whose_names_were_removed_on_several_hosts() {
+    let roots = [(), ()].map(|()| tempfile::tempdir().unwrap());
+    let [mut one, mut two] = [0, 1].map(|n| new(roots[n].path()));
+    let file = Ino(1000);
+    one.make_file(&Making { dir: Ino::ROOT, name: &name("f"), perm: PERM }, file, Data::Fifo, None).unwrap();
+    one.link(file, Ino::ROOT, Ino::ROOT, &name("g")).unwrap();
+    for _ in 0..2 {
+        [&mut one, &mut two].into_iter().for_each(commit);
+        meet([&mut one, &mut two]);
+    }
+    one.unlink(Ino::ROOT, &name("f")).unwrap();
+    two.unlink(Ino::ROOT, &name("g")).unwrap();
+    for _ in 0..3 {
+        [&mut one, &mut two].into_iter().for_each(commit);
+        meet([&mut one, &mut two]);
+    }
+    for ns in [&mut one, &mut two] {
+        assert_eq!(ns.set(&Key::Inode(file)).unwrap(), []);
+        assert!(names(ns, Ino::ROOT).is_empty());
+    }
+    assert_eq!(one.catalog.state().commit, two.catalog.state().commit);
+}
+
 /// As catalogs from before have it.
 #[test]
 fn the_name_of_a_directory_that_is_not_there_is_in_nobodys_way_and_goes_when_it_is_met() {
