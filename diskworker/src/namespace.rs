@@ -16,6 +16,7 @@ mod dir;
 mod edit;
 mod foreign;
 mod free;
+mod heads;
 mod links;
 mod list;
 mod locate;
@@ -41,6 +42,7 @@ use nix::errno::Errno;
 
 pub use self::edit::{Edit, NewContent};
 pub use self::foreign::Brought;
+pub use self::heads::FORGOTTEN;
 pub use self::list::Page;
 pub use self::locate::Located;
 pub use self::make::{Making, is_made_with};

@@ -120,6 +120,16 @@ pub fn is_nameless(key: &Key, elements: &[Element]) -> bool {
     matches!(key, Key::Inode(_)) && !elements.iter().any(|e| matches!(e.body, Body::Ref { .. }))
 }
 
+/// The files of which a set has attributes and nothing else: they were changed under a name that another host took away, or made one of
+/// several.
+pub fn bare(elements: &[Element]) -> impl Iterator<Item = Ino> + '_ {
+    let is_here = |of: Ino| elements.iter().any(|e| matches!(&e.body, Body::Content { ino, .. } if *ino == of));
+    elements.iter().filter_map(move |e| match e.body {
+        Body::Attrs { ino, .. } if !is_here(ino) => Some(ino),
+        _ => None,
+    })
+}
+
 /// The latest element of a kind.
 pub fn latest(elements: &[Element], is_kind: impl Fn(&Body) -> bool) -> Option<&Element> {
     elements.iter().filter(|e| is_kind(&e.body)).max_by_key(|e| (e.hlc, e.dot))
