@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Data, Hlc, Key, Name, Perm};
 use nix::errno::Errno;
 
-use super::{Making, Namespace};
+use super::{LARGE_FACTOR, LARGE_SHARE, Making, Namespace};
 use crate::catalog::{Catalog, ImportLimits};
 use crate::journal::Journal;
 
@@ -33,6 +34,7 @@ fn start(root: &Path) -> Namespace {
     let (journal, recovered) = Journal::open(File::open(root.join("journal")).unwrap()).unwrap();
     let mut ns = Namespace::new(catalog, journal.into(), recovered.actor);
     ns.cached_entries_max = CACHED_MAX;
+    ns.large_kept = Duration::ZERO;
     recovered.changes.into_iter().for_each(|change| ns.replay(change).unwrap());
     ns
 }
@@ -116,6 +118,36 @@ fn directories_that_do_not_fit_into_the_cache_together_keep_what_was_changed_in_
     drop(changes);
     ns.committed();
     check(&mut ns);
+}
+
+/// Two programs, each at work in one of them.
+#[test]
+fn large_directories_that_are_in_use_stay_in_the_cache() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut ns, [a, b]) = large(root.path());
+    ns.large_kept = Duration::from_secs(600);
+    for n in 0..3 {
+        ns.lookup(a, &name("0000")).unwrap();
+        mkdir(&mut ns, b, &n.to_string());
+        commit(&mut ns);
+        assert!(ns.dirs.contains_key(&a) && ns.dirs.contains_key(&b), "it is decoded anew");
+    }
+    // Not for ever.
+    ns.large_kept = Duration::ZERO;
+    commit(&mut ns);
+    assert!(!ns.dirs.contains_key(&a) && ns.cached_entries <= CACHED_MAX);
+    // Nor more than a few.
+    ns.large_kept = Duration::from_secs(600);
+    let many: Vec<Ino> = (0..12).map(|n| mkdir(&mut ns, Ino::ROOT, &format!("many {n}"))).collect();
+    for (at, dir) in many.iter().enumerate() {
+        for n in 0..CACHED_MAX / LARGE_SHARE + 1 {
+            let making = Making { dir: *dir, name: &name(&n.to_string()), perm: PERM };
+            ns.make_file(&making, Ino(10_000 + (at * FILES + n) as u64), Data::Empty, None).unwrap();
+        }
+    }
+    commit(&mut ns);
+    assert!(ns.cached_entries <= CACHED_MAX * (LARGE_FACTOR + 1), "{}", ns.cached_entries);
+    assert!(ns.dirs.contains_key(&many[11]) && !ns.dirs.contains_key(&many[0]));
 }
 
 /// Two disks that have joined each other's state.
