@@ -16,6 +16,7 @@ mod dir;
 mod edit;
 mod foreign;
 mod free;
+mod heads;
 mod links;
 mod list;
 mod locate;
@@ -31,8 +32,9 @@ mod tests;
 mod txn;
 mod xattr;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{ActorId, Ino};
@@ -42,6 +44,7 @@ use nix::errno::Errno;
 
 pub use self::edit::{Edit, NewContent};
 pub use self::foreign::Brought;
+pub use self::heads::FORGOTTEN;
 pub use self::list::Page;
 pub use self::locate::Located;
 pub use self::make::{Making, is_made_with};
@@ -57,6 +60,12 @@ use crate::journal::Journal;
 
 /// Entries in cached clean directories before the least recently used ones are dropped: about 120 MB.
 const CACHED_ENTRIES_MAX: usize = 300_000;
+/// A directory with more than this part of these is large: to decode it again takes a second or more, in which nobody gets anything.
+const LARGE_SHARE: usize = 3;
+/// Large ones that were used within this are not counted and stay,
+const LARGE_KEPT: Duration = Duration::from_secs(60);
+/// as long as they have no more than so many times these entries together; the one used last in any case.
+const LARGE_FACTOR: usize = 3;
 /// Cached clean inode sets before they are dropped.
 const CACHED_INODES_MAX: usize = 20_000;
 
@@ -68,6 +77,10 @@ pub struct Namespace {
     cached_entries: usize,
     /// [`CACHED_ENTRIES_MAX`], but for tests.
     cached_entries_max: usize,
+    /// [`LARGE_KEPT`], but for tests.
+    large_kept: Duration,
+    /// Entries of large directories that stay, as of the last look.
+    large_entries: usize,
     tick: u64,
     /// What was used at this tick or later stays in the cache, however large it is.
     kept_since: u64,
@@ -148,6 +161,8 @@ impl Namespace {
             dirs: HashMap::new(),
             cached_entries: 0,
             cached_entries_max: CACHED_ENTRIES_MAX,
+            large_kept: LARGE_KEPT,
+            large_entries: 0,
             tick: 0,
             kept_since: u64::MAX,
             inodes: HashMap::new(),
@@ -373,14 +388,17 @@ impl Namespace {
 
     /// Drop clean cached things beyond the limits.
     fn shrink(&mut self) {
-        if self.cached_entries > self.cached_entries_max {
+        if self.cached_entries > self.cached_entries_max + self.large_entries {
             let mut by_age: Vec<_> = self.dirs.iter().map(|(ino, dir)| (dir.used, *ino)).collect();
             by_age.sort_unstable();
+            let large = self.large_in_use(&by_age);
             for (used, ino) in by_age {
-                if self.cached_entries <= self.cached_entries_max * 3 / 4 || used >= self.tick.min(self.kept_since) {
+                let most = self.cached_entries_max * 3 / 4 + self.large_entries;
+                if self.cached_entries <= most || used >= self.tick.min(self.kept_since) {
                     break;
                 }
-                if !self.is_dirty_dir(ino)
+                if !large.contains(&ino)
+                    && !self.is_dirty_dir(ino)
                     && let Some(dir) = self.dirs.remove(&ino)
                 {
                     self.cached_entries -= dir.cost();
@@ -394,6 +412,24 @@ impl Namespace {
                 pending.contains_key(&key) || committing.contains_key(&key)
             });
         }
+    }
+
+    /// The large directories that stay, of all in the order in which they were used: whoever works in one beside others would have it
+    /// decoded again at every commit.
+    fn large_in_use(&mut self, by_age: &[(u64, Ino)]) -> HashSet<Ino> {
+        let mut large = HashSet::new();
+        self.large_entries = 0;
+        for (_, ino) in by_age.iter().rev() {
+            let Some(dir) = self.dirs.get(ino) else { continue };
+            let is_large =
+                dir.cost() > self.cached_entries_max / LARGE_SHARE && dir.used_at.elapsed() < self.large_kept;
+            let have_room = self.large_entries + dir.cost() <= self.cached_entries_max * LARGE_FACTOR;
+            if is_large && (large.is_empty() || have_room) {
+                self.large_entries += dir.cost();
+                large.insert(*ino);
+            }
+        }
+        large
     }
 
     fn is_dirty_dir(&self, ino: Ino) -> bool {
@@ -420,7 +456,7 @@ impl Namespace {
                 }
             }
             // Else it would be the oldest, and the first to go when the cache is full.
-            dir.used = self.tick;
+            dir.used_now(self.tick);
             self.cached_entries += dir.cost();
             self.dirs.insert(ino, dir);
             self.shrink();
@@ -428,7 +464,7 @@ impl Namespace {
         let tick = self.tick;
         match self.dirs.get_mut(&ino) {
             Some(dir) => {
-                dir.used = tick;
+                dir.used_now(tick);
                 Ok(dir)
             }
             None => Err(Errno::EIO.into()),
@@ -467,6 +503,8 @@ impl Namespace {
     /// What was taken is durable in git.
     pub fn committed(&mut self) {
         self.committing = Arc::default();
+        // Those that were large and in use may be so no more.
+        self.large_entries = 0;
         self.shrink();
     }
 

@@ -7,7 +7,7 @@
 
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::NAME_MAX_BYTES;
-use delugefs_proto::record::{Body, Data, Dot, Element, Hlc, Name};
+use delugefs_proto::record::{Body, Data, Dot, Element, Hlc, Key, Name};
 
 /// What stands between a name and the tag of a conflict copy.
 pub const CONFLICT: &[u8] = b".conflict-";
@@ -119,6 +119,21 @@ pub fn version(elements: &[Element], of: Ino) -> Option<(FileParts<'_>, u32)> {
 pub fn contents(elements: &[Element]) -> Vec<FileParts<'_>> {
     let shown = view(elements);
     shown.into_iter().filter_map(|s| if let What::File(parts) = s.what { Some(parts) } else { None }).collect()
+}
+
+/// Whether these are of a file that has no name any more: of two, each was removed on another host. What is left of it is no file's.
+pub fn is_nameless(key: &Key, elements: &[Element]) -> bool {
+    matches!(key, Key::Inode(_)) && !elements.iter().any(|e| matches!(e.body, Body::Ref { .. }))
+}
+
+/// The files of which a set has attributes and nothing else: they were changed under a name that another host took away, or made one of
+/// several.
+pub fn bare(elements: &[Element]) -> impl Iterator<Item = Ino> + '_ {
+    let is_here = |of: Ino| elements.iter().any(|e| matches!(&e.body, Body::Content { ino, .. } if *ino == of));
+    elements.iter().filter_map(move |e| match e.body {
+        Body::Attrs { ino, .. } if !is_here(ino) => Some(ino),
+        _ => None,
+    })
 }
 
 /// The latest element of a kind.

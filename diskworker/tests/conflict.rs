@@ -241,6 +241,56 @@ fn a_content_that_has_a_file_again_is_not_purged_from_the_trash() {
 }
 
 /// The record of a content is there, and giving the file its name in `data/` fails: the file stays staged, and is written again.
+/// Of two names each was removed on another disk. Nothing could take away what is left.
+#[test]
+fn a_file_whose_names_were_all_removed_on_several_disks_takes_no_room() {
+    for is_down in [false, true] {
+        let (one, mut two) = (Disk::new(), Disk::new());
+        Posix::create(&**two.engine(), &[b"f"], 0o644, &text(b'0', 20_000)).unwrap();
+        two.wait_until_sealed();
+        let attr = two.engine().resolve(&[b"f"]).unwrap();
+        let q = pb::Link { ino: attr.ino, ino_dir: attr.dir, dir: Ino::ROOT.0, name: "g".into() };
+        two.engine().link(SESSION, false, &q).unwrap();
+        exchange(&one, &two);
+        for (disk, name) in [(&one, "f"), (&two, "g")] {
+            let q = pb::Unlink { dir: Ino::ROOT.0, name: name.into(), ..Default::default() };
+            disk.engine().unlink(SESSION, false, &q).unwrap();
+        }
+        match is_down {
+            true => two.crash_with_join(&one.give()),
+            false => exchange(&one, &two),
+        }
+        // What came before the second of them is not spared for having come.
+        (0..2).for_each(|_| two.engine().collect().unwrap());
+        assert_eq!(two.engine().store.usage().contents, 0, "after a crash: {is_down}");
+        assert_eq!(two.engine().scrub(&Alone).unwrap().problems, Vec::<String>::new());
+    }
+}
+
+/// It was written, and then one of its names removed, by a host that has not heard of the removal of the other.
+#[test]
+fn what_was_written_to_a_file_outlives_the_removal_of_its_last_name_elsewhere() {
+    for (here, there) in [("f", "g"), ("g", "f")] {
+        let (one, two) = (Disk::new(), Disk::new());
+        Posix::create(&**two.engine(), &[b"f"], 0o644, b"0").unwrap();
+        two.wait_until_sealed();
+        let attr = two.engine().resolve(&[b"f"]).unwrap();
+        let q = pb::Link { ino: attr.ino, ino_dir: attr.dir, dir: Ino::ROOT.0, name: "g".into() };
+        two.engine().link(SESSION, false, &q).unwrap();
+        exchange(&one, &two);
+        two.engine().write(&[b"f"], 0, b"1", true).unwrap();
+        two.wait_until_sealed();
+        for (disk, name) in [(&one, there), (&two, here)] {
+            let q = pb::Unlink { dir: Ino::ROOT.0, name: name.into(), ..Default::default() };
+            disk.engine().unlink(SESSION, false, &q).unwrap();
+        }
+        exchange(&one, &two);
+        for (disk, other) in [(&one, &two), (&two, &one)] {
+            assert_eq!(shown(disk, other), [(there.to_owned(), b"1".to_vec())]);
+        }
+    }
+}
+
 #[test]
 fn a_seal_that_failed_halfway_is_no_conflict_with_the_next_one() {
     let disk = Disk::new();

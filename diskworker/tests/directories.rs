@@ -1,11 +1,12 @@
 //! Directories that were removed, moved or changed in several places at once: they and all in them are somewhere, once, and can be
 //! listed, and the disks come to one state. `lost+found` is no exception: people may remove it and put it anywhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use delugefs_diskworker::engine::Alone;
-use delugefs_proto::ids::Ino;
+use delugefs_proto::ids::{DiskId, Ino};
 use delugefs_proto::local_pb as pb;
+use delugefs_proto::worker_pb::Mark;
 
 use crate::disk::{Disk, Posix, SESSION};
 
@@ -138,6 +139,115 @@ fn a_directory_that_was_changed_here_and_removed_there_twice_leaves_no_name_with
         }
         two.rmdir(ROOT, "p");
         assert!(end(&one, &two, "all removed").is_empty());
+    }
+}
+
+/// The number a path has, and its mode.
+fn mode(disk: &Disk, path: &[&[u8]]) -> (u64, u32) {
+    let attr = disk.engine().resolve(path).unwrap();
+    (attr.ino, attr.mode & 0o777)
+}
+
+/// Both change one element of its header.
+#[test]
+fn a_directory_that_was_moved_here_and_changed_there_is_both() {
+    for (is_moved_first, is_down) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (one, mut two) = two(|one| {
+            let d = one.mkdir(ROOT, "d");
+            one.mkdir(d, "inside");
+            one.mkdir(ROOT, "p");
+        });
+        let [d, p] = ["d", "p"].map(|name| one.number(&[name]));
+        if is_moved_first {
+            one.mv((ROOT, "d"), (p, "e"));
+        }
+        two.chmod(d, 0o700);
+        if !is_moved_first {
+            one.mv((ROOT, "d"), (p, "e"));
+        }
+        if is_down {
+            two.crash_with_join(&one.give());
+            two.engine().ledger().unwrap();
+        }
+        let shown = end(&one, &two, "moved and changed");
+        assert_eq!(shown.into_iter().collect::<Vec<_>>(), ["p/", "p/e/", "p/e/inside/"]);
+        for disk in [&one, &two] {
+            assert_eq!(mode(disk, &[b"p", b"e"]), (d, 0o700), "moved first: {is_moved_first}, down: {is_down}");
+        }
+    }
+}
+
+/// Two hosts move it, and a third, whose state comes last, changes its mode.
+#[test]
+fn a_directory_that_was_moved_twice_and_changed_is_in_one_place_with_its_mode() {
+    let (one, two) = two(|one| {
+        for name in ["d", "p", "q"] {
+            one.mkdir(ROOT, name);
+        }
+    });
+    let three = Disk::new();
+    three.take(&one.give());
+    let [d, p, q] = ["d", "p", "q"].map(|name| one.number(&[name]));
+    three.chmod(d, 0o711);
+    one.mv((ROOT, "d"), (p, "e"));
+    two.mv((ROOT, "d"), (q, "f"));
+    meet(&one, &two);
+    one.take(&three.give());
+    let shown = end(&one, &two, "moved twice");
+    assert_eq!(shown.into_iter().collect::<Vec<_>>(), ["p/", "q/", "q/f/"]);
+    assert_eq!(mode(&two, &[b"q", b"f"]), (d, 0o711));
+}
+
+#[test]
+fn what_was_said_of_disks_on_several_hosts_at_once_counts_all() {
+    let (one, two) = two(|_| {});
+    let [a, b, c] = [1, 2, 3].map(|n| DiskId([n; 32]));
+    one.engine().mark(a, Mark::Draining).unwrap();
+    one.engine().mark(b, Mark::Forgotten).unwrap();
+    two.engine().mark(c, Mark::Draining).unwrap();
+    two.engine().mark(b, Mark::Draining).unwrap();
+    two.chmod(ROOT, 0o711);
+    end(&one, &two, "marked");
+    for disk in [&one, &two] {
+        let marks = disk.engine().marks().unwrap();
+        let said = HashMap::from([(a, Mark::Draining), (b, Mark::Forgotten), (c, Mark::Draining)]);
+        assert_eq!(*marks, said);
+        assert_eq!(mode(disk, &[]).1, 0o711);
+    }
+}
+
+/// With a second name it is kept on its own.
+#[test]
+fn a_file_that_got_a_name_here_and_another_mode_there_has_both() {
+    for (is_linked, is_named_first, is_down) in (0..8).map(|n| (n & 1 != 0, n & 2 != 0, n & 4 != 0)) {
+        let (one, mut two) = two(|one| one.file(&["f"], "text"));
+        let ino = one.number(&["f"]);
+        let name = || match is_linked {
+            true => {
+                let q = pb::Link { ino, ino_dir: ROOT, dir: ROOT, name: "g".into() };
+                one.engine().link(SESSION, false, &q).map(drop).unwrap();
+            }
+            false => one.mv((ROOT, "f"), (ROOT, "g")),
+        };
+        if is_named_first {
+            name();
+        }
+        two.chmod(ino, 0o600);
+        if !is_named_first {
+            name();
+        }
+        if is_down {
+            two.crash_with_join(&one.give());
+            two.engine().ledger().unwrap();
+        }
+        end(&one, &two, "named and changed");
+        for disk in [&one, &two] {
+            assert_eq!(mode(disk, &[b"g"]), (ino, 0o600), "linked: {is_linked}, down: {is_down}");
+        }
+        // What was changed later on the host that named it stays.
+        one.chmod(ino, 0o640);
+        end(&one, &two, "changed again");
+        assert_eq!(mode(&two, &[b"g"]), (ino, 0o640));
     }
 }
 

@@ -11,6 +11,7 @@ use super::Engine;
 use super::room::is_full;
 use crate::catalog::State;
 use crate::namespace::catalog_error;
+use crate::view;
 
 /// How often leftovers are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -174,13 +175,14 @@ impl Engine {
         let state = replaced.is_none().then(|| self.catalog.state());
         let mut live: HashSet<ContentId> = HashSet::new();
         let mut visit = |key: &Key, elements: &[Element]| {
-            if !replaced.is_some_and(|sets| sets.contains_key(key)) {
+            if !replaced.is_some_and(|sets| sets.contains_key(key)) && !view::is_nameless(key, elements) {
                 note(&mut live, elements);
             }
             Ok(())
         };
         self.catalog.for_each(&mut visit).map_err(catalog_error)?;
-        pending.values().for_each(|elements| note(&mut live, elements));
+        let named = pending.iter().filter(|(key, elements)| !view::is_nameless(key, elements));
+        named.for_each(|(_, elements)| note(&mut live, elements));
         Ok((live, state))
     }
 }

@@ -36,6 +36,9 @@ impl Loose {
                 if let Some(Element { body: Body::Head { parent, name, .. }, .. }) = head {
                     self.homes.insert(*dir, (*parent, name.clone()));
                 }
+                if elements.iter().filter(|e| matches!(e.body, Body::Head { .. })).count() > 1 {
+                    self.keys.insert(key.clone());
+                }
             }
             Key::Entry(dir, name) => {
                 self.filled.insert(*dir);
@@ -52,10 +55,11 @@ impl Loose {
                     }
                 }
                 // A copy may have the name of another file.
-                if elements.len() > 1 && view::view(elements).len() > 1 {
+                if elements.len() > 1 && view::view(elements).len() > 1 || view::bare(elements).next().is_some() {
                     self.keys.insert(key.clone());
                 }
             }
+            Key::Inode(_) if view::is_nameless(key, elements) => drop(self.keys.insert(key.clone())),
             Key::Inode(ino) => match view::contents(elements).len() {
                 0 => drop(self.keys.insert(key.clone())),
                 1 => drop(self.there.insert(*ino)),

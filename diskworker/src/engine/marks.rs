@@ -1,5 +1,6 @@
 //! What people have said about disks: that one is to be emptied, or is gone for good. Kept as extended attributes of the
-//! root, so that every disk knows it and it survives like everything else in the catalog.
+//! root, so that every disk knows it and it survives like everything else in the catalog. Of what is said on several hosts at once all
+//! counts ([`crate::namespace`]); so a mark that was taken away at that moment may be there again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,10 +13,10 @@ use delugefs_proto::worker_pb::Mark;
 use nix::errno::Errno;
 
 use super::Engine;
+use crate::namespace::FORGOTTEN;
 use crate::os::ENOATTR;
 
 const DRAINING: &[u8] = b"draining";
-const FORGOTTEN: &[u8] = b"forgotten";
 
 /// All of them.
 pub type Marks = HashMap<DiskId, Mark>;

@@ -13,6 +13,7 @@ use super::Engine;
 use super::room::is_full;
 use crate::content::torrent;
 use crate::namespace::{Kind, catalog_error};
+use crate::view;
 
 /// Problems in one scrub from which on others are not asked for what is damaged: it is noted, and stays. And so many copies are set aside
 /// for being unreadable. With more it is the disk.
@@ -179,6 +180,7 @@ impl Engine {
         let mut visit = |key: &Key, elements: &[Element]| {
             match key {
                 Key::Entry(dir, name) if name.is_header() => drop(dirs.insert(*dir)),
+                _ if view::is_nameless(key, elements) => return Ok(()), // it may be collected
                 _ => entries += 1,
             }
             for element in elements {

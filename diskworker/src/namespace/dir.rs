@@ -1,6 +1,7 @@
 //! A decoded directory: its sets, and what is derived from them for quick answers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Instant;
 
 use delugefs_proto::codec::Leaf;
 use delugefs_proto::ids::Ino;
@@ -20,17 +21,24 @@ pub(super) struct Dir {
     subdirs: u32,
     /// When it was last used, in ticks of the namespace.
     pub(super) used: u64,
+    pub(super) used_at: Instant,
 }
 
 impl Dir {
     pub(super) fn new(leaf: Leaf) -> Self {
         let (by_ino, doubled, conflicts) = Default::default();
-        let mut dir = Self { leaf: Leaf::new(), by_ino, doubled, conflicts, subdirs: 0, used: 0 };
+        let mut dir =
+            Self { leaf: Leaf::new(), by_ino, doubled, conflicts, subdirs: 0, used: 0, used_at: Instant::now() };
         for (name, elements) in &leaf {
             dir.index(name, elements);
         }
         dir.leaf = leaf;
         dir
+    }
+
+    /// It is used, at this tick.
+    pub(super) fn used_now(&mut self, tick: u64) {
+        (self.used, self.used_at) = (tick, Instant::now());
     }
 
     /// Sets in it, the header's included.

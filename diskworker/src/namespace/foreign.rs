@@ -146,13 +146,27 @@ impl Namespace {
             let Key::Entry(dir, name) = key else { continue };
             suspects.entry(*dir).or_default();
             for element in elements {
-                if let Body::Dir { ino } = element.body {
-                    suspects.entry(ino).or_default().insert((*dir, name.clone()));
+                match &element.body {
+                    Body::Dir { ino } => drop(suspects.entry(*ino).or_default().insert((*dir, name.clone()))),
+                    // Of several one is made: where the others say that it is it may have to go from.
+                    Body::Head { parent, name, .. } => {
+                        suspects.entry(*dir).or_default().insert((*parent, name.clone()));
+                    }
+                    _ => {}
                 }
             }
         }
         suspects.remove(&Ino::ROOT);
         let mut first = Ok(());
+        for (key, elements) in changed {
+            if let Key::Entry(dir, _) = key
+                && elements.iter().filter(|e| matches!(e.body, Body::Head { .. })).count() > 1
+                && let Err(error) = self.merge_heads(*dir)
+            {
+                self.unmended.insert(key.clone());
+                first = first.and(Err(error));
+            }
+        }
         let mut reached = HashSet::from([Ino::ROOT]);
         for (ino, places) in suspects {
             if let Err(error) = self.repair_dir(ino, &places, &mut reached) {
@@ -176,6 +190,13 @@ impl Namespace {
             }
         }
         for (key, elements) in changed {
+            if let Key::Entry(dir, name) = key
+                && view::bare(elements).next().is_some()
+                && let Err(error) = self.carry_attrs(*dir, name)
+            {
+                self.unmended.insert(key.clone());
+                first = first.and(Err(error));
+            }
             if let Err(error) = self.drop_empty_links(key, elements) {
                 self.unmended.insert(key.clone());
                 first = first.and(Err(error));
@@ -187,6 +208,7 @@ impl Namespace {
     /// Versions under a key that nothing shows get names.
     fn uncover(&mut self, key: &Key, elements: &[Element]) -> FsResult<()> {
         match key {
+            Key::Inode(ino) if view::is_nameless(key, elements) => self.drop_nameless(*ino)?,
             Key::Inode(ino) if view::contents(elements).len() > 1 => {
                 let mut txn = self.txn();
                 self.settled_inode(&mut txn, Located::Inode { ino: *ino, dir: Ino(0) })?;

@@ -2,6 +2,8 @@
 //! with one number, names of files without a version, copies behind other files. All hosts that see one of these do the same, and what
 //! several make of it is one.
 
+use std::collections::BTreeSet;
+
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Dot, Element, Key, Name};
@@ -156,6 +158,52 @@ impl Namespace {
         // It leaves an element of its own by that, as every change must.
         self.touch_dir(&mut txn, dir)?;
         self.apply(txn)
+    }
+
+    /// What is left of a file whose names were removed on several hosts, each another one. Who has written it meanwhile, or given it another
+    /// name, has made all of it and a name anew.
+    pub(super) fn drop_nameless(&mut self, ino: Ino) -> FsResult<()> {
+        let key = Key::Inode(ino);
+        let set = self.inode(ino)?;
+        if set.is_empty() || !view::is_nameless(&key, set) {
+            return Ok(());
+        }
+        let mut txn = self.txn();
+        txn.set(key, Vec::new());
+        // It leaves an element of its own by that. Where it was nobody knows any more.
+        self.touch_dir(&mut txn, Ino::ROOT)?;
+        self.apply(txn)
+    }
+
+    /// Attributes of a file that were changed under a name which another host has taken away go where it is now, if they are later than
+    /// what it has: in the same directory, or on its own with several names. To find it elsewhere all would have to be looked through.
+    pub(super) fn carry_attrs(&mut self, dir: Ino, name: &Name) -> FsResult<()> {
+        let set = self.dir(dir)?.get(name).to_vec();
+        let left: BTreeSet<Ino> = view::bare(&set).collect();
+        for ino in left {
+            let is_attrs = |body: &Body| matches!(body, Body::Attrs { ino: of, .. } if *of == ino);
+            let is_content = |e: &Element| matches!(&e.body, Body::Content { ino: of, .. } if *of == ino);
+            let Some(changed) = view::latest(&set, is_attrs) else { continue };
+            let other = self.dir(dir)?.name_of(ino).cloned();
+            let keys = [Some(Key::Inode(ino)), other.map(|other| Key::Entry(dir, other))];
+            for key in keys.into_iter().flatten() {
+                let mut txn = self.txn();
+                let mut elements = self.set_in(&txn, &key)?;
+                let now = view::latest(&elements, is_attrs).map(|e| e.hlc);
+                if !elements.iter().any(is_content) || view::is_nameless(&key, &elements) || now >= Some(changed.hlc) {
+                    continue;
+                }
+                elements.retain(|e| !is_attrs(&e.body));
+                elements.push(txn.element_of(changed.body.clone(), changed.hlc));
+                txn.set(key, elements);
+                let mut rest = self.dir(dir)?.get(name).to_vec();
+                rest.retain(|e| !is_attrs(&e.body));
+                txn.set(Key::Entry(dir, name.clone()), rest);
+                self.apply(txn)?;
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a conflict copy from this name has the name of a file of its own, which is shown in its place.

@@ -2,11 +2,17 @@
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Key, Name};
+use delugefs_proto::record::{Body, Dot, Element, Key, Name};
 use nix::errno::Errno;
 
 use super::links::replace_ref;
 use super::{Kind, Located, Namespace, Node, Txn};
+
+/// Whether a name of a file that has several is as new as its content, and so outlives a removal by who knows an older one.
+fn has_new_name(inode: &[Element]) -> bool {
+    let is_content = |dot: Dot| inode.iter().any(|e| e.dot == dot && matches!(e.body, Body::Content { .. }));
+    inode.iter().any(|e| matches!(e.body, Body::Ref { .. }) && is_content(e.dot))
+}
 
 impl Namespace {
     /// Remove a name of a file. The node as it is afterwards; `nlink` 0 when that was its last name.
@@ -60,9 +66,14 @@ impl Namespace {
                 txn.set(Key::Entry(dir, name.clone()), Vec::new());
                 let mut inode = self.set_in(txn, &Key::Inode(ino))?;
                 txn.after(&inode);
+                let was_new = has_new_name(&inode);
                 replace_ref(txn, &mut inode, (dir, name), None);
                 if inode.iter().any(|e| matches!(e.body, Body::Ref { .. })) {
                     txn.set_times(&mut inode, ino, None, None);
+                    // Else a host that removes the others now, and has not heard of what was written, would remove that with them.
+                    if was_new && !has_new_name(&inode) {
+                        self.renew_name(txn, ino, &mut inode)?;
+                    }
                 } else {
                     inode.clear();
                 }

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Data, Hlc, Key, Name, Perm};
 use nix::errno::Errno;
 
-use super::{Making, Namespace, Written};
+use super::{LARGE_FACTOR, LARGE_SHARE, Making, Namespace, Written};
 use crate::catalog::{Catalog, ImportLimits};
 use crate::journal::Journal;
 
@@ -34,6 +35,7 @@ fn start(root: &Path) -> Namespace {
     let (journal, recovered) = Journal::open(File::open(root.join("journal")).unwrap()).unwrap();
     let mut ns = Namespace::new(catalog, journal.into(), recovered.actor);
     ns.cached_entries_max = CACHED_MAX;
+    ns.large_kept = Duration::ZERO;
     recovered.changes.into_iter().for_each(|change| ns.replay(change).unwrap());
     ns
 }
@@ -122,6 +124,75 @@ fn directories_that_do_not_fit_into_the_cache_together_keep_what_was_changed_in_
     drop(changes);
     ns.committed();
     check(&mut ns);
+}
+
+/// Two programs, each at work in one of them.
+#[test]
+fn large_directories_that_are_in_use_stay_in_the_cache() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut ns, [a, b]) = large(root.path());
+    ns.large_kept = Duration::from_secs(600);
+    for n in 0..3 {
+        ns.lookup(a, &name("0000")).unwrap();
+        mkdir(&mut ns, b, &n.to_string());
+        commit(&mut ns);
+        assert!(ns.dirs.contains_key(&a) && ns.dirs.contains_key(&b), "it is decoded anew");
+    }
+    // Not for ever.
+    ns.large_kept = Duration::ZERO;
+    commit(&mut ns);
+    assert!(!ns.dirs.contains_key(&a) && ns.cached_entries <= CACHED_MAX);
+    // Nor more than a few.
+    ns.large_kept = Duration::from_secs(600);
+    let many: Vec<Ino> = (0..12).map(|n| mkdir(&mut ns, Ino::ROOT, &format!("many {n}"))).collect();
+    for (at, dir) in many.iter().enumerate() {
+        for n in 0..CACHED_MAX / LARGE_SHARE + 1 {
+            let making = Making { dir: *dir, name: &name(&n.to_string()), perm: PERM };
+            ns.make_file(&making, Ino(10_000 + (at * FILES + n) as u64), Data::Empty, None).unwrap();
+        }
+    }
+    commit(&mut ns);
+    assert!(ns.cached_entries <= CACHED_MAX * (LARGE_FACTOR + 1), "{}", ns.cached_entries);
+    assert!(ns.dirs.contains_key(&many[11]) && !ns.dirs.contains_key(&many[0]));
+}
+
+/// Two disks that have joined each other's state.
+fn meet(disks: [&mut Namespace; 2]) {
+    let packs = disks.each_ref().map(|ns| {
+        let mut pack = Vec::new();
+        let state = ns.catalog.state();
+        ns.catalog.export(&state, None, &mut pack).unwrap();
+        (pack, state.commit)
+    });
+    for (ns, (pack, commit)) in disks.into_iter().zip(packs.iter().rev()) {
+        let theirs = ns.catalog.import(&mut &pack[..], *commit, &ImportLimits::default(), None).unwrap();
+        ns.join(&theirs).unwrap();
+    }
+}
+
+/// Each of two names was removed by a host that left the other one.
+#[test]
+fn nothing_is_left_of_a_file_whose_names_were_removed_on_several_hosts() {
+    let roots = [(), ()].map(|()| tempfile::tempdir().unwrap());
+    let [mut one, mut two] = [0, 1].map(|n| new(roots[n].path()));
+    let file = Ino(1000);
+    one.make_file(&Making { dir: Ino::ROOT, name: &name("f"), perm: PERM }, file, Data::Fifo, None).unwrap();
+    one.link(file, Ino::ROOT, Ino::ROOT, &name("g")).unwrap();
+    for _ in 0..2 {
+        [&mut one, &mut two].into_iter().for_each(commit);
+        meet([&mut one, &mut two]);
+    }
+    one.unlink(Ino::ROOT, &name("f")).unwrap();
+    two.unlink(Ino::ROOT, &name("g")).unwrap();
+    for _ in 0..3 {
+        [&mut one, &mut two].into_iter().for_each(commit);
+        meet([&mut one, &mut two]);
+    }
+    for ns in [&mut one, &mut two] {
+        assert_eq!(ns.set(&Key::Inode(file)).unwrap(), []);
+        assert!(names(ns, Ino::ROOT).is_empty());
+    }
+    assert_eq!(one.catalog.state().commit, two.catalog.state().commit);
 }
 
 /// As catalogs from before have it.
