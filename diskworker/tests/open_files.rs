@@ -178,7 +178,7 @@ fn what_was_opened_for_an_answer_that_cannot_be_sent_is_closed() {
     let attr = || disk.engine().resolve(&[b"a"]);
     let unheard = |request: &pb::Request| {
         let mut client = served.client(false);
-        client.try_clone_socket().unwrap().shutdown(std::net::Shutdown::Read).unwrap();
+        client.socket().shutdown(std::net::Shutdown::Read).unwrap();
         assert!(client.call(request, None).is_err());
         client // of one who has gone it would not be carried out
     };
