@@ -334,6 +334,44 @@ fn a_file_that_two_sessions_wrote_is_news_to_both() {
     }
 }
 
+/// Long before it is sealed: a mount that has been told a size shows nothing behind it.
+#[test]
+fn what_one_of_two_sessions_has_written_is_news_to_the_other() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    Posix::create(&**engine, &[b"a"], 0o644, &[1; 100]).unwrap();
+    disk.wait_until_sealed();
+    let other = SESSION + 1;
+    let (ino, handle, file) = open(&disk, &[b"a"]);
+    engine.synced(SESSION, Ino(ino)); // nobody else has it
+    let q = pb::Open { ino, dir: Ino::ROOT.0, write: true, truncate: false };
+    let theirs = [(), ()].map(|()| match engine.open(other, &q).unwrap() {
+        (_, Opening::File { handle, .. }) => handle,
+        _ => panic!(),
+    });
+    let [ours, news] = [SESSION, other].map(|session| engine.begin_session(session));
+    file.write_all_at(&[2; 10], 100).unwrap();
+    let mut before = engine.seq();
+    let mut is_told = |seq: u64| {
+        let event = news.next().unwrap();
+        assert!(event.seq > before && event.seq <= seq, "{event:?}");
+        assert!(event.changed.iter().any(|changed| changed.inos == [ino]), "{event:?}");
+        before = event.seq;
+    };
+    engine.synced(SESSION, Ino(ino));
+    is_told(engine.seq());
+    let answer = engine.get_attr(&pb::GetAttr { ino, dir: Ino::ROOT.0 }).unwrap();
+    assert_eq!(answer.node.unwrap().size, 110);
+    drop(file);
+    // Of a handle that nothing was written through there is nothing to tell.
+    engine.close(other, theirs[0], true).unwrap();
+    is_told(engine.close(SESSION, handle, false).unwrap().seq);
+    engine.close(other, theirs[1], true).unwrap();
+    disk.wait_until_sealed();
+    let event = ours.next().unwrap();
+    assert!(event.seq > before, "it was told what it wrote itself: {event:?}");
+}
+
 /// Everybody was told of the copy that the writer had, which nobody wrote to.
 #[test]
 fn a_version_that_came_while_a_file_was_open_unwritten_is_news_to_all() {
