@@ -180,7 +180,7 @@ fn what_was_opened_for_an_answer_that_cannot_be_sent_is_closed() {
     let attr = || disk.engine().resolve(&[b"a"]);
     let unheard = |request: &pb::Request| {
         let mut client = served.client(false);
-        client.try_clone_socket().unwrap().shutdown(std::net::Shutdown::Read).unwrap();
+        client.socket().shutdown(std::net::Shutdown::Read).unwrap();
         assert!(client.call(request, None).is_err());
         client // of one who has gone it would not be carried out
     };
@@ -334,6 +334,44 @@ fn a_file_that_two_sessions_wrote_is_news_to_both() {
             assert!(event.changed.iter().any(|changed| changed.inos.contains(&ino)), "{event:?}");
         }
     }
+}
+
+/// Long before it is sealed: a mount that has been told a size shows nothing behind it.
+#[test]
+fn what_one_of_two_sessions_has_written_is_news_to_the_other() {
+    let disk = Disk::new();
+    let engine = disk.engine();
+    Posix::create(&**engine, &[b"a"], 0o644, &[1; 100]).unwrap();
+    disk.wait_until_sealed();
+    let other = SESSION + 1;
+    let (ino, handle, file) = open(&disk, &[b"a"]);
+    engine.synced(SESSION, Ino(ino)); // nobody else has it
+    let q = pb::Open { ino, dir: Ino::ROOT.0, write: true, truncate: false };
+    let theirs = [(), ()].map(|()| match engine.open(other, &q).unwrap() {
+        (_, Opening::File { handle, .. }) => handle,
+        _ => panic!(),
+    });
+    let [ours, news] = [SESSION, other].map(|session| engine.begin_session(session));
+    file.write_all_at(&[2; 10], 100).unwrap();
+    let mut before = engine.seq();
+    let mut is_told = |seq: u64| {
+        let event = news.next().unwrap();
+        assert!(event.seq > before && event.seq <= seq, "{event:?}");
+        assert!(event.changed.iter().any(|changed| changed.inos == [ino]), "{event:?}");
+        before = event.seq;
+    };
+    engine.synced(SESSION, Ino(ino));
+    is_told(engine.seq());
+    let answer = engine.get_attr(&pb::GetAttr { ino, dir: Ino::ROOT.0 }).unwrap();
+    assert_eq!(answer.node.unwrap().size, 110);
+    drop(file);
+    // Of a handle that nothing was written through there is nothing to tell.
+    engine.close(other, theirs[0], true).unwrap();
+    is_told(engine.close(SESSION, handle, false).unwrap().seq);
+    engine.close(other, theirs[1], true).unwrap();
+    disk.wait_until_sealed();
+    let event = ours.next().unwrap();
+    assert!(event.seq > before, "it was told what it wrote itself: {event:?}");
 }
 
 /// Everybody was told of the copy that the writer had, which nobody wrote to.

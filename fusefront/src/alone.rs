@@ -42,6 +42,8 @@ pub fn run(args: &Args, dir: &Path) -> anyhow::Result<Exit> {
                 Ok(signal) => tracing::info!(%signal, "unmounting"),
                 Err(error) => tracing::error!(%error, "cannot wait for signals"),
             }
+            // What unmounts is another program, which cannot be started without.
+            privileges::use_descriptor_reserve();
             if !unmount(&dir) {
                 // Detached but in use: what is still open in it cannot be served any longer.
                 server.finish();

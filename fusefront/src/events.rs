@@ -35,7 +35,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     stop: bool,
-    socket: Option<UnixStream>,
+    socket: Option<Arc<UnixStream>>,
 }
 
 impl Events {
@@ -84,7 +84,7 @@ impl Shared {
         if state.stop {
             return Err(io::Error::other("stopping"));
         }
-        state.socket = Some(client.try_clone_socket()?);
+        state.socket = Some(client.socket());
         Ok((client, link))
     }
 

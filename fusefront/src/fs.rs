@@ -262,8 +262,9 @@ impl Fs {
             {
                 inode.told.store(true, Ordering::Release);
                 if let Some(writer) = &*inode.writer.read() {
+                    let before = writer.reached();
                     attr = with_stat(attr, writer);
-                    writer.is_cut(attr.size);
+                    writer.ends_at(attr.size, before);
                 }
             }
             let now = self.moment();

@@ -294,10 +294,20 @@ impl Staging {
         }
     }
 
-    /// It is shorter now, or the kernel is being told so.
+    /// It was cut to this size.
     pub fn is_cut(&self, size: u64) {
+        self.ends_at(size, u64::MAX);
+    }
+
+    /// The kernel is being told that it ends here, as was found after [`Self::reached`] was `before`. What was written through us
+    /// since then counts for the kernel, too: it throws away a size that it asked for before that.
+    ///
+    /// Where the two meet the smaller one is taken: of a program that has said where to write, that is then appended; with the larger one
+    /// what is to be appended would go over what others have appended.
+    pub fn ends_at(&self, size: u64, before: u64) {
         if size < self.reached() {
-            self.reached.fetch_min(size, Ordering::AcqRel);
+            let cut = |now: u64| (size < now && now <= before).then_some(size);
+            let _left_as_it_is = self.reached.fetch_update(Ordering::AcqRel, Ordering::Acquire, cut);
         }
     }
 
@@ -509,4 +519,29 @@ pub struct Snapped {
     pub offset: u64,
     /// The name before it.
     pub after: Option<Box<[u8]>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_file_was_found_to_end_undoes_nothing_that_was_written_since() {
+        let writer = Writer::new(tempfile::tempfile().unwrap(), None);
+        writer.has_reached(100);
+        // Two look, and somebody writes before the first one says what it has found.
+        let before = writer.reached();
+        writer.has_reached(200);
+        writer.ends_at(50, before);
+        assert_eq!(writer.reached(), 200);
+        // Both find it cut, one of them later than the other.
+        let before = writer.reached();
+        writer.ends_at(60, before);
+        writer.ends_at(50, before);
+        assert_eq!(writer.reached(), 50);
+        writer.ends_at(70, writer.reached());
+        assert_eq!(writer.reached(), 50, "nothing is longer by being looked at");
+        writer.is_cut(7);
+        assert_eq!(writer.reached(), 7);
+    }
 }

@@ -11,7 +11,7 @@ use delugefs_proto::ids::random_u64;
 
 use crate::os::{self, Mounted};
 
-/// Dead mounts of ours that may lie upon each other.
+/// Dead mounts of ours that are cleared away at a time.
 const LAYERS_MAX: usize = 8;
 /// A mount that says nothing for this long is alive but stuck: somebody else's business.
 const PROBE_WAIT: Duration = Duration::from_secs(3);
@@ -38,8 +38,8 @@ pub fn prepare(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<
     Ok(dir)
 }
 
-/// The dead mount of ours that lies there, if the next one may be put over it; of very many all but some are cleared away. Not where programs
-/// still wait for it: that is to be cleared away.
+/// The dead mount of ours that lies there, if the next one may be put over it; of several that lie upon each other all but the lowest are
+/// cleared away. Not where programs still wait for it: that is to be cleared away.
 ///
 /// As long as a dead mount is there, programs get an error. In the bare directory, for the moment between two mounts, they would write
 /// files that the next one hides, or that keep it from coming back.
@@ -52,12 +52,17 @@ pub fn can_cover(
         let Some(ours) = top(dir)?.filter(|mounted| mounted.kind == os::MOUNT_KIND) else { return Ok(None) };
         Ok((refuse_living(dir, &probe)? == Liveness::Dead).then_some(ours))
     };
-    let layers = || Ok::<_, io::Error>(os::mount_table()?.iter().filter(|other| other.dir == dir).count());
+    // With nothing else between them.
+    let layers = || {
+        let table = os::mount_table()?;
+        let upper = table.iter().rev().filter(|other| other.dir == dir);
+        Ok::<_, io::Error>(upper.take_while(|other| other.kind == os::MOUNT_KIND).count())
+    };
     if !os::MOUNTS_OVER_DEAD {
         return Ok(None);
     }
-    // So many stay as they are.
-    while layers()? > LAYERS_MAX && dead()?.is_some() {
+    // The one below keeps programs out as well.
+    while layers()? > 1 && dead()?.is_some() {
         clear(dir)?;
     }
     dead()

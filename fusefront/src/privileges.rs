@@ -53,11 +53,23 @@ pub fn find(name: &str) -> anyhow::Result<User> {
     })
 }
 
-/// Each open file of the mount is a descriptor here: allow as many as the system does.
+/// Descriptors kept free for the end: for what has to be closed with the worker then, and for the program that unmounts.
+const RESERVE: u64 = 16;
+
+/// Each open file of the mount is a descriptor here: allow as many as the system does, but for a few.
 pub fn raise_descriptor_limit() {
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
+    limit_descriptors(|most| most.saturating_sub(RESERVE).max(most / 2));
+}
+
+/// The end has come: what was kept free may be used.
+pub fn use_descriptor_reserve() {
+    limit_descriptors(|most| most);
+}
+
+fn limit_descriptors(of: impl FnOnce(u64) -> u64) {
+    let limited =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, of(hard), hard));
+    if let Err(error) = limited {
+        tracing::warn!(%error, "cannot set the limit of open files");
     }
 }

@@ -19,9 +19,9 @@ use crate::adapter::{self, Adapter};
 use crate::cli::Args;
 use crate::events::Events;
 use crate::fs::{Fs, Invalidation};
-use crate::os;
 use crate::pool::Pool;
 use crate::worker::{FAILOVER_AFTER, Worker};
+use crate::{os, privileges};
 
 /// How long the end waits for operations under way.
 const DRAIN_WAIT: Duration = Duration::from_secs(20);
@@ -82,6 +82,8 @@ impl Server {
     /// Hand everything over to the worker, once; nothing is served any more.
     pub fn finish(&self) {
         let Some(events) = self.events.lock().take() else { return };
+        // A file can be closed only with a connection to tell the worker.
+        privileges::use_descriptor_reserve();
         // Programs that still use a detached mount would keep the pool busy for ever.
         self.pool.close();
         if !self.pool.drain(DRAIN_WAIT) {

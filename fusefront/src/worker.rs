@@ -86,7 +86,7 @@ pub struct Stamp {
 /// A link being set up: connected, greeted, not yet published.
 #[derive(Debug)]
 pub struct NewLink {
-    /// Its number: counts up from 1.
+    /// Its number: counts up from 1, with those that came to nothing.
     pub number: u64,
     /// What the worker said of itself.
     pub welcome: Welcome,
@@ -109,6 +109,8 @@ pub struct Worker {
 struct State {
     up: bool,
     link: u64,
+    /// Number of the newest one that was begun.
+    begun: u64,
     session: u64,
     run: u64,
     idle: Vec<Line>,
@@ -188,7 +190,11 @@ impl Worker {
                 Err(error) => self.other(session).ok_or(error)?,
             },
         };
-        let number = self.state.lock().link + 1;
+        let number = {
+            let mut state = self.state.lock();
+            state.begun += 1;
+            state.begun
+        };
         let link = NewLink { number, welcome: client.welcome.clone(), session };
         Ok((client, link))
     }
@@ -349,11 +355,13 @@ impl Worker {
     }
 
     /// The same, which must not be left out: tried again while no connection can be had, for as long as the link is up and
-    /// `goes_on`.
+    /// `goes_on`. What is adopted through a link may have to be closed before that is up: then it is waited for.
     pub fn insist_through(&self, link: u64, op: &request::Op, goes_on: impl Fn() -> bool) -> Option<Reply> {
+        let deadline = Instant::now() + RECONNECT_WAIT;
+        let is_coming = || self.newest_link() < link && Instant::now() < deadline;
         loop {
             match self.call_through(link, op.clone()) {
-                None if self.link() == Some(link) && goes_on() => {
+                None if (self.link() == Some(link) || is_coming()) && goes_on() => {
                     self.changed.wait_for(&mut self.state.lock(), RETRY_PAUSE);
                 }
                 done => return done,
@@ -444,7 +452,6 @@ impl Worker {
         };
         let mut watched = None;
         let connected = Client::connect_watched(&self.path(), session, |socket| {
-            let socket = Arc::new(socket);
             let mut state = self.state.lock();
             match state.up && state.link == link {
                 true => drop(state.busy.insert(number, (socket.clone(), Instant::now()))),

@@ -1,6 +1,7 @@
 //! The file system without a mount, against the fake worker.
 
 mod away;
+mod links;
 mod pages;
 mod races;
 

@@ -297,6 +297,9 @@ impl Engine {
             self.seal(ino, Size::Small);
         }
         let mut core = self.core();
+        if shared && !is_last && !unwritten {
+            self.tell_others(&mut core, session, ino);
+        }
         let mut answer = Answer { seq: core.ns.seq(), shared, ..Answer::default() };
         if dir.0 != 0
             && let Ok(at) = core.ns.locate(ino, dir)
@@ -305,6 +308,22 @@ impl Engine {
             answer.node = Some(core.attr(&self.store, &node));
         }
         Ok(answer)
+    }
+
+    /// A session has synced what it wrote to a file that another one may have open to be written, too.
+    pub fn synced(&self, session: SessionId, ino: Ino) {
+        let mut core = self.core();
+        if core.staged.get(ino).is_some_and(|staged| staged.session.is_none() && staged.writers > 1) {
+            self.tell_others(&mut core, session, ino);
+        }
+    }
+
+    /// Of a file that several have open to be written one has written. The others go by the size that they were told: nothing is recorded
+    /// before all have closed it.
+    fn tell_others(&self, core: &mut Core, session: SessionId, ino: Ino) {
+        core.ns.resized();
+        let changed = pb::Changed { inos: vec![ino.0], ..pb::Changed::default() };
+        self.events.send(Some(session), core.ns.seq(), &[changed]);
     }
 
     /// A sync through this write handle has failed.

@@ -314,6 +314,9 @@ fn dispatch(
         }
         Op::Fsync(q) => {
             engine.fsync(&q)?;
+            if q.writes {
+                engine.synced(session, Ino(q.ino));
+            }
             Answer { seq: engine.seq(), ..Answer::default() }
         }
         Op::Adopt(q) => {

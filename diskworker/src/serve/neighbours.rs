@@ -191,7 +191,7 @@ fn give(
     patience: Duration,
 ) -> io::Result<()> {
     let mut client = connect(path, disk, patience)?;
-    let socket = client.try_clone_socket()?;
+    let socket = client.socket();
     socket.set_read_timeout(Some(patience + whole))?;
     let take = op(request::Op::TakeContent(take));
     let (done, answer) = std::sync::mpsc::channel();

@@ -33,10 +33,11 @@ impl Fs {
                 if fills {
                     self.known.fill(file.inode.ino, None, || false);
                 }
+                let before = writer.reached();
                 let read = read_full(writer.file(), offset, buf).map_err(|error| failed("read", file, error))?;
                 // By that the kernel learns where the end is, which another mount may have moved.
                 if read < buf.len() {
-                    writer.is_cut(offset + read as u64);
+                    writer.ends_at(offset + read as u64, before);
                 }
                 return Ok(read);
             }

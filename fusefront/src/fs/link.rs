@@ -4,11 +4,11 @@
 use std::os::fd::AsFd;
 
 use delugefs_proto::local::client::{Client, Disconnected, op};
-use delugefs_proto::local_pb::{Adopt, Close, Event, reply, request};
+use delugefs_proto::local_pb::{Adopt, Event, reply, request};
 
 use super::{Fs, Invalidation};
 use crate::call::{Caller, Patience};
-use crate::handles::{OpenInode, Ticket, Writer};
+use crate::handles::{OpenInode, Ticket};
 use crate::known::Version;
 use crate::worker::{NewLink, Stamp};
 
@@ -45,32 +45,20 @@ impl Fs {
     }
 
     fn readopt(&self, inode: &OpenInode, link: &NewLink, client: &mut Client) -> Result<(), Disconnected> {
-        let open = |writer: &Writer| Some((writer.file().try_clone().ok()?, writer.is_doubtful()));
-        let Some((fd, sync_failed)) = inode.writer.read().as_ref().and_then(open) else { return Ok(()) };
-        let adopt = Adopt { ino: inode.ino, dir: self.dir_of(inode.ino), sync_failed };
-        let (reply, _) = client.call(&op(request::Op::Adopt(adopt)), Some(fd.as_fd()))?;
-        let ticket = match reply.body {
-            Some(reply::Body::Opened(opened)) if reply.errno == 0 => Ticket::new(link.number, opened.handle),
-            _ => None,
-        };
+        // It is not handed over before it has its ticket, and it takes no further descriptor, which we may not be able to have.
+        let Some(staging) = inode.in_use() else { return Ok(()) };
+        let adopt = Adopt { ino: inode.ino, dir: self.dir_of(inode.ino), sync_failed: staging.is_doubtful() };
+        let (reply, _) = client.call(&op(request::Op::Adopt(adopt)), Some(staging.file().as_fd()))?;
         if reply.errno != 0 && self.known.orphan_attr(inode.ino).is_none() {
             tracing::error!(
                 ino = %format_args!("{:016x}", inode.ino), errno = reply.errno,
                 "the diskworker did not take an open file back: {}", reply.message
             );
         }
-        drop(fd);
-        let writer = inode.writer.read();
-        match &*writer {
-            Some(writer) => writer.set_ticket(ticket),
-            // Closed meanwhile.
-            None => {
-                drop(writer);
-                if let Some(Ticket { handle, .. }) = ticket {
-                    client.call(&op(request::Op::Close(Close { handle, unwritten: false, sync_failed })), None)?;
-                }
-            }
-        }
+        staging.set_ticket(match reply.body {
+            Some(reply::Body::Opened(opened)) if reply.errno == 0 => Ticket::new(link.number, opened.handle),
+            _ => None,
+        });
         Ok(())
     }
 

@@ -67,7 +67,7 @@ impl Fs {
     /// The inode's attributes.
     pub fn getattr(&self, caller: &Caller, ino: u64) -> Outcome<Attr> {
         loop {
-            let (since, news) = (self.moment(), self.news());
+            let (since, news, asked) = (self.moment(), self.news(), self.awaited.since());
             let known = self.known.orphan_attr(ino).or_else(|| self.cache.attr(ino));
             let attr = match known {
                 Some(attr) => attr,
@@ -76,6 +76,8 @@ impl Fs {
                     *self.open.get(ino).ok_or(Errno::ESTALE)?.last.lock()
                 }
                 None => match self.ask_attr(caller, ino) {
+                    // One disk has said so, and another one is asked by now.
+                    Err(Stop::Failed(error)) if is_gone(error.errno) && self.awaited.since() != asked => continue,
                     Err(Stop::Failed(error)) if is_gone(error.errno) => match self.is_unheard(ino, news) {
                         true => *self.open.get(ino).ok_or(Stop::Failed(error))?.last.lock(),
                         false => self.bereave(ino).ok_or(Stop::Failed(error))?,

@@ -153,7 +153,7 @@ impl Fs {
 
     /// The subject is about to be looked for.
     fn note_disk(&self, caller: &Caller) {
-        *caller.subject_disk.borrow_mut() = self.awaited.disk();
+        *caller.subject_disk.borrow_mut() = self.awaited.disk(|| self.worker.newest_link());
         caller.subject_link.set(self.worker.newest_link());
     }
 

@@ -60,8 +60,12 @@ impl Fs {
         if rest.size.is_some_and(|size| size > 0) {
             self.is_not_behind(caller, ino)?;
         }
-        let news = self.news();
+        let (news, asked) = (self.news(), self.awaited.since());
         match self.ask_setattr(caller, ino, &rest) {
+            // One disk has said so, and another one is asked by now.
+            Err(Stop::Failed(error)) if is_gone(error.errno) && self.awaited.since() != asked => {
+                self.setattr(caller, ino, &rest)
+            }
             Err(Stop::Failed(error)) if is_gone(error.errno) && self.is_unheard(ino, news) => {
                 Err(if self.open.get(ino).is_some() { Self::unheard_of(ino) } else { Stop::Failed(error) })
             }

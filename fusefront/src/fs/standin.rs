@@ -51,6 +51,14 @@ struct File {
     disk: Arc<str>,
     /// The link over which was said that it is not known.
     unheard: Option<u64>,
+    /// The disk that is asked now has told of it: what that does not know any more was removed.
+    heard: bool,
+}
+
+impl File {
+    fn new(written: i64, disk: Arc<str>) -> Self {
+        Self { written, disk, unheard: None, heard: false }
+    }
 }
 
 impl Awaited {
@@ -58,14 +66,25 @@ impl Awaited {
     pub fn await_version(&self, ino: u64, written: i64) {
         let mut state = self.state.lock();
         let disk = state.disk.clone();
-        let known = state.files.entry(ino).or_insert(File { written, disk, unheard: None });
+        let known = state.files.entry(ino).or_insert_with(|| File::new(written, disk));
         known.written = written.max(known.written);
         self.count.store(state.files.len(), Ordering::Release);
     }
 
-    /// Id of the disk that is asked.
-    pub fn disk(&self) -> Arc<str> {
-        self.state.lock().disk.clone()
+    /// Id of the disk that has said what is remembered now, when `newest_link` is the newest one that was published. While another one
+    /// is taken, what the disk before has said may be remembered yet: none, which counts as another one than any.
+    pub fn disk(&self, newest_link: impl FnOnce() -> u64) -> Arc<str> {
+        let (disk, since) = {
+            let state = self.state.lock();
+            (state.disk.clone(), state.since)
+        };
+        // Asked later: one that was published was made to forget before.
+        if newest_link() < since { Arc::default() } else { disk }
+    }
+
+    /// Number of the first link to the disk that is asked.
+    pub fn since(&self) -> u64 {
+        self.state.lock().since
     }
 
     /// Whether what was said over this link was said by another disk than that one.
@@ -91,7 +110,9 @@ impl Awaited {
         }
         let mut state = self.state.lock();
         let disk = state.disk.clone();
-        let Some(file) = state.files.get_mut(&ino).filter(|file| file.disk != disk) else { return false };
+        let Some(file) = state.files.get_mut(&ino).filter(|file| file.disk != disk && !file.heard) else {
+            return false;
+        };
         // Under this lock, which whoever brings news takes after having said so.
         file.unheard = link.filter(|_| !is_news());
         true
@@ -108,12 +129,12 @@ impl Awaited {
         self.state.lock().files.values_mut().for_each(|file| file.unheard = None);
     }
 
-    /// Something of the inode has changed.
+    /// Something of the inode has changed on the disk that is asked: that has it, or had it until now.
     pub fn hears_of(&self, ino: u64) {
         if self.count.load(Ordering::Acquire) > 0
             && let Some(file) = self.state.lock().files.get_mut(&ino)
         {
-            file.unheard = None;
+            (file.unheard, file.heard) = (None, true);
         }
     }
 
@@ -157,13 +178,13 @@ impl Fs {
             (ino, written.map_or(shown, |written| shown.max(written)))
         };
         let known = self.known.shown().into_iter().map(newest).filter(|file| file.1 > 0);
-        let noted = |(ino, written)| (ino, File { written, disk: before.clone(), unheard: None });
+        let noted = |(ino, written)| (ino, File::new(written, before.clone()));
         let mut files: InoMap<File> = known.map(noted).collect();
         let mut state = self.awaited.state.lock();
         for (ino, file) in state.files.drain() {
             // Which disk was the first to have it is what matters.
             let written = files.get(&ino).map_or(file.written, |known| known.written.max(file.written));
-            files.insert(ino, File { written, unheard: None, ..file });
+            files.insert(ino, File::new(written, file.disk));
         }
         let mut newest_first: Vec<(u64, File)> = files.into_iter().collect();
         newest_first.sort_unstable_by_key(|(_, file)| std::cmp::Reverse(file.written));
@@ -212,5 +233,29 @@ impl Fs {
             that disk is back"
         );
         FsError::new(Errno::EIO, message).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::worker::Worker;
+
+    #[test]
+    fn while_another_disk_is_taken_what_is_remembered_is_not_of_that_one() {
+        let fs = Fs::new(Worker::new(Path::new("/nonexistent")), 100, crossbeam_channel::unbounded().0);
+        fs.ask_disk("00", 1);
+        assert_eq!(*fs.awaited.disk(|| 1), *"00");
+        fs.ask_disk("01", 2);
+        // Its link is not published yet.
+        let noted = fs.awaited.disk(|| 1);
+        assert!(fs.awaited.is_another(&noted, 2), "what it does not have it may not have heard of");
+        assert_eq!((&*fs.awaited.disk(|| 2), fs.awaited.since()), ("01", 2));
+        // A further link to the same one.
+        fs.ask_disk("01", 3);
+        let noted = fs.awaited.disk(|| 2);
+        assert!(!fs.awaited.is_another(&noted, 3));
     }
 }

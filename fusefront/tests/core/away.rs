@@ -116,6 +116,25 @@ fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
 }
 
 #[test]
+fn what_a_stand_in_has_heard_of_and_has_no_more_was_removed() {
+    let mut bench = Bench::start();
+    let inos = ["told", "untold"].map(|name| bench.write_file(1, name, b"text"));
+    let readers = inos.map(|ino| bench.fs.open(&Caller::own(), ino, false, false).unwrap().handle);
+    move_to(&mut bench, "01", |_| ());
+    bench.worker.elsewhere(|tree| {
+        tree.unlink(1, b"told").unwrap();
+        vec![changed(1, &["told"], &[inos[0]])]
+    });
+    bench.worker.shared.tree.lock().unlink(1, b"untold").unwrap();
+    let links = |bench: &Bench, ino| bench.fs.getattr(&Caller::own(), ino).unwrap().nlink;
+    bench.wait_for("it is heard of", || links(&bench, inos[0]) == 0);
+    let mode = Change { mode: Some(0o600), ..Change::default() };
+    let chmod = |ino| bench.fs.setattr(&Caller::own(), ino, &mode).map(|attr| attr.nlink).map_err(|stop| stop.errno());
+    assert_eq!(inos.map(chmod), [Ok(0), Err(Errno::EIO)]);
+    readers.into_iter().for_each(|handle| bench.fs.release(handle));
+}
+
+#[test]
 fn what_a_stand_in_has_not_heard_of_is_not_taken_for_having_been_removed_by_it() {
     type Change = fn(&Fs) -> Result<(), Stop>;
     let changes: [(&str, Change); 3] = [

@@ -2,6 +2,7 @@
 //! A frontend that may not have more files open: who opens is told so at once, and nothing is left open on the other side.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -76,4 +77,23 @@ fn a_write_beyond_the_limit_of_file_sizes_fails_and_ends_nothing() {
     assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
     assert_eq!(fs::read(mounted.path("f")).unwrap(), [7; 65_536]);
     assert_eq!(serving_pid(&mounted), pid);
+}
+
+#[test]
+fn who_may_have_no_descriptor_hands_everything_over_in_the_end() {
+    let mut mounted = Mounted::start();
+    let file = File::create(mounted.path("f")).unwrap();
+    file.write_all_at(b"acknowledged", 0).unwrap();
+    // Given back to a worker that was restarted, and no connection for requests yet.
+    mounted.worker.crash();
+    mounted.worker.resume();
+    wait_until("it was given back", || mounted.worker.count("adopt") == 1);
+    let pid = serving_pid(&mounted);
+    set_limit(pid, Some(libc::rlimit { rlim_cur: 3, ..set_limit(pid, None) }));
+    drop(file);
+    mounted.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(mounted.wait(), Some(0));
+    assert_eq!(mounted.worker.count("close"), 1, "it was given up");
+    let tree = mounted.worker.shared.tree.lock();
+    assert_eq!(tree.content(tree.lookup(1, b"f").unwrap().ino), b"acknowledged");
 }

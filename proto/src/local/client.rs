@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -16,7 +17,7 @@ use crate::local_pb::{Event, Hello, Reply, Request, Welcome, reply, request};
 
 /// A greeted connection.
 pub struct Client {
-    socket: UnixStream,
+    socket: Arc<UnixStream>,
     receiver: frame::Receiver,
     /// What the worker said of itself.
     pub welcome: Welcome,
@@ -30,21 +31,21 @@ pub struct Disconnected(#[from] pub io::Error);
 impl Client {
     /// Connect and greet. `events` makes it the connection that carries pushed events and holds the session.
     pub fn connect(path: &Path, session: u64, events: bool) -> io::Result<Self> {
-        Self::greet(UnixStream::connect(path)?, hello(session, events))
+        Self::greet(UnixStream::connect(path)?.into(), hello(session, events))
     }
 
     /// The same for a few requests that must not wait: no message takes longer than this.
     pub fn connect_within(path: &Path, session: u64, patience: Duration) -> io::Result<Self> {
         let socket = connect_now(path)?;
         set_patience(&socket, Some(patience))?;
-        Self::greet(socket, hello(session, false))
+        Self::greet(socket.into(), hello(session, false))
     }
 
-    /// The same for any number of requests, each of which may take as long as it takes. Before anything is said, `watch` gets a second
-    /// handle on the socket, to shut it down from another thread.
-    pub fn connect_watched(path: &Path, session: u64, watch: impl FnOnce(UnixStream)) -> io::Result<Self> {
-        let socket = connect_now(path)?;
-        watch(socket.try_clone()?);
+    /// The same for any number of requests, each of which may take as long as it takes. Before anything is said, `watch` gets the
+    /// socket, to shut it down from another thread.
+    pub fn connect_watched(path: &Path, session: u64, watch: impl FnOnce(Arc<UnixStream>)) -> io::Result<Self> {
+        let socket = Arc::new(connect_now(path)?);
+        watch(socket.clone());
         Self::greet(socket, hello(session, false))
     }
 
@@ -54,12 +55,12 @@ impl Client {
         let socket = connect_now(path)?;
         set_patience(&socket, Some(patience))?;
         let mount = mount.as_os_str().as_bytes().to_vec().into();
-        let client = Self::greet(socket, Hello { mount, ..hello(session, true) })?;
+        let client = Self::greet(socket.into(), Hello { mount, ..hello(session, true) })?;
         set_patience(&client.socket, None)?;
         Ok(client)
     }
 
-    fn greet(socket: UnixStream, hello: Hello) -> io::Result<Self> {
+    fn greet(socket: Arc<UnixStream>, hello: Hello) -> io::Result<Self> {
         let mut client = Self { socket, receiver: frame::Receiver::default(), welcome: Welcome::default() };
         let (reply, _) = client.call(&op(request::Op::Hello(hello)), None).map_err(|error| error.0)?;
         match check(reply).map_err(io::Error::other)?.body {
@@ -94,9 +95,9 @@ impl Client {
         Ok(self.receiver.receive(&self.socket)?.map(|(event, _)| event))
     }
 
-    /// A second handle on the socket, to shut it down from another thread.
-    pub fn try_clone_socket(&self) -> io::Result<UnixStream> {
-        self.socket.try_clone()
+    /// The socket, to shut it down from another thread.
+    pub fn socket(&self) -> Arc<UnixStream> {
+        self.socket.clone()
     }
 }
 
@@ -167,5 +168,21 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok([true, true]));
         }
+    }
+    #[test]
+    fn a_connection_that_is_watched_takes_one_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let greets = std::thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            frame::Receiver::default().receive::<Request>(&socket).unwrap().unwrap();
+            let body = Some(reply::Body::Welcome(Welcome::default()));
+            frame::send(&socket, &Reply { body, ..Reply::default() }, None).unwrap();
+        });
+        let mut watched = None;
+        let client = Client::connect_watched(&path, 1, |socket| watched = Some(socket)).unwrap();
+        assert_eq!(watched.unwrap().as_raw_fd(), client.socket().as_raw_fd());
+        greets.join().unwrap();
     }
 }
