@@ -166,7 +166,7 @@ fn meet(disks: [&mut Namespace; 2]) {
     });
     for (ns, (pack, commit)) in disks.into_iter().zip(packs.iter().rev()) {
         let theirs = ns.catalog.import(&mut &pack[..], *commit, &ImportLimits::default(), None).unwrap();
-        ns.join(&theirs).unwrap();
+        ns.join(&theirs, &nothing()).unwrap();
     }
 }
 
