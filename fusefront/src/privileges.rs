@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use delugefs_proto::exit::{Exit, UserError};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::unistd::{Uid, User, setgid, setgroups, setuid};
 
 use crate::os;
@@ -54,7 +54,7 @@ pub fn find(name: &str) -> anyhow::Result<User> {
 }
 
 /// Descriptors kept free for the end: for what has to be closed with the worker then, and for the program that unmounts.
-const RESERVE: u64 = 16;
+const RESERVE: rlim_t = 16;
 
 /// Each open file of the mount is a descriptor here: allow as many as the system does, but for a few.
 pub fn raise_descriptor_limit() {
@@ -66,7 +66,7 @@ pub fn use_descriptor_reserve() {
     limit_descriptors(|most| most);
 }
 
-fn limit_descriptors(of: impl FnOnce(u64) -> u64) {
+fn limit_descriptors(of: impl FnOnce(rlim_t) -> rlim_t) {
     let limited =
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, of(hard), hard));
     if let Err(error) = limited {
