@@ -190,6 +190,9 @@ impl Engine {
         let _one = self.commit_lock.lock();
         let mut has_committed = false;
         let joined = self.change(None, |core| {
+            if self.has_ended() {
+                return Err(FsError::new(Errno::EAGAIN, "this disk is being stopped"));
+            }
             if core.ns.is_dirty() {
                 if !may_commit {
                     return Ok(None);

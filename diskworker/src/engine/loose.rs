@@ -46,8 +46,11 @@ impl Loose {
                     match &element.body {
                         Body::Dir { ino } => {
                             let other = self.hanging.insert(*ino, (*dir, name.clone()));
-                            if other.is_some_and(|other| other != (*dir, name.clone())) {
-                                self.keys.insert(key.clone());
+                            // Whichever of the two is its home: the header does not say where else it hangs.
+                            if let Some((other, its_name)) = other
+                                && (other, &its_name) != (*dir, name)
+                            {
+                                self.keys.extend([key.clone(), Key::Entry(other, its_name)]);
                             }
                         }
                         Body::Link { ino } => drop(self.linked.insert(*ino)),

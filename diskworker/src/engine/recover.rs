@@ -140,7 +140,11 @@ impl Running {
             }
         }
         engine.store.sync_copies();
-        engine.journal.end();
+        {
+            // Not in the middle of a change: a join that is under way mends what it brought, or does not begin.
+            let _core = engine.core();
+            engine.journal.end();
+        }
         match engine.commit() {
             // Of what was fetched commits have synced nothing.
             Ok(()) => engine.store.barrier().and_then(|()| Ok(engine.journal.close(engine.actor)?))?,

@@ -78,6 +78,7 @@ impl Namespace {
                 Key::Inode(ino) => drop(self.inodes.remove(ino)),
             }
         }
+        self.large_entries = 0; // of one that has gone with these, perhaps
         let taken = self.taken(&before, &joined.changed, &written.files).unwrap_or_else(|error| {
             tracing::error!("whether files that are being written lost their names cannot be told: {error}");
             Vec::new()

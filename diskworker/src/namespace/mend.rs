@@ -184,7 +184,9 @@ impl Namespace {
             let is_attrs = |body: &Body| matches!(body, Body::Attrs { ino: of, .. } if *of == ino);
             let is_content = |e: &Element| matches!(&e.body, Body::Content { ino: of, .. } if *of == ino);
             let Some(changed) = view::latest(&set, is_attrs) else { continue };
-            let other = self.dir(dir)?.name_of(ino).cloned();
+            // Under the name that its set has, which is not that of a conflict copy.
+            let found = self.dir(dir)?;
+            let other = found.name_of(ino).and_then(|name| found.resolve(name)).map(|(base, _)| base);
             let keys = [Some(Key::Inode(ino)), other.map(|other| Key::Entry(dir, other))];
             for key in keys.into_iter().flatten() {
                 let mut txn = self.txn();

@@ -5,7 +5,7 @@ use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Dot, Element, Key, Name};
 use nix::errno::Errno;
 
-use super::links::replace_ref;
+use super::links::{self, replace_ref};
 use super::{Kind, Located, Namespace, Node, Txn};
 
 /// Whether a name of a file that has several is as new as its content, and so outlives a removal by who knows an older one.
@@ -72,6 +72,7 @@ impl Namespace {
                     txn.set_times(&mut inode, ino, None, None);
                     // Else a host that removes the others now, and has not heard of what was written, would remove that with them.
                     if was_new && !has_new_name(&inode) {
+                        links::renew(txn, &mut inode); // with one dot again, for the next that goes
                         self.renew_name(txn, ino, &mut inode)?;
                     }
                 } else {
