@@ -85,7 +85,8 @@ impl State {
             // `disk add` says something new of one that runs.
             Phase::Up { .. } if remember && disk.child.remember && is_news(&disk.spec.net, &spec.net) => {
                 disk.child.claimed = claimed;
-                disk.spec.net = renewed(&disk.spec.net, &spec.net);
+                let net = renewed(&disk.spec.net, &spec.net);
+                disk.net_before = Some(std::mem::replace(&mut disk.spec.net, net));
                 disk.child.added.extend(reply); // answered, and remembered, when it is up again
                 restart(&mut disk.child, now, &mut self.effects);
             }
@@ -264,6 +265,7 @@ impl State {
         let disk = &mut self.disks[at];
         disk.spec.create = false;
         disk.contested = false;
+        disk.net_before = None;
         let disk_id = served.disk_id.clone();
         disk.served = Some(served);
         let early = disk.early.take().map(|early| early.reply); // its own, or one that lost the lock to it
@@ -284,6 +286,13 @@ impl State {
         let disk = &mut self.disks[at];
         let starting = disk.child.phase == Phase::Starting;
         disk.tcp_port = 0;
+        // The folder was ours a moment ago: it is what was said, a port that another disk has for instance.
+        if let Some(before) = disk.net_before.take_if(|_| starting) {
+            disk.spec.net = before;
+            let replies = std::mem::take(&mut disk.child.added);
+            self.answer(replies, Err(failure.hint("the disk goes on with the settings that it had")));
+            return self.start_worker(at);
+        }
         if starting && failure.exit == Exit::InUse && !disk.contested {
             // A live worker has the folder, perhaps one that lost its supervisor: it will register.
             disk.contested = true;

@@ -99,6 +99,8 @@ pub struct Disk {
     pub allowed: Vec<u32>,
     /// A worker that should register was waited for already.
     pub contested: bool,
+    /// What it took part in the network with, until a worker with what `disk add` has said since is up.
+    pub net_before: Option<pb::NetSettings>,
     /// A registration that came before we knew the process id of the worker we had just started: it may be its own.
     pub early: Option<Registration>,
 }
@@ -106,7 +108,16 @@ pub struct Disk {
 impl Disk {
     /// Not started yet.
     pub fn new(spec: DiskSpec, child: Child) -> Self {
-        Self { spec, child, served: None, tcp_port: 0, allowed: Vec::new(), contested: false, early: None }
+        Self {
+            spec,
+            child,
+            served: None,
+            tcp_port: 0,
+            allowed: Vec::new(),
+            contested: false,
+            net_before: None,
+            early: None,
+        }
     }
 }
 

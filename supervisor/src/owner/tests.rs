@@ -505,6 +505,36 @@ fn only_what_is_to_be_remembered_is_written_down() {
     assert_eq!(config, delugefs_proto::config::Config::default());
 }
 
+/// Another disk has that port.
+#[test]
+fn a_disk_that_cannot_start_with_what_is_said_anew_goes_on_with_what_it_had() {
+    let mut sim = Sim::new();
+    let add = |sim: &mut Sim, site: &str| {
+        let net = pb::NetSettings { site: Some(site.into()), ..pb::NetSettings::default() };
+        let spec = DiskSpec { net, ..Sim::spec("home", "/a", false, None) };
+        sim.asks(|reply| Event::AddDisk { spec, remember: true, reply: Some(reply) })
+    };
+    let _answer = add(&mut sim, "attic");
+    let run = sim.started();
+    sim.news(run, News::WorkerReady(served()));
+    sim.effects.clear();
+    let mut answer = add(&mut sim, "cellar");
+    let Effect::Terminate { run } = sim.effect() else { panic!() };
+    sim.ends(run, Exit::Ok);
+    let site = |sim: &mut Sim| {
+        let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+        (run, spec.net.site)
+    };
+    let (run, now) = site(&mut sim);
+    assert_eq!(now.as_deref(), Some("cellar"));
+    sim.ends(run, Exit::InUse);
+    assert_eq!(exit_of(&mut answer), Exit::InUse);
+    let (run, now) = site(&mut sim);
+    assert_eq!(now.as_deref(), Some("attic"), "at once");
+    sim.news(run, News::WorkerReady(served()));
+    assert!(sim.effects.is_empty(), "what it had is remembered already");
+}
+
 #[test]
 fn how_an_added_disk_takes_part_in_the_network_is_remembered_until_it_is_said_anew() {
     let mut sim = Sim::new();

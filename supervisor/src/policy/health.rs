@@ -149,7 +149,9 @@ fn stuck(cluster: &Cluster<'_>, content: &Content, tally: &Tally, now_s: u64, he
     let refusing = || holders.iter().filter(|at| nodes[**at].firm() && nodes[**at].read_only);
     let is_enough = tally.firm as usize - refusing().count() >= content.wanted as usize;
     let is_leaving = holders.iter().any(|at| nodes[*at].local && nodes[*at].draining);
-    if is_enough || !is_leaving {
+    // What is being copied has taken the room that it needs.
+    let is_coming = cluster.desk.fetchers(content.id).next().is_some();
+    if is_enough || !is_leaving || is_coming {
         return;
     }
     let has_place = |at: &usize| !holders.contains(at) && nodes[*at].room_bytes >= content.size_bytes;
