@@ -147,21 +147,26 @@ fn unequal_disks_of_a_host_fill_evenly() {
     lab.wait_for_one_catalog(&[0]);
     // More than the disk that is mounted could hold.
     const FILES: usize = 50;
+    const FAST: usize = 35;
     let content = |n: usize| bytes((5 << 20) + n * 4);
     let name = |n: usize| format!("f{n}");
     let staged = |lab: &Lab| disk(lab, &first)["worker"]["staged_files"].as_u64();
     // As fast as it goes: what waits to be sealed is on the disk that is mounted, and who writes waits for that to move.
-    for n in 0..FILES {
+    for n in 0..FAST {
         fs::write(lab.hosts[0].file(&name(n)), content(n)).unwrap();
     }
     wait_for("all to be sealed", || lab.logs(), || staged(&lab) == Some(0));
+    // What waited to be sealed counted where it was, which on a busy machine is a lot. What comes one by one evens that out.
+    for n in FAST..FILES {
+        fs::write(lab.hosts[0].file(&name(n)), content(n)).unwrap();
+        wait_for("it to be sealed", || lab.logs(), || staged(&lab) == Some(0));
+    }
     let held = |folder: &Path| disk(&lab, folder)["worker"]["content_bytes"].as_u64().unwrap() >> 20;
     let (one, other) = (held(&first), held(&second));
     println!("{one} MiB and {other} MiB");
-    // 136 MiB and 336 MiB could be used: as much of each is left, of its whole size, but for what waited to be sealed, which
-    // counts where it is. On a busy machine that is a lot; all on one of them, or as much on each, would be 0.46.
+    // 136 MiB and 336 MiB could be used: as much of each is left, of its whole size.
     let left = |free: u64, held: u64, size: u64| free.saturating_sub(held) as f64 / size as f64;
-    assert!((left(136, one, 200) - left(336, other, 400)).abs() < 0.3, "{one} MiB and {other} MiB");
+    assert!((left(136, one, 200) - left(336, other, 400)).abs() < 0.15, "{one} MiB and {other} MiB");
     assert_eq!(one + other, 250, "each once");
     for n in 0..FILES {
         assert!(fs::read(lab.hosts[0].file(&name(n))).unwrap() == content(n), "f{n}");
