@@ -454,3 +454,49 @@ fn a_listing_is_not_kept_over_a_change_by_others() {
     bench.wait_for("all is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
     assert_eq!([1, dir, 1, dir].map(|dir| bench.fs.keeps_listing(dir)), [false, false, true, true]);
 }
+
+/// A bad sector of this disk, and another one has the content.
+#[test]
+fn what_the_disk_cannot_read_is_opened_anew_once_the_worker_knows() {
+    let bench = Bench::start();
+    let bytes = vec![7; 100_000];
+    let ino = bench.write_file(1, "f", &bytes);
+    let told = |is_only: bool| {
+        bench.worker.shared.only_copy.store(is_only, Ordering::SeqCst);
+        bench.worker.shared.unreadable.store(true, Ordering::SeqCst);
+        let opened = bench.fs.open(&Caller::own(), ino, false, false).unwrap();
+        (opened.handle, bench.worker.count("unread"), bench.worker.count("open"))
+    };
+    let (handle, unread, opens) = told(false);
+    assert_eq!(bench.read_handle(handle), bytes);
+    assert_eq!(bench.read_handle(handle), bytes, "and it stays so");
+    assert_eq!((bench.worker.count("unread"), bench.worker.count("open")), (unread + 1, opens + 1));
+    bench.fs.release(handle);
+    // Nobody else has it: that is said, and said at once.
+    let (handle, unread, _) = told(true);
+    let file = bench.fs.file(handle).unwrap();
+    let read = bench.fs.read(&Caller::own(), &file, 0, &mut [0; 100]).unwrap_err();
+    assert_eq!((read.errno(), bench.worker.count("unread")), (Errno::EIO, unread + 1));
+    drop(file);
+    bench.fs.release(handle);
+}
+
+/// Another host has removed it, and cannot have seen what is being written: it is to outlast a crash under the name that it gets back.
+#[test]
+fn a_sync_of_what_was_removed_elsewhere_is_asked_of_the_worker() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[1; 10]);
+    let writer = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    let file = bench.fs.file(writer.handle).unwrap();
+    bench.fs.write(&file, 0, &[2; 20]).unwrap();
+    bench.worker.elsewhere(|tree| {
+        tree.unlink(1, b"f").unwrap();
+        vec![changed(1, &["f"], &[ino])]
+    });
+    bench.wait_for("the name is gone", || bench.lookup(1, "f").is_none());
+    let before = bench.worker.count("fsync");
+    bench.fs.fsync(&Caller::own(), writer.handle, false).unwrap();
+    assert_eq!(bench.worker.count("fsync"), before + 1);
+    drop(file);
+    bench.fs.release(writer.handle);
+}

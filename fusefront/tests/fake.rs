@@ -41,6 +41,10 @@ pub struct Shared {
     pub refuse: AtomicUsize,
     /// Who opens to write gets a descriptor that cannot be synced.
     pub unsyncable: AtomicBool,
+    /// Who opens to read gets a descriptor that cannot be read, and would get another one once that is told.
+    pub unreadable: AtomicBool,
+    /// No other disk has what cannot be read.
+    pub only_copy: AtomicBool,
     /// Another mount has what is opened for reading open for writing.
     pub written_elsewhere: AtomicBool,
     /// So many are told that what they open for reading is still being fetched. Their handles are soon gone.
@@ -97,6 +101,8 @@ impl FakeWorker {
             silence: Mutex::default(),
             refuse: AtomicUsize::new(0),
             unsyncable: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
+            only_copy: AtomicBool::new(false),
             written_elsewhere: AtomicBool::new(false),
             partial: AtomicUsize::new(0),
             without_descriptors: AtomicBool::new(false),
@@ -331,6 +337,11 @@ impl Shared {
         match op {
             Op::Hello(_) => Err(Errno::EPROTO),
             Op::Need(_) => Err(Errno::EBADF),
+            Op::Unread(op) => {
+                assert!(tree.attr(op.ino).is_ok() && op.length > 0 && op.content.is_empty());
+                self.unreadable.fetch_and(self.only_copy.load(Ordering::SeqCst), Ordering::SeqCst);
+                plain(tree, None, None)
+            }
             Op::OpenContent(_) | Op::TakeContent(_) => Err(Errno::ENOSYS),
             Op::Lookup(op) => plain(tree, Some(tree.lookup(op.dir, &op.name)?), None),
             Op::GetAttr(op) => plain(tree, Some(tree.attr(op.ino)?), None),
@@ -408,6 +419,8 @@ impl Shared {
                         File::options().read(true).write(true).open("/dev/null").unwrap()
                     }
                     true => tree.stage(op.ino, op.truncate)?,
+                    // Nothing is mapped at its begin: EIO.
+                    false if self.unreadable.load(Ordering::SeqCst) => File::open("/proc/self/mem").unwrap(),
                     false => tree.open_read(op.ino)?,
                 };
                 let (mut reply, fd) = self.opened(tree, session, op.ino, op.write, file, None)?;
@@ -585,6 +598,7 @@ fn name_of(op: &request::Op) -> (&'static str, bool) {
         Op::Need(_) => ("need", false),
         Op::OpenContent(_) => ("open content", false),
         Op::TakeContent(_) => ("take content", false),
+        Op::Unread(_) => ("unread", false),
     }
 }
 

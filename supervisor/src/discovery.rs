@@ -73,12 +73,16 @@ fn hint(bytes: &[u8]) -> String {
 /// Announce what the snapshots say, until their sender is gone; then say goodbye.
 pub async fn follow(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>) {
     let mut announcer = Announcer::default();
+    let mut said = None;
     loop {
         let wanted = snapshots.borrow_and_update().disks.iter().filter_map(Announcement::of).collect();
-        let retry_at = announcer.announce(wanted).await.err().map(|error| {
-            tracing::warn!("cannot announce on the local network: {error}");
-            Instant::now() + RETRY
-        });
+        let failed = announcer.announce(wanted).await.err().map(|error| error.to_string());
+        let retry_at = failed.as_ref().map(|_| Instant::now() + RETRY);
+        // A machine without a network says so once, not every half minute.
+        if let Some(error) = failed.as_ref().filter(|error| said.as_ref() != Some(*error)) {
+            tracing::warn!("cannot announce on the local network: {error}; tried again now and then");
+        }
+        said = failed;
         let is_due = || retry_at.is_some_and(|at| at <= Instant::now());
         loop {
             tokio::select! {

@@ -5,12 +5,13 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::ops::Range;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::ContentId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise, renameat};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::damaged::Damage;
@@ -44,6 +45,15 @@ pub enum Look {
     Whole,
     /// It is not, or cannot be read: noted, as [`ContentStore::damage`] says from then on.
     Bad(FsError),
+}
+
+/// Whether what was found could be noted.
+enum Noted {
+    Yes,
+    /// Replaced meanwhile by one that was verified when it came.
+    Replaced,
+    /// Gone, and nobody's any more.
+    Gone,
 }
 
 fn aside_name(content: ContentId) -> String {
@@ -103,15 +113,45 @@ impl ContentStore {
                 Err(errno) => return Err(fail(errno, "read", &data_path(content))),
             },
         };
+        Ok(match self.note_damage(content, &looked_at, found.as_ref().map(|(damage, _)| *damage))? {
+            Noted::Yes => found.map_or(Look::Whole, |(_, error)| Look::Bad(error)),
+            Noted::Replaced => Look::Whole,
+            Noted::Gone => Look::Absent,
+        })
+    }
+
+    /// Whether this range of a content cannot be read, as somebody says who has tried. Then that is noted, as
+    /// [`ContentStore::damage`] says from then on. `false` for what is not here.
+    pub fn is_unreadable(&self, content: ContentId, range: Range<u64>) -> FsResult<bool> {
+        if self.damage(content).is_some() {
+            return Ok(true);
+        }
+        let file = match self.open_as_it_is(content) {
+            Err(error) if error.errno == Errno::ENOENT => return Ok(false),
+            file => file?,
+        };
+        let looked_at = fstat(&file).map_err(|errno| fail(errno, "look at", &data_path(content)))?;
+        let range = range.start..range.end.min(looked_at.st_size as u64);
+        match hash::read_through(&file, range) {
+            Ok(()) => Ok(false),
+            Err(Errno::EIO) => {
+                tracing::warn!("{}", fail(Errno::EIO, "read", &data_path(content)));
+                Ok(matches!(self.note_damage(content, &looked_at, Some(Damage::Unreadable))?, Noted::Yes))
+            }
+            Err(errno) => Err(fail(errno, "read", &data_path(content))),
+        }
+    }
+
+    /// Note what a look at a copy has found, if that is the one that is there still.
+    fn note_damage(&self, content: ContentId, looked_at: &FileStat, found: Option<Damage>) -> FsResult<Noted> {
         {
             let _shard = self.shard(content).lock();
-            let now = self.stat(content).map_err(failed)?;
+            let now = self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))?;
             if now.is_none_or(|now| (now.st_ino, now.st_dev) != (looked_at.st_ino, looked_at.st_dev)) {
-                // Replaced meanwhile by one that was verified when it came; or gone, and nobody's any more.
-                return Ok(if now.is_some() { Look::Whole } else { Look::Absent });
+                return Ok(if now.is_some() { Noted::Replaced } else { Noted::Gone });
             }
-            match &found {
-                Some((damage, _)) => self.damaged.note(content, *damage),
+            match found {
+                Some(damage) => self.damaged.note(content, damage),
                 None => self.damaged.forget(content),
             }
         }
@@ -120,7 +160,7 @@ impl ContentStore {
         {
             tracing::warn!("{} is known to be damaged only until this process ends: {error}", data_path(content));
         }
-        Ok(found.map_or(Look::Whole, |(_, error)| Look::Bad(error)))
+        Ok(Noted::Yes)
     }
 
     /// Set a copy aside that was found bad, if it still is, whatever length somebody thinks it has; one that cannot be read only with

@@ -4,6 +4,7 @@
 //! SHA-256 pays for them. For files of [`TWO_THREADS_MIN_BYTES`] and more a second thread makes the piece hashes.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
 
@@ -42,6 +43,16 @@ pub(super) struct Hashes {
     pub content: ContentId,
     /// 20 bytes per piece.
     pub pieces: Option<Bytes>,
+}
+
+/// Read a range, for nothing but to see whether it can be read. `EIO` also when the file ends before it does.
+pub(super) fn read_through(file: &File, range: Range<u64>) -> Result<(), Errno> {
+    let mut reader = Reader { file, here: range.start, data_end: 0, size: range.end, stop: &|| false };
+    let mut block = Vec::new();
+    while let Some(run) = reader.next(block)? {
+        block = run.block;
+    }
+    Ok(())
 }
 
 /// Hash the first `size` bytes. `EBUSY` as soon as `stop` says so, `EIO` when the file is shorter.

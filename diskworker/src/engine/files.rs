@@ -109,6 +109,13 @@ impl Engine {
 
     /// The content that an open would need and that is not on this disk, or is better fetched; `None` when it can go ahead (or fails by itself).
     pub fn absent(&self, ino: Ino, dir: Ino) -> FsResult<Option<Wanted>> {
+        let Some(wanted) = self.recorded(ino, dir)? else { return Ok(None) };
+        let is_here = self.holds(wanted.content, wanted.size)? && !self.is_better_fetched(wanted.content, wanted.size);
+        Ok((!is_here).then_some(wanted))
+    }
+
+    /// The content that who reads this file gets; `None` of one that is being written, or is in the catalog, or is no file.
+    pub fn recorded(&self, ino: Ino, dir: Ino) -> FsResult<Option<Wanted>> {
         let data = {
             let mut core = self.core();
             let node = core.ns.node_to_read(ino, dir)?;
@@ -121,9 +128,10 @@ impl Engine {
                 Err(_) => return Ok(None),
             }
         };
-        let Data::Stored { content, size, pieces } = data else { return Ok(None) };
-        let is_here = self.holds(content, size)? && !self.is_better_fetched(content, size);
-        Ok((!is_here).then_some(Wanted { content, size, pieces }))
+        Ok(match data {
+            Data::Stored { content, size, pieces } => Some(Wanted { content, size, pieces }),
+            _ => None,
+        })
     }
 
     /// The content of a sealed file above the inline limit.
@@ -258,7 +266,13 @@ impl Engine {
                 let copied = self
                     .check_content(*content, *size)
                     .and_then(|()| self.store.stage_copy(ino, *content, *size, *size, Some(mtime_ns)));
-                copied.map_err(|error| missing(ino, error))?
+                copied.map_err(|error| {
+                    // Another disk may have it. Whether it was the reading that failed is not said.
+                    if error.errno == Errno::EIO {
+                        let _ = self.store.is_unreadable(*content, 0..*size);
+                    }
+                    missing(ino, error)
+                })?
             }
             _ if truncate => return Ok((self.store.stage_new(ino)?, None)),
             _ => self.store.stage_bytes(ino, &[], Some(mtime_ns))?,

@@ -26,6 +26,8 @@ const CONNECTIONS_MAX: usize = 256;
 /// How long a new connection may take to say what it is. Who says nothing would keep others out.
 const GREETING_WAIT: Duration = Duration::from_secs(5);
 /// Fetches of a content for one who opens or cuts it: on a disk that makes room it may have gone again before it is opened.
+/// So much of what somebody could not read is tried here, in bytes: more than he reads at once.
+const UNREAD_MAX_BYTES: u64 = 4 << 20;
 const FETCHES: u32 = 3;
 /// Versions of a file that are fetched for one who opens or cuts it, each of which was replaced elsewhere before it was here.
 const VERSIONS: u32 = 30;
@@ -329,6 +331,10 @@ fn dispatch(
         Op::ReadLink(q) => return Ok(data(engine, engine.read_link(&q)?)),
         Op::SetXattr(q) => engine.set_xattr(session, retry, &q)?,
         Op::RemoveXattr(q) => engine.remove_xattr(session, retry, &q)?,
+        Op::Unread(q) => {
+            unread(engine, fetcher, neighbours, &q)?;
+            Answer { seq: engine.seq(), ..Answer::default() }
+        }
         Op::Need(q) => {
             let ranges = fetcher.need(session, q.handle, q.offset, q.length)?;
             return Ok(with_body(Answer::default(), reply::Body::Ranges(ranges)));
@@ -445,6 +451,23 @@ fn open(
         fetcher.whole(wanted).map(|()| Got::Whole)
     };
     with_content(here, || engine.open(session, q).map(opened), absent, get)
+}
+
+/// Somebody could not read what was opened. What cannot be read here either is looked at as a whole soon, in the background.
+fn unread(engine: &Engine, fetcher: &Fetcher, neighbours: &Neighbours, q: &pb::Unread) -> FsResult<()> {
+    let range = q.offset..q.offset.saturating_add(q.length.min(UNREAD_MAX_BYTES));
+    let neighbour_asks = !q.content.is_empty();
+    let content = match neighbour_asks {
+        true => Some(ContentId::from_slice(&q.content).ok_or(Errno::EINVAL)?),
+        false => engine.recorded(Ino(q.ino), Ino(q.dir))?.map(|wanted| wanted.content),
+    };
+    let Some(content) = content else { return Ok(()) };
+    if engine.store.is_unreadable(content, range.clone())? {
+        fetcher.suspect(content);
+    } else if !neighbour_asks && engine.store.has(content)?.is_none() {
+        neighbours.unread(content, range);
+    }
+    Ok(())
 }
 
 fn reply(answer: Answer) -> Reply {

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use delugefs_proto::disk::short_id;
 use delugefs_proto::ids::{ContentId, DiskId, random_u64};
 use delugefs_proto::local::client::{Client, check, op};
-use delugefs_proto::local_pb::{OpenContent, TakeContent, request};
+use delugefs_proto::local_pb::{OpenContent, TakeContent, Unread, request};
 use delugefs_proto::rundir;
 use nix::sys::stat::fstat;
 use parking_lot::Mutex;
@@ -72,6 +73,22 @@ impl Neighbours {
                 }
             }
         })
+    }
+
+    /// Somebody could not read this range of a content, which another disk of this host gave.
+    pub fn unread(&self, content: ContentId, range: Range<u64>) {
+        let (offset, length) = (range.start, range.end - range.start);
+        let unread = Unread { content: content.0.to_vec().into(), offset, length, ..Unread::default() };
+        for disk in self.net.holders(content).into_iter().filter(|disk| self.may_ask(*disk)) {
+            let told = connect(&self.socket(disk), disk, PATIENCE).and_then(|mut client| {
+                let (reply, _) =
+                    client.call(&op(request::Op::Unread(unread.clone())), None).map_err(|error| error.0)?;
+                check(reply).map(drop).map_err(io::Error::other)
+            });
+            if let Err(error) = told {
+                tracing::debug!(%error, "disk {} of this host was not told of what it cannot read", short_id(&disk.to_hex()));
+            }
+        }
     }
 
     /// Give a content that was written here to the disk that has the most room, if that is another one. Which one holds it

@@ -32,7 +32,7 @@ struct Step {
     session: u64,
 }
 
-const KILL: u8 = 26;
+const KILL: u8 = 28;
 
 fn number() -> impl Strategy<Value = Number> {
     let odd = prop_oneof![
@@ -154,6 +154,14 @@ impl Frontend {
             22 => Op::RemoveXattr(pb::RemoveXattr { ino: a, dir: b, name }),
             23 => Op::StatFs(pb::StatFs {}),
             24 => Op::ReadLink(pb::ReadLink { ino: a, dir: b }),
+            25 => Op::Need(pb::Need { handle: if f { handle } else { w }, offset: w2, length: w }),
+            26 => Op::Unread(pb::Unread {
+                ino: a,
+                dir: b,
+                content: if f3 { value.slice(..value.len().min(32)) } else { Bytes::new() },
+                offset: w,
+                length: w2,
+            }),
             _ => Op::Hello(pb::Hello { version: mode, session: w, events: f, ..pb::Hello::default() }),
         }
     }

@@ -23,7 +23,7 @@ impl Fs {
     /// Read into the buffer until it is full or the file ends; the number of bytes read.
     pub fn read(&self, caller: &Caller, file: &FileHandle, offset: u64, buf: &mut [u8]) -> Outcome<usize> {
         self.came_with(file);
-        let mut fills = false;
+        let (mut fills, mut is_told) = (false, false);
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, file)?;
             // From here on whoever has the kernel drop its pages has to do so again.
@@ -47,9 +47,14 @@ impl Fs {
             }
             self.give_pages(file, (generation, source.version), std::mem::take(&mut fills));
             match &source.content {
-                Content::File(content) => {
-                    return read_full(content, offset, buf).map_err(|error| failed("read", file, error));
-                }
+                Content::File(content) => match read_full(content, offset, buf) {
+                    // Another disk may have it. Once: if not, it is the same that comes again.
+                    Err(error) if is_eio(&error) && !std::mem::replace(&mut is_told, true) => {
+                        drop(source); // what follows may take long
+                        self.reopen_unread(caller, file, offset, buf.len() as u64)?;
+                    }
+                    read => return read.map_err(|error| failed("read", file, error)),
+                },
                 Content::Inline(bytes) => {
                     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                     let n = buf.len().min(bytes.len() - start);
@@ -217,10 +222,14 @@ impl Fs {
             let current = self.worker.link();
             q.handle = writer.ticket().filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
         }
-        let answer = match self.known.orphan_attr(ino) {
-            Some(_) if q.sync_failed => Err(Errno::EIO.into()),
-            Some(_) => Ok(()),
-            None => self.ask_fsync(caller, q),
+        // One that has lost its names elsewhere gets one back for what was written, which is to outlast a crash, too. Where the worker
+        // knows nothing of it, there is nothing of it to be kept.
+        let is_orphan = self.known.orphan_attr(ino).is_some();
+        q.writes &= !is_orphan;
+        let sync_failed = q.sync_failed;
+        let answer = match self.ask_fsync(caller, q) {
+            Ok(()) if is_orphan && sync_failed => Err(Errno::EIO.into()),
+            answer => answer,
         };
         match answer {
             // To be told by a thread that may wait.
@@ -308,7 +317,11 @@ impl Fs {
                 Content::File(content) => {
                     let content = content.clone();
                     drop(source); // what follows may take long
-                    Ok(os::copy_range(&content, from_offset, writer.to_change(), to_offset, length)?)
+                    match os::copy_range(&content, from_offset, writer.to_change(), to_offset, length) {
+                        // The kernel then reads and writes, and what cannot be read here may come from another disk.
+                        Err(Errno::EIO) => Err(Errno::EOPNOTSUPP.into()),
+                        copied => Ok(copied?),
+                    }
                 }
                 Content::Inline(bytes) => {
                     let start = usize::try_from(from_offset).unwrap_or(usize::MAX).min(bytes.len());
@@ -339,6 +352,10 @@ fn failed(doing: &str, file: &FileHandle, error: std::io::Error) -> Stop {
         error.message = format!("cannot {doing} file {:016x}: the disk may be failing; look at dmesg", file.inode.ino);
     }
     Stop::Failed(error)
+}
+
+fn is_eio(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
 }
 
 fn read_full(file: &File, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::local_pb::{Attr, Create, Open, reply, request};
+use delugefs_proto::local_pb::{Attr, Create, Open, Unread, reply, request};
 use nix::errno::Errno;
 
 use super::lookup::check_name;
@@ -345,9 +345,22 @@ impl Fs {
 
     /// Make sure that the handle can be read: open the content's current version if it has an older one or none.
     pub fn prepare_read(&self, caller: &Caller, file: &FileHandle) -> Outcome<()> {
-        if file.is_readable() {
-            return Ok(());
+        if file.is_readable() { Ok(()) } else { self.reopen(caller, file) }
+    }
+
+    /// The disk cannot read what the handle has (EIO): tell the worker, and open what it gives then, which may be another disk's.
+    pub(super) fn reopen_unread(&self, caller: &Caller, file: &FileHandle, offset: u64, length: u64) -> Outcome<()> {
+        let ino = file.inode.ino;
+        let unread = Unread { ino, dir: self.dir_of(ino), offset, length, ..Unread::default() };
+        match self.worker.ask(caller, request::Op::Unread(unread))?.check() {
+            Ok(_) => self.reopen(caller, file),
+            // What is read was replaced or removed.
+            Err(error) if is_gone(error.errno) => Ok(()),
+            Err(error) => Err(error.into()),
         }
+    }
+
+    fn reopen(&self, caller: &Caller, file: &FileHandle) -> Outcome<()> {
         let (ino, generation) = (file.inode.ino, file.inode.generation());
         let kept = || file.inode.kept.lock().as_ref().and_then(|kept| kept.try_clone().ok());
         self.is_not_behind(caller, ino)?;

@@ -105,6 +105,25 @@ fn what_a_scrub_cannot_read_is_not_held_until_it_can_be_read_again() {
     assert!(!aside(&lab, content).exists());
 }
 
+/// Who reads it has met an error.
+#[test]
+fn what_somebody_cannot_read_is_tried_and_noted() {
+    let lab = Lab::new();
+    let content = lab.seal(1, &noise(10_000));
+    let unreadable = |range| lab.store.is_unreadable(content, range).unwrap();
+    assert!(!unreadable(0..1 << 40), "it can be read, and ends where it ends");
+    assert!(!lab.store.is_unreadable(ContentId([9; 32]), 0..10).unwrap(), "it is not here");
+    assert_eq!(lab.store.damage(content), None);
+    hash::UNREADABLE.set(true);
+    assert!(unreadable(4096..8192));
+    hash::UNREADABLE.set(false);
+    assert_eq!(lab.store.damage(content), Some(Damage::Unreadable));
+    assert!(unreadable(0..10), "it is known");
+    assert_eq!(held(&lab), [content]);
+    assert!(matches!(lab.store.look_at(content).unwrap(), Look::Whole));
+    assert!(!unreadable(0..10));
+}
+
 /// Somebody has removed it by hand.
 #[test]
 fn what_is_looked_for_and_gone_is_told() {
