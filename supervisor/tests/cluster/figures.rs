@@ -188,34 +188,39 @@ fn by_libtorrent(lab: &Lab, file: &Path, content: &[u8]) {
     );
 }
 
-/// A catalog of 100,000 names: what it costs to do nothing, and how long a new disk takes to have it.
+/// `DELUGEFS_FIGURES_SCALE` in per cent of 100,000, and whether that is all.
+fn many() -> (usize, bool) {
+    let scale = setting("DELUGEFS_FIGURES_SCALE").unwrap_or(100);
+    (1000 * usize::try_from(scale).unwrap(), scale >= 100)
+}
+
+/// A catalog of many names: what it costs to do nothing, and how long a new disk takes to have it.
 fn of_many_names(lab: &mut Lab) {
-    const NAMES: usize = 100_000;
+    let (names, _) = many();
     let begin = Instant::now();
     for dir in 0..100 {
         fs::create_dir(lab.hosts[0].file(&format!("dir{dir}"))).unwrap();
-        for number in 0..NAMES / 100 {
+        for number in 0..names / 100 {
             File::create(lab.hosts[0].file(&format!("dir{dir}/{number}"))).unwrap();
         }
     }
-    println!("{NAMES} empty files made: {:.0} files/s", NAMES as f64 / begin.elapsed().as_secs_f64());
+    println!("{names} empty files made: {:.0} files/s", names as f64 / begin.elapsed().as_secs_f64());
     lab.wait_for_one_catalog(&[0, 1]);
     let (busy, memory) = idle(lab, 10);
     println!(
-        "doing nothing with {NAMES} names in memory: {busy:.1} % of a core, {memory} MiB, all processes of a host"
+        "doing nothing with {names} names in memory: {busy:.1} % of a core, {memory} MiB, all processes of a host"
     );
     let token = lab.hosts[0].invite();
     let begin = Instant::now();
     lab.hosts[2].start("d", &["--join", &token, "--no-mdns"]);
-    let last = lab.hosts[2].file(&format!("dir99/{}", NAMES / 100 - 1));
+    let last = lab.hosts[2].file(&format!("dir99/{}", names / 100 - 1));
     wait(lab, "the last name", || last.exists());
-    println!("an empty disk joined, until the last of {NAMES} names is there: {:?}", begin.elapsed());
+    println!("an empty disk joined, until the last of {names} names is there: {:?}", begin.elapsed());
 }
 
-/// What it costs to hold many contents: `DELUGEFS_FIGURES_SCALE` in per cent of 100,000.
+/// What it costs to hold many contents.
 fn of_many_contents(lab: &mut Lab) {
-    let scale = setting("DELUGEFS_FIGURES_SCALE").unwrap_or(100);
-    let contents = 1000 * usize::try_from(scale).unwrap();
+    let (contents, is_all) = many();
     let mut content = bytes(5000);
     let begin = Instant::now();
     for dir in 0..100 {
@@ -242,6 +247,6 @@ fn of_many_contents(lab: &mut Lab) {
     lab.wait_for_peers(&[0], 2);
     wait(lab, "the policy to know them", || are_safe(&lab.hosts[0].json(&["status"])["replication"]));
     // With the looks of a minute.
-    let (busy, memory) = idle(lab, if scale < 100 { 10 } else { 60 });
+    let (busy, memory) = idle(lab, if is_all { 60 } else { 10 });
     println!("doing nothing with {contents} contents: {busy:.1} % of a core, {memory} MiB, all processes of a host");
 }
