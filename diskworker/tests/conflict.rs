@@ -180,6 +180,28 @@ fn a_writer_whose_worker_crashed_leaves_the_version_that_came_meanwhile() {
     }
 }
 
+/// What it replaces is what was there when the worker came back.
+#[test]
+fn a_writer_whose_worker_was_restarted_leaves_the_version_that_comes_later() {
+    for size in SIZES {
+        let (mut one, two) = (Disk::new(), Disk::new());
+        Posix::create(&**one.engine(), &[b"f"], 0o644, &text(b'0', size)).unwrap();
+        exchange(&one, &two);
+        let attr = one.engine().resolve(&[b"f"]).unwrap();
+        let open = pb::Open { ino: attr.ino, dir: attr.dir, write: true, truncate: false };
+        let Opening::File { file, .. } = one.engine().open(SESSION, &open).unwrap().1 else { panic!() };
+        file.write_all_at(b"1", 0).unwrap();
+        // The program goes on, with the descriptor that it has.
+        one.restart();
+        two.engine().write(&[b"f"], 0, &text(b'2', size), true).unwrap();
+        two.wait_until_sealed();
+        one.take(&two.give());
+        drop(file);
+        exchange(&one, &two);
+        assert_eq!([contents(&one, &two), contents(&two, &one)], [*b"12", *b"12"], "{size}");
+    }
+}
+
 /// Nobody else has changed it: then there is nothing to keep beside what was written.
 #[test]
 fn a_writer_whose_worker_crashed_leaves_one_version() {

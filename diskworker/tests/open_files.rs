@@ -207,6 +207,28 @@ fn what_was_opened_for_an_answer_that_cannot_be_sent_is_closed() {
     }
 }
 
+/// A large file takes a while to be opened for writing.
+#[test]
+fn an_open_tells_the_attributes_as_they_are_when_it_is_done() {
+    let disk = Disk::new();
+    Posix::create(&**disk.engine(), &[b"a"], 0o644, &vec![1; 64 << 20]).unwrap();
+    disk.wait_until_sealed();
+    let attr = disk.engine().resolve(&[b"a"]).unwrap();
+    let (ino, dir) = (attr.ino, attr.dir);
+    let engine = disk.engine().clone();
+    let opening =
+        std::thread::spawn(move || engine.open(SESSION, &pb::Open { ino, dir, write: true, truncate: false }).unwrap());
+    let staging = disk.engine().folder.path("staging");
+    while std::fs::read_dir(&staging).unwrap().next().is_none() && !opening.is_finished() {
+        std::thread::yield_now();
+    }
+    let q = pb::SetAttr { ino, dir, mode: Some(0o600), ..Default::default() };
+    let changed = disk.engine().set_attr(SESSION, &q).unwrap();
+    let (answer, _opened) = opening.join().unwrap();
+    // Whoever goes by the counter takes the later answer for the newer one.
+    assert!(answer.seq < changed.seq || answer.node.unwrap().mode & 0o777 == 0o600);
+}
+
 #[test]
 fn a_seal_tells_of_new_content_and_of_no_new_name() {
     let disk = Disk::new();

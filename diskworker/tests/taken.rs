@@ -132,6 +132,25 @@ fn what_was_removed_elsewhere_has_its_name_again_with_what_was_written() {
     }
 }
 
+/// It was open, and others have changed it before they removed it.
+#[test]
+fn what_was_not_written_here_stays_removed() {
+    for size in SIZES {
+        let (one, two, dir) = pair(size);
+        let writer = Writer::open(&one, &[b"dir", b"f"]);
+        two.engine().write(&[b"dir", b"f"], 0, &text(b'2', size), true).unwrap();
+        two.wait_until_sealed();
+        one.take(&two.give());
+        unlink(&two, dir, "f").unwrap();
+        one.take(&two.give());
+        assert_eq!(one.engine().list(dir).unwrap().len(), 0, "{size} bytes");
+        writer.close(&one, true);
+        one.wait_until_sealed();
+        one.exchange(&two);
+        assert_eq!((shown(&one, 1), shown(&two, 1)), (vec![], vec![]), "{size} bytes");
+    }
+}
+
 #[test]
 fn what_was_replaced_elsewhere_is_a_conflict_copy() {
     for size in SIZES {

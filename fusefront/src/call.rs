@@ -24,6 +24,19 @@ pub enum Patience {
     Patient,
 }
 
+/// How far a read has come that the disk has failed. Each try may take a failing disk a minute: none is made twice where an operation begins
+/// anew on another thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    No,
+    /// EIO came.
+    Failed,
+    /// The worker knows.
+    Told,
+    /// What it gave then is what is read now.
+    Reopened,
+}
+
 /// The process that asks and what it is owed.
 #[derive(Debug)]
 pub struct Caller {
@@ -39,6 +52,8 @@ pub struct Caller {
     pub(crate) let_go: Option<Arc<AtomicBool>>,
     /// A changing request went out and its answer was lost: the next one must say `retry`.
     pub(crate) sent: Cell<bool>,
+    /// What has come of a read that the disk failed.
+    pub(crate) unread: Cell<Unread>,
     proposal: Cell<u64>,
     /// The inode this operation moves or removes, as it was found when it was asked for; 0 before that.
     pub(crate) subject: Cell<u64>,
@@ -54,7 +69,8 @@ impl Caller {
         let cell = || Cell::new(0);
         let (fetches, sent, let_go) = (patience == Patience::Patient, Cell::new(false), None);
         let (subject, subject_link, subject_disk) = (cell(), cell(), RefCell::default());
-        Self { uid, gid, patience, fetches, let_go, sent, proposal: cell(), subject, subject_link, subject_disk }
+        let (unread, proposal) = (Cell::new(Unread::No), cell());
+        Self { uid, gid, patience, fetches, let_go, sent, unread, proposal, subject, subject_link, subject_disk }
     }
 
     /// The frontend itself, ready to wait.

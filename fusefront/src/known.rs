@@ -26,6 +26,8 @@ struct Entry {
     lookups: u64,
     dir: u64,
     orphan: Option<Box<Attr>>,
+    /// Its last name went through this mount.
+    removed_here: bool,
     /// The names the kernel has of it, where they are noted.
     names: Vec<Name>,
     /// Of a directory: it changed since it was last opened.
@@ -75,7 +77,7 @@ impl Known {
         entry.lookups += 1;
         if attr.nlink > 0 {
             // It has a name again: what was removed elsewhere may come back with a change made there meanwhile.
-            entry.orphan = None;
+            (entry.orphan, entry.removed_here) = (None, false);
         }
         if attr.dir != 0 {
             entry.dir = attr.dir;
@@ -164,6 +166,19 @@ impl Known {
             // What was changed of it since then only we know.
             entry.orphan.get_or_insert_with(|| Box::new(Attr { nlink: 0, ..attr }));
         }
+    }
+
+    /// The same where this mount has taken the name.
+    pub fn removed_here(&self, attr: Attr) {
+        if let Some(entry) = self.shard(attr.ino).lock().get_mut(&attr.ino) {
+            entry.removed_here |= entry.orphan.is_none();
+        }
+        self.orphan(attr);
+    }
+
+    /// Whether it has no name any more, and its last one went through this mount.
+    pub fn was_removed_here(&self, ino: u64) -> bool {
+        self.shard(ino).lock().get(&ino).is_some_and(|entry| entry.orphan.is_some() && entry.removed_here)
     }
 
     /// The attributes of an inode without a name.

@@ -472,6 +472,17 @@ fn what_the_disk_cannot_read_is_opened_anew_once_the_worker_knows() {
     assert_eq!(bench.read_handle(handle), bytes, "and it stays so");
     assert_eq!((bench.worker.count("unread"), bench.worker.count("open")), (unread + 1, opens + 1));
     bench.fs.release(handle);
+    // Each thread that it begins on anew goes on from there.
+    let (handle, unread, _) = told(false);
+    let mut caller = Caller::new(0, 0, Patience::Local);
+    let file = bench.fs.file(handle).unwrap();
+    let mut read = vec![0; bytes.len()];
+    assert_eq!(bench.fs.read(&caller, &file, 0, &mut read).unwrap_err(), Stop::Later);
+    caller.patience = Patience::Patient;
+    assert_eq!(bench.fs.read(&caller, &file, 0, &mut read).unwrap(), bytes.len());
+    assert!(read == bytes && bench.worker.count("unread") == unread + 1);
+    drop(file);
+    bench.fs.release(handle);
     // Nobody else has it: that is said, and said at once.
     let (handle, unread, _) = told(true);
     let file = bench.fs.file(handle).unwrap();
@@ -499,4 +510,17 @@ fn a_sync_of_what_was_removed_elsewhere_is_asked_of_the_worker() {
     assert_eq!(bench.worker.count("fsync"), before + 1);
     drop(file);
     bench.fs.release(writer.handle);
+}
+
+/// A scratch file: nobody needs it after a crash, and its worker may be away.
+#[test]
+fn a_sync_of_what_this_mount_has_removed_asks_nobody() {
+    let bench = Bench::start();
+    let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+    bench.fs.remember_as(&attr, 1, b"f");
+    bench.fs.unlink(&Caller::own(), 1, &Bytes::from("f")).unwrap();
+    let before = bench.worker.count("fsync");
+    bench.fs.fsync(&Caller::own(), opened.handle, false).unwrap();
+    assert_eq!(bench.worker.count("fsync"), before);
+    bench.fs.release(opened.handle);
 }

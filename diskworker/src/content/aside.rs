@@ -113,7 +113,14 @@ impl ContentStore {
                 Err(errno) => return Err(fail(errno, "read", &data_path(content))),
             },
         };
-        Ok(match self.note_damage(content, &looked_at, found.as_ref().map(|(damage, _)| *damage))? {
+        let noted = self.note_damage(content, &looked_at, found.as_ref().map(|(damage, _)| *damage))?;
+        if matches!(noted, Noted::Yes)
+            && let Err(error) = self.save_damaged()
+            && found.is_some()
+        {
+            tracing::warn!("{} is known to be damaged only until this process ends: {error}", data_path(content));
+        }
+        Ok(match noted {
             Noted::Yes => found.map_or(Look::Whole, |(_, error)| Look::Bad(error)),
             Noted::Replaced => Look::Whole,
             Noted::Gone => Look::Absent,
@@ -121,7 +128,8 @@ impl ContentStore {
     }
 
     /// Whether this range of a content cannot be read, as somebody says who has tried. Then that is noted, as
-    /// [`ContentStore::damage`] says from then on. `false` for what is not here.
+    /// [`ContentStore::damage`] says from then on, and written down by the next look at it: who asks does not wait for a sync of a failing
+    /// disk. `false` for what is not here.
     pub fn is_unreadable(&self, content: ContentId, range: Range<u64>) -> FsResult<bool> {
         if self.damage(content).is_some() {
             return Ok(true);
@@ -144,21 +152,14 @@ impl ContentStore {
 
     /// Note what a look at a copy has found, if that is the one that is there still.
     fn note_damage(&self, content: ContentId, looked_at: &FileStat, found: Option<Damage>) -> FsResult<Noted> {
-        {
-            let _shard = self.shard(content).lock();
-            let now = self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))?;
-            if now.is_none_or(|now| (now.st_ino, now.st_dev) != (looked_at.st_ino, looked_at.st_dev)) {
-                return Ok(if now.is_some() { Noted::Replaced } else { Noted::Gone });
-            }
-            match found {
-                Some(damage) => self.damaged.note(content, damage),
-                None => self.damaged.forget(content),
-            }
+        let _shard = self.shard(content).lock();
+        let now = self.stat(content).map_err(|errno| fail(errno, "look at", &data_path(content)))?;
+        if now.is_none_or(|now| (now.st_ino, now.st_dev) != (looked_at.st_ino, looked_at.st_dev)) {
+            return Ok(if now.is_some() { Noted::Replaced } else { Noted::Gone });
         }
-        if let Err(error) = self.save_damaged()
-            && found.is_some()
-        {
-            tracing::warn!("{} is known to be damaged only until this process ends: {error}", data_path(content));
+        match found {
+            Some(damage) => self.damaged.note(content, damage),
+            None => self.damaged.forget(content),
         }
         Ok(Noted::Yes)
     }

@@ -8,7 +8,7 @@ use std::fs::File;
 use delugefs_proto::ids::Ino;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
 
 use super::staging::staging_path;
 use super::{ContentStore, fail, stat_regular};
@@ -22,8 +22,10 @@ impl ContentStore {
     /// Mark a staging file, if there is one.
     pub fn mark_met(&self, ino: Ino) {
         let _state = self.staging.lock();
+        // Nor is that a write: nobody else's removal is to be undone for it.
+        let mark = |file: &File, stat: &FileStat| fchmod(file, Mode::from_bits_truncate(stat.st_mode) | MET);
         let marked = os::open_file(self.dir(Dir::Staging), &ino.to_string(), OFlag::O_RDONLY)
-            .and_then(|file| fchmod(&file, Mode::from_bits_truncate(fstat(&file)?.st_mode) | MET));
+            .and_then(|file| self.retouch(ino, &file, |stat| mark(&file, stat)));
         match marked {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => tracing::warn!("{}", fail(errno, "mark for the next start", &staging_path(ino))),

@@ -1,6 +1,6 @@
-//! Change times of staging files that this process has moved itself: it sets the time of the last change for utimes(2), and a bit of
-//! the mode when a sync has failed. Neither is a write. Shown as one it would be a version that nobody records when nothing was
-//! written, or that was recorded just before: who has seen it would wait for it on every other disk, for ever.
+//! Change times of staging files that this process has moved itself: it sets the time of the last change for utimes(2), and bits of
+//! the mode when a sync has failed, or another version has come. None of that is a write. Shown as one it would be a version that nobody
+//! records when nothing was written, or that was recorded just before: who has seen it would wait for it on every other disk, for ever.
 
 use std::collections::HashMap;
 use std::fs::File;

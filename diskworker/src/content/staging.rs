@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,7 +113,9 @@ impl ContentStore {
     ) -> FsResult<File> {
         let from = self.open_to_read(content, size)?;
         let keep = keep_bytes.min(size);
-        self.stage_made(ino, 0, mtime_ns, keep > 0, |to| self.fill_from(to, &from, size, keep))
+        // What cannot be read here may come from another disk, once that is known.
+        let failed = |range| drop(self.is_unreadable(content, range));
+        self.stage_made(ino, 0, mtime_ns, keep > 0, |to| self.fill_from(to, &from, size, keep, &failed))
     }
 
     /// A new file that is what another staging file is now, with its time. Nobody has it open. `ENOENT` without that file,
@@ -126,7 +129,7 @@ impl ContentStore {
         // Nothing says that it is the whole of a file that is on stable storage.
         let made = self.stage_made(ino, 0, mtime_ns, false, |to| match is_doubtful {
             true => self.copy_cached(&from, to, size, &|| false),
-            false => self.fill_from(to, &from, size, size),
+            false => self.fill_from(to, &from, size, size, &drop),
         });
         made.map(drop).map_err(|error| match fstat(&from) {
             Ok(stat) if (stat.st_size as u64) < size => failed(Errno::EBUSY),
@@ -134,7 +137,15 @@ impl ContentStore {
         })
     }
 
-    fn fill_from(&self, to: &File, from: &File, size: u64, keep: u64) -> Result<(), Errno> {
+    /// `failed` is told where a copy has failed (EIO), which may be for either of the two.
+    fn fill_from(
+        &self,
+        to: &File,
+        from: &File,
+        size: u64,
+        keep: u64,
+        failed: &dyn Fn(Range<u64>),
+    ) -> Result<(), Errno> {
         if keep > 0 && os::reflink(from, to)? {
             return if keep < size { ftruncate(to, keep as i64) } else { Ok(()) };
         }
@@ -147,7 +158,11 @@ impl ContentStore {
             if room < end - start {
                 return Err(Errno::ENOSPC);
             }
-            os::copy_range(from, to, start, end)?;
+            os::copy_range(from, to, start, end).inspect_err(|errno| {
+                if *errno == Errno::EIO {
+                    failed(start..end);
+                }
+            })?;
             copied = end;
         }
         Ok(())

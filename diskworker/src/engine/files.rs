@@ -219,20 +219,18 @@ impl Engine {
             let made = inline.and_then(|inline| self.make_staged(ino, &data, inline, q.truncate, node.mtime_ns));
             core = self.core();
             self.idle.notify_all();
-            let unchanged = match core.ns.locate(ino, node.dir).and_then(|at| core.ns.node(&at)) {
-                Ok(node) => node.regular().ok().map(|now| now == &data),
-                Err(_) => None,
-            };
-            match (made, unchanged) {
-                (Ok((file, baseline)), Some(true)) => {
+            // As it is now: its attributes may have been changed meanwhile, and who asks now must not be told what they were.
+            let now = core.ns.locate(ino, node.dir).and_then(|at| core.ns.node(&at)).ok();
+            match (made, now.filter(|now| now.regular().is_ok())) {
+                (Ok((file, baseline)), Some(now)) if now.regular().is_ok_and(|regular| *regular == data) => {
                     if let Some(staged) = core.staged.get_mut(ino) {
                         staged.work = Work::None;
                         staged.baseline_ctime_ns = baseline;
                         staged.unwritten = !q.truncate;
                     }
-                    return self.opened(core, session, handle, &node, file, false);
+                    return self.opened(core, session, handle, &now, file, false);
                 }
-                (Ok(_), Some(false)) => {
+                (Ok(_), Some(_)) => {
                     // Its content was replaced from elsewhere meanwhile: once more with that.
                     core.staged.remove(ino);
                     self.discard_staged(ino);
@@ -266,13 +264,7 @@ impl Engine {
                 let copied = self
                     .check_content(*content, *size)
                     .and_then(|()| self.store.stage_copy(ino, *content, *size, *size, Some(mtime_ns)));
-                copied.map_err(|error| {
-                    // Another disk may have it. Whether it was the reading that failed is not said.
-                    if error.errno == Errno::EIO {
-                        let _ = self.store.is_unreadable(*content, 0..*size);
-                    }
-                    missing(ino, error)
-                })?
+                copied.map_err(|error| missing(ino, error))?
             }
             _ if truncate => return Ok((self.store.stage_new(ino)?, None)),
             _ => self.store.stage_bytes(ino, &[], Some(mtime_ns))?,

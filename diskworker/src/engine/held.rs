@@ -43,10 +43,24 @@ impl Engine {
             None => false,
             Some(Damage::Wrong) => true,
             Some(Damage::Unreadable) => {
-                let is_elsewhere = self.elsewhere.0.get().is_some_and(|is_elsewhere| is_elsewhere(content));
                 let has_room = |space: Space| space.free >= self.store.incoming_needs(content, size);
-                is_elsewhere && self.store.free_space().is_ok_and(has_room)
+                self.is_elsewhere(content) && self.store.free_space().is_ok_and(has_room)
             }
+        }
+    }
+
+    fn is_elsewhere(&self, content: ContentId) -> bool {
+        self.elsewhere.0.get().is_some_and(|is_elsewhere| is_elsewhere(content))
+    }
+
+    /// A descriptor for who reads through another disk of this host: a damaged copy only if nobody else gives the content.
+    ///
+    /// # Errors
+    /// As those of [`Engine::open_content`].
+    pub fn open_for_neighbour(&self, content: ContentId, size: u64) -> FsResult<File> {
+        match self.store.damage(content) {
+            Some(_) if self.is_elsewhere(content) => Err(damaged(content)),
+            _ => self.open_content(content, size),
         }
     }
 
@@ -62,8 +76,12 @@ impl Engine {
     /// `EIO` for what is better fetched.
     pub(super) fn check_content(&self, content: ContentId, size: u64) -> FsResult<()> {
         match self.is_better_fetched(content, size) {
-            true => Err(FsError::new(Errno::EIO, format!("the copy of content {content} on this disk is damaged"))),
+            true => Err(damaged(content)),
             false => Ok(()),
         }
     }
+}
+
+fn damaged(content: ContentId) -> FsError {
+    FsError::new(Errno::EIO, format!("the copy of content {content} on this disk is damaged"))
 }

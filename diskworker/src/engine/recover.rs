@@ -13,7 +13,7 @@ use anyhow::Context;
 use delugefs_proto::disk;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{Ino, random_u64};
-use delugefs_proto::record::{Body, Data, Element, Key, Perm};
+use delugefs_proto::record::{Body, Data, Dot, Element, Key, Perm};
 use nix::errno::Errno;
 
 use super::ballast::Ballast;
@@ -238,11 +238,11 @@ fn find_staged(
     }
     for ino in inos {
         let found = match homes.get(&ino) {
-            Some(dir) => ns.unhide(ino, *dir).and_then(|_| ns.locate(ino, *dir)).map(|_| *dir),
+            Some(dir) => versions(ns, ino, *dir).map(|versions| (*dir, versions)),
             None => Err(Errno::ENOENT.into()),
         };
         match found {
-            Ok(dir) => {
+            Ok((dir, versions)) => {
                 match copied(ns, store, ino, dir, lost) {
                     Copied::Whole => {}
                     Copied::Lacking => {
@@ -259,9 +259,10 @@ fn find_staged(
                         store.mark_met(ino);
                     }
                 }
-                // What its writers started from is not known any more. It replaces all there is, or, where others have changed it
+                // What its writers started from is not known any more. It replaces all there is now, or, where others have changed it
                 // meanwhile, nothing.
-                let base = store.is_met(ino).then(Vec::new);
+                let base = if store.is_met(ino) { Vec::new() } else { versions };
+                let base = Some(base);
                 table.insert(ino, Staged { dir, base, promised: true, ..Staged::default() });
             }
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
@@ -273,6 +274,13 @@ fn find_staged(
         }
     }
     Ok(table)
+}
+
+/// The versions of a file's content that are there.
+fn versions(ns: &mut Namespace, ino: Ino, dir: Ino) -> FsResult<Vec<Dot>> {
+    ns.unhide(ino, dir)?;
+    let at = ns.locate(ino, dir)?;
+    ns.content_dots(&at)
 }
 
 /// What a staging file has of what it is a copy of, or of what was recorded of it before.

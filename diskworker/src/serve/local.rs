@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::AllowedUids;
 use super::neighbours::Neighbours;
+use crate::content::Damage;
 use crate::engine::{Answer, Engine, Opening, SessionId, asked_over};
 use crate::fetch::{Fetcher, Wanted};
 
@@ -26,9 +27,9 @@ const CONNECTIONS_MAX: usize = 256;
 /// How long a new connection may take to say what it is. Who says nothing would keep others out.
 const GREETING_WAIT: Duration = Duration::from_secs(5);
 /// Fetches of a content for one who opens or cuts it: on a disk that makes room it may have gone again before it is opened.
+const FETCHES: u32 = 3;
 /// So much of what somebody could not read is tried here, in bytes: more than he reads at once.
 const UNREAD_MAX_BYTES: u64 = 4 << 20;
-const FETCHES: u32 = 3;
 /// Versions of a file that are fetched for one who opens or cuts it, each of which was replaced elsewhere before it was here.
 const VERSIONS: u32 = 30;
 /// Bytes of them above which there are no more than [`FETCHES`].
@@ -276,7 +277,7 @@ fn dispatch(
         Op::Open(q) => return open(engine, fetcher, neighbours, (session, here), &q),
         Op::OpenContent(q) => {
             let content = ContentId::from_slice(&q.content).ok_or(Errno::EINVAL)?;
-            let file = engine.open_content(content, q.size).inspect_err(|error| {
+            let file = engine.open_for_neighbour(content, q.size).inspect_err(|error| {
                 // Nobody else looks at what a neighbour reads here.
                 if error.errno == Errno::EIO {
                     fetcher.suspect(content);
@@ -450,6 +451,17 @@ fn open(
         }
         fetcher.whole(wanted).map(|()| Got::Whole)
     };
+    // What cannot be read in places is opened where it can: that needs no room.
+    if !q.write
+        && let Some(wanted) = engine.recorded(Ino(q.ino), Ino(q.dir))?
+        && engine.store.damage(wanted.content) == Some(Damage::Unreadable)
+        && let Some(file) = neighbours.open(&wanted)
+    {
+        let node = engine.get_attr(&pb::GetAttr { ino: q.ino, dir: q.dir })?;
+        if engine.recorded(Ino(q.ino), Ino(q.dir))? == Some(wanted) {
+            return Ok(opened((node, Opening::File { handle: 0, file })));
+        }
+    }
     with_content(here, || engine.open(session, q).map(opened), absent, get)
 }
 
@@ -462,9 +474,12 @@ fn unread(engine: &Engine, fetcher: &Fetcher, neighbours: &Neighbours, q: &pb::U
         false => engine.recorded(Ino(q.ino), Ino(q.dir))?.map(|wanted| wanted.content),
     };
     let Some(content) = content else { return Ok(()) };
+    // Then it was another one's that he has read.
+    let was_known = engine.store.damage(content).is_some();
     if engine.store.is_unreadable(content, range.clone())? {
         fetcher.suspect(content);
-    } else if !neighbour_asks && engine.store.has(content)?.is_none() {
+    }
+    if !neighbour_asks && (was_known || engine.store.has(content)?.is_none()) {
         neighbours.unread(content, range);
     }
     Ok(())

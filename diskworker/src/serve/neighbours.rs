@@ -27,6 +27,8 @@ use crate::os;
 
 /// For one message: more than a busy worker needs, and the longest that a stuck disk keeps a reader from other sources.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For a look at what could not be read: a failing disk tries for that long.
+const UNREAD: Duration = Duration::from_secs(60);
 /// A worker that did not answer is not asked again for so long.
 const SULK: Duration = Duration::from_secs(30);
 /// One that did not take a content.
@@ -81,12 +83,16 @@ impl Neighbours {
         let unread = Unread { content: content.0.to_vec().into(), offset, length, ..Unread::default() };
         for disk in self.net.holders(content).into_iter().filter(|disk| self.may_ask(*disk)) {
             let told = connect(&self.socket(disk), disk, PATIENCE).and_then(|mut client| {
+                client.socket().set_read_timeout(Some(UNREAD))?;
                 let (reply, _) =
                     client.call(&op(request::Op::Unread(unread.clone())), None).map_err(|error| error.0)?;
                 check(reply).map(drop).map_err(io::Error::other)
             });
             if let Err(error) = told {
                 tracing::debug!(%error, "disk {} of this host was not told of what it cannot read", short_id(&disk.to_hex()));
+                if is_silence(&error) {
+                    self.silent.lock().insert(disk, Instant::now() + SULK);
+                }
             }
         }
     }

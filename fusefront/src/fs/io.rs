@@ -11,7 +11,7 @@ use delugefs_proto::local_pb::{Fsync, Need, reply, request};
 use nix::errno::Errno;
 
 use super::{Fs, Invalidation};
-use crate::call::{Caller, Outcome, Stop};
+use crate::call::{Caller, Outcome, Stop, Unread};
 use crate::handles::{Content, FileHandle, Partial, Ticket};
 use crate::known::Version;
 use crate::os;
@@ -23,7 +23,7 @@ impl Fs {
     /// Read into the buffer until it is full or the file ends; the number of bytes read.
     pub fn read(&self, caller: &Caller, file: &FileHandle, offset: u64, buf: &mut [u8]) -> Outcome<usize> {
         self.came_with(file);
-        let (mut fills, mut is_told) = (false, false);
+        let mut fills = false;
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, file)?;
             // From here on whoever has the kernel drop its pages has to do so again.
@@ -47,14 +47,22 @@ impl Fs {
             }
             self.give_pages(file, (generation, source.version), std::mem::take(&mut fills));
             match &source.content {
-                Content::File(content) => match read_full(content, offset, buf) {
-                    // Another disk may have it. Once: if not, it is the same that comes again.
-                    Err(error) if is_eio(&error) && !std::mem::replace(&mut is_told, true) => {
-                        drop(source); // what follows may take long
-                        self.reopen_unread(caller, file, offset, buf.len() as u64)?;
+                Content::File(content) => {
+                    let content = content.clone();
+                    drop(source); // a failing disk may take long
+                    let is_tried = matches!(caller.unread.get(), Unread::Failed | Unread::Told);
+                    let error = match if is_tried { Err(Errno::EIO.into()) } else { read_full(&content, offset, buf) } {
+                        Err(error) if is_eio(&error) => error,
+                        read => return read.map_err(|error| failed("read", file, error)),
+                    };
+                    if !is_tried && caller.unread.replace(Unread::Failed) == Unread::Reopened {
+                        return Err(failed("read", file, error));
                     }
-                    read => return read.map_err(|error| failed("read", file, error)),
-                },
+                    // Another disk may have it.
+                    if !self.reopen_unread(caller, file, offset, buf.len() as u64)? {
+                        return Err(failed("read", file, error));
+                    }
+                }
                 Content::Inline(bytes) => {
                     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                     let n = buf.len().min(bytes.len() - start);
@@ -222,14 +230,11 @@ impl Fs {
             let current = self.worker.link();
             q.handle = writer.ticket().filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
         }
-        // One that has lost its names elsewhere gets one back for what was written, which is to outlast a crash, too. Where the worker
-        // knows nothing of it, there is nothing of it to be kept.
-        let is_orphan = self.known.orphan_attr(ino).is_some();
-        q.writes &= !is_orphan;
-        let sync_failed = q.sync_failed;
-        let answer = match self.ask_fsync(caller, q) {
-            Ok(()) if is_orphan && sync_failed => Err(Errno::EIO.into()),
-            answer => answer,
+        // One that has lost its names elsewhere gets one back for what was written, which is to outlast a crash, too.
+        let answer = match self.known.was_removed_here(ino) {
+            true if q.sync_failed => Err(Errno::EIO.into()),
+            true => Ok(()),
+            false => self.ask_fsync(caller, q),
         };
         match answer {
             // To be told by a thread that may wait.

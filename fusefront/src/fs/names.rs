@@ -260,7 +260,7 @@ impl Fs {
                 // What is written to it from now on is looked at when it is asked for.
                 0 => {
                     self.awaited.was_removed(&node);
-                    self.known.orphan(node);
+                    self.known.removed_here(node);
                 }
                 _ => self.known.moved(&node),
             }

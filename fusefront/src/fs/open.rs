@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
-use delugefs_proto::local_pb::{Attr, Create, Open, Unread, reply, request};
+use delugefs_proto::local_pb::{self, Attr, Create, Open, reply, request};
 use nix::errno::Errno;
 
 use super::lookup::check_name;
 use super::{Change, Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required};
 use crate::cache::Found;
-use crate::call::{Caller, Outcome, Stop};
+use crate::call::{Caller, Outcome, Stop, Unread};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
 use crate::known::{Dropping, Outdated, Version};
 use crate::worker::{Answer, Stamp};
@@ -348,15 +348,32 @@ impl Fs {
         if file.is_readable() { Ok(()) } else { self.reopen(caller, file) }
     }
 
-    /// The disk cannot read what the handle has (EIO): tell the worker, and open what it gives then, which may be another disk's.
-    pub(super) fn reopen_unread(&self, caller: &Caller, file: &FileHandle, offset: u64, length: u64) -> Outcome<()> {
+    /// The disk cannot read what the handle has (EIO): tell the worker, and open what it gives then, which may be another disk's. Whether
+    /// there is something else to be read.
+    pub(super) fn reopen_unread(&self, caller: &Caller, file: &FileHandle, offset: u64, length: u64) -> Outcome<bool> {
         let ino = file.inode.ino;
-        let unread = Unread { ino, dir: self.dir_of(ino), offset, length, ..Unread::default() };
-        match self.worker.ask(caller, request::Op::Unread(unread))?.check() {
-            Ok(_) => self.reopen(caller, file),
-            // What is read was replaced or removed.
-            Err(error) if is_gone(error.errno) => Ok(()),
-            Err(error) => Err(error.into()),
+        if caller.unread.get() == Unread::Failed {
+            // Who has the disk pulled out is not to wait for its worker.
+            if self.worker.link().is_none() {
+                return Ok(false);
+            }
+            let unread = local_pb::Unread { ino, dir: self.dir_of(ino), offset, length, ..Default::default() };
+            match self.worker.ask(caller, request::Op::Unread(unread))?.check() {
+                Ok(_) => caller.unread.set(Unread::Told),
+                // It was replaced or removed, or is nothing that the worker knows of.
+                Err(_) => return Ok(false),
+            }
+        }
+        match self.reopen(caller, file) {
+            Ok(()) => {
+                caller.unread.set(Unread::Reopened);
+                Ok(true)
+            }
+            Err(Stop::Failed(error)) if error.errno != Errno::EINTR => {
+                tracing::warn!("file {ino:016x}, which this disk cannot read, does not come from another one: {error}");
+                Ok(false)
+            }
+            stopped => stopped.map(|()| false),
         }
     }
 
