@@ -48,6 +48,7 @@ pub use self::events::EventQueue;
 pub use self::exchange::Offer;
 pub use self::files::Opening;
 pub use self::ledger::{Entry as LedgerEntry, Ledger};
+pub use self::marks::Marks;
 pub use self::meta::Answer;
 pub use self::recover::{Running, Settings, make_catalog};
 pub use self::report::{Alone, Fate, Others, PROBLEMS_MAX, ScrubReport};

@@ -45,6 +45,7 @@ use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::identity::Identity;
 use delugefs_proto::ids::{BlobId, ContentId, DiskId, random_u64};
 use delugefs_proto::peer_pb::{self as pb, news, peer_server::PeerServer};
+use delugefs_proto::worker_pb::Mark;
 use delugefs_proto::{disk, limits};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -55,7 +56,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::corrupt::Elsewhere;
 pub use self::members::check as check_members;
-use crate::engine::Engine;
+use crate::engine::{Engine, Marks};
 use crate::fetch::Fetcher;
 use crate::swarm::Swarm;
 use book::Book;
@@ -307,6 +308,16 @@ impl Net {
             table.is_there(*disk) && about.is_some_and(|about| !about.lazy)
         });
         holders
+    }
+
+    /// How many other disks may keep copies at all, there or not: all but those that were forgotten, and those that are known to be lazy.
+    pub fn may_keep(&self, marks: &Marks) -> usize {
+        let others = self.others();
+        let table = self.table.lock();
+        let is_lazy = |disk: &DiskId| {
+            table.disks.get(disk).and_then(|other| other.about.as_ref()).is_some_and(|about| about.lazy)
+        };
+        others.iter().filter(|disk| marks.get(disk) != Some(&Mark::Forgotten) && !is_lazy(disk)).count()
     }
 
     /// How far a disk is: 0 on this host, 1 at this site, 2 elsewhere, 3 not there.

@@ -94,6 +94,9 @@ impl Shown {
     }
 }
 
+/// A disk that says nothing of its fetches for so long has given them up.
+const MUTE: Duration = Duration::from_secs(60);
+
 /// The task's state.
 #[derive(Debug)]
 struct Replicator {
@@ -116,6 +119,8 @@ struct Replicator {
     /// Fetches that workers of this host were asked for, and since when the worker does not fetch any more: that it has the
     /// content, or failed, is known by a walk that begins later.
     fetches: HashMap<(DiskId, ContentId), Option<Instant>>,
+    /// Since when a disk that fetches does not say how far it is.
+    mute: HashMap<DiskId, Instant>,
     again_s: Option<u64>,
     health_s: u64,
 }
@@ -164,6 +169,7 @@ impl Replicator {
             walked: (None, Duration::ZERO),
             told: None,
             fetches: HashMap::new(),
+            mute: HashMap::new(),
             again_s: None,
             health_s: 0,
         }
@@ -401,16 +407,25 @@ impl Replicator {
         for ((disk, content), _) in self.fetches.extract_if(|(disk, _), _| !is_up(disk)) {
             self.desk.fetch_ended(disk, content);
         }
+        self.mute.retain(|disk, _| is_up(disk));
         for (disk, socket) in workers {
             if !self.fetches.keys().any(|(fetching, _)| fetching == disk) {
                 continue;
             }
+            let ours = |fetches: &HashMap<(DiskId, ContentId), _>| -> Vec<ContentId> {
+                fetches.keys().filter(|(fetching, _)| fetching == disk).map(|(_, content)| *content).collect()
+            };
             let request = wpb::ActiveTorrentsRequest {};
             let Ok(active) =
                 worker::ask(socket, |mut client| async move { client.active_torrents(request).await }).await
             else {
+                // It hangs: others are to fetch it, and their places are not for what does not move.
+                if self.mute.entry(*disk).or_insert_with(Instant::now).elapsed() > MUTE {
+                    ours(&self.fetches).into_iter().for_each(|content| self.fetched(*disk, content, false, now));
+                }
                 continue;
             };
+            self.mute.remove(disk);
             // `None`: it failed.
             let left: HashMap<&[u8], Option<u64>> = active
                 .torrents
@@ -421,9 +436,7 @@ impl Replicator {
                     (&torrent.content[..], torrent.error.is_empty().then_some(left))
                 })
                 .collect();
-            let ours: Vec<ContentId> =
-                self.fetches.keys().filter(|(fetching, _)| fetching == disk).map(|(_, content)| *content).collect();
-            for content in ours {
+            for content in ours(&self.fetches) {
                 match left.get(&content.0[..]) {
                     Some(Some(left)) => {
                         self.desk.fetching(*disk, content, *left);

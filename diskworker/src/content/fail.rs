@@ -6,7 +6,7 @@ use nix::errno::Errno;
 /// A system call failed.
 pub(super) fn fail(errno: Errno, attempt: &str, name: &str) -> FsError {
     let advice = match errno {
-        Errno::ENOSPC | Errno::EDQUOT => ": the disk is full; delete something or add a disk",
+        Errno::ENOSPC | Errno::EDQUOT => ": the disk is full; delete something, or add a disk and drain this one",
         Errno::EIO | Errno::ENXIO | Errno::ENODEV => ": the disk may be failing; look at dmesg",
         Errno::EROFS => ": the file system is read-only; look at dmesg, then remount it",
         Errno::ELOOP | Errno::ENOTDIR | Errno::EISDIR => {

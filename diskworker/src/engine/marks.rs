@@ -5,12 +5,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{DiskId, Ino};
 use delugefs_proto::local_pb;
 use delugefs_proto::record::DISK_MARK_XATTR;
 use delugefs_proto::worker_pb::Mark;
-use nix::errno::Errno;
 
 use super::Engine;
 use crate::namespace::FORGOTTEN;
@@ -70,11 +69,6 @@ impl Engine {
         };
         let value = bytes::Bytes::from_static(value);
         let set = local_pb::SetXattr { ino, dir, name, value, create: false, replace: false };
-        match self.set_xattr(0, false, &set) {
-            Err(error) if error.errno == Errno::ENOSPC => {
-                Err(FsError::new(Errno::ENOSPC, "too many extended attributes on the root: take some away"))
-            }
-            other => other.map(drop),
-        }
+        self.set_xattr(0, false, &set).map(drop)
     }
 }

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 
 use super::ballast::Ballast;
 use super::lost::{Lost, is_open, is_stump};
-use super::room::is_full;
+use super::room::{FULL, is_full};
 use super::seal::SEALERS;
 use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
@@ -99,7 +99,7 @@ impl Running {
         });
         // Without room (or on a failing disk) it is served as it is, and the journal keeps what is not committed.
         if engine.commit().is_ok() && !engine.fill_ballast() {
-            engine.refuse(FsError::new(Errno::ENOSPC, "the disk is full: delete something or add a disk"));
+            engine.refuse(FsError::new(Errno::ENOSPC, FULL));
         }
         if !left.is_empty() {
             tracing::info!("{} files were being written when this disk stopped: sealing them", left.len());

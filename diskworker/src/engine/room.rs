@@ -8,6 +8,9 @@ use nix::errno::Errno;
 
 use super::Engine;
 
+/// What a person is told.
+pub(super) const FULL: &str = "the disk is full: delete something, or add a disk and drain this one";
+
 /// Whether this error means that there is no room.
 pub(super) fn is_full(errno: Errno) -> bool {
     matches!(errno, Errno::ENOSPC | Errno::EDQUOT)
@@ -25,7 +28,7 @@ impl Engine {
             result = act();
         }
         if found_full(&result) && self.ballast.release() {
-            self.refuse(FsError::new(Errno::ENOSPC, "the disk is full: delete something or add a disk"));
+            self.refuse(FsError::new(Errno::ENOSPC, FULL));
             result = act();
         }
         result

@@ -1,6 +1,6 @@
 //! A lazy disk makes room for what is read: when little is free, or who fetches finds too little, what was read longest ago
-//! goes first. A content goes only when as many other disks as copies are wanted have promised to keep theirs: one that nobody
-//! else keeps stays, however old it is. What fetches that were given up have left goes too.
+//! goes first. A content goes only when as many other disks as copies are wanted have promised to keep theirs, or as many as there are that
+//! may keep any where those are fewer: one that nobody else keeps stays, however old it is. What fetches that were given up have left goes too.
 //! That goes from disks that are not lazy as well, and everywhere when it has lain for a day: it may be what keeps the disk from being
 //! asked to go on with it. What no file has any more nobody goes on with: that goes after some minutes.
 //!
@@ -49,14 +49,23 @@ pub enum Goes {
     Copies,
 }
 
+/// Copies of a content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Keep {
+    /// So many are wanted.
+    wanted: u32,
+    /// So many others must keep theirs.
+    needed: u32,
+}
+
 /// One that may go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Old {
     used: SystemTime,
     content: ContentId,
     bytes: u64,
-    /// Copies that others must keep. `None` for what a fetch has left.
-    wanted: Option<u32>,
+    /// `None` for what a fetch has left.
+    keep: Option<Keep>,
 }
 
 /// What a round has done.
@@ -206,7 +215,7 @@ impl Fetcher {
                 None => (round.gone, round.bytes) = (round.gone + 1, round.bytes + old.bytes),
                 Some(why) => {
                     tracing::debug!("content {} stays: {why}", old.content);
-                    if old.wanted.is_some() {
+                    if old.keep.is_some() {
                         self.kept.lock().insert(old.content, Instant::now());
                     }
                     round.stayed += 1;
@@ -238,11 +247,13 @@ impl Fetcher {
         // As long as nothing held may go, what was left still may: it needs no promise.
         if goes == Goes::Copies && self.promises.is_settled() {
             let (store, ledger) = (&self.engine.store, self.engine.ledger()?);
+            // Where the cluster has one disk that is not lazy there are no two to promise it, ever: what was read would fill this one.
+            let most = u32::try_from(self.net.may_keep(&*self.engine.marks()?)).unwrap_or(u32::MAX).max(1);
             oldest.extend(store.contents().flatten().filter_map(|(content, bytes)| {
                 // What no file has is the collector's.
                 let wanted = ledger.find(content)?.wanted;
                 let used = store.last_used(content).unwrap_or(SystemTime::UNIX_EPOCH);
-                Some(Old { used, content, bytes, wanted: Some(wanted) })
+                Some(Old { used, content, bytes, keep: Some(Keep { wanted, needed: wanted.min(most) }) })
             }));
         }
         oldest.retain(|old| self.may_go(*old));
@@ -255,7 +266,7 @@ impl Fetcher {
         let store = &self.engine.store;
         let left = store.incoming()?.into_iter().filter_map(|content| {
             let (used, bytes) = store.incoming_used(content)?;
-            Some(Old { used, content, bytes, wanted: None })
+            Some(Old { used, content, bytes, keep: None })
         });
         Ok(left.collect())
     }
@@ -284,16 +295,18 @@ impl Fetcher {
     /// Whom too few others could promise it, or who was refused lately, is not asked: what comes behind it must have its turn.
     fn may_go(&self, old: Old) -> bool {
         let is_kept = self.kept.lock().get(&old.content).is_some_and(|at| at.elapsed() < KEPT);
-        match old.wanted {
-            Some(wanted) => !is_kept && self.net.keepers(old.content).len() >= wanted as usize,
+        match old.keep {
+            Some(keep) => !is_kept && self.net.keepers(old.content).len() >= keep.needed as usize,
             None => !self.is_fetched(old.content),
         }
     }
 
     /// Why not, if so.
     async fn let_old_go(self: Arc<Self>, old: Old) -> Option<String> {
-        let went = match old.wanted {
-            Some(wanted) => self.let_go(old.content, wanted).await.map(|went| went.map_err(|stays| stays.why)),
+        let went = match old.keep {
+            Some(Keep { wanted, needed }) => {
+                self.let_go(old.content, wanted, needed).await.map(|went| went.map_err(|stays| stays.why))
+            }
             None => {
                 let removing = tokio::task::spawn_blocking(move || self.remove_left(old.content)).await;
                 let removed = removing.unwrap_or_else(|_| Err(Errno::EIO.into()));

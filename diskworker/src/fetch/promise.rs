@@ -187,8 +187,9 @@ impl Fetcher {
         timeout(FOLLOWS, followed).await == Ok(true)
     }
 
-    /// Let this disk's copy go, if so many others promise to keep theirs. Why not, if so.
-    pub async fn let_go(self: &Arc<Self>, content: ContentId, others: u32) -> FsResult<Result<(), Stays>> {
+    /// Let this disk's copy go, if so many `others` promise to keep theirs, to whom no more copies than `wanted` are known to be wanted. Why
+    /// not, if so.
+    pub async fn let_go(self: &Arc<Self>, content: ContentId, wanted: u32, others: u32) -> FsResult<Result<(), Stays>> {
         if others == 0 {
             return Ok(Err(Stays::now("this may be the last copy of a file's content")));
         }
@@ -204,14 +205,14 @@ impl Fetcher {
         let this = self.clone();
         // A caller who hangs up must not stop it halfway.
         let letting_go = tokio::spawn(async move {
-            let result = this.let_go_if_promised(content, others).await;
+            let result = this.let_go_if_promised(content, wanted, others).await;
             this.promises.end(&this.engine.store, content);
             result
         });
         letting_go.await.map_err(|_| FsError::from(Errno::EIO))?
     }
 
-    async fn let_go_if_promised(&self, content: ContentId, others: u32) -> FsResult<Result<(), Stays>> {
+    async fn let_go_if_promised(&self, content: ContentId, wanted: u32, others: u32) -> FsResult<Result<(), Stays>> {
         let engine = self.engine.clone();
         let seen = tokio::task::spawn_blocking(move || engine.knowing(content)).await;
         let seen = encode_version_vector(&seen.map_err(|_| FsError::from(Errno::EIO))??);
@@ -224,7 +225,7 @@ impl Fetcher {
             let seconds = PROMISE.as_secs() as u32;
             let asked = async {
                 let seen = seen.clone();
-                let request = PromiseRequest { content: content.0.to_vec(), seconds, wanted: others, seen };
+                let request = PromiseRequest { content: content.0.to_vec(), seconds, wanted, seen };
                 let reply = self.net.client(disk).await.ok()?.promise(request).await.ok()?;
                 Some(reply.into_inner())
             };

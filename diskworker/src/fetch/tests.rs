@@ -302,28 +302,28 @@ async fn a_copy_goes_only_when_another_is_promised() {
     let wanted = write(&nodes[0], "file", &bytes(70_000));
     known(&nodes[1], wanted).await;
     let (one, other) = (nodes[0].fetcher(), nodes[1].fetcher());
-    let stays = one.let_go(wanted.content, 1).await.unwrap().unwrap_err();
+    let stays = one.let_go(wanted.content, 1, 1).await.unwrap().unwrap_err();
     assert!(stays.why.contains("just started") && (500..=601).contains(&stays.again_s()), "{stays:?}");
     one.promises.settle();
-    assert_eq!(one.let_go(wanted.content, 0).await.unwrap().unwrap_err().again, None);
-    assert_eq!(one.let_go(wanted.content, 1).await.unwrap().unwrap_err().again, None, "nobody else has it");
+    assert_eq!(one.let_go(wanted.content, 0, 0).await.unwrap().unwrap_err().again, None);
+    assert_eq!(one.let_go(wanted.content, 1, 1).await.unwrap().unwrap_err().again, None, "nobody else has it");
     let fetcher = other.clone();
     blocking(move || fetcher.whole(wanted)).await.unwrap();
     until("the second holder", || !nodes[0].net().holders(wanted.content).is_empty()).await;
-    let stays = one.let_go(wanted.content, 1).await.unwrap().unwrap_err();
+    let stays = one.let_go(wanted.content, 1, 1).await.unwrap().unwrap_err();
     assert!((500..=602).contains(&stays.again_s()), "the other has just started, and says for how long: {stays:?}");
     other.promises.settle();
     // Two are wanted, as far as the other one knows.
-    assert_eq!(one.let_go(wanted.content, 1).await.unwrap().unwrap_err().again, None);
+    assert_eq!(one.let_go(wanted.content, 1, 1).await.unwrap().unwrap_err().again, None);
     let set = CopiesRequest { path: b"/".to_vec(), set: 1, inherit: false };
     nodes[0].engine().copies(&set).unwrap();
     let knows = || nodes[1].engine().ledger().unwrap().find(wanted.content).is_some_and(|entry| entry.wanted == 1);
     until("one to be enough", knows).await;
-    one.let_go(wanted.content, 1).await.unwrap().unwrap();
+    one.let_go(wanted.content, 1, 1).await.unwrap().unwrap();
     assert!(nodes[0].engine().store.has(wanted.content).unwrap().is_none());
     until("the news", || nodes[1].net().holders(wanted.content).is_empty()).await;
     // It has promised.
-    let stays = other.let_go(wanted.content, 1).await.unwrap().unwrap_err();
+    let stays = other.let_go(wanted.content, 1, 1).await.unwrap().unwrap_err();
     assert!(stays.why.contains("promised") && (500..=601).contains(&stays.again_s()), "{stays:?}");
     // And it comes back.
     let fetcher = one.clone();

@@ -65,7 +65,10 @@ impl Namespace {
         match old.contains_key(name) {
             true if create => return Err(Errno::EEXIST.into()),
             false if replace => return Err(ENOATTR.into()),
-            false if old.len() >= XATTRS_MAX => return Err(Errno::ENOSPC.into()),
+            false if old.len() >= XATTRS_MAX => {
+                let text = format!("it has {XATTRS_MAX} extended attributes, which is the most: take some away");
+                return Err(FsError::new(Errno::ENOSPC, text));
+            }
             _ => {}
         }
         self.change_xattrs(at, Some((name, value)), None)

@@ -204,7 +204,7 @@ impl Worker for WorkerService {
         let (outcome, reason) = match here {
             (None, _) if was_fetching => (Outcome::Stopped, String::new()),
             (None, _) => (Outcome::NotHere, String::new()),
-            (Some(_), Some(_)) => match self.fetcher.let_go(content, others).await? {
+            (Some(_), Some(_)) => match self.fetcher.let_go(content, others, others).await? {
                 Ok(()) => (Outcome::Stopped, format!("{others} other disks keep it")),
                 Err(stays) => {
                     again_s = stays.again_s();

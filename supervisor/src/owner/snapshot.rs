@@ -75,7 +75,7 @@ fn last_error(child: &Child) -> String {
     child.failure.as_ref().map(|failure| failure.to_pb().message).unwrap_or_default()
 }
 
-const MAKE_ROOM: &str = "delete something, or add a disk: `delugefs disk add ROOT --create`";
+const MAKE_ROOM: &str = "delete something, or add a disk (`delugefs disk add ROOT --create`) and have this one emptied (`delugefs disk drain DISK`)";
 
 /// What a person should look at, one sentence each; the disks carry what their workers said, if they answered.
 pub fn problems(host: &pb::HostStatus) -> Vec<String> {

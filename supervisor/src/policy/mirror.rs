@@ -158,7 +158,12 @@ fn mirror(cluster: &Cluster<'_>, content: &Content, tally: &mut Tally, now_s: u6
     let only_from = tally.only_source(cluster);
     for (disk, left_bytes) in cluster.desk.fetchers(content.id) {
         verdict.under_way.extend(only_from.filter(|_| left_bytes > 0).map(|from| (from, left_bytes)));
-        if let Some(at) = cluster.find(disk).filter(|at| cluster.nodes[*at].counts && !tally.expected.contains(at)) {
+        // What a disk fetches that hangs may never come.
+        let comes = |at: &usize| {
+            let node = &cluster.nodes[*at];
+            node.counts && node.presence.is_here() && !tally.expected.contains(at)
+        };
+        if let Some(at) = cluster.find(disk).filter(comes) {
             tally.expected.push(at);
             spread.add(&cluster.nodes[at]);
         }

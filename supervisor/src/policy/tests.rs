@@ -200,6 +200,14 @@ fn what_is_being_fetched_here_is_not_fetched_again() {
     assert!(!lab.targets(NOW_S).is_empty());
 }
 
+/// It hangs, or its host is gone: what it was fetching may never come.
+#[test]
+fn what_a_disk_fetches_that_is_not_there_is_fetched_by_another() {
+    let mut lab = Lab::new(vec![disk("a1"), disk("b1"), absent("b2", 1)], vec![content(1, &["a1"])]);
+    lab.desk.fetching(id("b2"), lab.contents[0].id, GIB);
+    assert_eq!(lab.targets(NOW_S), [id("b1")]);
+}
+
 #[test]
 fn an_absent_disk_is_waited_for_and_not_as_long_for_the_last_copy() {
     let lab = |holders: &[&str], away_s: u64| {

@@ -98,7 +98,11 @@ fn what_was_taken_is_kept_and_rm_is_all_it_needs() {
             assert_eq!(errno(&error), ENOSPC, "{error}");
         }
         check(lab, &files);
-        assert!(lab.log().contains("the disk is full: delete something or add a disk"), "{}", lab.log());
+        assert!(
+            lab.log().contains("the disk is full: delete something, or add a disk and drain this one"),
+            "{}",
+            lab.log()
+        );
         // A restart in this state: the same is there, and it is full still.
         lab.restart();
         check(lab, &files);

@@ -7,13 +7,18 @@ use super::*;
 /// They may promise and let go, and know that one copy of each is wanted.
 pub(super) async fn one_copy_is_enough(nodes: &[Node], files: &[Wanted]) {
     nodes[0].engine().copies(&CopiesRequest { path: b"/".to_vec(), set: 1, inherit: false }).unwrap();
+    settled(nodes, files, 1).await;
+}
+
+/// Until all disks know that so many copies of these files are wanted, and may promise.
+async fn settled(nodes: &[Node], files: &[Wanted], wanted: u32) {
     for node in nodes {
         node.fetcher().promises.settle();
         let knows = || {
             let ledger = node.engine().ledger().unwrap();
-            files.iter().all(|one| ledger.find(one.content).is_some_and(|entry| entry.wanted == 1))
+            files.iter().all(|one| ledger.find(one.content).is_some_and(|entry| entry.wanted == wanted))
         };
-        until("one copy to be enough", knows).await;
+        until("all to know what is wanted", knows).await;
     }
 }
 
@@ -84,12 +89,12 @@ async fn room_is_made_with_what_others_keep_and_with_nothing_else() {
     let lazy = nodes[1].fetcher();
     let fetcher = lazy.clone();
     blocking(move || fetcher.whole(shared)).await.unwrap();
-    one_copy_is_enough(&nodes, &[shared, own]).await;
+    settled(&nodes, &[shared, own], 2).await;
     let holds = |wanted: Wanted| nodes[1].engine().store.has(wanted.content).unwrap().is_some();
     // There is room: nothing goes.
     assert_eq!(lazy.make_room(u64::MAX, Goes::Copies).await.unwrap().gone, 0);
     assert!(holds(shared) && holds(own));
-    // As if the whole disk had to be free.
+    // As if the whole disk had to be free. Two copies are wanted, and there is no third disk that could have one.
     assert_eq!(lazy.make_room(1, Goes::Copies).await.unwrap().gone, 1);
     assert!(!holds(shared) && holds(own));
     let fetcher = lazy.clone();
