@@ -8,6 +8,7 @@ mod complete;
 mod conflict;
 mod directories;
 mod disk;
+mod found;
 #[cfg(target_os = "linux")]
 mod full;
 mod hidden;

@@ -58,8 +58,12 @@ pub fn default_state_dir() -> PathBuf {
 /// Make a private directory (0755, ours), and refuse one that belongs to somebody else or that others may write:
 /// whoever can write there can put his own socket in our place.
 pub fn prepare(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+    if !dir.exists() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+        // Whatever the umask: frontends of other users have to reach the sockets.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
+    }
     let meta = std::fs::metadata(dir)?;
     let me = nix::unistd::geteuid().as_raw();
     if meta.uid() != me && meta.uid() != 0 {

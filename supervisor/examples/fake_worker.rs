@@ -303,6 +303,7 @@ impl worker_server::Worker for Fake {
             },
             away: if stored { vec![gone.clone()] } else { Vec::new() },
             forgotten: if stored { vec![gone] } else { Vec::new() },
+            damaged: false,
         }))
     }
 

@@ -308,6 +308,7 @@ async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember:
             },
             cluster_id: None,
             disk_id: None,
+            other_name: None,
         };
         let spec = spec.found(identity.as_ref());
         send(events, Event::AddDisk { spec, remember, reply: None });

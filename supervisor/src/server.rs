@@ -178,6 +178,7 @@ impl Control for Server {
             net: request.net.unwrap_or_default(),
             cluster_id: ClusterId::from_slice(&request.cluster_id),
             disk_id: None,
+            other_name: None,
         };
         // What is wrong with the folder its worker says better.
         let spec = spec.found(found.and_then(Result::ok).as_ref());

@@ -1,6 +1,6 @@
 //! Answers about the disk: status, where a path's content lies, and the scrub.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{BlobId, ContentId, Ino};
@@ -141,6 +141,7 @@ impl Engine {
                 }
                 if self.store.has(*content)? == Some(*size) {
                     reply.disk_ids = me();
+                    reply.damaged = self.store.damage(*content).is_some();
                     Place::Store
                 } else {
                     Place::Missing
@@ -173,22 +174,28 @@ impl Engine {
         self.commit()?;
         let verified = self.catalog.verify().map_err(catalog_error)?;
         let mut report = ScrubReport { objects: verified.objects, problems: verified.problems, ..Default::default() };
-        let mut live: HashMap<ContentId, (u64, Ino, String)> = HashMap::new();
+        let mut live: HashMap<ContentId, (u64, Ino, Place)> = HashMap::new();
         let mut entries = 0;
-        let mut dirs: HashSet<Ino> = HashSet::new();
-        let mut hanging: Vec<(Ino, String)> = Vec::new();
+        let mut dirs = Dirs::default();
+        let mut hanging: Vec<(Ino, Place)> = Vec::new();
         let mut visit = |key: &Key, elements: &[Element]| {
             match key {
-                Key::Entry(dir, name) if name.is_header() => drop(dirs.insert(*dir)),
+                Key::Entry(dir, name) if name.is_header() => {
+                    let head = elements.iter().find_map(|element| match &element.body {
+                        Body::Head { parent, name, .. } => Some((*parent, name.clone())),
+                        _ => None,
+                    });
+                    dirs.0.insert(*dir, head);
+                }
                 _ if view::is_nameless(key, elements) => return Ok(()), // it may be collected
                 _ => entries += 1,
             }
             for element in elements {
                 match &element.body {
                     Body::Content { ino, data: Data::Stored { content, size, .. } } => {
-                        live.entry(*content).or_insert_with(|| (*size, *ino, describe(key)));
+                        live.entry(*content).or_insert_with(|| (*size, *ino, Place::of(key, elements)));
                     }
-                    Body::Dir { ino } => hanging.push((*ino, describe(key))),
+                    Body::Dir { ino } => hanging.push((*ino, Place::of(key, elements))),
                     _ => {}
                 }
             }
@@ -197,8 +204,8 @@ impl Engine {
         self.catalog.for_each(&mut visit).map_err(catalog_error)?;
         report.entries = entries;
         for (ino, place) in hanging {
-            if !dirs.contains(&ino) {
-                report.problems.push(format!("{place} is a directory without a header"));
+            if !dirs.0.contains_key(&ino) {
+                report.problems.push(format!("{} is a directory without a header", dirs.path(&place)));
             }
         }
         for (content, (size, ino, place)) in live {
@@ -225,7 +232,7 @@ impl Engine {
                 Err(error)
                     if error.errno == Errno::ENOENT
                         && (self.core().staged.get(ino).is_some() || self.store.check(content, size).is_ok()) => {}
-                Err(error) => report.problems.push(format!("content of {place}: {error}")),
+                Err(error) => report.problems.push(format!("content of {}: {error}", dirs.path(&place))),
             }
         }
         Ok(report)
@@ -237,10 +244,45 @@ fn info_hash(content: ContentId, size: u64, pieces: &[u8]) -> FsResult<[u8; 20]>
     torrent.map(|torrent| torrent.info_hash).map_err(|error| FsError::new(Errno::EIO, error.to_string()))
 }
 
-fn describe(key: &Key) -> String {
-    match key {
-        Key::Entry(dir, name) if *name == Name::header() => format!("directory {dir}"),
-        Key::Entry(dir, name) => format!("{name} in directory {dir}"),
-        Key::Inode(ino) => format!("inode {ino}"),
+/// Where something was found in the catalog.
+enum Place {
+    Name(Ino, Name),
+    /// A file with several names, of which none is known.
+    Inode(Ino),
+}
+
+impl Place {
+    fn of(key: &Key, elements: &[Element]) -> Self {
+        let name = elements.iter().find_map(|element| match &element.body {
+            Body::Ref { dir, name } => Some(Place::Name(*dir, name.clone())),
+            _ => None,
+        });
+        match key {
+            Key::Entry(dir, name) => Place::Name(*dir, name.clone()),
+            Key::Inode(ino) => name.unwrap_or(Place::Inode(*ino)),
+        }
+    }
+}
+
+/// All directories, with the names that they have.
+#[derive(Default)]
+struct Dirs(HashMap<Ino, Option<(Ino, Name)>>);
+
+impl Dirs {
+    /// As a person knows it: from the root on.
+    fn path(&self, place: &Place) -> String {
+        let (mut dir, mut path) = match place {
+            Place::Name(dir, name) => (*dir, format!("/{name}")),
+            Place::Inode(ino) => return format!("inode {ino}"),
+        };
+        // What is damaged may go round in a circle.
+        for _ in 0..self.0.len() {
+            match self.0.get(&dir) {
+                _ if dir == Ino::ROOT => return path,
+                Some(Some((parent, name))) => (dir, path) = (*parent, format!("/{name}{path}")),
+                _ => break,
+            }
+        }
+        if dir == Ino::ROOT { path } else { format!("{path} in directory {dir}") }
     }
 }

@@ -198,6 +198,7 @@ pub(super) fn place(answer: &worker_pb::WhereIsReply) -> &'static str {
         Place::NoContent => "none",
         Place::Catalog => "catalog",
         Place::Staging => "staging",
+        Place::Store if answer.damaged => "damaged",
         Place::Store => "store",
         Place::Missing => "missing",
     }

@@ -267,6 +267,7 @@ fn place(name: &str, answer: &delugefs_proto::worker_pb::WhereIsReply, disks: &[
         Place::NoContent => "nothing to store",
         Place::Catalog => "in the catalog, on every disk",
         Place::Staging => "being written, on this host only",
+        Place::Store if answer.damaged => "damaged, on a disk of this host: see `scrub`",
         Place::Store => "whole, on a disk of this host",
         Place::Missing if answer.disk_ids.iter().any(is_ours) => "on a disk of this host, which is not up",
         Place::Missing => "not on this host",

@@ -27,7 +27,9 @@ impl State {
             return self.answer(reply, Err(failure));
         }
         let known = self.disks.iter().any(|disk| disk.spec.root == spec.root);
-        if let Some(failure) = self.is_of_another(&spec.root, spec.cluster_id, &spec.cluster) {
+        if let Some(failure) =
+            self.is_of_another(&spec.root, spec.cluster_id, &spec.cluster, spec.other_name.as_deref())
+        {
             if reply.is_none() && !known {
                 // Of the configuration, or remembered: shown, for it is wanted.
                 let mut child = Child::new(true, remember);
@@ -171,10 +173,19 @@ impl State {
         }
     }
 
-    /// Why a disk of this cluster is refused: that of the host's other disks is another one, which has the same name.
-    fn is_of_another(&self, root: &Path, cluster_id: Option<ClusterId>, cluster: &str) -> Option<Failure> {
+    /// Why a disk of this cluster is refused: that of the host's other disks is another one, which has the same name or another.
+    fn is_of_another(
+        &self,
+        root: &Path,
+        cluster_id: Option<ClusterId>,
+        cluster: &str,
+        other_name: Option<&str>,
+    ) -> Option<Failure> {
         let ours = self.cluster_id(Some(root))?;
-        (cluster_id? != ours).then(|| same_name(root, cluster))
+        (cluster_id? != ours).then(|| match other_name {
+            Some(other) => other_disk(root, other, cluster),
+            None => same_name(root, cluster),
+        })
     }
 
     pub(super) fn register(&mut self, it: Registration, now: Instant) {
@@ -186,7 +197,7 @@ impl State {
             return self.answer([it.reply], Err(failure));
         }
         let known = self.disks.iter().position(|disk| disk.spec.root == it.root);
-        if let Some(failure) = self.is_of_another(&it.root, it.cluster_id, &it.cluster) {
+        if let Some(failure) = self.is_of_another(&it.root, it.cluster_id, &it.cluster, None) {
             self.answer([it.reply], Err(failure));
             return self.turn_away(known.filter(|at| self.disks[*at].child.pid == Some(it.pid)), now);
         }
@@ -203,6 +214,7 @@ impl State {
                 net: Default::default(),
                 cluster_id: it.cluster_id,
                 disk_id: Some(it.served.disk_id.clone()),
+                other_name: None,
             };
             self.disks.push(Disk::new(spec, child));
             self.disks.len() - 1
@@ -390,6 +402,11 @@ fn restart(child: &mut Child, now: Instant, effects: &mut Vec<Effect>) {
 pub(crate) fn other_cluster(ours: &str, asked: &str) -> Failure {
     Failure::new(Exit::WrongCluster, format!("this host's supervisor runs cluster {ours}, not {asked}"))
         .hint("give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR")
+}
+
+fn other_disk(root: &Path, cluster: &str, ours: &str) -> Failure {
+    let text = format!("the disk at {} belongs to the cluster {cluster}, not to {ours}", root.display());
+    Failure::new(Exit::WrongCluster, text).hint(own_supervisor(cluster, root))
 }
 
 /// Nor two of one name: they have other files.

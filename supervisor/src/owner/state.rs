@@ -47,6 +47,8 @@ pub struct DiskSpec {
     pub cluster_id: Option<ClusterId>,
     /// 64 hex digits, as the folder says.
     pub disk_id: Option<String>,
+    /// Name of the cluster, as the folder says where it says another one.
+    pub other_name: Option<String>,
 }
 
 impl DiskSpec {
@@ -55,7 +57,8 @@ impl DiskSpec {
     pub fn found(self, identity: Option<&DiskToml>) -> Self {
         let (cluster_id, disk_id) = (self.cluster_id, self.disk_id);
         let cluster_id = identity.and_then(DiskToml::cluster_id).or(cluster_id);
-        Self { cluster_id, disk_id: identity.map(|identity| identity.disk_id.clone()).or(disk_id), ..self }
+        let other_name = identity.map(|identity| identity.cluster.clone()).filter(|name| *name != self.cluster);
+        Self { cluster_id, disk_id: identity.map(|identity| identity.disk_id.clone()).or(disk_id), other_name, ..self }
     }
 }
 

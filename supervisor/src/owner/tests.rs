@@ -66,6 +66,7 @@ impl Sim {
             net: Default::default(),
             cluster_id,
             disk_id: None,
+            other_name: None,
         }
     }
 
@@ -193,6 +194,13 @@ fn a_disk_of_another_cluster_with_the_same_name_is_refused() {
     assert!(failure.message.contains("has the same name, home, but is another cluster"), "{failure:?}");
     assert_eq!(exit_of(&mut sim.register_as("/b", 300, false, other)), Exit::WrongCluster);
     assert!(sim.effects.is_empty() && sim.state.disks.len() == 1);
+    // Of one with another name that is what is said, and what to type is what works.
+    let toml = DiskToml { format: 1, cluster: "work".into(), cluster_id: id(2).to_hex(), disk_id: "1b".repeat(32) };
+    let spec = Sim::spec("home", "/c", false, None).found(Some(&toml));
+    let mut answer = sim.asks(|reply| Event::AddDisk { spec, remember: false, reply: Some(reply) });
+    let failure = answer.try_recv().unwrap().unwrap_err();
+    assert_eq!(failure.message, "the disk at /c belongs to the cluster work, not to home");
+    assert!(failure.hint.as_ref().is_some_and(|hint| hint.contains("run work /c")), "{failure:?}");
 
     // One that is remembered is shown, and does not count when it comes to which cluster this is.
     sim.event(Event::AddDisk { spec: Sim::spec("home", "/b", false, other), remember: true, reply: None });
@@ -390,6 +398,7 @@ fn what_is_only_remembered_belongs_to_the_first_that_asks() {
         net: pb::NetSettings { lazy: lazy.then_some(true), ..Default::default() },
         cluster_id: None,
         disk_id: None,
+        other_name: None,
     };
     sim.event(Event::AddMount {
         spec: MountSpec { dir: "/m".into(), user: None, uid: None, root: None },
