@@ -32,14 +32,15 @@ pub fn grpc_socket(run_dir: &Path, short_id: &str) -> PathBuf {
     run_dir.join(format!("{short_id}.grpc"))
 }
 
-/// The run directory when none is given: `/var/run/delugefs` for root, else the user's runtime folder.
+/// The run directory when none is given: `/var/run/delugefs` for root, else the user's runtime folder, or where there is none one
+/// beside his state: what lies in /tmp for long is removed by others.
 pub fn default_run_dir() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
         return "/var/run/delugefs".into();
     }
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("delugefs"),
-        _ => std::env::temp_dir().join(format!("delugefs-{}", nix::unistd::geteuid())),
+        _ => default_state_dir().join("run"),
     }
 }
 

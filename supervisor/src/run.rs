@@ -88,7 +88,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
     let (events, inbox) = mpsc::unbounded_channel();
     stop_on_signals(&events)?;
-    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), "--run-dir", |pid| {
+    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), "--run-dir", &run_dir, |pid, _| {
         let text = format!("a supervisor (pid {pid}) has {}", run_dir.display());
         UserError::new(Exit::InUse, text).hint(
             "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it",
@@ -96,10 +96,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
     // Two would overwrite each other's members and what is to be started.
-    let state_lock = take_lock(&rundir::state_lock(&state_dir), "--state-dir", |pid| {
+    let state_lock = take_lock(&rundir::state_lock(&state_dir), "--state-dir", &run_dir, |pid, of| {
         let text =
             format!("a supervisor (pid {pid}) of another run directory keeps its state in {}", state_dir.display());
-        UserError::new(Exit::InUse, text).hint("give this one a directory of its own for that too: --state-dir DIR")
+        let of = if of.is_empty() { "DIR".to_owned() } else { quoted(of) };
+        UserError::new(Exit::InUse, text).hint(format!(
+            "`delugefs --run-dir {of} status` asks it; or give this one a directory of its own for that too: --state-dir DIR"
+        ))
     })?;
 
     let configured = options.config.as_deref().map(Config::read).transpose().map_err(|error| configuration(&error))?;
@@ -184,13 +187,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One supervisor per directory: a lock that ends with the process, and in the file its process id for people.
-fn take_lock(path: &Path, flag: &str, is_taken: impl Fn(&str) -> UserError) -> anyhow::Result<Flock<File>> {
+/// One supervisor per directory: a lock that ends with the process, and in the file its process id and its run directory for people.
+fn take_lock(
+    path: &Path,
+    flag: &str,
+    run_dir: &Path,
+    is_taken: impl Fn(&str, &str) -> UserError,
+) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o644);
     let file = options.open(path).map_err(|error| directory(path.parent().unwrap_or(path), flag, &error))?;
     let pause = || std::thread::sleep(LOCK_PAUSE); // nothing else runs yet
-    take_lock_in(LOCK_TRIES, file, pause, is_taken)
+    let mut lock = take_lock_in(LOCK_TRIES, file, pause, |holder| {
+        let (pid, of) = holder.split_once('\n').unwrap_or((holder, ""));
+        is_taken(pid, of)
+    })?;
+    let mut note = || -> std::io::Result<()> {
+        lock.set_len(0)?;
+        write!(lock, "{}\n{}\n", std::process::id(), run_dir.display())
+    };
+    // A file system of its own may be full there, and no disk.
+    note().map_err(|error| directory(path.parent().unwrap_or(path), flag, &error))?;
+    Ok(lock)
 }
 
 fn take_lock_in(
@@ -202,11 +220,7 @@ fn take_lock_in(
     loop {
         tries -= 1;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0)?;
-                writeln!(lock, "{}", std::process::id())?;
-                return Ok(lock);
-            }
+            Ok(lock) => return Ok(lock),
             Err((busy, Errno::EWOULDBLOCK)) if tries > 0 => file = busy,
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut pid = String::new();

@@ -237,7 +237,7 @@ fn another_cluster_gets_directories_of_its_own() {
     };
     insta::assert_snapshot!(ours(&said), @"
     delugefs-supervisor: a supervisor (pid PID) of another run directory keeps its state in s
-    Hint: give this one a directory of its own for that too: --state-dir DIR
+    Hint: `delugefs status` asks it; or give this one a directory of its own for that too: --state-dir DIR
     ");
     assert_eq!(fs::read_to_string(lab.path("s/added.toml")).unwrap(), before);
     // Who only asks is answered.
