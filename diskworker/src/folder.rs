@@ -86,7 +86,7 @@ impl DiskFolder {
         let identity = read_identity(&root, path)?;
         if let Some(wanted) = expect_cluster.filter(|wanted| *wanted != identity.cluster) {
             let message = format!("the disk {shown} belongs to the cluster {}, not to {wanted}", identity.cluster);
-            let hint = format!("to use it: delugefs run {} {shown}", identity.cluster);
+            let hint = format!("to use it: delugefs run {} {}", identity.cluster, typed(path));
             return Err(UserError::new(Exit::WrongCluster, message).hint(hint).into());
         }
         let (Some(cluster_id), Some(disk_id)) = (identity.cluster_id(), identity.disk_id()) else {
@@ -170,7 +170,7 @@ fn read_identity(root: &File, path: &Path) -> anyhow::Result<DiskToml> {
         Ok(text) => text,
         Err(Errno::ENOENT) => {
             let error = UserError::new(Exit::NoDisk, DiskTomlError::Absent(shown.to_string()).to_string());
-            let typed = quoted(&shown.to_string());
+            let typed = typed(path);
             let hint = match create::is_unfinished(root) {
                 true => "making it was interrupted; run the same command with --create again".to_owned(),
                 false => format!(
@@ -239,11 +239,16 @@ fn make_dir(at: impl AsFd, name: &str) -> Result<(), Errno> {
     }
 }
 
+/// The folder as a part of a command.
+fn typed(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}
+
 /// Why `name` in the folder (or, when empty, the folder itself) cannot be used.
 fn refusal(path: &Path, name: &str, errno: Errno) -> anyhow::Error {
     let shown = path.join(name);
     let shown = shown.display();
-    let root = path.display();
+    let (root, typed) = (path.display(), typed(path));
     let (exit, message, hint) = match errno {
         Errno::ENOTDIR if name.is_empty() && path.exists() => (
             Exit::NoDisk,
@@ -255,8 +260,7 @@ fn refusal(path: &Path, name: &str, errno: Errno) -> anyhow::Error {
             format!("there is no folder {root}"),
             format!(
                 "mount the disk first if it is not mounted; to make a new disk: `delugefs disk add {typed} --create` where \
-                 delugefs runs, or `delugefs run NAME {typed} --create`",
-                typed = quoted(&root.to_string())
+                 delugefs runs, or `delugefs run NAME {typed} --create`"
             ),
         ),
         Errno::ENOENT => (
@@ -267,12 +271,12 @@ fn refusal(path: &Path, name: &str, errno: Errno) -> anyhow::Error {
         Errno::ELOOP | Errno::ENOTDIR => (
             Exit::BadDisk,
             format!("{shown} is not what it should be (a symbolic link?)"),
-            format!("look at it with: ls -l {root}; nothing of this disk was touched"),
+            format!("look at it with: ls -l {typed}; nothing of this disk was touched"),
         ),
         Errno::EACCES | Errno::EPERM => (
             Exit::NotPermitted,
             format!("no permission for {shown}"),
-            format!("run as the owner of the folder, or make it yours: chown -R $(id -un) {root}"),
+            format!("run as the owner of the folder, or make it yours: chown -R $(id -un) {typed}"),
         ),
         Errno::EROFS => (
             Exit::BadDisk,

@@ -140,7 +140,7 @@ impl Touched {
 /// The errno behind a catalog error; EIO where it is not the system's.
 pub(crate) fn catalog_errno(error: &CatalogError) -> Errno {
     match error {
-        CatalogError::Io { source, .. } => source.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+        CatalogError::Io { source, .. } => crate::os::errno(source),
         _ => Errno::EIO,
     }
 }

@@ -119,7 +119,15 @@ pub fn ctime_ns(stat: &nix::sys::stat::FileStat) -> i64 {
 
 /// The error number of a standard library error.
 pub fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+    match error.raw_os_error().map(Errno::from_raw) {
+        None => Errno::EIO,
+        Some(Errno::UnknownErrno) => {
+            // Nobody can tell from EIO which it was.
+            tracing::warn!("the system says: {error}");
+            Errno::EIO
+        }
+        Some(errno) => errno,
+    }
 }
 
 /// The next stretch of data at or behind `from`, as start and end in bytes; `None` when only a hole is left. Where the

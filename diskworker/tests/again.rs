@@ -101,6 +101,44 @@ fn a_directory_that_somebody_else_has_made_is_not_ones_own() {
     assert_eq!(mkdir(&disk, true, mine), Err(Errno::EEXIST));
 }
 
+/// As with a lock, too: of two who make the attribute one has it, also when the worker dies before either is answered.
+#[test]
+fn an_attribute_that_somebody_else_has_made_is_not_ones_own() {
+    let mut disk = Disk::new();
+    let ino = make(disk.engine(), "f", b"");
+    let set = |disk: &Disk, retry, value: &[u8], create, replace| {
+        let (name, value) = ("user.lock".into(), value.to_vec().into());
+        let q = pb::SetXattr { ino, dir: Ino::ROOT.0, name, value, create, replace };
+        let set = disk.engine().set_xattr(if retry { SESSION } else { OTHER }, retry, &q);
+        set.map(|answer| assert_eq!(answer.node.unwrap().ino, ino)).map_err(|error| error.errno)
+    };
+    let get = |disk: &Disk| {
+        disk.engine().get_xattr(&pb::GetXattr { ino, dir: Ino::ROOT.0, name: "user.lock".into() }).unwrap()
+    };
+    // In the record of the file, and beside it.
+    for size in [1, 5_000] {
+        let (mine, yours) = (vec![1; size], vec![2; size]);
+        assert_eq!(set(&disk, false, &mine, true, false), Ok(()));
+        for _ in 0..2 {
+            assert_eq!(set(&disk, true, &mine, true, false), Ok(()));
+            assert_eq!(set(&disk, true, &yours, true, false), Err(Errno::EEXIST));
+            assert_eq!(set(&disk, false, &mine, true, false), Err(Errno::EEXIST));
+            assert_eq!(get(&disk), mine);
+            disk.crash();
+        }
+        // What is not to be made anew is set, however often it is asked for.
+        assert_eq!(set(&disk, true, &yours, false, true), Ok(()));
+        assert_eq!(get(&disk), yours);
+        let q = pb::RemoveXattr { ino, dir: Ino::ROOT.0, name: "user.lock".into() };
+        disk.engine().remove_xattr(OTHER, false, &q).unwrap();
+        assert_eq!(set(&disk, true, &mine, false, true), Err(delugefs_diskworker::os::ENOATTR));
+        // Not carried out before.
+        assert_eq!(set(&disk, true, &yours, true, false), Ok(()));
+        assert_eq!(get(&disk), yours);
+        disk.engine().remove_xattr(OTHER, false, &q).unwrap();
+    }
+}
+
 #[test]
 fn a_rename_moves_nothing_that_came_after_it() {
     let disk = Disk::new();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use delugefs_proto::escape::quoted;
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::random_u64;
 
@@ -92,7 +93,7 @@ fn refuse_living(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Resul
         dead @ (Liveness::Dead | Liveness::Silent) => Ok(dead),
         Liveness::Alive => {
             let message = format!("{} is already mounted", dir.display());
-            let hint = format!("run `umount {}` first, or choose another directory", dir.display());
+            let hint = format!("run `umount {}` first, or choose another directory", typed(dir));
             Err(UserError::new(Exit::InUse, message).hint(hint).into())
         }
     }
@@ -107,7 +108,7 @@ pub fn top(dir: &Path) -> io::Result<Option<Mounted>> {
 fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
     let bad = |error: io::Error| {
         UserError::new(Exit::BadMountpoint, format!("cannot mount on {}: {error}", dir.display()))
-            .hint(format!("run `mkdir -p {}`", dir.display()))
+            .hint(format!("run `mkdir -p {}`", typed(dir)))
     };
     if let Some(name) = dir.file_name() {
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -117,6 +118,11 @@ fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     Ok(dir.canonicalize().map_err(bad)?)
+}
+
+/// The directory as a part of a command.
+fn typed(dir: &Path) -> String {
+    quoted(&dir.display().to_string())
 }
 
 /// Something in it would be hidden.
@@ -192,6 +198,17 @@ mod tests {
         std::fs::write(dir.join("file"), "x").unwrap();
         assert_eq!(exit_of(&prepare_plain(&dir).unwrap_err()), (Exit::BadMountpoint, true));
         assert_eq!(exit_of(&prepare_plain(&dir.join("file")).unwrap_err()), (Exit::BadMountpoint, true));
+    }
+
+    #[test]
+    fn what_is_to_be_typed_is_safe_to_type() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("my files; rm x");
+        let hint = |error: anyhow::Error| error.downcast::<UserError>().unwrap().hint.unwrap();
+        let missing = hint(prepare_plain(&dir).unwrap_err());
+        assert_eq!(missing, format!("run `mkdir -p '{}'`", dir.display()));
+        let living = hint(refuse_living(&dir, |_| Liveness::Alive).unwrap_err());
+        assert!(living.starts_with(&format!("run `umount '{}'` first", dir.display())), "{living}");
     }
 
     #[test]

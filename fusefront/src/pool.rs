@@ -1,6 +1,7 @@
 //! Threads for what may take long, so that those that read requests stay free. They come when there is work and go
 //! when there is none.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +28,8 @@ struct Shared {
     counts: Mutex<Counts>,
     idle: Condvar,
     closed: AtomicBool,
+    /// How long a thread without work stays.
+    stay: Duration,
 }
 
 #[derive(Default)]
@@ -38,6 +41,12 @@ struct Counts {
 
 impl Default for Pool {
     fn default() -> Self {
+        Self::staying(IDLE)
+    }
+}
+
+impl Pool {
+    fn staying(stay: Duration) -> Self {
         let (jobs, waiting) = unbounded();
         Self {
             jobs,
@@ -46,30 +55,39 @@ impl Default for Pool {
                 counts: Mutex::default(),
                 idle: Condvar::new(),
                 closed: AtomicBool::new(false),
+                stay,
             }),
         }
     }
-}
 
-impl Pool {
-    /// Run it soon.
+    /// Run it soon. Where the system gives no thread, and there is none, before this returns.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        self.run_on(job, |shared| {
+            std::thread::Builder::new().name("fs-pool".into()).spawn(move || shared.work()).map(drop)
+        });
+    }
+
+    fn run_on(&self, job: impl FnOnce() + Send + 'static, start: impl FnOnce(Arc<Shared>) -> io::Result<()>) {
         let needs_thread = {
             let mut counts = self.shared.counts.lock();
             counts.jobs += 1;
             let needs = counts.jobs > counts.threads && counts.threads < THREADS_MAX;
             counts.threads += usize::from(needs);
+            // Under the lock: the thread that this counts on may be about to go, and looks once more when it has the lock.
+            let sent = self.jobs.send(Box::new(job));
+            debug_assert!(sent.is_ok(), "the receiver lives as long as the pool");
             needs
         };
-        let sent = self.jobs.send(Box::new(job));
-        debug_assert!(sent.is_ok(), "the receiver lives as long as the pool");
-        if needs_thread {
-            let shared = self.shared.clone();
-            let spawned = std::thread::Builder::new().name("fs-pool".into()).spawn(move || shared.work());
-            if let Err(error) = spawned {
+        if needs_thread && let Err(error) = start(self.shared.clone()) {
+            let threads = {
                 let mut counts = self.shared.counts.lock();
                 counts.threads -= 1;
-                tracing::warn!(%error, threads = counts.threads, "cannot start another thread");
+                counts.threads
+            };
+            tracing::warn!(%error, threads, "cannot start another thread");
+            // Else it would wait for a thread that comes with some later job.
+            while let Some(job) = self.shared.unserved() {
+                self.shared.carry_out(job);
             }
         }
     }
@@ -100,17 +118,8 @@ impl Pool {
 impl Shared {
     fn work(&self) {
         loop {
-            match self.waiting.recv_timeout(IDLE) {
-                Ok(job) => {
-                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                        tracing::error!("an operation panicked; this is a bug in delugefs-fusefront");
-                    }
-                    let mut counts = self.counts.lock();
-                    counts.jobs -= 1;
-                    if counts.jobs == 0 {
-                        self.idle.notify_all();
-                    }
-                }
+            match self.waiting.recv_timeout(self.stay) {
+                Ok(job) => self.carry_out(job),
                 Err(_) => {
                     let mut counts = self.counts.lock();
                     // A job may have come in between that counts on this thread.
@@ -121,6 +130,23 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn carry_out(&self, job: Job) {
+        if catch_unwind(AssertUnwindSafe(job)).is_err() {
+            tracing::error!("an operation panicked; this is a bug in delugefs-fusefront");
+        }
+        let mut counts = self.counts.lock();
+        counts.jobs -= 1;
+        if counts.jobs == 0 {
+            self.idle.notify_all();
+        }
+    }
+
+    /// The next job, if no thread is there to take it.
+    fn unserved(&self) -> Option<Job> {
+        let counts = self.counts.lock();
+        if counts.threads == 0 { self.waiting.try_recv().ok() } else { None }
     }
 }
 
@@ -143,5 +169,47 @@ mod tests {
         }
         assert!(pool.drain(Duration::from_secs(20)));
         assert_eq!(done.load(Ordering::Relaxed), 495);
+    }
+
+    /// It goes at the very moment in which the next job counts on it.
+    #[test]
+    fn a_thread_that_goes_leaves_no_job_behind() {
+        let pool = Pool::staying(Duration::ZERO);
+        let done = Arc::new(AtomicUsize::new(0));
+        for round in 1..=10_000 {
+            let counted = done.clone();
+            pool.run(move || counted.store(round, Ordering::Release));
+            // Not by waiting for the pool: whoever has slept comes too late for that moment.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while done.load(Ordering::Acquire) < round {
+                assert!(Instant::now() < deadline, "in round {round}");
+                std::hint::spin_loop();
+            }
+            (0..round % 512).for_each(|_| std::hint::spin_loop());
+        }
+    }
+
+    #[test]
+    fn a_job_is_done_where_no_thread_can_be_had() {
+        let pool = Pool::default();
+        let done = Arc::new(AtomicUsize::new(0));
+        let job = |done: &Arc<AtomicUsize>| {
+            let done = done.clone();
+            move || {
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        for n in 1..=3 {
+            pool.run_on(job(&done), |_| Err(io::ErrorKind::WouldBlock.into()));
+            assert_eq!(done.load(Ordering::Relaxed), n);
+        }
+        // One is enough for those that come while there is no second one.
+        let (go, wait) = unbounded::<()>();
+        pool.run(move || assert!(wait.recv().is_err(), "the sender goes"));
+        pool.run_on(job(&done), |_| Err(io::ErrorKind::WouldBlock.into()));
+        assert_eq!(done.load(Ordering::Relaxed), 3);
+        drop(go);
+        assert!(pool.drain(Duration::from_secs(20)));
+        assert_eq!(done.load(Ordering::Relaxed), 4);
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use crossbeam_channel::Receiver;
-use delugefs_proto::errno::FsError;
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::ids::Ino;
+use delugefs_proto::local::client::refusal;
 use fuser::Session;
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -97,8 +97,7 @@ impl Server {
 
 /// Why the worker cannot be used, for the user.
 fn refused(socket: &Path, error: &io::Error) -> UserError {
-    let said = error.get_ref().and_then(|inner| inner.downcast_ref::<FsError>());
-    match said.map(|error| error.errno) {
+    match refusal(error).map(|said| said.errno) {
         Some(Errno::EACCES) => {
             let uid = nix::unistd::geteuid();
             UserError::new(Exit::NotPermitted, format!("the diskworker at {} refuses: {error}", socket.display()))

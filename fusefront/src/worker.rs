@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::random_u64;
-use delugefs_proto::local::client::{Client, Disconnected};
+use delugefs_proto::local::client::{Client, Disconnected, refusal};
 use delugefs_proto::local_pb::{Reply, Request, Welcome, request};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
@@ -122,6 +122,8 @@ struct State {
     lost: Option<Instant>,
     /// That one's worker hangs: it is not asked first, nor waited for.
     hangs: bool,
+    /// What the worker has said since to a connection that it refused, if that was the last that could not be made.
+    refused: Option<String>,
     /// Name and id: another cluster may have the same name, and has other files.
     cluster: (String, String),
 }
@@ -187,7 +189,10 @@ impl Worker {
             Some(client) => client,
             None => match Client::connect_events(&self.path(), session, &self.mount, GREETING_PATIENCE) {
                 Ok(client) => client,
-                Err(error) => self.other(session).ok_or(error)?,
+                Err(error) => {
+                    self.note(&error);
+                    self.other(session).ok_or(error)?
+                }
             },
         };
         let number = {
@@ -275,7 +280,9 @@ impl Worker {
 
     /// A connection of a link that is not published yet, to adopt handles through. Its calls do not wait for long either.
     pub fn connect_to(&self, link: &NewLink) -> io::Result<Client> {
-        of_run(Client::connect_within(&self.path(), link.session, ADOPTING_PATIENCE)?, link.welcome.worker_run)
+        Client::connect_within(&self.path(), link.session, ADOPTING_PATIENCE)
+            .and_then(|client| of_run(client, link.welcome.worker_run))
+            .inspect_err(|error| self.note(error))
     }
 
     /// Let everybody use the link.
@@ -287,6 +294,7 @@ impl Worker {
         state.run = link.welcome.worker_run;
         state.lost = None;
         state.hangs = false;
+        state.refused = None;
         state.cluster = cluster_of(&link.welcome);
         self.changed.notify_all();
     }
@@ -419,7 +427,7 @@ impl Worker {
                     }
                     let until = *deadline.get_or_insert_with(|| Instant::now() + RECONNECT_WAIT);
                     if self.changed.wait_until(&mut state, until).timed_out() && !state.up {
-                        return Err(self.gone().into());
+                        return Err(self.gone(&state).into());
                     }
                 }
                 if let Some(line) = state.next_idle() {
@@ -464,6 +472,7 @@ impl Worker {
             Ok(client) => Some(Line { client, number, socket: watched? }),
             Err(error) => {
                 tracing::debug!(%error, "cannot connect");
+                self.note(&error);
                 self.state.lock().busy.remove(&number);
                 None
             }
@@ -492,16 +501,37 @@ impl Worker {
     /// Wait a moment before the next try, or give up when the time is over.
     fn pause(&self, deadline: &mut Option<Instant>) -> FsResult<()> {
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + RECONNECT_WAIT);
-        if Instant::now() >= deadline {
-            return Err(self.gone());
-        }
         let mut state = self.state.lock();
+        if Instant::now() >= deadline {
+            return Err(self.gone(&state));
+        }
         self.changed.wait_for(&mut state, RETRY_PAUSE);
         Ok(())
     }
 
-    fn gone(&self) -> FsError {
-        FsError::new(Errno::EIO, format!("no diskworker answers at {}; see `delugefs status`", self.path().display()))
+    /// Why a connection could not be made. A worker that refuses says what a person has to do: once to the log, and to all who wait
+    /// in vain. Before the first link the program ends with it.
+    fn note(&self, error: &io::Error) {
+        let why = refusal(error).map(|said| said.why().to_owned());
+        let is_news = {
+            let mut state = self.state.lock();
+            let is_news = state.link > 0 && why.is_some() && state.refused != why;
+            state.refused.clone_from(&why);
+            is_news
+        };
+        if let Some(why) = why.filter(|_| is_news) {
+            tracing::warn!("the diskworker at {} refuses: {why}", self.path().display());
+        }
+    }
+
+    /// For who has waited in vain.
+    fn gone(&self, state: &State) -> FsError {
+        let path = self.path();
+        let text = match &state.refused {
+            Some(why) => format!("the diskworker at {} refuses: {why}", path.display()),
+            None => format!("no diskworker answers at {}; see `delugefs status`", path.display()),
+        };
+        FsError::new(Errno::EIO, text)
     }
 }
 
@@ -514,5 +544,48 @@ fn of_run(client: Client, run: u64) -> io::Result<Client> {
     match client.welcome.worker_run == run {
         true => Ok(client),
         false => Err(io::Error::other("the diskworker was restarted")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use delugefs_proto::local::frame;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_refuses_is_not_called_absent() {
+        const SAID: &str = "use programs of one release";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let worker = Worker::new(&path);
+        let refuses = || {
+            let error = worker.pause(&mut Some(Instant::now())).unwrap_err();
+            assert_eq!(error.errno, Errno::EIO);
+            assert_ne!(error.message.contains(SAID), error.message.starts_with("no diskworker answers"), "{error}");
+            error.message.contains(SAID)
+        };
+        assert!(worker.connect().is_err() && !refuses());
+        let listener = UnixListener::bind(&path).unwrap();
+        let serving = std::thread::spawn(move || {
+            for _ in 0..3 {
+                let (socket, _) = listener.accept().unwrap();
+                let reply = Reply { errno: Errno::EPROTONOSUPPORT as u32, message: SAID.into(), ..Reply::default() };
+                frame::send(&socket, &reply, None).unwrap();
+            }
+        });
+        assert!(worker.connect().is_err() && refuses());
+        // One that has let us in, and has no room for more.
+        let link = NewLink { number: 1, welcome: Welcome::default(), session: 7 };
+        worker.publish(&link);
+        assert!(!refuses());
+        assert!(worker.fresh(1).is_none() && refuses());
+        worker.publish(&link);
+        assert!(worker.connect_to(&link).is_err() && refuses());
+        serving.join().unwrap();
+        worker.take_down();
+        assert!(worker.connect().is_err() && !refuses());
     }
 }

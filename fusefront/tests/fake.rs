@@ -475,9 +475,9 @@ impl Shared {
             }
             Op::SetXattr(op) => {
                 let node = tree.node(op.ino)?;
-                match node.xattrs.contains_key(&op.name[..]) {
-                    true if op.create && !retry => return Err(Errno::EEXIST),
-                    false if op.replace => return Err(ENOATTR),
+                match node.xattrs.get(&op.name[..]) {
+                    Some(value) if op.create && !(retry && value[..] == op.value[..]) => return Err(Errno::EEXIST),
+                    None if op.replace => return Err(ENOATTR),
                     _ => {}
                 }
                 node.xattrs.insert(op.name.to_vec(), op.value.to_vec());

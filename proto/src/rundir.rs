@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::escape::quoted;
+
 /// sun_path holds 104 bytes on FreeBSD (108 on Linux), with its NUL.
 pub const SOCKET_PATH_MAX_BYTES: usize = 103;
 
@@ -78,7 +80,7 @@ pub fn prepare(dir: &Path) -> io::Result<()> {
         return Err(io::Error::other(format!(
             "{} may be written by others; run `chmod go-w {}`",
             dir.display(),
-            dir.display()
+            quoted(&dir.display().to_string())
         )));
     }
     // The longest name below it.
@@ -90,4 +92,21 @@ pub fn prepare(dir: &Path) -> io::Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_typed_is_safe_to_type() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("a b");
+        prepare(&dir).unwrap();
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
+        let error = prepare(&dir).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("run `chmod go-w '{}'`", dir.display())), "{error}");
+    }
 }

@@ -377,8 +377,16 @@ impl Engine {
         self.check_writable()?;
         self.change(Some(session), |core| {
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
-            let create = q.create && !retry;
-            let node = core.ns.set_xattr(at, &q.name, q.value.clone(), create, q.replace)?;
+            let node = match core.ns.set_xattr(at.clone(), &q.name, q.value.clone(), q.create, q.replace) {
+                // It was carried out before if the value is ours. Any other is one that somebody else was told he has made.
+                Err(error) if retry && error.errno == Errno::EEXIST => {
+                    match core.ns.get_xattr(&at, &q.name)? == q.value {
+                        true => core.ns.node(&at)?,
+                        false => return Err(error),
+                    }
+                }
+                other => other?,
+            };
             Ok(self.answer(core, Some(&node), None))
         })
     }

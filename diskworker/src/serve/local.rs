@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::errno::{FsError, FsResult, named};
 use delugefs_proto::ids::{ContentId, Ino};
 use delugefs_proto::local::{LOCAL_VERSION, frame};
 use delugefs_proto::local_pb as pb;
@@ -116,7 +116,7 @@ fn refuse(socket: &UnixStream, error: FsError) {
 }
 
 fn failure(error: FsError, seq: u64) -> Reply {
-    Reply { errno: error.errno as u32, message: error.message, seq, ..Reply::default() }
+    Reply { errno: named(error.errno) as u32, message: error.message, seq, ..Reply::default() }
 }
 
 /// The answer to a greeting. It waits for no change, however long one takes: who is not greeted takes us for hung. So it has no `seq`,
@@ -530,6 +530,15 @@ mod tests {
         stop.cancel();
         std::thread::spawn(move || ended.send(accept(&listener, &stop).is_none()));
         assert_eq!(ends.recv_timeout(Duration::from_secs(30)), Ok(true));
+    }
+
+    #[test]
+    fn no_failure_is_answered_as_a_success() {
+        let unknown = FsError { errno: Errno::UnknownErrno, message: "odd".into() };
+        let reply = failure(unknown, 7);
+        assert_eq!((reply.errno, reply.message.as_str(), reply.seq), (Errno::EIO as u32, "odd", 7));
+        assert_eq!(failure(Errno::ENOENT.into(), 0).errno, Errno::ENOENT as u32);
+        assert_eq!(crate::os::errno(&std::io::Error::from_raw_os_error(9524)), Errno::EIO);
     }
 
     /// On a lazy disk a content may be let go again between its coming and its use.

@@ -134,6 +134,11 @@ pub fn check(reply: Reply) -> FsResult<Reply> {
     }
 }
 
+/// What the worker said when it refused a connection; `None` of one that could not be made for any other reason.
+pub fn refusal(error: &io::Error) -> Option<&FsError> {
+    error.get_ref()?.downcast_ref()
+}
+
 impl From<Disconnected> for FsError {
     fn from(error: Disconnected) -> Self {
         FsError::new(Errno::EIO, error.to_string())
