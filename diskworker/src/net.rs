@@ -45,7 +45,6 @@ use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::identity::Identity;
 use delugefs_proto::ids::{BlobId, ContentId, DiskId, random_u64};
 use delugefs_proto::peer_pb::{self as pb, news, peer_server::PeerServer};
-use delugefs_proto::worker_pb::Mark;
 use delugefs_proto::{disk, limits};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -310,14 +309,16 @@ impl Net {
         holders
     }
 
-    /// How many other disks may keep copies at all, there or not: all but those that were forgotten, and those that are known to be lazy.
+    /// How many other disks may keep copies at all, there or not: all but those that were forgotten or are to be emptied, and those that are
+    /// lazy, or of which nothing is known, not even something that they hold.
     pub fn may_keep(&self, marks: &Marks) -> usize {
-        let others = self.others();
+        let (others, holding) = (self.others(), self.holding_disks());
         let table = self.table.lock();
-        let is_lazy = |disk: &DiskId| {
-            table.disks.get(disk).and_then(|other| other.about.as_ref()).is_some_and(|about| about.lazy)
+        let may_keep = |disk: &&DiskId| match table.disks.get(*disk).and_then(|other| other.about.as_ref()) {
+            Some(about) => !about.lazy,
+            None => holding.contains(*disk),
         };
-        others.iter().filter(|disk| marks.get(disk) != Some(&Mark::Forgotten) && !is_lazy(disk)).count()
+        others.iter().filter(|disk| !marks.contains_key(*disk)).filter(may_keep).count()
     }
 
     /// How far a disk is: 0 on this host, 1 at this site, 2 elsewhere, 3 not there.

@@ -34,15 +34,14 @@ pub fn grpc_socket(run_dir: &Path, short_id: &str) -> PathBuf {
     run_dir.join(format!("{short_id}.grpc"))
 }
 
-/// The run directory when none is given: `/var/run/delugefs` for root, else the user's runtime folder, or where there is none one
-/// beside his state: what lies in /tmp for long is removed by others.
+/// The run directory when none is given: `/var/run/delugefs` for root, else the user's runtime folder.
 pub fn default_run_dir() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
         return "/var/run/delugefs".into();
     }
     match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("delugefs"),
-        _ => default_state_dir().join("run"),
+        _ => std::env::temp_dir().join(format!("delugefs-{}", nix::unistd::geteuid())),
     }
 }
 
@@ -62,10 +61,15 @@ pub fn default_state_dir() -> PathBuf {
 /// whoever can write there can put his own socket in our place.
 pub fn prepare(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-    if !dir.exists() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    let mut builder = std::fs::DirBuilder::new();
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        builder.recursive(true).create(parent)?;
+    }
+    match builder.recursive(false).mode(0o755).create(dir) {
         // Whatever the umask: frontends of other users have to reach the sockets.
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
+        Ok(()) => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
     }
     let meta = std::fs::metadata(dir)?;
     let me = nix::unistd::geteuid().as_raw();

@@ -410,6 +410,7 @@ impl Replicator {
         self.mute.retain(|disk, _| is_up(disk));
         for (disk, socket) in workers {
             if !self.fetches.keys().any(|(fetching, _)| fetching == disk) {
+                self.mute.remove(disk);
                 continue;
             }
             let ours = |fetches: &HashMap<(DiskId, ContentId), _>| -> Vec<ContentId> {

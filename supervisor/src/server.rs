@@ -143,6 +143,12 @@ impl Control for Server {
         let is_here = |id: &String| disks.iter().any(|disk| disk.disk_id == *id);
         if answer.place() == Place::Missing && answer.disk_ids.iter().any(is_here) {
             answer.set_place(Place::Store);
+            // Of what another one has, that one's says whether it is damaged.
+            answer.damaged = true;
+            for disk in disks.iter().filter(|disk| answer.disk_ids.contains(&disk.disk_id)) {
+                let own = in_turn(std::slice::from_ref(disk), ask).await;
+                answer.damaged &= own.is_ok_and(|own| own.damaged);
+            }
         }
         Ok(Response::new(pb::WhereIsReply { answer: Some(answer) }))
     }

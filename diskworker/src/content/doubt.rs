@@ -57,7 +57,7 @@ impl ContentStore {
     pub(super) fn mark_doubtful(&self, state: &mut State, ino: Ino, file: &File) {
         state.doubt(ino);
         let mark = |stat: &FileStat| fchmod(file, Mode::from_bits_truncate(stat.st_mode) | DOUBTFUL);
-        let marked = self.retouch(ino, file, mark);
+        let marked = self.retouch_mode(ino, file, mark);
         if let Err(error) = marked {
             tracing::warn!("{}: cannot be marked for the next start: {error}", staging_path(ino));
         }

@@ -25,7 +25,7 @@ impl ContentStore {
         // Nor is that a write: nobody else's removal is to be undone for it.
         let mark = |file: &File, stat: &FileStat| fchmod(file, Mode::from_bits_truncate(stat.st_mode) | MET);
         let marked = os::open_file(self.dir(Dir::Staging), &ino.to_string(), OFlag::O_RDONLY)
-            .and_then(|file| self.retouch(ino, &file, |stat| mark(&file, stat)));
+            .and_then(|file| self.retouch_mode(ino, &file, |stat| mark(&file, stat)));
         match marked {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => tracing::warn!("{}", fail(errno, "mark for the next start", &staging_path(ino))),

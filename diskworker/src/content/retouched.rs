@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 use super::ContentStore;
 use crate::os;
 
+/// A write so close to a change of the mode may have the same time: clocks of files tick as slowly as that, in nanoseconds.
+const TICK_NS: u64 = 10_000_000;
+
 /// By inode: the change time that was given last, and that of the last write before.
 #[derive(Default)]
 pub(super) struct Retouched(Mutex<HashMap<Ino, (i64, i64)>>);
@@ -38,6 +41,25 @@ impl Retouched {
 }
 
 impl ContentStore {
+    /// Change the mode of a staging file. Where a write may have come at that moment, it counts as one.
+    pub(super) fn retouch_mode(
+        &self,
+        ino: Ino,
+        file: &File,
+        change: impl FnOnce(&FileStat) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut known = self.retouched.0.lock();
+        let before = fstat(file)?;
+        change(&before)?;
+        let now = fstat(file)?;
+        let is_written = os::mtime_ns(&now) != os::mtime_ns(&before)
+            || os::ctime_ns(&now).saturating_sub(os::mtime_ns(&now)).unsigned_abs() < TICK_NS;
+        if !is_written {
+            note(&mut known, ino, os::ctime_ns(&before), os::ctime_ns(&now));
+        }
+        Ok(())
+    }
+
     /// Change something about a staging file that is not its content.
     pub(super) fn retouch(
         &self,
@@ -50,10 +72,15 @@ impl ContentStore {
         let before = fstat(file)?;
         change(&before)?;
         let (before, after) = (os::ctime_ns(&before), os::ctime_ns(&fstat(file)?));
-        if before != after {
-            let written = known.get(&ino).filter(|(moved, _)| *moved == before).map_or(before, |(_, written)| *written);
-            known.insert(ino, (after, written));
-        }
+        note(&mut known, ino, before, after);
         Ok(())
+    }
+}
+
+/// The change time was moved from one to the other.
+fn note(known: &mut HashMap<Ino, (i64, i64)>, ino: Ino, before: i64, after: i64) {
+    if before != after {
+        let written = known.get(&ino).filter(|(moved, _)| *moved == before).map_or(before, |(_, written)| *written);
+        known.insert(ino, (after, written));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::escape::escape_bytes;
 use delugefs_proto::ids::{BlobId, ContentId, Ino};
 use delugefs_proto::record::{Body, Data, Element, Key, Name};
 use delugefs_proto::worker_pb as pb;
@@ -272,14 +273,16 @@ impl Dirs {
     /// As a person knows it: from the root on.
     fn path(&self, place: &Place) -> String {
         let (mut dir, mut path) = match place {
-            Place::Name(dir, name) => (*dir, format!("/{name}")),
+            Place::Name(dir, name) => (*dir, format!("/{}", escape_bytes(name.as_bytes()))),
             Place::Inode(ino) => return format!("inode {ino}"),
         };
         // What is damaged may go round in a circle.
         for _ in 0..self.0.len() {
             match self.0.get(&dir) {
                 _ if dir == Ino::ROOT => return path,
-                Some(Some((parent, name))) => (dir, path) = (*parent, format!("/{name}{path}")),
+                Some(Some((parent, name))) => {
+                    (dir, path) = (*parent, format!("/{}{path}", escape_bytes(name.as_bytes())));
+                }
                 _ => break,
             }
         }
