@@ -185,10 +185,11 @@ impl<'a> Connection<'a> {
                 // The reading side notices the frontend's end; the frontend sends nothing here.
                 let mut receiver = std::mem::take(&mut self.receiver);
                 let (socket, events) = (self.socket, &queue);
-                scope.spawn(move || {
+                // Without it the session ends here, and the frontend comes again. (`scope.spawn` would panic, and the session stay.)
+                std::thread::Builder::new().name("frontend-end".into()).spawn_scoped(scope, move || {
                     while let Ok(Some(_)) = receiver.receive::<Request>(socket) {}
                     events.close();
-                });
+                })?;
                 while let Some(event) = queue.next() {
                     if let Err(error) = frame::send(self.socket, &event, None) {
                         tracing::debug!("pushing events: {error}");

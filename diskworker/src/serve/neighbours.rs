@@ -219,10 +219,13 @@ fn give(
     let take = op(request::Op::TakeContent(take));
     let (done, answer) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let gives = move || {
             let answered = client.call(&take, Some(file.as_fd()));
             drop(done.send(answered)); // who waited may have given up
-        });
+        };
+        // (`scope.spawn` would panic, and the file not be sealed.) That we have no thread is no silence of the disk.
+        let given = std::thread::Builder::new().name("neighbour".into()).spawn_scoped(scope, gives);
+        given.map_err(io::Error::other)?;
         let mut silent = 0;
         loop {
             match answer.recv_timeout(patience) {
