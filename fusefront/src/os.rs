@@ -2,11 +2,13 @@
 
 #[cfg(target_os = "freebsd")]
 mod freebsd;
+mod kernel;
 #[cfg(target_os = "linux")]
 mod linux;
 
 #[cfg(target_os = "freebsd")]
 pub use self::freebsd::*;
+pub use self::kernel::FuseKernel;
 #[cfg(target_os = "linux")]
 pub use self::linux::*;
 

@@ -17,9 +17,6 @@ use crate::fusermount;
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENODATA;
-/// Threads that read requests: all but one may wait for the worker, and what finds none free goes over to the pool, which
-/// costs two more wake-ups. Four programs that make files need twice as many, since each has a file being closed, too.
-pub const FUSE_THREADS: usize = 8;
 /// Type of our mounts in the mount table.
 pub const MOUNT_KIND: &str = "fuse.delugefs";
 /// Whether a mount can be put over a dead one.
