@@ -19,6 +19,11 @@ use super::{Called, Mounted};
 pub const ENOATTR: Errno = Errno::ENOATTR;
 /// Whether a mount can be put over a dead one: not tried here, what is dead is unmounted first.
 pub const MOUNTS_OVER_DEAD: bool = false;
+/// What COPY_FILE_RANGE is answered where the kernel is to read and write instead: it does so from then on. Any other error is the
+/// program's, and of these cp(1) takes EINVAL alone for what it is.
+pub const COPY_BY_HAND: Errno = Errno::ENOSYS;
+/// Takes away a mount that is in use or dead, with the directory behind it.
+pub const UMOUNT_DEAD: &str = "umount -f";
 /// Type of our mounts in the mount table.
 pub const MOUNT_KIND: &str = "fusefs.delugefs";
 /// After how long the kernel gives up on a request, in seconds: the longest it can be told to wait. We answer before
