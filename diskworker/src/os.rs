@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
+use delugefs_proto::plain::is_plain;
 use delugefs_proto::times::nanoseconds;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FlockArg, OFlag};
@@ -131,9 +132,8 @@ pub fn errno(error: &std::io::Error) -> Errno {
 }
 
 /// The next stretch of data at or behind `from`, as start and end in bytes; `None` when only a hole is left. Where the
-/// file system knows no holes everything up to `size` is data, and also where it cannot be trusted with them: ZFS before 2.2.2
-/// tells a hole where something has just been written (github.com/openzfs/zfs/issues/15526), and a content hashed as zeros is
-/// lost.
+/// file system knows no holes everything up to `size` is data, and also where it cannot be trusted with them: a content hashed as
+/// zeros is lost.
 pub fn next_data(file: &File, from: u64, size: u64) -> Result<Option<(u64, u64)>, Errno> {
     if from >= size {
         return Ok(None);
@@ -156,7 +156,7 @@ pub fn next_data(file: &File, from: u64, size: u64) -> Result<Option<(u64, u64)>
     Ok((start < size).then_some((start, end.min(size).max(start + 1))))
 }
 
-/// Copy a stretch between two files at the same offset, in the kernel where it can: not on ZFS, whose 2.2.0 damages what it clones.
+/// Copy a stretch between two files at the same offset, in the kernel where it can.
 pub fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<(), Errno> {
     if !is_plain(from) {
         return copy_by_hand(from, to, start, end);
@@ -175,11 +175,6 @@ pub fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<(), Er
         }
     }
     Ok(())
-}
-
-/// Whether it lies on a file system of which holes, clones and syncs are known to work.
-fn is_plain(file: impl AsFd) -> bool {
-    nix::sys::statfs::fstatfs(file).is_ok_and(|stat| sys::is_plain(&stat))
 }
 
 fn copy_by_hand(from: &File, to: &File, mut here: u64, end: u64) -> Result<(), Errno> {

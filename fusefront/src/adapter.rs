@@ -30,7 +30,7 @@ use self::invalidate::Telling;
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Fs, Invalidation};
-use crate::os::Called;
+use crate::os::{Called, FuseKernel};
 use crate::pool::Pool;
 use crate::{panics, trouble};
 
@@ -74,9 +74,8 @@ impl Place {
 
 struct Shared {
     fs: Arc<Fs>,
-    /// Threads that read requests.
-    threads: usize,
-    /// Those of them that are waiting for something.
+    kernel: FuseKernel,
+    /// The threads that read requests and are waiting for something.
     waiting: AtomicUsize,
     /// Replies of what may take long.
     replies: Waiting,
@@ -120,7 +119,7 @@ struct Permit<'a>(&'a AtomicUsize);
 
 impl Shared {
     fn permit(&self) -> Option<Permit<'_>> {
-        let most = self.threads - 1;
+        let most = self.kernel.threads - 1;
         if self.waiting.fetch_add(1, Ordering::AcqRel) < most {
             return Some(Permit(&self.waiting));
         }
@@ -136,21 +135,21 @@ impl Drop for Permit<'_> {
 }
 
 /// Answer the greeting of the kernel on this descriptor of /dev/fuse. The session serves when it is run; the thread
-/// that carries out invalidations runs from now on. `threads` read requests, at least one.
+/// that carries out invalidations runs from now on.
 pub fn connect(
     fs: Arc<Fs>,
     pool: Arc<Pool>,
     fuse: OwnedFd,
     invalidations: Receiver<Invalidation>,
-    threads: usize,
+    kernel: FuseKernel,
 ) -> io::Result<Session<Adapter>> {
-    let telling = Telling::new(fs.clone(), Device(File::from(fuse.try_clone()?)));
+    let telling = Telling::new(fs.clone(), Device(File::from(fuse.try_clone()?)), kernel.holds_attributes);
     let waiting = AtomicUsize::new(0);
     let shared = Arc::new(Shared {
         fs,
-        threads,
+        kernel,
         waiting,
-        replies: Waiting::default(),
+        replies: Waiting::new(kernel.answers_within),
         closing: Arc::default(),
         telling,
         knows_epochs: AtomicBool::new(false),
@@ -158,7 +157,7 @@ pub fn connect(
     let watching = shared.clone();
     std::thread::Builder::new().name("interrupts".into()).spawn(move || watching.replies.watch(&watching.fs))?;
     let mut config = Config::default();
-    config.n_threads = Some(threads);
+    config.n_threads = Some(kernel.threads);
     // Who may come in is the kernel's decision, by the mount's options.
     let telling = shared.clone();
     let session = Session::from_fd(
@@ -194,7 +193,8 @@ impl Adapter {
     }
 
     /// The same for what changes something. Whoever is killed meanwhile is let go and a change that has begun goes on, so that the
-    /// kernel does not learn what comes of it: what it may then know wrongly is `doubtful`.
+    /// kernel does not learn what comes of it: what it may then know wrongly is `doubtful`. Where the kernel lets him go by itself that is
+    /// dropped after every change that took a while, for nobody knows who was killed.
     fn serve_changing<T, R>(
         &self,
         request: &Request,
@@ -223,7 +223,8 @@ impl Adapter {
     }
 
     /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`. The
-    /// operation's result becomes the one that is sent when `settle` says so.
+    /// operation's result becomes the one that is sent when `settle` says so. Of what is sent and may not have been heard, the kernel may know
+    /// wrongly what is `doubtful`.
     fn serve_opening<A, T, R>(
         &self,
         (request, way): (&Request, Way),
@@ -231,7 +232,10 @@ impl Adapter {
         operation: impl Fn(&Fs, &Caller) -> Outcome<A> + Send + 'static,
         settle: impl FnOnce(Arc<Shared>, A, Done<T>) + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
-        unwanted: impl FnOnce(&Fs, Result<T, Errno>) + Send + 'static,
+        (unwanted, doubtful): (
+            impl FnOnce(&Fs, Result<T, Errno>) + Send + 'static,
+            impl FnOnce(&Fs, &Outcome<T>) -> Vec<Invalidation> + Send + 'static,
+        ),
     ) where
         A: 'static,
         T: 'static,
@@ -246,9 +250,12 @@ impl Adapter {
         let mut caller = Caller::new(request.uid(), request.gid(), patience);
         let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
         caller.let_go = Some(pending.let_go());
+        let lets_killed_go = self.shared.kernel.lets_killed_go;
         let done = move |fs: &Fs, result: Outcome<T>| {
-            if let Some(unused) = pending.finish(fs, result.map_err(errno)) {
-                unwanted(fs, unused);
+            let doubtful = if lets_killed_go { doubtful(fs, &result) } else { Vec::new() };
+            match pending.finish(fs, result.map_err(errno)) {
+                Some(unused) => unwanted(fs, unused),
+                None => doubtful.into_iter().for_each(|what| fs.invalidate(what)),
             }
         };
         let shared = self.shared.clone();
@@ -286,9 +293,10 @@ impl Adapter {
         caller.let_go = Some(pending.let_go());
         // Before it is done: afterwards nobody knows any more which inodes had the names.
         let doubtful = doubtful(&fs);
+        let lets_killed_go = self.shared.kernel.lets_killed_go;
         self.pools.run(way.place, fs.clone(), caller, operation, move |fs, result| {
             // Also of one that failed: a part of it may have been done.
-            if pending.finish(fs, result.map_err(errno)).is_some() {
+            if pending.finish(fs, result.map_err(errno)).is_some() || lets_killed_go {
                 doubtful.into_iter().for_each(|what| fs.invalidate(what));
             }
         });

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use delugefs_proto::escape::quoted;
 use delugefs_proto::exit::{Exit, UserError};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
@@ -239,7 +240,7 @@ impl Mount {
         if self.is_there()
             && let Err(error) = os::unmount(&self.dir, true)
         {
-            tracing::error!(%error, dir = %self.dir.display(), "cannot unmount; run `umount -l` on it");
+            tracing::error!(%error, "cannot unmount; run `{}`", umount(os::UMOUNT_DEAD, &self.dir));
         }
     }
 
@@ -249,7 +250,7 @@ impl Mount {
         if let Some(mounted) = &self.mounted
             && let Err(error) = os::give_up(mounted)
         {
-            tracing::error!(%error, dir = %self.dir.display(), "cannot give it up; run `umount -f` on it");
+            tracing::error!(%error, "cannot give it up; run `{}`", umount("umount -f", &self.dir));
         }
     }
 
@@ -259,11 +260,16 @@ impl Mount {
         let exit = exit_of(status);
         if exit != Exit::Ok {
             let error = UserError::new(exit, format!("the process that served {} ended", self.dir.display()));
-            let hint = format!("start it again, or `umount -l {}`", self.dir.display());
+            let hint = format!("start it again, or `{}`", umount(os::UMOUNT_DEAD, &self.dir));
             bail!(error.hint(hint));
         }
         Ok(exit)
     }
+}
+
+/// The command, as it is typed into a shell.
+fn umount(command: &str, dir: &Path) -> String {
+    format!("{command} {}", quoted(&dir.display().to_string()))
 }
 
 /// Unmount; what is in use is detached, and the child told to end all the same.
@@ -354,4 +360,15 @@ fn say(launcher: &UnixStream, message: u8, text: &str) -> anyhow::Result<()> {
     line.push(b'\n');
     let mut socket: &UnixStream = launcher;
     socket.write_all(&line).context("answering the launcher")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_takes_the_directory_as_one_word() {
+        assert_eq!(umount("umount -f", Path::new("/mnt/my films")), "umount -f '/mnt/my films'");
+        assert_eq!(umount("umount -l", Path::new("/films")), "umount -l /films");
+    }
 }

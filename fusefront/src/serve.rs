@@ -19,9 +19,10 @@ use crate::adapter::{self, Adapter};
 use crate::cli::Args;
 use crate::events::Events;
 use crate::fs::{Fs, Invalidation};
+use crate::os::FuseKernel;
 use crate::pool::Pool;
+use crate::privileges;
 use crate::worker::{FAILOVER_AFTER, Worker};
-use crate::{os, privileges};
 
 /// How long the end waits for operations under way.
 const DRAIN_WAIT: Duration = Duration::from_secs(20);
@@ -75,7 +76,7 @@ impl Server {
         }
         delugefs_proto::memory::give_back_when_idle();
         let (fs, pool, invalidations) = (self.fs.clone(), self.pool.clone(), self.invalidations.clone());
-        let session = adapter::connect(fs, pool, fuse, invalidations, os::FUSE_THREADS);
+        let session = adapter::connect(fs, pool, fuse, invalidations, FuseKernel::OURS);
         session.context("answering the kernel")
     }
 

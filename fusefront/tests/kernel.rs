@@ -14,6 +14,8 @@ mod names;
 mod requests;
 #[path = "kernel/session.rs"]
 mod session;
+#[path = "kernel/unheard.rs"]
+mod unheard;
 #[path = "kernel/wire.rs"]
 mod wire;
 
@@ -26,6 +28,7 @@ use delugefs_fusefront::adapter;
 use delugefs_fusefront::cache::CAPACITY_ENTRIES;
 use delugefs_fusefront::events::Events;
 use delugefs_fusefront::fs::Fs;
+use delugefs_fusefront::os::FuseKernel;
 use delugefs_fusefront::pool::Pool;
 use delugefs_fusefront::worker::Worker;
 
@@ -54,6 +57,8 @@ const EXPORT_SUPPORT: u32 = 1 << 4;
 const BIG_WRITES: u32 = 1 << 5;
 const NO_OPEN_SUPPORT: u32 = 1 << 17;
 const NO_OPENDIR_SUPPORT: u32 = 1 << 24;
+/// FreeBSD, but for what it is told after each of its own changes: that has tests of its own, and others look at what else it is told.
+const QUIET: FuseKernel = FuseKernel { lets_killed_go: false, ..FuseKernel::FREEBSD };
 /// MAXBCACHEBUF: FreeBSD reads no further ahead, and reads and writes no more at once.
 const BLOCK_BYTES: u32 = 64 << 10;
 const ROOT: u64 = 1;
@@ -77,6 +82,10 @@ impl Mount {
 
     /// `entries` is the most the frontend may keep in memory.
     fn with_capacity(kernel: Kernel, entries: usize) -> Self {
+        Self::with(kernel, entries, QUIET)
+    }
+
+    fn with(kernel: Kernel, entries: usize, habits: FuseKernel) -> Self {
         let worker = FakeWorker::start();
         let (sender, invalidations) = crossbeam_channel::unbounded();
         let fs = Arc::new(Fs::new(Worker::new(&worker.socket), entries, sender));
@@ -84,7 +93,7 @@ impl Mount {
         let pool = Arc::<Pool>::default();
         let (mut device, fuse): (Device, OwnedFd) = Device::open();
         let init = device.send(op::INIT, 0, &Body::new().u32(7).u32(kernel.minor).u32(BLOCK_BYTES).u32(kernel.offered));
-        let session = adapter::connect(fs.clone(), pool.clone(), fuse, invalidations, 1).unwrap();
+        let session = adapter::connect(fs.clone(), pool.clone(), fuse, invalidations, habits).unwrap();
         let serving = Some(std::thread::spawn(move || session.run()));
         let greeting = device.reply_to(init);
         Self { kernel: device, greeting, worker, fs, pool, events: Some(events), serving }

@@ -23,6 +23,7 @@ pub mod members;
 pub mod memory;
 #[cfg(feature = "identity")]
 pub mod message;
+pub mod plain;
 pub mod record;
 pub mod rundir;
 pub mod source;

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::statfs::Statfs;
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENOATTR;
@@ -29,11 +28,6 @@ pub fn boot_id() -> Option<String> {
 /// Nothing counts the lives of a disk.
 pub fn disk_count(_device: libc::dev_t) -> Option<u64> {
     None
-}
-
-/// UFS and tmpfs.
-pub fn is_plain(stat: &Statfs) -> bool {
-    ["ufs", "tmpfs"].contains(&stat.filesystem_type_name())
 }
 
 /// Whether a path lies in a mount of DelugeFS.

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
+use delugefs_proto::plain::is_plain;
 use nix::errno::Errno;
-use nix::sys::statfs::Statfs;
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENODATA;
@@ -26,14 +26,6 @@ pub fn disk_count(device: nix::libc::dev_t) -> Option<u64> {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let read = |name| std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{name}")).ok();
     read("diskseq").or_else(|| read("../diskseq"))?.trim().parse().ok()
-}
-
-/// ext2 to ext4, XFS, btrfs, f2fs, tmpfs. On what is served by a program (FUSE, 9p) the whole of it cannot even be synced: the
-/// kernel answers syncfs(2) without asking it.
-pub fn is_plain(stat: &Statfs) -> bool {
-    use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC};
-    let known = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC];
-    known.contains(&stat.filesystem_type())
 }
 
 /// Whether an absolute path lies in a mount of DelugeFS.
@@ -61,7 +53,7 @@ fn is_in(path: &Path, table: &[u8]) -> bool {
 /// Make `to` share all blocks of `from` (btrfs, XFS); `false` where the file system cannot, or is not known for it.
 #[allow(unsafe_code)]
 pub fn reflink(from: &File, to: &File) -> Result<bool, Errno> {
-    if !super::is_plain(from) {
+    if !is_plain(from) {
         return Ok(false);
     }
     // SAFETY: FICLONE takes a descriptor by value and touches no memory of this process; both descriptors are open.
@@ -77,7 +69,7 @@ pub fn reflink(from: &File, to: &File) -> Result<bool, Errno> {
 /// Write everything of the file system that holds this file to stable storage; `false` where there is no such call, or none
 /// that is known to do it. Reports write-back errors since Linux 5.8.
 pub fn sync_filesystem(of: impl AsFd) -> Result<bool, Errno> {
-    if !super::is_plain(&of) {
+    if !is_plain(&of) {
         return Ok(false);
     }
     nix::unistd::syncfs(of).map(|()| true)

@@ -14,7 +14,7 @@ pub(super) trait Kernel: Send + Sync + 'static {
     /// What is known of a name. It waits for whoever changes the directory.
     fn name(&self, dir: u64, name: &[u8]) -> io::Result<()>;
     /// The attributes of an inode, and its content if `content`. For the content it waits for whoever reads or writes it; for the
-    /// attributes alone it waits for nobody, and so they may be dropped while a request about the inode is being answered.
+    /// attributes alone Linux waits for nobody, and so they may be dropped while a request about the inode is being answered.
     fn inode(&self, ino: u64, content: bool) -> io::Result<()>;
     /// The attributes of an inode, and so many bytes of its content from this offset. It waits as [`Self::inode`] does.
     fn range(&self, ino: u64, offset: u64, length: u64) -> io::Result<()>;

@@ -4,7 +4,8 @@
 //! Dropping a name waits in the kernel for whoever changes its directory (a rename that waits for a file to be hashed, a create
 //! that waits for room), and dropping pages for whoever reads them (from another host, say). So one thread takes in what
 //! there is to tell, and what may wait goes to others, by directory and by inode: what is stuck holds up nothing but itself. What waits
-//! for nobody, the attributes, is told at once where nothing is known of pages, or they are stuck.
+//! for nobody, the attributes, is told at once where nothing is known of pages, or they are stuck. A kernel for which they wait as the
+//! pages do (FreeBSD's, which locks the inode for either) is told of them in their turn.
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,6 +29,8 @@ const NAMES_MAX: usize = 10_000;
 
 /// What is done with the pages of an inode.
 enum Pages {
+    /// They stay, and the attributes are dropped.
+    Attributes,
     /// What is not of the current version is dropped.
     Doubtful,
     /// They are dropped.
@@ -48,10 +51,12 @@ pub(super) struct Telling<K> {
     pages: Lanes<Pages>,
     /// Inodes that the kernel does not have.
     missing: Receiver<u64>,
+    /// Dropping attributes waits, too.
+    holds_attributes: bool,
 }
 
 impl<K: Kernel> Telling<K> {
-    pub fn new(fs: Arc<Fs>, kernel: K) -> Self {
+    pub fn new(fs: Arc<Fs>, kernel: K, holds_attributes: bool) -> Self {
         let kernel = Arc::new(kernel);
         let (misses, missing) = unbounded();
         let names = {
@@ -63,6 +68,7 @@ impl<K: Kernel> Telling<K> {
             Lanes::new(move |ino, pages| {
                 let drop = |content| kernel.inode(ino, content);
                 let told = match &pages {
+                    Pages::Attributes => fs.drop_attr(ino, || drop(false)),
                     Pages::Doubtful => fs.renew(ino, drop),
                     Pages::Old | Pages::OldAgain => fs.turn(ino, || drop(true)),
                     Pages::Before(opening, _) => fs.make_way(opening, drop),
@@ -70,7 +76,7 @@ impl<K: Kernel> Telling<K> {
                 note(&told, || format!("pages of {ino:x}"));
                 match pages {
                     Pages::Before(opening, next) => next(opening),
-                    Pages::Doubtful | Pages::Old if is_missing(&told) => {
+                    Pages::Attributes | Pages::Doubtful | Pages::Old if is_missing(&told) => {
                         // Nobody listens any more when there is nothing to tell any more.
                         let _unheard = misses.send(ino);
                     }
@@ -78,7 +84,7 @@ impl<K: Kernel> Telling<K> {
                 }
             })
         };
-        Self { fs, kernel, names, pages, missing }
+        Self { fs, kernel, names, pages, missing, holds_attributes }
     }
 
     /// Have the kernel drop what is outdated of an inode that is being opened, and then do what is next: at once if there is nothing
@@ -117,7 +123,7 @@ impl<K: Kernel> Telling<K> {
                 recv(self.missing) -> ino => missing.extend(ino),
                 recv(due) -> _ => {
                     if let Some((_, ino)) = again.pop_front() {
-                        self.drop_attr(ino, &mut Vec::new());
+                        self.drop_attr_before_pages(ino);
                         self.pages.put(ino, Pages::OldAgain, |_| false);
                     }
                 }
@@ -133,14 +139,14 @@ impl<K: Kernel> Telling<K> {
             Invalidation::Name { dir, name } => self.drop_name(dir, name),
             Invalidation::Attr(ino) => self.drop_attr(ino, missing),
             Invalidation::Content(ino) => {
-                if self.pages.is_stuck(ino, STUCK_AFTER) {
+                if !self.holds_attributes && self.pages.is_stuck(ino, STUCK_AFTER) {
                     self.drop_attr(ino, missing);
                 }
-                // Whatever waits does it, too.
-                self.pages.put(ino, Pages::Doubtful, |last| !matches!(last, Pages::Before(..)));
+                let does_it = |last: &Pages| matches!(last, Pages::Doubtful | Pages::Old | Pages::OldAgain);
+                self.pages.put(ino, Pages::Doubtful, does_it);
             }
             Invalidation::Pages(ino) | Invalidation::Dir(ino) => {
-                self.drop_attr(ino, &mut Vec::new());
+                self.drop_attr_before_pages(ino);
                 self.drop_pages(ino);
             }
             Invalidation::All => {
@@ -150,7 +156,7 @@ impl<K: Kernel> Telling<K> {
                     self.fs.told_names().into_iter().for_each(|(dir, name)| self.drop_name(dir, name));
                 }
                 let inodes = self.fs.known_inodes();
-                inodes.iter().for_each(|ino| self.drop_attr(*ino, &mut Vec::new()));
+                inodes.iter().for_each(|ino| self.drop_attr_before_pages(*ino));
                 inodes.iter().for_each(|ino| self.drop_pages(*ino));
             }
         }
@@ -164,9 +170,21 @@ impl<K: Kernel> Telling<K> {
     }
 
     fn drop_attr(&self, ino: u64, missing: &mut Vec<u64>) {
+        if self.holds_attributes {
+            let does_it = |last: &Pages| matches!(last, Pages::Attributes | Pages::Old | Pages::OldAgain);
+            self.pages.put(ino, Pages::Attributes, does_it);
+            return;
+        }
         let told = self.fs.drop_attr(ino, || self.kernel.inode(ino, false));
         note(&told, || format!("attributes of {ino:x}"));
         missing.extend(is_missing(&told).then_some(ino));
+    }
+
+    /// Dropping the pages does it, too; but it may take long.
+    fn drop_attr_before_pages(&self, ino: u64) {
+        if !self.holds_attributes {
+            self.drop_attr(ino, &mut Vec::new());
+        }
     }
 
     fn drop_pages(&self, ino: u64) {
@@ -252,7 +270,16 @@ mod tests {
             fs.remember_as(&Attr { ino: *ino, ..Attr::default() }, *ino, name.as_bytes());
         });
         let heard = Heard::default();
-        (Telling::new(fs.into(), Listening { heard: heard.clone(), answer: Box::new(answer) }), heard)
+        (Telling::new(fs.into(), Listening { heard: heard.clone(), answer: Box::new(answer) }, false), heard)
+    }
+
+    /// The same where dropping attributes waits.
+    fn telling_freebsd(
+        known: &[(u64, &str)],
+        answer: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static,
+    ) -> (Telling<Listening>, Heard) {
+        let (telling, heard) = telling(known, answer);
+        (Telling { holds_attributes: true, ..telling }, heard)
     }
 
     fn told_all(answer: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) -> Vec<String> {
@@ -314,15 +341,17 @@ mod tests {
         (answer, go)
     }
 
+    /// Until the kernel has been told this.
+    fn waits(heard: &Heard, what: &str) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !heard.lock().iter().any(|it| it == what) {
+            assert!(Instant::now() < deadline, "the kernel is not told {what}");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn what_is_stuck_holds_up_itself_alone() {
-        let waits = |heard: &Heard, what: &str| {
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while !heard.lock().iter().any(|it| it == what) {
-                assert!(Instant::now() < deadline, "the kernel is not told {what}");
-                std::thread::yield_now();
-            }
-        };
         let name = |dir, name: &str| Invalidation::Name { dir, name: name.as_bytes().into() };
         // A directory that is being changed, and pages that are being read.
         for at in ["7/b", "7 pages"] {
@@ -340,6 +369,44 @@ mod tests {
             telling.settle();
             assert!(heard.lock().iter().any(|it| it == at));
         }
+    }
+
+    #[test]
+    fn attributes_that_wait_hold_up_their_inode_alone() {
+        let (answer, go) = stuck("7");
+        let (telling, heard) = telling_freebsd(&[(7, "b"), (9, "c")], answer);
+        let tell = |what| telling.carry_out(what, &mut Vec::new());
+        tell(Invalidation::Attr(7));
+        // Each waits behind the one that is stuck, and what does no more than the one before it is left out.
+        for what in [Invalidation::Attr(7), Invalidation::Attr(7), Invalidation::Dir(7), Invalidation::Attr(7)] {
+            tell(what);
+        }
+        tell(Invalidation::Attr(9));
+        tell(Invalidation::Dir(9));
+        waits(&heard, "9 pages");
+        assert_eq!(*heard.lock(), ["9", "9 pages"]);
+        drop(go);
+        telling.settle();
+        let of_7: Vec<_> = heard.lock().iter().filter(|it| it.starts_with('7')).cloned().collect();
+        // The first may have been taken out before the second came.
+        assert!([&["7", "7 pages"][..], &["7", "7", "7 pages"]].iter().any(|it| of_7 == *it), "{of_7:?}");
+    }
+
+    #[test]
+    fn an_inode_the_kernel_is_just_being_told_of_is_named_again_where_attributes_wait() {
+        let (sender, invalidations) = unbounded();
+        sender.send(Invalidation::Attr(7)).unwrap();
+        let sender = Mutex::new(Some(sender));
+        let (telling, heard) = telling_freebsd(&[(7, "b")], move |what| match what {
+            "7" => Err(Errno::ENOENT.into()),
+            _ => {
+                sender.lock().take();
+                Ok(())
+            }
+        });
+        telling.carry_out_all(&invalidations);
+        telling.settle();
+        assert_eq!(*heard.lock(), ["7 pages"]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::convert::{
     link_or_error, noting, ok_or_error, telling, time, xattr_or_error,
 };
 use super::{Adapter, Done, Place, Shared, Way, errno, guarded, may_block};
-use crate::call::{Caller, Patience, Stop};
+use crate::call::{Caller, Outcome, Patience, Stop};
 use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Opening, Page, RenameHow, S_ISGID, S_ISUID};
 
 /// Largest write request, and largest read, in bytes.
@@ -45,11 +45,11 @@ thread_local! {
 }
 
 /// Whatever the kernel may know wrongly when these names were changed without its hearing of it.
-fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static {
+fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl Fn(&Fs) -> Vec<Invalidation> + Clone + Send + 'static {
     move |fs| {
         let mut doubtful = Vec::new();
-        for (dir, name) in names {
-            doubtful.extend(fs.named(dir, &name).map(Invalidation::Attr));
+        for &(dir, ref name) in &names {
+            doubtful.extend(fs.named(dir, name).map(Invalidation::Attr));
             doubtful.push(Invalidation::Name { dir, name: Box::from(&name[..]) });
             doubtful.push(Invalidation::Dir(dir));
         }
@@ -164,7 +164,10 @@ impl Filesystem for Adapter {
     ) {
         let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
         let setattr = move |fs: &Fs, caller: &Caller| fs.setattr(caller, ino.0, &change);
-        let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
+        let doubtful = move |_: &Fs| match size {
+            Some(_) => vec![Invalidation::Pages(ino.0)],
+            None => vec![Invalidation::Attr(ino.0)],
+        };
         let send = move |fs: &Fs, reply: ReplyAttr, result: Result<(News, Attr), Errno>| {
             if let (Ok((_, attr)), Some(_)) = (&result, size) {
                 fs.tell_resized(attr);
@@ -275,8 +278,14 @@ impl Filesystem for Adapter {
             Ok(unused) => fs.release_unheard(unused.handle),
             Err(_) => fs.invalidate(Invalidation::Pages(ino.0)),
         };
+        // Where the answer says that the pages are old it has to be heard.
+        let doubtful = move |_: &Fs, opened: &Outcome<Opened>| match opened {
+            Ok(Opened { keep_pages: true, .. }) => Vec::new(),
+            Err(_) if !truncate => Vec::new(),
+            _ => vec![Invalidation::Pages(ino.0)],
+        };
         let way = if truncate { Way::CHANGING } else { Way::READING.slow_if(slow) };
-        self.serve_opening((request, way), reply, open, settle, send, unwanted);
+        self.serve_opening((request, way), reply, open, settle, send, (unwanted, doubtful));
     }
 
     fn create(
@@ -294,7 +303,7 @@ impl Filesystem for Adapter {
         let exclusive = flags & libc::O_EXCL != 0 || !cfg!(target_os = "linux");
         let is_direct = writes_only(mode, flags);
         let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
-        let made = name.clone();
+        let (made, unheard) = (name.clone(), doubtful.clone());
         let create = move |fs: &Fs, caller: &Caller| {
             let (attr, opened) = fs.create(caller, parent.0, &name, mode, exclusive)?;
             Ok((attr, if is_direct { fs.make_direct(opened) } else { opened }))
@@ -311,10 +320,11 @@ impl Filesystem for Adapter {
             if let Ok((_, (_, unused))) = unused {
                 fs.release(unused.handle);
             }
-            doubtful(fs).into_iter().for_each(|what| fs.invalidate(what));
+            unheard(fs).into_iter().for_each(|what| fs.invalidate(what));
         };
+        let doubtful = move |fs: &Fs, _: &Outcome<_>| doubtful(fs);
         let settle = |shared: Arc<Shared>, made, done: Done<(News, (Attr, Opened))>| done(&shared.fs, Ok(made));
-        self.serve_opening((request, Way::CHANGING), reply, noting(create), settle, send, unwanted);
+        self.serve_opening((request, Way::CHANGING), reply, noting(create), settle, send, (unwanted, doubtful));
     }
 
     fn read(

@@ -5,6 +5,9 @@
 //!
 //! A program that catches the signal lives on, and would be told that nothing was done while it is being done. So it is
 //! answered only where nothing is changed.
+//!
+//! FreeBSD lets a killed program go by itself, and anybody after some minutes, and whatever is answered then is lost without our hearing of
+//! it. So who has waited for so long is answered before that, ETIMEDOUT as the kernel would say.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,10 +24,11 @@ use crate::os::{self, Called};
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The replies of operations under way.
-#[derive(Default)]
 pub(super) struct Waiting {
     state: Mutex<State>,
     changed: Condvar,
+    /// Nobody waits longer.
+    within: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -53,7 +57,7 @@ pub(super) struct Pending<T, R, S> {
 }
 
 trait Abandon: Send + Sync {
-    fn abandon(&self, fs: &Fs);
+    fn abandon(&self, fs: &Fs, errno: Errno);
 }
 
 impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
@@ -76,14 +80,30 @@ impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
 }
 
 impl<T, R: Send, S: FnOnce(&Fs, R, Result<T, Errno>) + Send> Abandon for Pending<T, R, S> {
-    fn abandon(&self, fs: &Fs) {
+    fn abandon(&self, fs: &Fs, errno: Errno) {
         self.let_go.store(true, Ordering::Release);
         // Nobody is left to use it: whatever becomes of the operation is given back by `finish`.
-        let _answered = self.finish(fs, Err(Errno::EINTR));
+        let _answered = self.finish(fs, Err(errno));
+    }
+}
+
+impl Entry {
+    /// With what it is to be answered now, if it is.
+    fn ends_with(&self, within: Option<Duration>) -> Option<Errno> {
+        let waited = self.since.elapsed();
+        match within {
+            Some(within) if waited >= within => Some(Errno::ETIMEDOUT),
+            _ => (waited >= LOOK && os::called(self.tid) >= self.by).then_some(Errno::EINTR),
+        }
     }
 }
 
 impl Waiting {
+    /// Whoever has waited for so long is answered in any case.
+    pub fn new(within: Option<Duration>) -> Self {
+        Self { state: Mutex::default(), changed: Condvar::new(), within }
+    }
+
     /// Leave a reply here until it is sent, or the thread is called in this way.
     pub fn add<T, R, S>(&self, (tid, by): (u32, Called), reply: R, send: S) -> Arc<Pending<T, R, S>>
     where
@@ -114,9 +134,11 @@ impl Waiting {
                 continue;
             }
             self.changed.wait_for(&mut state, LOOK);
-            let late = |entry: &&Entry| entry.since.elapsed() >= LOOK && os::called(entry.tid) >= entry.by;
-            let replies: Vec<_> = state.list.iter().filter(late).filter_map(|entry| entry.reply.upgrade()).collect();
-            parking_lot::MutexGuard::unlocked(&mut state, || replies.iter().for_each(|reply| reply.abandon(fs)));
+            let ending = |entry: &Entry| Some((entry.ends_with(self.within)?, entry.reply.upgrade()?));
+            let ending: Vec<_> = state.list.iter().filter_map(ending).collect();
+            parking_lot::MutexGuard::unlocked(&mut state, || {
+                ending.iter().for_each(|(errno, reply)| reply.abandon(fs, *errno));
+            });
         }
     }
 

@@ -285,12 +285,7 @@ impl Fs {
                 Content::Inline(bytes) => bytes.len() as i64,
                 Content::None => continue,
             };
-            return match whence {
-                _ if !(0..end).contains(&offset) => Err(Errno::ENXIO.into()),
-                libc::SEEK_DATA => Ok(offset),
-                libc::SEEK_HOLE => Ok(end),
-                _ => Err(Errno::EINVAL.into()),
-            };
+            return Ok(os::seek_without_holes(end, offset, whence)?);
         }
         Err(Errno::EIO.into())
     }
@@ -324,7 +319,7 @@ impl Fs {
                     drop(source); // what follows may take long
                     match os::copy_range(&content, from_offset, writer.to_change(), to_offset, length) {
                         // The kernel then reads and writes, and what cannot be read here may come from another disk.
-                        Err(Errno::EIO) => Err(Errno::EOPNOTSUPP.into()),
+                        Err(Errno::EIO) => Err(os::COPY_BY_HAND.into()),
                         copied => Ok(copied?),
                     }
                 }
@@ -335,7 +330,7 @@ impl Fs {
                     Ok(n)
                 }
                 // The kernel then reads and writes.
-                Content::Partial(_) => Err(Errno::EOPNOTSUPP.into()),
+                Content::Partial(_) => Err(os::COPY_BY_HAND.into()),
                 Content::None => continue,
             };
         }

@@ -17,14 +17,18 @@ use super::{Called, Mounted};
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENOATTR;
-/// Threads that read requests: the session library allows no more here.
-pub const FUSE_THREADS: usize = 1;
 /// Whether a mount can be put over a dead one: not tried here, what is dead is unmounted first.
 pub const MOUNTS_OVER_DEAD: bool = false;
+/// What COPY_FILE_RANGE is answered where the kernel is to read and write instead: it does so from then on. Any other error is the
+/// program's, and of these cp(1) takes EINVAL alone for what it is.
+pub const COPY_BY_HAND: Errno = Errno::ENOSYS;
+/// Takes away a mount that is in use or dead, with the directory behind it.
+pub const UMOUNT_DEAD: &str = "umount -f";
 /// Type of our mounts in the mount table.
 pub const MOUNT_KIND: &str = "fusefs.delugefs";
-/// After how long the kernel gives up on a request, in seconds: longer than we wait for a worker.
-const TIMEOUT_S: u32 = 120;
+/// After how long the kernel gives up on a request, in seconds: the longest it can be told to wait. We answer before
+/// ([`super::FuseKernel::answers_within`]).
+const TIMEOUT_S: u32 = 600;
 
 /// Not asked here: this kernel ends the wait of a program that gets SIGKILL without an answer.
 pub fn called(_: u32) -> Called {
@@ -64,7 +68,8 @@ fn nmount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, for_all: bool) -> io::
     if for_all {
         request.null_opt(c"allow_other");
     }
-    request.nmount(MntFlags::MNT_NOSUID).map_err(io::Error::other)
+    // Without the second a newer kernel (13.1) sets the access time of what was read when it is closed, on every host.
+    request.nmount(MntFlags::MNT_NOSUID | MntFlags::MNT_NOATIME).map_err(io::Error::other)
 }
 
 /// Unmount; `lazy` also if it is in use or dead.

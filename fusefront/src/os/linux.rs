@@ -17,9 +17,10 @@ use crate::fusermount;
 
 /// What getxattr says when there is no such attribute.
 pub const ENOATTR: Errno = Errno::ENODATA;
-/// Threads that read requests: all but one may wait for the worker, and what finds none free goes over to the pool, which
-/// costs two more wake-ups. Four programs that make files need twice as many, since each has a file being closed, too.
-pub const FUSE_THREADS: usize = 8;
+/// What COPY_FILE_RANGE is answered where the kernel is to read and write instead: it does so for this copy, and the programs do not notice.
+pub const COPY_BY_HAND: Errno = Errno::EOPNOTSUPP;
+/// Takes away a mount that is in use or dead, with the directory behind it.
+pub const UMOUNT_DEAD: &str = "umount -l";
 /// Type of our mounts in the mount table.
 pub const MOUNT_KIND: &str = "fuse.delugefs";
 /// Whether a mount can be put over a dead one.

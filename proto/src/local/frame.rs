@@ -65,6 +65,17 @@ fn has_something(socket: &UnixStream) -> bool {
     recv(socket.as_raw_fd(), &mut [0], look) != Err(nix::errno::Errno::EAGAIN)
 }
 
+/// Whether that says that the table of descriptors has no room, where the call fails for it: on FreeBSD. The kernel has closed what was
+/// passed, and kept the bytes (but for a moment in which the sender fills their place: then they are gone).
+fn is_table_full(errno: nix::errno::Errno) -> bool {
+    cfg!(target_os = "freebsd") && matches!(errno, nix::errno::Errno::EMSGSIZE | nix::errno::Errno::EMFILE)
+}
+
+/// Whether a frame that has a descriptor begins here.
+fn is_marked(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|header| u32::from_le_bytes(*header) & HAS_FD != 0)
+}
+
 /// Receives frames; keeps what it read ahead of the current one.
 #[derive(Default)]
 pub struct Receiver {
@@ -140,15 +151,22 @@ impl Receiver {
         if self.control.capacity() == 0 {
             self.control = nix::cmsg_space!([RawFd; FDS_MAX]);
         }
+        let mut is_lost = false;
         loop {
             let mut iov = [IoSliceMut::new(&mut self.buf[self.end..][..want])];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             let begun = self.spin.stay_awake(|| has_something(socket));
             let message = match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut self.control), flags) {
                 Err(nix::errno::Errno::EINTR) => continue,
+                // A descriptor comes with the first bytes of a frame.
+                Err(errno) if is_table_full(errno) && !is_lost && self.start == self.end => {
+                    is_lost = true;
+                    continue;
+                }
                 other => other?,
             };
             self.spin.waited(begun);
+            let known = self.fds.len();
             if message.flags.contains(MsgFlags::MSG_CTRUNC) {
                 // There was room for all, so the table of descriptors has none. The kernel has closed what was passed.
                 self.fds.push_back(None);
@@ -160,10 +178,18 @@ impl Receiver {
                     }
                 }
             }
+            let read = message.bytes;
+            if is_lost {
+                let is_behind = self.fds.len() == known && is_marked(&self.buf[self.end..][..read]);
+                self.fds.push_back(None);
+                if !is_behind {
+                    return Err(io::Error::new(ErrorKind::InvalidData, "a frame was lost with its descriptor"));
+                }
+            }
             if self.fds.len() > FDS_AHEAD_MAX {
                 return Err(io::Error::new(ErrorKind::InvalidData, "more descriptors than frames for them"));
             }
-            return Ok(message.bytes);
+            return Ok(read);
         }
     }
 }
