@@ -137,7 +137,7 @@ pub(super) async fn disks(control: &mut Control, here: &Here, as_json: bool) -> 
         let space = status.space.clone().unwrap_or_default();
         line("space", &format!("{} free of {}", size(space.free_bytes), size(space.total_bytes)));
         line("contents", &format!("{}, {}", status.contents, size(status.content_bytes)));
-        let drain = disk.drain.as_ref().map(|drain| here.say(&draining(drain, &disk.root)));
+        let drain = disk.drain.as_ref().map(|drain| here.say(&draining(drain, &disk.disk_id, &disk.root)));
         line("draining", &drain.unwrap_or_default());
         line("unfinished", &format!("{} files being written", status.staged_files));
         let changes = status.uncommitted_changes;
