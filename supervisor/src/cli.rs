@@ -69,7 +69,7 @@ enum Command {
     },
     /// Print an invitation for one further host
     Invite {
-        /// How long it works: seconds, or with m, h or d
+        /// How long it works: seconds, or with m, h or d; 30d at most
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = seconds)]
         expires: u32,
     },

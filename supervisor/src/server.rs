@@ -260,7 +260,10 @@ impl Control for Server {
     }
 
     async fn invite(&self, request: Request<pb::InviteRequest>) -> Answer<pb::InviteReply> {
-        let expires_s = u64::from(request.get_ref().expires_s).clamp(1, INVITE_MAX_S);
+        let expires_s = u64::from(request.get_ref().expires_s).max(1);
+        if expires_s > INVITE_MAX_S {
+            return Err(too_long().into());
+        }
         let disks = self.disks_up();
         let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(no_disk)?;
         let (cluster, inviter) = ids(disk)?;
@@ -506,6 +509,13 @@ fn not_ours(cluster: &str) -> Failure {
 pub(crate) fn no_cluster_name(typed: &str) -> Failure {
     Failure::new(Exit::Usage, format!("{typed:?} is no name for a cluster"))
         .hint("use letters, digits, '-', '_' and '.'")
+}
+
+/// What was typed for the life of an invitation.
+fn too_long() -> Failure {
+    let days = INVITE_MAX_S / (24 * 3600);
+    Failure::new(Exit::Usage, format!("an invitation works for {days} days at most"))
+        .hint(format!("leave --expires out (ten minutes), or write a time up to {days}d"))
 }
 
 /// What was typed for an invitation.

@@ -358,6 +358,11 @@ fn changing_commands_and_their_failures() {
     exit 14
     ");
     insta::assert_snapshot!(failure(&["disk", "remove", "b"]), @"
+    ");
+    insta::assert_snapshot!(failure(&["invite", "--expires", "31d"]), @"
+    delugefs: an invitation works for 30 days at most
+    Hint: leave --expires out (ten minutes), or write a time up to 30d
+    exit 2
     delugefs: no disk at LAB/b is known to this host
     Hint: `delugefs disks` lists them
     exit 10
