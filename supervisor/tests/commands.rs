@@ -354,7 +354,7 @@ fn changing_commands_and_their_failures() {
     ");
     insta::assert_snapshot!(failure(&["disk", "add", "a"]), @"
     delugefs: the disk at LAB/a is running already
-    Hint: `delugefs status` shows it; `delugefs mount DIR` mounts it
+    Hint: a `delugefs run` serves it, and what that one names holds for its run: name what you want there; or end it, and `disk add` serves the disk at every start
     exit 14
     ");
     insta::assert_snapshot!(failure(&["disk", "remove", "b"]), @"
