@@ -80,7 +80,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         if !is_cluster_name(cluster) {
             return Err(UserError::from(no_cluster_name(cluster)).into());
         }
-        println!("{}", Membership::open(state_dir)?.cluster_for(cluster)?.to_hex());
+        println!("{}", Membership::open(state_dir)?.cluster_for(cluster).map_err(UserError::from)?.to_hex());
         return Ok(());
     }
     rundir::prepare(&run_dir).map_err(|error| directory(&run_dir, "--run-dir", &error))?;
