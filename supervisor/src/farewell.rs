@@ -23,16 +23,21 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// the cluster.
 ///
 /// # Errors
-/// The number of contents that only they have; or no worker says what there is.
+/// The number of contents that only they have, or may have; or no worker says what there is.
 pub async fn check(leaving: &[DiskId], peers: &[Peer], asked: &[pb::Disk]) -> Result<(), Failure> {
     let exists = peers.iter().filter(|peer| peer.mark() != Mark::Forgotten);
     let staying: Vec<DiskId> =
         exists.filter_map(|peer| DiskId::from_slice(&peer.disk_id)).filter(|disk| !leaving.contains(disk)).collect();
+    // What these hold was told before the start, up to some minute: what came after that, no other disk may know of.
+    let is_heard = |peer: &&Peer| peer.connected || peer.absent_s != u32::MAX || peer.mark() == Mark::Forgotten;
+    let heard: Vec<DiskId> =
+        peers.iter().filter(is_heard).filter_map(|peer| DiskId::from_slice(&peer.disk_id)).collect();
+    let unheard: Vec<DiskId> = leaving.iter().copied().filter(|disk| !heard.contains(disk)).collect();
     let mut why = Status::unavailable("no disk is up on this host");
     for disk in asked {
-        match lost(Path::new(&disk.grpc_socket), leaving, &staying).await {
-            Ok(0) => return Ok(()),
-            Ok(lost) => return Err(refused(lost, leaving)),
+        match lost(Path::new(&disk.grpc_socket), leaving, &staying, !unheard.is_empty()).await {
+            Ok(Lost { known: 0, unknown: 0 }) => return Ok(()),
+            Ok(lost) => return Err(refused(lost, leaving, &unheard)),
             Err(error) => why = error,
         }
     }
@@ -80,35 +85,68 @@ fn by(set: &Members, id: NodeId) -> String {
     set.revoked().get(&id).map(|host| format!(" by {}", set.host_name(*host))).unwrap_or_default()
 }
 
-fn refused(lost: u64, leaving: &[DiskId]) -> Failure {
-    let ids: Vec<String> = leaving.iter().map(|disk| short_id(&disk.to_hex()).to_owned()).collect();
-    let disks = if ids.len() == 1 { "disk" } else { "disks" };
-    let text = format!("{lost} contents are only on {disks} {}, which could not give them any more", ids.join(", "));
-    Failure::new(Exit::InUse, text)
-        .hint("`delugefs disk drain DISK` has them copied first; --yes revokes it without them")
+fn refused(lost: Lost, leaving: &[DiskId], unheard: &[DiskId]) -> Failure {
+    let named = |disks: &[DiskId]| {
+        let ids: Vec<String> = disks.iter().map(|disk| short_id(&disk.to_hex()).to_owned()).collect();
+        format!("{} {}", if ids.len() == 1 { "disk" } else { "disks" }, ids.join(", "))
+    };
+    let known = format!("{} contents are only on {}, which could not give them any more", lost.known, named(leaving));
+    let unknown = format!(
+        "no disk is known to have {} contents, and {} may have them: what is there was not said since the start here",
+        lost.unknown,
+        named(unheard)
+    );
+    let drain = "`delugefs disk drain DISK` has them copied first; --yes revokes it without them";
+    let (text, hint) = match (lost.known, lost.unknown) {
+        (_, 0) => (known, drain.to_owned()),
+        (0, _) => (unknown, "connect it first: then it is known what it has; --yes revokes it without".to_owned()),
+        _ => (format!("{known}; {unknown}"), format!("connect it first: then it is known what it has, and {drain}")),
+    };
+    Failure::new(Exit::InUse, text).hint(hint)
 }
 
-async fn lost(socket: &Path, leaving: &[DiskId], staying: &[DiskId]) -> Result<u64, Status> {
+/// What nobody could give any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lost {
+    /// Contents that only disks that leave are known to have.
+    known: u64,
+    /// Those that no disk is known to have, while one that leaves may.
+    unknown: u64,
+}
+
+/// `is_unheard`: one of those that leave has not said what it has.
+async fn lost(socket: &Path, leaving: &[DiskId], staying: &[DiskId], is_unheard: bool) -> Result<Lost, Status> {
     let late = |_| Status::deadline_exceeded("the worker stopped saying what there is");
     let mut messages = timeout(SILENCE, worker::contents(socket, 0)).await.map_err(late)??;
-    let (mut ids, mut lost) = (Vec::new(), 0);
+    let (mut ids, mut lost) = (Vec::new(), Lost::default());
     while let Some(message) = timeout(SILENCE, messages.message()).await.map_err(late)?? {
         if !message.disks.is_empty() {
             ids = message.disks; // in the first one
         }
-        lost += count(&ids, &message.contents, leaving, staying);
+        count(&mut lost, &ids, &message.contents, leaving, staying, is_unheard);
     }
     Ok(lost)
 }
 
-/// The contents that files have, and only disks have that leave.
-fn count(ids: &[Vec<u8>], contents: &[Content], leaving: &[DiskId], staying: &[DiskId]) -> u64 {
+/// The contents that files have, and no disk that stays.
+fn count(
+    lost: &mut Lost,
+    ids: &[Vec<u8>],
+    contents: &[Content],
+    leaving: &[DiskId],
+    staying: &[DiskId],
+    is_unheard: bool,
+) {
     let is_on = |content: &Content, disks: &[DiskId]| {
         let holders = content.holders.iter().filter_map(|at| ids.get(*at as usize));
         holders.filter_map(|id| DiskId::from_slice(id)).any(|holder| disks.contains(&holder))
     };
-    let is_lost = |content: &&Content| content.wanted > 0 && is_on(content, leaving) && !is_on(content, staying);
-    contents.iter().filter(is_lost).count() as u64
+    for content in contents.iter().filter(|content| content.wanted > 0 && !is_on(content, staying)) {
+        match is_on(content, leaving) {
+            true => lost.known += 1,
+            false => lost.unknown += u64::from(is_unheard),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,12 +195,30 @@ mod tests {
         let disk = |n| DiskId([n; 32]);
         let content = |holders: &[u32], wanted| Content { holders: holders.to_vec(), wanted, ..Content::default() };
         // Disk 3 was forgotten: its copies do not exist.
-        let contents =
-            [content(&[0], 1), content(&[0, 1], 2), content(&[1, 3], 2), content(&[0, 2], 2), content(&[0], 0)];
-        let lost = |leaving: &[DiskId], staying: &[DiskId]| count(&ids, &contents, leaving, staying);
-        assert_eq!(lost(&[disk(0)], &[disk(1), disk(2)]), 1, "a file has it, and no other disk");
-        assert_eq!(lost(&[disk(1)], &[disk(0), disk(2)]), 1, "or one that does not count");
-        assert_eq!(lost(&[disk(0), disk(1)], &[disk(2)]), 3, "those that only disks of one host have");
-        assert_eq!(lost(&[disk(2)], &[disk(0), disk(1)]), 0);
+        let contents = [
+            content(&[0], 1),
+            content(&[0, 1], 2),
+            content(&[1, 3], 2),
+            content(&[0, 2], 2),
+            content(&[0], 0),
+            content(&[], 1),
+            content(&[], 0),
+        ];
+        let lost = |leaving: &[DiskId], staying: &[DiskId], is_unheard| {
+            let mut lost = Lost::default();
+            count(&mut lost, &ids, &contents, leaving, staying, is_unheard);
+            (lost.known, lost.unknown)
+        };
+        assert_eq!(lost(&[disk(0)], &[disk(1), disk(2)], false), (1, 0), "a file has it, and no other disk");
+        assert_eq!(lost(&[disk(1)], &[disk(0), disk(2)], false), (1, 0), "or one that does not count");
+        assert_eq!(lost(&[disk(0), disk(1)], &[disk(2)], false), (3, 0), "those that only disks of one host have");
+        assert_eq!(lost(&[disk(2)], &[disk(0), disk(1)], false), (0, 0));
+        assert_eq!(lost(&[disk(2)], &[disk(0), disk(1)], true), (0, 1), "what nobody is known to have it may have");
+        let failure = refused(Lost { known: 0, unknown: 20 }, &[disk(2)], &[disk(2)]);
+        assert!(
+            failure.message.starts_with("no disk is known to have 20 contents, and disk 02020202 may"),
+            "{failure:?}"
+        );
+        assert!(failure.hint.unwrap().starts_with("connect it first"));
     }
 }

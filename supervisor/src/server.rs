@@ -76,6 +76,7 @@ impl Control for Server {
         }
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
+        host.problems.extend(self.replicated.borrow().unheard());
         host.problems.extend(late::late(&host, &self.run_dir, sys::uptime_s()));
         show_disks(&mut host.mounts, &host.disks);
         let mut out = Vec::new();

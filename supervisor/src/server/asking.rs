@@ -37,9 +37,16 @@ impl Server {
                 tracing::debug!("members of disk {}: {error:#}", short_id(&asked.disk_id));
             }
             let sure = |peer: &worker_pb::Peer| (peer.linked, peer.connected);
-            for peer in answer.peers {
-                if disks.get(&peer.disk_id).is_none_or(|known| sure(known) < sure(&peer)) {
-                    disks.insert(peer.disk_id.clone(), peer);
+            for mut peer in answer.peers {
+                let known = disks.get_mut(&peer.disk_id);
+                // What one has heard, the others have been told.
+                let absent_s = known.as_ref().map_or(u32::MAX, |known| known.absent_s).min(peer.absent_s);
+                match known {
+                    Some(known) if sure(known) >= sure(&peer) => known.absent_s = absent_s,
+                    _ => {
+                        peer.absent_s = absent_s;
+                        disks.insert(peer.disk_id.clone(), peer);
+                    }
                 }
             }
             // Of itself a disk knows best.
