@@ -6,7 +6,7 @@ use std::time::Duration;
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
-use delugefs_proto::ids::{DiskId, HostId, NodeId};
+use delugefs_proto::ids::{ClusterId, DiskId};
 use delugefs_proto::members::Members;
 use delugefs_proto::worker_pb::{Content, Mark, Peer};
 use tokio::time::timeout;
@@ -14,6 +14,7 @@ use tonic::Status;
 
 use crate::escape::quoted;
 use crate::failure::Failure;
+use crate::membership::{Membership, revoked_by};
 use crate::worker;
 
 /// A worker that says nothing for so long is stuck; the first part takes a walk of its catalog.
@@ -62,16 +63,34 @@ pub fn check_idle(leaving: &[DiskId], up: &[pb::Disk]) -> Result<(), Failure> {
     Err(Failure::new(Exit::InUse, text).hint(hint))
 }
 
+/// Whether this disk of this host was revoked: it counts for nothing in the cluster any more.
+pub fn is_out(membership: &Membership, disk: &pb::Disk) -> bool {
+    let ids = ClusterId::from_hex(&disk.cluster_id).zip(DiskId::from_hex(&disk.disk_id));
+    ids.is_some_and(|(cluster, id)| membership.is_revoked(cluster, id.into()))
+}
+
+/// What is asked of this disk of this host has to be asked of another one.
+pub fn refuse(membership: &Membership, disk: &pb::Disk) -> Failure {
+    let cluster = ClusterId::from_hex(&disk.cluster_id).and_then(|cluster| membership.set(cluster));
+    let by = cluster.zip(DiskId::from_hex(&disk.disk_id)).map(|(set, id)| revoked_by(&set, id.into()));
+    let (id, root, by) = (short_id(&disk.disk_id), &disk.root, by.unwrap_or_default());
+    let text = format!("disk {id} ({root}) was revoked{by}: what is said to it reaches no other disk");
+    Failure::new(Exit::NotPermitted, text).hint(format!(
+        "copy what only it has to another, then `delugefs disk remove {}`; `delugefs mount DIR` shows another disk of this host",
+        quoted(root)
+    ))
+}
+
 /// What a person should know of this host and its disks that are out already, one sentence each.
-pub fn shut_out(set: &Members, me: HostId, disks: &[pb::Disk]) -> Vec<String> {
+pub fn shut_out(set: &Members, membership: &Membership, disks: &[pb::Disk]) -> Vec<String> {
     let mut problems = Vec::new();
-    if set.is_revoked(me.into()) {
-        let by = by(set, me.into());
-        problems.push(format!("this host was revoked{by}: what is written here reaches no other host any more"));
+    if let Some(out) = membership.shut_out(set) {
+        let then = out.hint.unwrap_or_default();
+        problems.push(format!("{}: what is written here reaches no other host any more; {then}", out.message));
     }
     for disk in disks {
         if let Some(id) = DiskId::from_hex(&disk.disk_id).filter(|id| set.is_revoked((*id).into())) {
-            let (by, id, root) = (by(set, id.into()), short_id(&disk.disk_id), &disk.root);
+            let (by, id, root) = (revoked_by(set, id.into()), short_id(&disk.disk_id), &disk.root);
             let then = format!("copy what only it has to another, then `delugefs disk remove {}`", quoted(root));
             problems.push(format!(
                 "disk {id} ({root}) was revoked{by}: what is written to it reaches no other disk; {then}"
@@ -79,10 +98,6 @@ pub fn shut_out(set: &Members, me: HostId, disks: &[pb::Disk]) -> Vec<String> {
         }
     }
     problems
-}
-
-fn by(set: &Members, id: NodeId) -> String {
-    set.revoked().get(&id).map(|host| format!(" by {}", set.host_name(*host))).unwrap_or_default()
 }
 
 fn refused(lost: Lost, leaving: &[DiskId], unheard: &[DiskId]) -> Failure {
@@ -152,7 +167,6 @@ fn count(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::Membership;
 
     #[test]
     fn a_disk_at_work_here_is_not_shut_out_unasked_and_one_that_is_out_is_a_problem() {
@@ -172,7 +186,8 @@ mod tests {
         assert_eq!(check_idle(&leaving, &[ours(8)]), Ok(()));
 
         let me = membership.identity().host_id();
-        let problems = || shut_out(&membership.set(cluster).unwrap(), me, &[ours(8), ours(9), pb::Disk::default()]);
+        let problems =
+            || shut_out(&membership.set(cluster).unwrap(), &membership, &[ours(8), ours(9), pb::Disk::default()]);
         assert_eq!(problems(), Vec::<String>::new());
         membership.revoke(cluster, "09090909").unwrap();
         assert!(problems()[0].starts_with("disk 09090909 (/my d9) was revoked"), "{:?}", problems());
@@ -186,7 +201,16 @@ mod tests {
         other.absorb(cluster, &set.encode()).unwrap();
         other.revoke(cluster, &me.to_hex()).unwrap();
         membership.absorb(cluster, &other.set(cluster).unwrap().encode()).unwrap();
-        assert!(problems()[0].starts_with("this host was revoked"), "{:?}", problems());
+        assert!(problems()[0].starts_with("this host was revoked by "), "{:?}", problems());
+        let key = dir.path().join("host.key");
+        assert!(problems()[0].contains(&format!("move {} away", key.display())), "{:?}", problems());
+        // Whatever it asks for.
+        let id = other.identity().host_id().to_hex();
+        let asked =
+            [membership.invite(cluster, DiskId([8; 32]), vec![], 60).err(), membership.revoke(cluster, &id).err()];
+        for failure in asked.map(Option::unwrap) {
+            assert!(failure.hint.is_some_and(|hint| hint.contains("host.key")), "{}", failure.message);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use delugefs_proto::token::{SECRET_BYTES, Token};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::escape::quoted;
 use crate::failure::Failure;
 use crate::statefile;
 
@@ -55,11 +56,13 @@ pub struct Refused {
     pub why: String,
     /// Name of the cluster, if that is why, and the secret was right.
     pub cluster: String,
+    /// The records that show to who asks that it was revoked, if that is why.
+    pub farewell: Vec<u8>,
 }
 
 impl From<String> for Refused {
     fn from(why: String) -> Self {
-        Self { why, cluster: String::new() }
+        Self { why, cluster: String::new(), farewell: Vec::new() }
     }
 }
 
@@ -119,6 +122,25 @@ impl Membership {
         let mut sets = self.sets.lock();
         self.look_again(&mut sets, cluster);
         sets.get(&cluster).cloned()
+    }
+
+    /// Whether a host or disk was revoked in a cluster.
+    pub fn is_revoked(&self, cluster: ClusterId, id: NodeId) -> bool {
+        self.sets.lock().get(&cluster).is_some_and(|set| set.is_revoked(id))
+    }
+
+    /// Why this host can do nothing in a cluster any more, and what lets it in again, if it was revoked there.
+    pub fn shut_out(&self, set: &Members) -> Option<Failure> {
+        let me = NodeId::from(self.identity.host_id());
+        let text = format!("this host was revoked{}, which is for ever", revoked_by(set, me));
+        let key = std::path::absolute(self.state_dir.join(KEY)).unwrap_or_else(|_| self.state_dir.join(KEY));
+        let hint = format!(
+            "it can come back with another key: stop delugefs here, move {} away, and join anew with an invitation from another host: \
+             `delugefs run {} ROOT --join TOKEN`",
+            quoted(&key.display().to_string()),
+            set.cluster_name()
+        );
+        set.is_revoked(me).then(|| Failure::new(Exit::NotPermitted, text).hint(hint))
     }
 
     /// The cluster of this name that this host is a member of. Who founds one by mistake and joins the right one then is in two: the
@@ -238,7 +260,7 @@ impl Membership {
         let is_admitted = known.is_host(self.identity.host_id())
             && (known.is_disk(inviter) || self.admit_disk(cluster, inviter).map_err(Failure::from)?);
         if !is_admitted {
-            return Err(no_member());
+            return Err(self.shut_out(&known).unwrap_or_else(no_member));
         }
         let mut secret = [0; SECRET_BYTES];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| Failure::new(Exit::Failure, "no random numbers"))?;
@@ -279,7 +301,15 @@ impl Membership {
         // Who has typed another name means another cluster: nothing has happened, and the invitation can be used still.
         if !name.is_empty() && name != set.cluster_name() {
             let cluster = set.cluster_name().to_owned();
-            return Err(Refused { why: format!("the invitation is to the cluster {cluster}"), cluster });
+            let why = format!("the invitation is to the cluster {cluster}");
+            return Err(Refused { why, cluster, farewell: Vec::new() });
+        }
+        // Nor could it be used by another key of that host else.
+        if set.is_revoked(host.into()) {
+            let by = revoked_by(&set, host.into());
+            let why = format!("the key of this host was revoked{by}, which is for ever: it needs a new one");
+            let farewell = set.farewell(host.into()).unwrap_or_default();
+            return Err(Refused { why, cluster: String::new(), farewell });
         }
         match &invite.used_by {
             Some(other) if *other != asking => return Err("this invitation was used already: ask for a new one".into()),
@@ -344,7 +374,7 @@ impl Membership {
             return Err(failure.hint("do it on another host of the cluster"));
         }
         set.revoke(id, now_s(), &self.identity).map_err(|error| match error {
-            MembersError::NotAMember(_) => no_member(),
+            MembersError::NotAMember(_) => self.shut_out(&set).unwrap_or_else(no_member),
             error => Failure::new(Exit::Failure, error.to_string()),
         })?;
         Ok((set, id, is_host))
@@ -382,6 +412,11 @@ fn kept_sets(state_dir: &Path) -> std::io::Result<Vec<ClusterId>> {
 fn read_set(state_dir: &Path, cluster: ClusterId) -> anyhow::Result<Option<Members>> {
     let bytes = statefile::read(state_dir, &format!("{SET_PREFIX}{}", cluster.to_hex()))?;
     Ok(bytes.map(|bytes| Members::decode(cluster, &bytes)).transpose()?)
+}
+
+/// By whom somebody was revoked, if it is known.
+pub(crate) fn revoked_by(set: &Members, id: NodeId) -> String {
+    set.revoked().get(&id).map(|host| format!(" by {}", set.host_name(*host))).unwrap_or_default()
 }
 
 /// This host is in several clusters of one name.
@@ -494,6 +529,24 @@ mod tests {
             assert!(failure.exit == Exit::WrongCluster && names(cluster) && names(mistake), "{failure:?}");
             assert!(failure.hint.unwrap().contains("`delugefs run home ROOT --join TOKEN`"));
         }
+    }
+
+    #[test]
+    fn a_key_that_was_revoked_uses_up_no_invitation_and_is_told_why() {
+        let (_dir, one) = host();
+        let (_other_dir, other) = host();
+        let cluster = one.cluster_for("home").unwrap();
+        let invite = || one.invite(cluster, DiskId([1; 32]), vec![], 60).unwrap().secret;
+        let me = other.identity().host_id();
+        one.redeem(cluster, "", &invite(), me, "x").unwrap();
+        one.revoke(cluster, &me.to_hex()).unwrap();
+        let secret = invite();
+        let refused = one.redeem(cluster, "", &secret, me, "x").unwrap_err();
+        assert!(refused.why.contains("was revoked by "), "{refused:?}");
+        let out = other.shut_out(&Members::decode(cluster, &refused.farewell).unwrap()).unwrap();
+        assert!(out.hint.unwrap().contains("host.key away, and join anew"));
+        let (_new_dir, new) = host();
+        assert!(one.redeem(cluster, "", &secret, new.identity().host_id(), "x").is_ok());
     }
 
     #[test]

@@ -25,8 +25,9 @@ use tokio::time::{Instant, timeout};
 
 use self::contents::Contents;
 use self::lag::Lag;
+use crate::membership::Membership;
 use crate::policy::{self, Desk, Disk, Health, Presence, Settings, View};
-use crate::{sys, worker};
+use crate::{farewell, sys, worker};
 
 /// Between two looks.
 const ROUND: Duration = Duration::from_secs(1);
@@ -138,14 +139,21 @@ struct Replicator {
 }
 
 /// Until the supervisor ends.
-pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: watch::Sender<Shown>, settings: Settings) {
+pub async fn run(
+    mut snapshots: watch::Receiver<Arc<pb::HostStatus>>,
+    membership: Arc<Membership>,
+    shown: watch::Sender<Shown>,
+    settings: Settings,
+) {
     let mut this = Replicator::new(settings);
     loop {
         let host = snapshots.borrow_and_update().clone();
-        // What one cluster has says nothing of another, also of one with the same name.
+        // What one cluster has says nothing of another, also of one with the same name; nor does a disk that was shut out: it gives
+        // the others nothing, however good its copies are.
         let up = |disk: &&pb::Disk| {
             let is_ours = !disk.cluster_id.is_empty() && disk.cluster_id == host.cluster_id;
-            disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty() && is_ours
+            let is_up = disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty();
+            is_up && is_ours && !farewell::is_out(&membership, disk)
         };
         let workers: Vec<(DiskId, PathBuf)> = host
             .disks

@@ -139,7 +139,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tokio::spawn(meeting);
     tokio::spawn(returned::follow(watcher.clone(), events.clone()));
     let (shown, replicated) = watch::channel(Shown::default());
-    tokio::spawn(replicate::run(watcher.clone(), shown, Settings::default()));
+    tokio::spawn(replicate::run(watcher.clone(), membership.clone(), shown, Settings::default()));
     if !options.no_mdns {
         tokio::spawn(browse::follow(watcher.clone(), membership.clone(), found.clone()));
     }

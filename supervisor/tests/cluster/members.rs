@@ -1,4 +1,4 @@
-//! Disks of a host that others do not know enough of: one that was not heard of since a power cut.
+//! Disks of a host that others do not know enough of: one that was not heard of since a power cut, one that was shut out.
 
 use std::fs;
 use std::path::Path;
@@ -70,4 +70,23 @@ fn what_an_absent_disk_may_have_after_a_power_cut_is_not_gone() {
     let is_well = || copies(&lab)["unreachable"] == 0 && copies(&lab)["gone"] == 0;
     let why = || format!("{}\n{}", copies(&lab), lab.logs());
     wait_for("it to be heard", why, || is_well() && lab.hosts[0].copies("file") >= 1);
+}
+
+#[test]
+fn a_disk_that_was_shut_out_counts_for_nothing_on_its_host() {
+    let Some((lab, second)) = two_disks() else { return };
+    fs::write(lab.hosts[0].file("file"), bytes(70_000)).unwrap();
+    wait_for("two copies", || lab.logs(), || copies(&lab)["contents"] == 1 && copies(&lab)["short"] == 0);
+    let first = disk_id(&lab, &lab.hosts[0].path("d"));
+    assert_eq!(lab.hosts[0].says(&["revoke", short_id(&first), "--yes"]).0, 0);
+    wait_for("a copy to be missing", || copies(&lab).to_string() + &lab.logs(), || copies(&lab)["short"] == 1);
+    let peers = lab.hosts[0].json(&["peers"])["disks"].clone();
+    let ids: Vec<&str> = peers.as_array().unwrap().iter().filter_map(|disk| disk["disk_id"].as_str()).collect();
+    assert_eq!(ids, [second], "{peers}");
+    // Its mount shows it still.
+    let file = lab.hosts[0].file("file");
+    let (code, said) = lab.hosts[0].says(&["copies", file.to_str().unwrap(), "3"]);
+    assert!(code == 16 && said.contains(short_id(&first)) && said.contains("reaches no other disk"), "{code} {said}");
+    assert_eq!(lab.hosts[0].says(&["copies", "/file", "3"]).0, 0, "of the cluster, another disk is asked");
+    assert_eq!(lab.hosts[0].says(&["whereis", file.to_str().unwrap()]).0, 0);
 }
