@@ -32,9 +32,14 @@ pub struct Cli {
     command: Command,
 }
 
+const RUN_HELP: &str = "\
+What is said of the disk and its mount holds for this run; only the port is the same again. What `delugefs disk add` said of the disk
+stays as it was. --state-dir, --no-mdns and --peer are for the supervisor, and do nothing when one runs already.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a disk, and mount the filesystem, until interrupted
+    #[command(after_help = RUN_HELP)]
     Run(run::Arguments),
     /// Show the disks and mounts of this host
     Status {
@@ -69,7 +74,7 @@ enum Command {
     },
     /// Print an invitation for one further host
     Invite {
-        /// How long it works: seconds, or with m, h or d
+        /// How long it works: seconds, or with m, h or d; 30d at most
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = seconds)]
         expires: u32,
     },

@@ -159,6 +159,9 @@ async fn meet(
     let Ok(peers) = answer else { return Ok(()) };
     addresses.learn_from(&peers.peers);
     membership.absorb(cluster, &peers.members).map_err(|error| format!("{error:#}"))?;
+    if membership.is_revoked(cluster, id.into()) {
+        return Err("it was revoked, which is for ever".into());
+    }
     let host_id = membership.identity().host_id();
     if !told.admitted
         && let Some(host) = runs_at(id, host_id, sockets.iter().filter(|other| *other != socket)).await
@@ -174,6 +177,9 @@ async fn meet(
     let Some(set) = membership.set(cluster) else {
         return Err("it was made before disks could meet, and stays alone: make a new disk and copy its files".into());
     };
+    if let Some(out) = membership.shut_out(&set) {
+        return Err(format!("{}; {}", out.message, out.hint.unwrap_or_default()));
+    }
     if !set.is_disk(id) {
         return Err("neither this host nor the disk is a member of the cluster: `--join TOKEN` makes it one".into());
     }

@@ -38,6 +38,9 @@ pub async fn join(
         check_name(&set, cluster)?;
         return Ok(token.cluster);
     }
+    if let Some(out) = membership.set(token.cluster).and_then(|set| membership.shut_out(&set)) {
+        return Err(out);
+    }
     let mut last = "the invitation names no address".to_owned();
     let others = more.iter().filter(|address| !token.addresses.contains(address));
     for text in token.addresses.iter().chain(others) {
@@ -60,6 +63,10 @@ pub async fn join(
                 }
                 Ok(reply) if is_cluster_name(&reply.cluster) => return Err(other_name(&reply.cluster, cluster)),
                 Ok(reply) => {
+                    let shown = Members::decode(token.cluster, &reply.members).ok();
+                    if let Some(out) = shown.and_then(|set| membership.shut_out(&set)) {
+                        return Err(out); // signed by hosts of the cluster
+                    }
                     let failure = Failure::new(Exit::NotPermitted, format!("not admitted: {}", reply.error));
                     return Err(failure.hint("`delugefs invite` on a member makes a new invitation"));
                 }

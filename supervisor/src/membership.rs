@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
 use delugefs_proto::identity::Identity;
 use delugefs_proto::ids::{ClusterId, DiskId, HostId, NodeId, hex};
@@ -17,6 +18,7 @@ use delugefs_proto::token::{SECRET_BYTES, Token};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::escape::quoted;
 use crate::failure::Failure;
 use crate::statefile;
 
@@ -54,11 +56,13 @@ pub struct Refused {
     pub why: String,
     /// Name of the cluster, if that is why, and the secret was right.
     pub cluster: String,
+    /// The records that show to who asks that it was revoked, if that is why.
+    pub farewell: Vec<u8>,
 }
 
 impl From<String> for Refused {
     fn from(why: String) -> Self {
-        Self { why, cluster: String::new() }
+        Self { why, cluster: String::new(), farewell: Vec::new() }
     }
 }
 
@@ -120,17 +124,43 @@ impl Membership {
         sets.get(&cluster).cloned()
     }
 
-    /// The cluster of this name that this host is a member of.
-    pub fn known(&self, name: &str) -> Option<ClusterId> {
-        let me = self.identity.host_id();
+    /// Whether a host or disk was revoked in a cluster.
+    pub fn is_revoked(&self, cluster: ClusterId, id: NodeId) -> bool {
+        self.sets.lock().get(&cluster).is_some_and(|set| set.is_revoked(id))
+    }
+
+    /// Why this host can do nothing in a cluster any more, and what lets it in again, if it was revoked there.
+    pub fn shut_out(&self, set: &Members) -> Option<Failure> {
+        let me = NodeId::from(self.identity.host_id());
+        let text = format!("this host was revoked{}, which is for ever", revoked_by(set, me));
+        let key = std::path::absolute(self.state_dir.join(KEY)).unwrap_or_else(|_| self.state_dir.join(KEY));
+        let hint = format!(
+            "it can come back with another key: stop delugefs here, move {} away, and join anew with an invitation from another host: \
+             `delugefs run {} ROOT --join TOKEN`",
+            quoted(&key.display().to_string()),
+            set.cluster_name()
+        );
+        set.is_revoked(me).then(|| Failure::new(Exit::NotPermitted, text).hint(hint))
+    }
+
+    /// The cluster of this name that this host is a member of. Who founds one by mistake and joins the right one then is in two: the
+    /// right one has other hosts.
+    ///
+    /// # Errors
+    /// When there are several, and that does not tell which.
+    pub fn known(&self, name: &str) -> Result<Option<ClusterId>, Failure> {
         let mut sets = self.sets.lock();
-        let find = |sets: &BTreeMap<ClusterId, Members>| {
-            sets.values().find(|set| set.cluster_name() == name && set.is_host(me)).map(Members::cluster_id)
-        };
-        find(&sets).or_else(|| {
-            kept_sets(&self.state_dir).unwrap_or_default().into_iter().for_each(|id| self.look_again(&mut sets, id));
-            find(&sets)
-        })
+        // One may have been founded, or joined, by another process.
+        kept_sets(&self.state_dir).unwrap_or_default().into_iter().for_each(|id| self.look_again(&mut sets, id));
+        let me = self.identity.host_id();
+        let ours: Vec<&Members> = sets.values().filter(|set| set.cluster_name() == name && set.is_host(me)).collect();
+        let has_others = |set: &Members| set.hosts().len() > 1 || set.hosts().get(&me).is_some_and(|it| it.by != me);
+        let shared: Vec<&Members> = ours.iter().copied().filter(|set| has_others(set)).collect();
+        match (&ours[..], &shared[..]) {
+            ([], _) => Ok(None),
+            ([one], _) | (_, [one]) => Ok(Some(one.cluster_id())),
+            _ => Err(several(name, &ours)),
+        }
     }
 
     /// `--found` of another process founds beside a supervisor that runs, as `service delugefs create` does.
@@ -162,14 +192,14 @@ impl Membership {
     /// it founds.
     ///
     /// # Errors
-    /// When the set cannot be written.
-    pub fn cluster_for(&self, name: &str) -> anyhow::Result<ClusterId> {
-        if let Some(id) = self.known(name) {
+    /// As [`Membership::known`], or when the set cannot be written.
+    pub fn cluster_for(&self, name: &str) -> Result<ClusterId, Failure> {
+        if let Some(id) = self.known(name)? {
             return Ok(id);
         }
         let mut nonce = [0; 16];
-        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| anyhow::anyhow!("no random numbers"))?;
-        let set = Members::found(&self.identity, nonce, name, &self.label, now_s())?;
+        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| Failure::new(Exit::Failure, "no random numbers"))?;
+        let set = Members::found(&self.identity, nonce, name, &self.label, now_s()).map_err(anyhow::Error::from)?;
         let id = set.cluster_id();
         self.save(set)?;
         tracing::info!("founded the cluster {name} ({})", id.to_hex());
@@ -230,7 +260,7 @@ impl Membership {
         let is_admitted = known.is_host(self.identity.host_id())
             && (known.is_disk(inviter) || self.admit_disk(cluster, inviter).map_err(Failure::from)?);
         if !is_admitted {
-            return Err(no_member());
+            return Err(self.shut_out(&known).unwrap_or_else(no_member));
         }
         let mut secret = [0; SECRET_BYTES];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| Failure::new(Exit::Failure, "no random numbers"))?;
@@ -271,7 +301,15 @@ impl Membership {
         // Who has typed another name means another cluster: nothing has happened, and the invitation can be used still.
         if !name.is_empty() && name != set.cluster_name() {
             let cluster = set.cluster_name().to_owned();
-            return Err(Refused { why: format!("the invitation is to the cluster {cluster}"), cluster });
+            let why = format!("the invitation is to the cluster {cluster}");
+            return Err(Refused { why, cluster, farewell: Vec::new() });
+        }
+        // Nor could it be used by another key of that host else.
+        if set.is_revoked(host.into()) {
+            let by = revoked_by(&set, host.into());
+            let why = format!("the key of this host was revoked{by}, which is for ever: it needs a new one");
+            let farewell = set.farewell(host.into()).unwrap_or_default();
+            return Err(Refused { why, cluster: String::new(), farewell });
         }
         match &invite.used_by {
             Some(other) if *other != asking => return Err("this invitation was used already: ask for a new one".into()),
@@ -336,7 +374,7 @@ impl Membership {
             return Err(failure.hint("do it on another host of the cluster"));
         }
         set.revoke(id, now_s(), &self.identity).map_err(|error| match error {
-            MembersError::NotAMember(_) => no_member(),
+            MembersError::NotAMember(_) => self.shut_out(&set).unwrap_or_else(no_member),
             error => Failure::new(Exit::Failure, error.to_string()),
         })?;
         Ok((set, id, is_host))
@@ -376,6 +414,26 @@ fn read_set(state_dir: &Path, cluster: ClusterId) -> anyhow::Result<Option<Membe
     Ok(bytes.map(|bytes| Members::decode(cluster, &bytes)).transpose()?)
 }
 
+/// By whom somebody was revoked, if it is known.
+pub(crate) fn revoked_by(set: &Members, id: NodeId) -> String {
+    set.revoked().get(&id).map(|host| format!(" by {}", set.host_name(*host))).unwrap_or_default()
+}
+
+/// This host is in several clusters of one name.
+fn several(name: &str, ours: &[&Members]) -> Failure {
+    let one = |set: &&Members| {
+        let id = set.cluster_id().to_hex();
+        let hosts: Vec<String> = set.hosts().keys().map(|host| set.host_name(*host)).collect();
+        format!("{} (hosts: {})", short_id(&id), hosts.join(", "))
+    };
+    let clusters: Vec<String> = ours.iter().map(one).collect();
+    let text = format!("this host is in several clusters called {name}: {}", clusters.join("; "));
+    Failure::new(Exit::WrongCluster, text).hint(format!(
+        "start a disk of the right one first, and a new one is of that, too: `delugefs run {name} ROOT` with the folder of a disk that \
+         is there; or name it by an invitation from another host of it: `delugefs run {name} ROOT --join TOKEN`"
+    ))
+}
+
 fn no_member() -> Failure {
     Failure::new(Exit::NotPermitted, "this host is no member of the cluster").hint(
         "ask for an invitation on a member (`delugefs invite`) and use it: `delugefs run CLUSTER ROOT --join TOKEN`",
@@ -408,7 +466,7 @@ mod tests {
         let (home, work) = (founded("home"), founded("work"));
         assert_eq!(running.cluster_for("home").unwrap(), home, "no second one of that name");
         assert!(running.admit_disk(work, DiskId([8; 32])).unwrap());
-        assert_eq!(running.known("garden"), None);
+        assert_eq!(running.known("garden"), Ok(None));
     }
 
     #[test]
@@ -452,17 +510,57 @@ mod tests {
     }
 
     #[test]
+    fn of_two_clusters_of_one_name_a_new_disk_is_of_the_one_with_other_hosts() {
+        let (_right_dir, right) = host();
+        let cluster = right.cluster_for("home").unwrap();
+        // Whichever has the smaller id.
+        for _ in 0..8 {
+            let (dir, one) = host();
+            let mistake = one.cluster_for("home").unwrap();
+            let token = right.invite(cluster, DiskId([1; 32]), vec![], 60).unwrap();
+            let me = one.identity().host_id();
+            one.absorb(cluster, &right.redeem(cluster, "home", &token.secret, me, "x").unwrap().encode()).unwrap();
+            assert_eq!(one.cluster_for("home"), Ok(cluster));
+            // It let somebody into the wrong one, too.
+            let token = one.invite(mistake, DiskId([2; 32]), vec![], 60).unwrap();
+            one.redeem(mistake, "home", &token.secret, right.identity().host_id(), "x").unwrap();
+            let failure = Membership::open(dir.path().into()).unwrap().cluster_for("home").unwrap_err();
+            let names = |id: ClusterId| failure.message.contains(&id.to_hex()[..8]);
+            assert!(failure.exit == Exit::WrongCluster && names(cluster) && names(mistake), "{failure:?}");
+            assert!(failure.hint.unwrap().contains("`delugefs run home ROOT --join TOKEN`"));
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_revoked_uses_up_no_invitation_and_is_told_why() {
+        let (_dir, one) = host();
+        let (_other_dir, other) = host();
+        let cluster = one.cluster_for("home").unwrap();
+        let invite = || one.invite(cluster, DiskId([1; 32]), vec![], 60).unwrap().secret;
+        let me = other.identity().host_id();
+        one.redeem(cluster, "", &invite(), me, "x").unwrap();
+        one.revoke(cluster, &me.to_hex()).unwrap();
+        let secret = invite();
+        let refused = one.redeem(cluster, "", &secret, me, "x").unwrap_err();
+        assert!(refused.why.contains("was revoked by "), "{refused:?}");
+        let out = other.shut_out(&Members::decode(cluster, &refused.farewell).unwrap()).unwrap();
+        assert!(out.hint.unwrap().contains("host.key away, and join anew"));
+        let (_new_dir, new) = host();
+        assert!(one.redeem(cluster, "", &secret, new.identity().host_id(), "x").is_ok());
+    }
+
+    #[test]
     fn a_cluster_whose_first_disk_could_not_be_made_is_forgotten() {
         let (dir, one) = host();
         let files = || std::fs::read_dir(dir.path()).unwrap().count();
         let (before, cluster) = (files(), one.cluster_for("home").unwrap());
         one.unfound(cluster).unwrap();
-        assert_eq!((one.known("home"), files()), (None, before));
+        assert_eq!((one.known("home"), files()), (Ok(None), before));
         one.unfound(cluster).unwrap();
         let cluster = one.cluster_for("home").unwrap();
         assert!(one.admit_disk(cluster, DiskId([9; 32])).unwrap());
         one.unfound(cluster).unwrap();
-        assert_eq!(one.known("home"), Some(cluster), "it has a disk");
+        assert_eq!(one.known("home"), Ok(Some(cluster)), "it has a disk");
     }
 
     #[test]

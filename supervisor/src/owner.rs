@@ -33,6 +33,7 @@ pub use snapshot::{problems, snapshot};
 pub use state::{DiskSpec, Effect, Event, MountSpec, News, Registration, Served, State};
 
 use crate::addresses::Addresses;
+use crate::failure::Failure;
 use crate::identity;
 use crate::membership::Membership;
 use crate::notes::{self, FRONTEND, WORKER};
@@ -134,8 +135,13 @@ impl Owner {
         match effect {
             Effect::StartWorker { run, spec } => {
                 processes.insert(run, ends);
-                let job = self.worker_job(run, &spec);
-                tokio::spawn(job.start(self.events.clone(), receiver));
+                match self.worker_job(run, &spec) {
+                    Ok(job) => drop(tokio::spawn(job.start(self.events.clone(), receiver))),
+                    // As if it had said so itself.
+                    Err(failure) => {
+                        let _ = self.events.send(Event::Child { run, news: News::Ended(failure) }); // we hold the other end
+                    }
+                }
             }
             Effect::StartFrontend { run, spec, socket, cluster } => {
                 processes.insert(run, ends);
@@ -167,7 +173,7 @@ impl Owner {
         }
     }
 
-    fn worker_job(&mut self, run: Run, spec: &DiskSpec) -> Job {
+    fn worker_job(&mut self, run: Run, spec: &DiskSpec) -> Result<Job, Failure> {
         let mut args = arguments([
             ("--root", spec.root.as_os_str().into()),
             ("--cluster", spec.cluster.clone().into()),
@@ -183,19 +189,14 @@ impl Owner {
             args.push("--create".into());
             // Disks of one cluster carry one id: a new one takes it from the invitation, from those that are here, or from
             // the clusters that this host is a member of, and else begins one.
-            let is_known = self.membership.known(&spec.cluster).is_some();
-            cluster_id = cluster_id.or_else(|| match self.membership.cluster_for(&spec.cluster) {
-                Ok(id) => {
-                    if !is_known {
-                        self.founded.insert(run, (id, spec.root.clone()));
-                    }
-                    Some(id)
+            if cluster_id.is_none() {
+                let is_known = self.membership.known(&spec.cluster)?.is_some();
+                let id = self.membership.cluster_for(&spec.cluster)?;
+                if !is_known {
+                    self.founded.insert(run, (id, spec.root.clone()));
                 }
-                Err(error) => {
-                    tracing::error!("this disk will stay alone: {error:#}");
-                    None
-                }
-            });
+                cluster_id = Some(id);
+            }
         }
         if let Some(id) = cluster_id {
             if let Some(disk) = self.state.disks.iter_mut().find(|disk| disk.child.run == Some(run)) {
@@ -212,7 +213,7 @@ impl Owner {
             args.extend(arguments([("--last-port", last_port.to_string().into())]));
         }
         let prefix = spec.disk_id.as_ref().map(|disk_id| short_id(disk_id).to_string());
-        Job {
+        Ok(Job {
             run,
             program: WORKER,
             args,
@@ -220,7 +221,7 @@ impl Owner {
             socket: None,
             note: notes::worker_note(&self.run_dir, &spec.root),
             prefix: prefix.unwrap_or_else(|| "new disk".into()),
-        }
+        })
     }
 
     fn frontend_job(&self, run: Run, spec: &MountSpec, socket: &Path, cluster: &str) -> Job {

@@ -10,7 +10,7 @@ mod lag;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +25,9 @@ use tokio::time::{Instant, timeout};
 
 use self::contents::Contents;
 use self::lag::Lag;
+use crate::membership::Membership;
 use crate::policy::{self, Desk, Disk, Health, Presence, Settings, View};
-use crate::{sys, worker};
+use crate::{farewell, sys, worker};
 
 /// Between two looks.
 const ROUND: Duration = Duration::from_secs(1);
@@ -60,6 +61,22 @@ impl Shown {
                 disk.contents = known.contents;
             }
         }
+    }
+
+    /// What is to be said of contents that no disk is known to hold, while one that was not heard of since the start may have them.
+    pub fn unheard(&self) -> Option<String> {
+        let health = self.health.as_ref().filter(|health| health.unknown > 0)?;
+        let ids: Vec<String> = health.unheard.iter().map(|disk| short_id(&disk.to_hex()).to_owned()).collect();
+        let (disks, have, hold) = match ids.len() {
+            1 => ("disk", "has", "it holds"),
+            _ => ("disks", "have", "they hold"),
+        };
+        Some(format!(
+            "no disk is known to have {} contents; {disks} {}, which {have} not said since the start here what {hold}, may have them: \
+             connect what is away, or give up what is lost (`delugefs disk forget ID`)",
+            health.unknown,
+            ids.join(", ")
+        ))
     }
 
     /// As `status` says it.
@@ -114,8 +131,9 @@ struct Replicator {
     /// See [`SILENCE`].
     silence: Duration,
     walked: (Option<Instant>, Duration),
-    /// When the last walk that told who holds what began.
+    /// When the last walk that told who holds what began, by either clock.
     told: Option<Instant>,
+    told_s: u64,
     /// Fetches that workers of this host were asked for, and since when the worker does not fetch any more: that it has the
     /// content, or failed, is known by a walk that begins later.
     fetches: HashMap<(DiskId, ContentId), Option<Instant>>,
@@ -126,14 +144,21 @@ struct Replicator {
 }
 
 /// Until the supervisor ends.
-pub async fn run(mut snapshots: watch::Receiver<Arc<pb::HostStatus>>, shown: watch::Sender<Shown>, settings: Settings) {
+pub async fn run(
+    mut snapshots: watch::Receiver<Arc<pb::HostStatus>>,
+    membership: Arc<Membership>,
+    shown: watch::Sender<Shown>,
+    settings: Settings,
+) {
     let mut this = Replicator::new(settings);
     loop {
         let host = snapshots.borrow_and_update().clone();
-        // What one cluster has says nothing of another, also of one with the same name.
+        // What one cluster has says nothing of another, also of one with the same name; nor does a disk that was shut out: it gives
+        // the others nothing, however good its copies are.
         let up = |disk: &&pb::Disk| {
             let is_ours = !disk.cluster_id.is_empty() && disk.cluster_id == host.cluster_id;
-            disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty() && is_ours
+            let is_up = disk.state() == pb::disk::State::Up && !disk.grpc_socket.is_empty();
+            is_up && is_ours && !farewell::is_out(&membership, disk)
         };
         let workers: Vec<(DiskId, PathBuf)> = host
             .disks
@@ -168,6 +193,7 @@ impl Replicator {
             silence: SILENCE,
             walked: (None, Duration::ZERO),
             told: None,
+            told_s: 0,
             fetches: HashMap::new(),
             mute: HashMap::new(),
             again_s: None,
@@ -222,7 +248,7 @@ impl Replicator {
         self.willing.clear();
         // What a disk that takes no changes says of its own mark may be old.
         let mut marks: BTreeMap<DiskId, wpb::Mark> = BTreeMap::new();
-        let mut known = BTreeMap::new();
+        let (mut known, mut heard) = (BTreeMap::new(), BTreeSet::new());
         for (_, socket) in workers {
             let Ok(reply) =
                 worker::ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
@@ -251,6 +277,9 @@ impl Replicator {
                 let Some(id) = DiskId::from_slice(&peer.disk_id) else { continue };
                 if takes_changes {
                     marks.insert(id, peer.mark());
+                }
+                if peer.connected || peer.absent_s != u32::MAX {
+                    heard.insert(id); // and has told the others of this host
                 }
                 match seen.get_mut(&id) {
                     Some(known) if sure(known) >= sure(&peer) => {}
@@ -282,6 +311,7 @@ impl Replicator {
                     host,
                     site: peer.site.clone(),
                     presence,
+                    heard: false,
                     changed_s: before.map_or(now, |disk| disk.changed_s),
                     lazy: peer.lazy,
                     draining: false,
@@ -293,6 +323,11 @@ impl Replicator {
                 },
             };
             // Of one that is away too.
+            disk.heard = match before {
+                _ if !peer.connected => heard.contains(id),
+                Some(before) if before.heard => true,
+                _ => self.told_s > presence.since_s() + NEWS.as_secs(),
+            };
             disk.draining = peer.mark() == wpb::Mark::Draining;
             disk.forgotten = peer.mark() == wpb::Mark::Forgotten;
             if let Some(before) = before {
@@ -301,7 +336,7 @@ impl Replicator {
                 if !same {
                     disk.changed_s = now;
                 }
-                moved |= !same || before.presence != presence;
+                moved |= !same || before.presence != presence || before.heard != disk.heard;
                 if before.host != me && disk.host == me {
                     self.desk.arrived(*id, now);
                 }
@@ -346,7 +381,7 @@ impl Replicator {
         match walked {
             Ok((generation, contents)) => {
                 (self.source, self.failed) = ((socket.clone(), generation), None);
-                self.told = Some(begin);
+                (self.told, self.told_s) = (Some(begin), now);
                 let Some(contents) = contents else { return false };
                 self.contents = contents;
                 true

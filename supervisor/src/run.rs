@@ -80,7 +80,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         if !is_cluster_name(cluster) {
             return Err(UserError::from(no_cluster_name(cluster)).into());
         }
-        println!("{}", Membership::open(state_dir)?.cluster_for(cluster)?.to_hex());
+        println!("{}", Membership::open(state_dir)?.cluster_for(cluster).map_err(UserError::from)?.to_hex());
         return Ok(());
     }
     rundir::prepare(&run_dir).map_err(|error| directory(&run_dir, "--run-dir", &error))?;
@@ -142,7 +142,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tokio::spawn(meeting);
     tokio::spawn(returned::follow(watcher.clone(), events.clone()));
     let (shown, replicated) = watch::channel(Shown::default());
-    tokio::spawn(replicate::run(watcher.clone(), shown, Settings::default()));
+    tokio::spawn(replicate::run(watcher.clone(), membership.clone(), shown, Settings::default()));
     if !options.no_mdns {
         tokio::spawn(browse::follow(watcher.clone(), membership.clone(), found.clone()));
     }

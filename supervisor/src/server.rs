@@ -76,16 +76,19 @@ impl Control for Server {
         }
         host.replication = self.replicated.borrow().describe();
         host.problems = problems(&host);
+        host.problems.extend(self.replicated.borrow().unheard());
         host.problems.extend(late::late(&host, &self.run_dir, sys::uptime_s()));
         show_disks(&mut host.mounts, &host.disks);
         let mut out = Vec::new();
         if let Some(set) = ClusterId::from_hex(&host.cluster_id).and_then(|cluster| self.membership.set(cluster)) {
-            out = farewell::shut_out(&set, self.membership.identity().host_id(), &host.disks);
+            out = farewell::shut_out(&set, &self.membership, &host.disks);
         }
+        let is_host_out = ClusterId::from_hex(&host.cluster_id)
+            .is_some_and(|cluster| self.membership.is_revoked(cluster, self.membership.identity().host_id().into()));
         for (disk_id, why) in self.apart.borrow().clone() {
             let Some(disk) = host.disks.iter().find(|disk| disk.disk_id == disk_id) else { continue };
-            // What is said of one that is revoked says more.
-            if !out.iter().any(|problem| problem.contains(short_id(&disk_id))) {
+            // What is said of one that is revoked, or of its host, says more.
+            if !is_host_out && !farewell::is_out(&self.membership, disk) {
                 host.problems.push(format!("disk {} ({}) meets no other disk: {why}", short_id(&disk_id), disk.root));
             }
         }
@@ -267,9 +270,12 @@ impl Control for Server {
     }
 
     async fn invite(&self, request: Request<pb::InviteRequest>) -> Answer<pb::InviteReply> {
-        let expires_s = u64::from(request.get_ref().expires_s).clamp(1, INVITE_MAX_S);
-        let disks = self.disks_up();
-        let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(no_disk)?;
+        let expires_s = u64::from(request.get_ref().expires_s).max(1);
+        if expires_s > INVITE_MAX_S {
+            return Err(too_long().into());
+        }
+        let disks = self.members_up();
+        let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(|| self.none_up())?;
         let (cluster, inviter) = ids(disk)?;
         let addresses = own_addresses(&disk.listen, disk.tcp_port);
         let token = self.membership.invite(cluster, inviter, addresses, expires_s)?;
@@ -279,7 +285,7 @@ impl Control for Server {
     async fn redeem(&self, request: Request<pb::RedeemRequest>) -> Answer<JoinReply> {
         let request = request.into_inner();
         let join = request.join.unwrap_or_default();
-        let refused = |it: Refused| JoinReply { error: it.why, cluster: it.cluster, ..JoinReply::default() };
+        let refused = |it: Refused| JoinReply { error: it.why, cluster: it.cluster, members: it.farewell };
         let (Some(host), Some(cluster)) =
             (HostId::from_slice(&request.host_id), ClusterId::from_slice(&join.cluster_id))
         else {
@@ -356,6 +362,9 @@ impl Control for Server {
     async fn copies(&self, request: Request<worker_pb::CopiesRequest>) -> Answer<worker_pb::CopiesReply> {
         let request = request.into_inner();
         let (path, disks) = self.place(&request.path).await?;
+        if let Some(out) = disks.iter().find(|disk| farewell::is_out(&self.membership, disk)) {
+            return Err(farewell::refuse(&self.membership, out).into());
+        }
         let ask = |mut client: worker::Client| {
             let request = worker_pb::CopiesRequest { path: path.clone(), ..request.clone() };
             async move { client.copies(request).await }
@@ -368,7 +377,7 @@ impl Control for Server {
         let request = request.into_inner();
         let peers = self.members_disks().await;
         let disks = self.willing_first(&peers);
-        let (cluster, _) = ids(disks.first().ok_or_else(no_disk)?)?;
+        let (cluster, _) = ids(disks.first().ok_or_else(|| self.none_up())?)?;
         if !request.yes {
             let leaving = self.membership.leaving(cluster, &request.id)?;
             farewell::check_idle(&leaving, &disks)?;
@@ -385,7 +394,7 @@ impl Control for Server {
         let peers = self.members_disks().await;
         let disks = self.willing_first(&peers);
         let peer = marks::find(peers.into_iter(), &request.id, request.mark())?;
-        let mut failure = Status::from(no_disk());
+        let mut failure = Status::from(self.none_up());
         // Every disk of the cluster hears of it from any of them; one that is full or fails cannot note it.
         for disk in disks {
             let marking = worker_pb::MarkDiskRequest { disk_id: peer.disk_id.clone(), mark: request.mark };
@@ -399,7 +408,7 @@ impl Control for Server {
     }
 
     async fn conflicts(&self, _: Request<pb::ConflictsRequest>) -> Answer<pb::ConflictsReply> {
-        let mut failure = Status::from(no_disk());
+        let mut failure = Status::from(self.none_up());
         for disk in self.answering_first().await {
             match worker::conflicts(Path::new(&disk.grpc_socket), worker_pb::ConflictsRequest {}).await {
                 Ok(answer) => return Ok(Response::new(pb::ConflictsReply { paths: answer.paths, more: answer.more })),
@@ -507,6 +516,13 @@ fn not_ours(cluster: &str) -> Failure {
     let text = format!("this invitation is to another cluster than {cluster}, which this host's supervisor runs");
     Failure::new(Exit::WrongCluster, text)
         .hint("give another cluster a supervisor of its own: --run-dir DIR --state-dir DIR")
+}
+
+/// What was typed for the life of an invitation.
+fn too_long() -> Failure {
+    let days = INVITE_MAX_S / (24 * 3600);
+    Failure::new(Exit::Usage, format!("an invitation works for {days} days at most"))
+        .hint(format!("leave --expires out (ten minutes), or write a time up to {days}d"))
 }
 
 /// What was typed for a cluster's.

@@ -225,6 +225,7 @@ fn whereis() {
         "forgotten": [
           "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff"
         ],
+        "may_have": [],
         "error": null
       },
       {
@@ -238,6 +239,7 @@ fn whereis() {
         "disk_ids": [],
         "away": [],
         "forgotten": [],
+        "may_have": [],
         "error": "there is no file or folder nothing"
       }
     ]
@@ -354,8 +356,13 @@ fn changing_commands_and_their_failures() {
     ");
     insta::assert_snapshot!(failure(&["disk", "add", "a"]), @"
     delugefs: the disk at LAB/a is running already
-    Hint: `delugefs status` shows it; `delugefs mount DIR` mounts it
+    Hint: a `delugefs run` serves it, and what that one names holds for its run: name what you want there; or end it, and `disk add` serves the disk at every start
     exit 14
+    ");
+    insta::assert_snapshot!(failure(&["invite", "--expires", "31d"]), @"
+    delugefs: an invitation works for 30 days at most
+    Hint: leave --expires out (ten minutes), or write a time up to 30d
+    exit 2
     ");
     insta::assert_snapshot!(failure(&["disk", "remove", "b"]), @"
     delugefs: no disk at LAB/b is known to this host

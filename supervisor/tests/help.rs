@@ -69,6 +69,9 @@ fn run() {
           --listen <ADDR>     IP address to listen on for other disks [default: all; '' takes back what was said before]
           --peer <HOST:PORT>  Where a disk of the cluster is that multicast does not reach; may be given several times
       -h, --help              Print help
+
+    What is said of the disk and its mount holds for this run; only the port is the same again. What `delugefs disk add` said of the disk
+    stays as it was. --state-dir, --no-mdns and --peer are for the supervisor, and do nothing when one runs already.
     ");
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // tests, also outside of #[test] functions
 
 mod adoption;
+mod beside;
 mod cluster;
 mod commands;
 mod discovery;

@@ -107,15 +107,19 @@ async fn talk(
     if !is_bounded(&about) {
         return Err(bad("what it says of itself is too long, or cannot be"));
     }
-    if !ours && about.port != 0 {
-        let address = std::net::SocketAddr::new(info.from.ip().to_canonical(), about.port as u16);
-        net.book.lock().hint(Some(disk), &address.to_string(), |disk| net.members.is_disk(disk));
+    let address = std::net::SocketAddr::new(info.from.ip().to_canonical(), about.port as u16).to_string();
+    let is_told = !ours && about.port != 0;
+    if is_told {
+        net.book.lock().hint(Some(disk), &address, |disk| net.members.is_disk(disk));
     }
     let id = net.links.fetch_add(1, Ordering::Relaxed);
     let link = Link { id, token: info.token.child_token(), ours };
     let token = link.token.clone();
     let run = about.run;
     let met = net.table.lock().connect(disk, link, about);
+    if is_told && !matches!(met, Met::Copy) {
+        net.book.lock().worked(disk, &address); // it is there now, wherever it was before
+    }
     match met {
         Met::Kept => {}
         Met::Spare => return Ok(()),
@@ -402,7 +406,23 @@ async fn send(out: &mpsc::Sender<pb::News>, news: news::News) -> Result<(), Stri
 
 #[cfg(test)]
 mod tests {
+    use delugefs_proto::worker_pb::{Hint, HintsRequest};
+
     use super::*;
+    use crate::net::tests::{cluster, until};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn where_a_disk_comes_from_is_where_it_is() {
+        let (_, _, nodes) = cluster(2, &[]).await;
+        let (one, other) = (nodes[0].net(), nodes[1].net());
+        let of_other = || one.book.lock().of(nodes[1].id());
+        // Where it was before.
+        one.book.lock().worked(nodes[1].id(), "127.0.0.1:9");
+        let (disk_id, address) = (nodes[0].id().0.to_vec(), format!("127.0.0.1:{}", one.port()));
+        other.take_hints(&HintsRequest { hints: vec![Hint { disk_id, address }] });
+        until("the two to meet", || one.table.lock().is_connected(nodes[1].id())).await;
+        assert_eq!(of_other().first(), Some(&format!("127.0.0.1:{}", other.port())), "{:?}", of_other());
+    }
 
     #[test]
     fn what_a_disk_says_of_itself_has_bounds() {

@@ -13,11 +13,14 @@ use crate::escape::{escape_line, quoted};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How far a disk has got that is being emptied.
-pub(super) fn draining(drain: &pb::Drain, root: &str) -> String {
+pub(super) fn draining(drain: &pb::Drain, disk_id: &str, root: &str) -> String {
     let waits_for = escape_line(&drain.waits_for);
     match (drain.contents, waits_for.as_str()) {
         (0, "") => {
-            format!("nothing is left, it may be taken away: `delugefs disk remove {}`", quoted(root))
+            let (root, id) = (quoted(root), short_id(disk_id));
+            format!(
+                "nothing is left, it may be taken away: `delugefs disk remove {root}`, then `delugefs disk forget {id}`"
+            )
         }
         (0, why) => format!("nearly done: {why}"),
         (contents, why) => format!("{contents} contents of files are left, {}: {why}", size(drain.bytes)),
@@ -36,11 +39,13 @@ pub(super) fn removed(disk: &pb::Disk) -> String {
     let (id, root) = (short_id(&disk.disk_id), &disk.root);
     let drain = disk.drain.clone().unwrap_or_default();
     if drain.contents == 0 && drain.waits_for.is_empty() {
-        return format!("disk {id} was emptied: nothing is left on it, it may be taken away");
+        return format!(
+            "disk {id} was emptied: nothing is left on it, it may be taken away; then `delugefs disk forget {id}`, else it is waited for"
+        );
     }
     format!(
         "disk {id} was being emptied, and is not done ({}). What is on it stays; `delugefs disk add {}` goes on with it",
-        draining(&drain, root),
+        draining(&drain, id, root),
         quoted(root)
     )
 }
@@ -55,9 +60,10 @@ mod tests {
 
     #[test]
     fn it_is_said_what_a_drained_disk_waits_for_and_when_it_may_go() {
-        let said = |contents, waits_for: &str| draining(&drain(contents, waits_for), "/d");
-        assert_eq!(said(0, ""), "nothing is left, it may be taken away: `delugefs disk remove /d`");
-        assert!(draining(&drain(0, ""), "/mnt/My Disk").ends_with(": `delugefs disk remove '/mnt/My Disk'`"));
+        let said = |contents, waits_for: &str| draining(&drain(contents, waits_for), "1a1a1a1a2b", "/d");
+        let then = "then `delugefs disk forget 1a1a1a1a`";
+        assert_eq!(said(0, ""), format!("nothing is left, it may be taken away: `delugefs disk remove /d`, {then}"));
+        assert!(draining(&drain(0, ""), "1a", "/mnt/My Disk").contains(": `delugefs disk remove '/mnt/My Disk'`, "));
         assert_eq!(said(0, "a name"), "nearly done: a name");
         assert_eq!(said(3, "others"), "3 contents of files are left, 2.0 KiB: others");
     }
@@ -68,7 +74,11 @@ mod tests {
             let drain = Some(drain(contents, waits_for));
             removed(&pb::Disk { disk_id: "1a".repeat(32), root: "/d".into(), drain, ..Default::default() })
         };
-        assert_eq!(said(0, ""), "disk 1a1a1a1a was emptied: nothing is left on it, it may be taken away");
+        assert_eq!(
+            said(0, ""),
+            "disk 1a1a1a1a was emptied: nothing is left on it, it may be taken away; then `delugefs disk forget 1a1a1a1a`, else it is \
+             waited for"
+        );
         assert_eq!(
             said(3, "others"),
             "disk 1a1a1a1a was being emptied, and is not done (3 contents of files are left, 2.0 KiB: others). What is on it stays; \

@@ -154,6 +154,7 @@ pub(super) struct WhereIs {
     disk_ids: Vec<String>,
     away: Vec<String>,
     forgotten: Vec<String>,
+    may_have: Vec<String>,
     error: Option<String>,
 }
 
@@ -298,7 +299,7 @@ impl Torrent {
 }
 
 impl WhereIs {
-    pub(super) fn new(path: String, answer: worker_pb::WhereIsReply) -> Self {
+    pub(super) fn new(path: String, answer: worker_pb::WhereIsReply, may_have: Vec<String>) -> Self {
         Self {
             path,
             inode: Some(format!("{:016x}", answer.ino)),
@@ -310,6 +311,7 @@ impl WhereIs {
             disk_ids: answer.disk_ids,
             away: answer.away,
             forgotten: answer.forgotten,
+            may_have,
             error: None,
         }
     }
@@ -326,6 +328,7 @@ impl WhereIs {
             disk_ids: Vec::new(),
             away: Vec::new(),
             forgotten: Vec::new(),
+            may_have: Vec::new(),
             error: Some(error),
         }
     }

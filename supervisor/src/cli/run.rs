@@ -15,6 +15,7 @@ use clap::Args;
 use delugefs_proto::control_pb as pb;
 use delugefs_proto::disk::{DISK_TOML, DiskToml, is_cluster_name};
 use delugefs_proto::exit::{Exit, UserError};
+use delugefs_proto::rundir;
 use delugefs_proto::token::{Token, is_address};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -217,7 +218,12 @@ async fn serve(
     progress: &Progress,
 ) -> Result<Ending, Ended> {
     let mut control = match client::connect(run_dir).await {
-        Ok(control) => control,
+        Ok(control) => {
+            let is_first = progress.tries.get() == 1 && !progress.was_ready.get();
+            let unheeded = is_first.then(|| unheeded(run_dir, arguments)).flatten();
+            unheeded.iter().for_each(|note| eprintln!("Note: {}", progress.here.say(note)));
+            control
+        }
         Err(error) if error.exit == Exit::NoSupervisor => {
             start_supervisor(run_dir, arguments, &mut started.supervisor).await?;
             client::connect(run_dir).await?
@@ -355,6 +361,27 @@ fn check(arguments: &Arguments) -> Result<(), UserError> {
         Some(peer) => Err(no_peer_address(peer)),
         None => Ok(()),
     }
+}
+
+/// What was typed for the supervisor, which one that runs already does not hear of.
+fn unheeded(run_dir: &Path, arguments: &Arguments) -> Option<String> {
+    let pid = |lock: &Path| std::fs::read_to_string(lock).ok();
+    // The same one has both, unless it is another directory than its own.
+    let is_other = |dir: &&PathBuf| pid(&rundir::state_lock(dir)) != pid(&rundir::supervisor_lock(run_dir));
+    let named = [
+        arguments.state_dir.as_ref().filter(is_other).map(|_| "--state-dir"),
+        // Who sets the variable says it of every command.
+        (arguments.no_mdns && std::env::var_os("DELUGEFS_NO_MDNS").is_none()).then_some("--no-mdns"),
+        (!arguments.peers.is_empty()).then_some("--peer"),
+    ];
+    let named: Vec<&str> = named.into_iter().flatten().collect();
+    (!named.is_empty()).then(|| {
+        format!(
+            "a supervisor runs here already, so this does nothing: {}. It is the supervisor's, and heeded at its start: stop it \
+             (`delugefs stop`) and repeat this, or name it to `delugefs-supervisor`",
+            named.join(", ")
+        )
+    })
 }
 
 fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {

@@ -11,6 +11,7 @@ use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::hex;
 use delugefs_proto::worker_pb::where_is_reply::Place;
+use delugefs_proto::worker_pb::{Mark, Peer, WhereIsReply};
 use serde::Serialize;
 
 use super::Here;
@@ -137,7 +138,7 @@ pub(super) async fn disks(control: &mut Control, here: &Here, as_json: bool) -> 
         let space = status.space.clone().unwrap_or_default();
         line("space", &format!("{} free of {}", size(space.free_bytes), size(space.total_bytes)));
         line("contents", &format!("{}, {}", status.contents, size(status.content_bytes)));
-        let drain = disk.drain.as_ref().map(|drain| here.say(&draining(drain, &disk.root)));
+        let drain = disk.drain.as_ref().map(|drain| here.say(&draining(drain, &disk.disk_id, &disk.root)));
         line("draining", &drain.unwrap_or_default());
         line("unfinished", &format!("{} files being written", status.staged_files));
         let changes = status.uncommitted_changes;
@@ -236,8 +237,17 @@ pub(super) async fn whereis(
         let request = pb::WhereIsRequest { path: places.path(typed)? };
         let name = escape_bytes(typed.as_os_str().as_bytes());
         match answer(control.where_is(request).await) {
-            Ok(reply) if as_json => forms.push(json::WhereIs::new(name, reply.answer.unwrap_or_default())),
-            Ok(reply) => out += &place(&name, &reply.answer.unwrap_or_default(), &host.disks),
+            Ok(reply) => {
+                let found = reply.answer.unwrap_or_default();
+                let may_have = match is_nowhere(&found) {
+                    true => unheard(&answer(control.peers(pb::PeersRequest {}).await)?.disks),
+                    false => Vec::new(),
+                };
+                match as_json {
+                    true => forms.push(json::WhereIs::new(name, found, may_have)),
+                    false => out += &place(&name, &found, &may_have, &host.disks),
+                }
+            }
             Err(error) => {
                 exit = Exit::Failure;
                 if as_json {
@@ -260,7 +270,18 @@ pub(super) async fn whereis(
     Ok(exit)
 }
 
-fn place(name: &str, answer: &delugefs_proto::worker_pb::WhereIsReply, disks: &[pb::Disk]) -> String {
+/// No disk that was not given up is known to have it.
+fn is_nowhere(answer: &WhereIsReply) -> bool {
+    answer.place() == Place::Missing && answer.disk_ids.iter().all(|id| answer.forgotten.contains(id))
+}
+
+/// The disks that are away and have not been heard of since the start here: what they hold is not known.
+fn unheard(disks: &[Peer]) -> Vec<String> {
+    let is_unheard = |disk: &&Peer| !disk.connected && disk.absent_s == u32::MAX && disk.mark() != Mark::Forgotten;
+    disks.iter().filter(is_unheard).map(|disk| hex(&disk.disk_id)).collect()
+}
+
+fn place(name: &str, answer: &WhereIsReply, may_have: &[String], disks: &[pb::Disk]) -> String {
     let is_ours = |id: &String| disks.iter().any(|disk| disk.disk_id == *id);
     let place = match answer.place() {
         Place::Unspecified => "not known",
@@ -289,6 +310,9 @@ fn place(name: &str, answer: &delugefs_proto::worker_pb::WhereIsReply, disks: &[
         let away = if is_in(&answer.away) { " (away)" } else { "" };
         let forgotten = if is_in(&answer.forgotten) { " (forgotten)" } else { "" };
         line("disk", &format!("{}{root}{away}{forgotten}", escape_line(short_id(disk_id))));
+    }
+    for disk_id in may_have {
+        line("perhaps", &format!("{} (away, and not heard of since the start here)", short_id(disk_id)));
     }
     out
 }

@@ -16,6 +16,12 @@ use super::state::{
 use crate::escape::quoted;
 use crate::failure::Failure;
 
+/// What there is to do with a disk that runs already.
+const SHOWN: &str = "`delugefs status` shows it; `delugefs mount DIR` mounts it";
+/// `disk add` says something of one that `run` serves.
+const OF_A_RUN: &str = "a `delugefs run` serves it, and what that one names holds for its run: name what you want there; or end it, and \
+    `disk add` serves the disk at every start";
+
 impl State {
     pub(super) fn add_disk(&mut self, spec: DiskSpec, remember: bool, reply: Option<Reply>, now: Instant) {
         if self.is_stopping() {
@@ -94,8 +100,9 @@ impl State {
             }
             _ if claimed || disk.child.remember && (remember || spec.create) => {
                 disk.child.claimed = claimed;
+                let is_of_run = remember && !disk.child.remember;
                 let failure = Failure::new(Exit::InUse, format!("the disk at {root} is running already"));
-                self.answer(reply, Err(failure.hint("`delugefs status` shows it; `delugefs mount DIR` mounts it")));
+                self.answer(reply, Err(failure.hint(if is_of_run { OF_A_RUN } else { SHOWN })));
             }
             // A worker that was there before this supervisor, or is remembered: now it is ours to watch.
             phase => {

@@ -6,7 +6,7 @@ use delugefs_proto::ids::{ContentId, DiskId};
 
 use super::cluster::Cluster;
 use super::mirror::{Tally, tally};
-use super::view::{Content, View};
+use super::view::{Content, Disk, View};
 
 /// Most entries of each list; the totals count all.
 pub const LIST_MAX: usize = 100;
@@ -78,6 +78,10 @@ pub struct Health {
     pub singles: Vec<Single>,
     /// Contents that cannot be read now, but from a disk that is absent.
     pub unreachable: u64,
+    /// Those of them that no disk is known to hold, while one of these may.
+    pub unknown: u64,
+    /// The disks that have not said since the start what they hold.
+    pub unheard: Vec<DiskId>,
     /// Contents without any copy.
     pub gone: u64,
     /// Some of them.
@@ -96,7 +100,9 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
         .collect();
     // With one disk that keeps copies, nothing can be done but to add another.
     let has_others = view.disks.iter().filter(|disk| !disk.forgotten && !disk.lazy).count() > 1;
-    let mut health = Health::default();
+    let is_unheard = |disk: &&Disk| !disk.forgotten && !disk.heard;
+    let mut health =
+        Health { unheard: view.disks.iter().filter(is_unheard).map(|disk| disk.id).collect(), ..Health::default() };
     for content in view.contents.iter().filter(|content| content.wanted > 0) {
         let mut tally = tally(&cluster, content, now_s);
         tally.holders.retain(|at| !cluster.nodes[*at].forgotten);
@@ -119,6 +125,11 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
             stuck(&cluster, content, &tally, now_s, &mut health);
         }
         match tally.holders[..] {
+            // Who holds what is heard of again after a start: until then it is not known to be nowhere.
+            [] if !health.unheard.is_empty() => {
+                health.unknown += 1;
+                health.unreachable += 1;
+            }
             [] => {
                 health.gone += 1;
                 push(&mut health.gone_list, content.id);

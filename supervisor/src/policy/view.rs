@@ -51,6 +51,9 @@ pub struct Disk {
     pub site: String,
     /// Whether it is connected.
     pub presence: Presence,
+    /// What it holds has been told since the start of this host's workers, and is in `holders`: what no disk is known to hold is not
+    /// there either.
+    pub heard: bool,
     /// When this host last saw any of the flags below, or the host, change.
     pub changed_s: u64,
     /// It fetches only what is read and evicts by itself: no target, and its copies do not count.

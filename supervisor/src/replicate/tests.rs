@@ -11,6 +11,7 @@ fn disk(id: DiskId, host: DiskId, since_s: u64) -> Disk {
         host: HostId(host.0),
         site: String::new(),
         presence: Presence::Here { since_s },
+        heard: true,
         changed_s: 0,
         lazy: false,
         draining: false,

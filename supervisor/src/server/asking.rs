@@ -13,7 +13,7 @@ use tonic::{Response, Status};
 
 use super::{Server, no_disk};
 use crate::failure::Failure;
-use crate::worker;
+use crate::{farewell, worker};
 
 impl Server {
     /// All disks of the cluster, each as the worker sees it that is connected with it. Members that the workers know of are
@@ -28,18 +28,29 @@ impl Server {
         let mut marks: BTreeMap<Vec<u8>, worker_pb::Mark> = Default::default();
         for (asked, answer) in answers.await {
             let Ok(answer) = answer else { continue };
-            if answer.me.as_ref().is_some_and(|me| !me.read_only) {
-                marks.extend(answer.peers.iter().map(|peer| (peer.disk_id.clone(), peer.mark())));
-            }
             if let Ok((cluster, _)) = ids(&asked)
                 && let Err(error) = self.membership.absorb(cluster, &answer.members)
             {
                 tracing::debug!("members of disk {}: {error:#}", short_id(&asked.disk_id));
             }
+            // It hears nothing of the others any more, and they not of it.
+            if farewell::is_out(&self.membership, &asked) {
+                continue;
+            }
+            if answer.me.as_ref().is_some_and(|me| !me.read_only) {
+                marks.extend(answer.peers.iter().map(|peer| (peer.disk_id.clone(), peer.mark())));
+            }
             let sure = |peer: &worker_pb::Peer| (peer.linked, peer.connected);
-            for peer in answer.peers {
-                if disks.get(&peer.disk_id).is_none_or(|known| sure(known) < sure(&peer)) {
-                    disks.insert(peer.disk_id.clone(), peer);
+            for mut peer in answer.peers {
+                let known = disks.get_mut(&peer.disk_id);
+                // What one has heard, the others have been told.
+                let absent_s = known.as_ref().map_or(u32::MAX, |known| known.absent_s).min(peer.absent_s);
+                match known {
+                    Some(known) if sure(known) >= sure(&peer) => known.absent_s = absent_s,
+                    _ => {
+                        peer.absent_s = absent_s;
+                        disks.insert(peer.disk_id.clone(), peer);
+                    }
                 }
             }
             // Of itself a disk knows best.
@@ -55,7 +66,7 @@ impl Server {
 
     /// This host's disks that are up, those last that take no changes: they may not know what the others know.
     pub(super) fn willing_first(&self, peers: &[worker_pb::Peer]) -> Vec<pb::Disk> {
-        let mut disks = self.disks_up();
+        let mut disks = self.members_up();
         let refuses = |disk: &pb::Disk| peers.iter().any(|peer| hex(&peer.disk_id) == disk.disk_id && peer.read_only);
         disks.sort_by_key(refuses);
         disks
@@ -63,20 +74,42 @@ impl Server {
 
     /// This host's disks that are up, in the order to ask: those whose workers answer, first those that take changes.
     pub(super) async fn answering_first(&self) -> Vec<pb::Disk> {
+        let mut disks = self.all_answering_first().await;
+        disks.retain(|disk| !farewell::is_out(&self.membership, disk));
+        disks
+    }
+
+    /// Also those that were revoked.
+    async fn all_answering_first(&self) -> Vec<pb::Disk> {
         let mut disks = self.disks_with_status().await;
         disks.retain(|disk| disk.state() == pb::disk::State::Up);
         disks.sort_by_key(|disk| disk.status.as_ref().map_or((true, true), |status| (false, status.read_only)));
         disks
     }
 
-    /// A path as a person types it: what it is from the root of the file system, and the disks to ask.
+    /// A path as a person types it: what it is from the root of the file system, and the disks to ask. One that was revoked is among them
+    /// only if the mount shows it: what is there it alone may know.
     pub(super) async fn place(&self, path: &[u8]) -> Result<(Vec<u8>, Vec<pb::Disk>), Failure> {
-        let disks = self.answering_first().await;
-        if disks.is_empty() { Err(no_disk()) } else { Ok(place(path, self.now().mounts, disks)) }
+        let disks = self.all_answering_first().await;
+        let (inside, root, mut disks) = place(path, self.now().mounts, disks);
+        disks.retain(|disk| disk.root == root || !farewell::is_out(&self.membership, disk));
+        if disks.is_empty() { Err(self.none_up()) } else { Ok((inside, disks)) }
     }
 
     pub(super) fn disks_up(&self) -> Vec<pb::Disk> {
         self.now().disks.into_iter().filter(|disk| disk.state() == pb::disk::State::Up).collect()
+    }
+
+    /// Those of them that were not revoked.
+    pub(super) fn members_up(&self) -> Vec<pb::Disk> {
+        let mut disks = self.disks_up();
+        disks.retain(|disk| !farewell::is_out(&self.membership, disk));
+        disks
+    }
+
+    /// There is nobody to ask.
+    pub(super) fn none_up(&self) -> Failure {
+        self.disks_up().first().map_or_else(no_disk, |disk| farewell::refuse(&self.membership, disk))
     }
 
     /// One question to all workers that are up, at the same time: a stuck disk does not keep the others waiting.
@@ -128,13 +161,14 @@ pub(super) fn show_disks(mounts: &mut [pb::Mount], disks: &[pb::Disk]) {
     }
 }
 
-/// What a path is from the root of the file system, and whom to ask: first the disk that the mount shows now, unless it does not answer.
-pub(super) fn place(path: &[u8], mut mounts: Vec<pb::Mount>, mut disks: Vec<pb::Disk>) -> (Vec<u8>, Vec<pb::Disk>) {
+/// What a path is from the root of the file system, the folder of the disk that its mount shows now, and whom to ask: first that disk,
+/// unless it does not answer.
+fn place(path: &[u8], mut mounts: Vec<pb::Mount>, mut disks: Vec<pb::Disk>) -> (Vec<u8>, String, Vec<pb::Disk>) {
     show_disks(&mut mounts, &disks);
     let below = |mount: &pb::Mount| Some((below(path, mount.dir.as_bytes())?.to_vec(), mount.root.clone()));
     let (inside, root) = mounts.iter().find_map(below).unwrap_or((path.to_vec(), String::new()));
     disks.sort_by_key(|disk| (disk.status.is_none(), disk.root != root));
-    (inside, disks)
+    (inside, root, disks)
 }
 
 /// An answer, or the sentence that came instead.
@@ -199,7 +233,7 @@ mod tests {
     fn of_a_path_in_a_mount_the_disk_is_asked_that_serves_it() {
         let asked = |disks: &[pb::Disk]| {
             let mounts = vec![pb::Mount { dir: "/m".into(), root: "/a".into(), ..Default::default() }];
-            let (inside, disks) = place(b"/m/x", mounts, disks.to_vec());
+            let (inside, _, disks) = place(b"/m/x", mounts, disks.to_vec());
             assert_eq!(inside, b"/x");
             disks.into_iter().map(|disk| disk.root).collect::<Vec<_>>()
         };

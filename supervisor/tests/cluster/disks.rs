@@ -13,7 +13,7 @@ use super::stories::{bytes, joined, wait_for_content};
 use super::wait_for;
 
 /// Write a file through the worker of a disk that is not mounted, as a frontend would.
-fn write_on(socket: &Path, name: &str, content: &[u8]) {
+pub fn write_on(socket: &Path, name: &str, content: &[u8]) {
     let session = random_u64();
     let _events = Client::connect(socket, session, true).unwrap();
     let mut client = Client::connect(socket, session, false).unwrap();

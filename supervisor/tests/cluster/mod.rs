@@ -10,6 +10,7 @@ mod lab;
 mod letting_go;
 mod limits;
 mod load;
+mod members;
 mod readers;
 mod rough;
 #[cfg(target_os = "linux")]

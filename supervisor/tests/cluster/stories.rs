@@ -192,6 +192,25 @@ fn who_is_revoked_is_out() {
     let told = || lab.hosts[1].says(&["status", "-x"]).1.contains("this host was revoked by ");
     wait_for("it to be told", || lab.logs(), told);
     assert_eq!(lab.logs().matches("this disk is out: ").count(), 1, "{}", lab.logs());
+    // Whatever is tried, it is said that its key is out, and that another one helps.
+    let help = |said: &str| said.contains("this host was revoked by ") && said.contains("/s/host.key away");
+    let (code, said) = lab.hosts[1].says(&["invite"]);
+    assert!(code == 16 && help(&said), "{code} {said}");
+    let (_, problems) = lab.hosts[1].says(&["status", "-x"]);
+    assert!(help(&problems) && !problems.contains("--join TOKEN` makes it one"), "{problems}");
+    let token = lab.hosts[0].invite();
+    lab.hosts[1].stop();
+    // Also one that does not remember why.
+    let sets = fs::read_dir(lab.hosts[1].path("s")).unwrap().map(|entry| entry.unwrap().path());
+    for set in sets.filter(|path| path.to_str().unwrap().contains("members-")) {
+        fs::remove_file(set).unwrap();
+    }
+    let (code, said) = lab.hosts[1].says(&["run", "home", "d", "--join", &token, "--state-dir", "s", "--no-mdns"]);
+    assert!(code == 16 && help(&said), "{code} {said}");
+    fs::rename(lab.hosts[1].path("s/host.key"), lab.hosts[1].path("old.key")).unwrap();
+    lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
+    lab.wait_for_peers(&[0, 1], 1);
+    wait_for_content(&lab, &lab.hosts[1].file("secret"), b"x");
 }
 
 #[test]

@@ -129,6 +129,7 @@ impl Host {
                 true => Presence::Here { since_s: seen.since_s },
                 false => Presence::Absent { since_s: seen.since_s },
             },
+            heard: true,
             changed_s: seen.changed_s,
             lazy: seen.lazy,
             draining: seen.draining,

@@ -30,6 +30,19 @@ fn health_counts_and_names() {
 }
 
 #[test]
+fn what_nobody_is_known_to_hold_may_be_on_a_disk_that_was_not_heard() {
+    let unheard = || Disk { heard: false, ..absent("b1", 10) };
+    let said = |other: Disk| {
+        let health = Lab::new(vec![disk("a1"), other], vec![content(1, &[]), content(2, &["a1"])]).health();
+        (health.unreachable, health.unknown, health.gone, health.unheard)
+    };
+    assert_eq!(said(unheard()), (1, 1, 0, vec![id("b1")]));
+    assert_eq!(said(absent("b1", 10)), (0, 0, 1, vec![]), "it has said what it holds");
+    assert_eq!(said(Disk { forgotten: true, ..unheard() }), (0, 0, 1, vec![]), "it was given up");
+    assert_eq!(said(Disk { heard: false, ..disk("b1") }), (1, 1, 0, vec![id("b1")]), "it has just come");
+}
+
+#[test]
 fn copies_missing_for_more_than_an_hour_are_counted() {
     let full = Disk { read_only: true, full: true, ..disk("b1") };
     let one = |disks: Vec<Disk>, content: Content| Lab::new(disks, vec![content]);
