@@ -411,11 +411,14 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // The kernel may keep a listing: its own changes and our invalidations drop it.
-        let is_kept = self.shared.fs.keeps_listing(ino.0);
-        let keep = if is_kept { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-        let flags = FopenFlags::FOPEN_CACHE_DIR | keep;
-        reply.opened(FileHandle(self.shared.fs.opendir(ino.0)), flags);
+        let fs = &self.shared.fs;
+        // The kernel may keep a short listing: its own changes and our invalidations drop it.
+        let flags = match (fs.keeps_listing(ino.0), fs.is_read_at_once(ino.0)) {
+            (true, true) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            (false, true) => FopenFlags::FOPEN_CACHE_DIR,
+            (_, false) => FopenFlags::empty(),
+        };
+        reply.opened(FileHandle(fs.opendir(ino.0)), flags);
     }
 
     fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {

@@ -8,7 +8,7 @@ use delugefs_proto::local_pb::{Attr, GetAttr, Lookup, ReadDir, ReadLink, StatFs,
 use nix::errno::Errno;
 
 use super::{Fs, S_IFDIR, S_IFMT, is_gone, required};
-use crate::cache::{Fetched, Found, Item, List, Snapshot, kind_of};
+use crate::cache::{Fetched, Found, Item, List, Snapshot};
 use crate::call::{Caller, Outcome, Stop};
 use crate::worker::Answer;
 
@@ -230,8 +230,7 @@ fn listing(answer: Answer) -> Outcome<delugefs_proto::local_pb::Listing> {
 
 fn snapshot_of(fetched: &Fetched) -> Snapshot {
     let entries = fetched.pages.iter().flat_map(|(_, entries)| entries);
-    let item = |attr: Attr| Item { ino: attr.ino, kind: kind_of(attr.mode) };
-    let list: List = entries.filter_map(|entry| Some((Box::from(&entry.name[..]), item(entry.attr?)))).collect();
+    let list: List = entries.filter_map(|entry| Some((Box::from(&entry.name[..]), Item::of(&entry.attr?)))).collect();
     Snapshot { list: list.into(), parent: fetched.parent }
 }
 
