@@ -344,12 +344,11 @@ impl Filesystem for Adapter {
             Ok(n) => BUFFER.with_borrow(|buffer| reply.data(&buffer[..n])),
             Err(errno) => reply.error(errno),
         };
-        if self.shared.fs.is_partial(handle.0) {
-            let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            let way = Way::READING.at(Place::Remote);
-            return self.later((way, request.pid(), caller), reply, read, send, |_| Vec::new());
-        }
-        self.serve_changing(request, Way::READING.at(Place::Reading), reply, read, send, |_| Vec::new());
+        let way = match self.shared.fs.is_partial(handle.0) {
+            true => Way::READING.at(Place::Remote).slow_if(true),
+            false => Way::READING.at(Place::Reading),
+        };
+        self.serve_changing(request, way, reply, read, send, |_| Vec::new());
     }
 
     fn write(
