@@ -64,6 +64,11 @@ fn writes_only(mode: u32, flags: i32) -> bool {
     cfg!(target_os = "linux") && is_plain && flags & libc::O_ACCMODE == libc::O_WRONLY
 }
 
+/// Whether what is opened so can be changed through a shared map.
+fn is_mappable(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
+}
+
 impl Adapter {
     fn make(&self, request: &Request, (parent, name): (INodeNo, &OsStr), making: Making, reply: ReplyEntry) {
         let name = bytes(name);
@@ -260,6 +265,9 @@ impl Filesystem for Adapter {
             let fs = shared.fs.clone();
             let finish = move |opening| {
                 let opened = guarded(|| fs.finish_open(opening));
+                if let (Ok(opened), true) = (&opened, is_mappable(flags.0)) {
+                    fs.make_mappable(opened.handle);
+                }
                 done(&fs, opened);
             };
             shared.telling.before(ino.0, opening, finish);
@@ -297,6 +305,9 @@ impl Filesystem for Adapter {
         let made = name.clone();
         let create = move |fs: &Fs, caller: &Caller| {
             let (attr, opened) = fs.create(caller, parent.0, &name, mode, exclusive)?;
+            if is_mappable(flags) {
+                fs.make_mappable(opened.handle);
+            }
             Ok((attr, if is_direct { fs.make_direct(opened) } else { opened }))
         };
         let send = move |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {

@@ -267,7 +267,11 @@ impl Fs {
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, &file)?;
             if let Some(writer) = &*file.inode.writer.read() {
-                return Ok(os::seek_hole_or_data(writer.file(), offset, whence)?);
+                // The kernel asks before it has written what was changed through maps: a hole may have been filled so.
+                return match writer.may_be_mapped() {
+                    true => seek_without_holes(offset, whence, writer.file().metadata()?.len() as i64),
+                    false => Ok(os::seek_hole_or_data(writer.file(), offset, whence)?),
+                };
             }
             let source = file.source.read();
             if source.generation != file.inode.generation() {
@@ -280,12 +284,7 @@ impl Fs {
                 Content::Inline(bytes) => bytes.len() as i64,
                 Content::None => continue,
             };
-            return match whence {
-                _ if !(0..end).contains(&offset) => Err(Errno::ENXIO.into()),
-                libc::SEEK_DATA => Ok(offset),
-                libc::SEEK_HOLE => Ok(end),
-                _ => Err(Errno::EINVAL.into()),
-            };
+            return seek_without_holes(offset, whence, end);
         }
         Err(Errno::EIO.into())
     }
@@ -335,6 +334,16 @@ impl Fs {
             };
         }
         Err(Errno::EIO.into())
+    }
+}
+
+/// Find data or a hole in a file of this length that counts as all data.
+fn seek_without_holes(offset: i64, whence: i32, end: i64) -> Outcome<i64> {
+    match whence {
+        _ if !(0..end).contains(&offset) => Err(Errno::ENXIO.into()),
+        libc::SEEK_DATA => Ok(offset),
+        libc::SEEK_HOLE => Ok(end),
+        _ => Err(Errno::EINVAL.into()),
     }
 }
 

@@ -111,6 +111,13 @@ impl Fs {
         Opened { direct: true, ..opened }
     }
 
+    /// This handle is for reading and writing: the file can be changed through a map of it.
+    pub fn make_mappable(&self, handle: u64) {
+        if let Some(writer) = self.files.get(handle).and_then(|file| file.inode.in_use()) {
+            writer.is_mappable();
+        }
+    }
+
     /// Open a regular file. `truncate` empties it, and needs `write`.
     pub fn open(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Opened> {
         self.begin_open(caller, ino, write, truncate).and_then(|opening| self.finish_open(opening))
