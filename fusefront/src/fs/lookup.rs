@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use delugefs_proto::errno::FsError;
 use delugefs_proto::limits::{NAME_MAX_BYTES, READDIR_MAX_ENTRIES};
 use delugefs_proto::local_pb::{Attr, GetAttr, Lookup, ReadDir, ReadLink, StatFs, StatFsReply, reply, request};
 use nix::errno::Errno;
@@ -127,6 +128,19 @@ impl Fs {
         let last = *self.open.get(ino)?.last.lock();
         self.known.orphan(last);
         self.known.orphan_attr(ino)
+    }
+
+    /// What the kernel is told when it comes by a name with an inode that the worker does not know any more: it was replaced or
+    /// removed elsewhere, and the event of that is on its way. With ESTALE the kernel looks the name up once more, and must not be
+    /// told of this inode again.
+    pub(super) fn to_be_looked_up(&self, ino: u64, stop: Stop) -> Stop {
+        match stop {
+            Stop::Failed(error) if is_gone(error.errno) => {
+                self.cache.doubt(ino);
+                FsError::new(Errno::ESTALE, error.message).into()
+            }
+            other => other,
+        }
     }
 
     /// For [`Self::bereave`]: an inode that is open has these attributes now.

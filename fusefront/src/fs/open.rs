@@ -146,13 +146,8 @@ impl Fs {
             false => self.worker.ask(caller, op).and_then(|answer| Ok(answer.check()?)),
         };
         let answer = match answer {
-            // Replaced or removed elsewhere, and the event of that is on its way. With ESTALE the kernel looks the name up once more,
-            // and must not be told of this inode again.
-            Err(Stop::Failed(error)) if is_gone(error.errno) => {
-                self.cache.doubt(ino);
-                return Err(FsError::new(Errno::ESTALE, error.message).into());
-            }
-            answer => answer?,
+            Err(stop) => return Err(self.to_be_looked_up(ino, stop)),
+            Ok(answer) => answer,
         };
         self.take_in(&answer);
         let attr = match answer.reply.node {
