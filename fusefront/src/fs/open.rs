@@ -168,7 +168,7 @@ impl Fs {
 
     /// The second half of [`Self::open`].
     pub fn finish_open(&self, opening: Opening) -> Outcome<Opened> {
-        let Asked { mut answer, attr, version, write, .. } = match opening.state {
+        let Asked { mut answer, attr, version, write, truncate } = match opening.state {
             OpeningState::Done(opened) => return Ok(opened),
             OpeningState::Asked(asked) => *asked,
         };
@@ -187,6 +187,10 @@ impl Fs {
             let (file, ticket) = self.writable(&mut answer)?;
             let inode = self.acquire(&attr, dropping.as_ref());
             self.join_writers(&inode, file, ticket);
+            if truncate && let Some(writer) = &*inode.writer.read() {
+                // It has changed by that, and when, the descriptor says.
+                writer.to_change();
+            }
             let handle = self.files.put(FileHandle::new(inode, true, Source::default(), dropping));
             return Ok(Opened { handle, keep_pages, direct: false });
         }

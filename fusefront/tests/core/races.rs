@@ -59,6 +59,18 @@ fn of_a_file_that_was_replaced_nothing_is_told_by_its_name() {
 }
 
 #[test]
+fn emptying_a_file_changes_its_times_at_once() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"old");
+    bench.wait_for("it is sealed", || bench.worker.open_handles() == 0);
+    let before = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    let opened = bench.fs.open(&Caller::own(), ino, true, true).unwrap();
+    let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    assert!(now.size == 0 && now.mtime > before.mtime && now.ctime > before.ctime, "{before:?} {now:?}");
+    bench.fs.release(opened.handle);
+}
+
+#[test]
 fn what_is_opened_while_it_changes_is_read_as_it_is_then() {
     let bench = Bench::start();
     let ino = bench.write_file(1, "f", b"first");
