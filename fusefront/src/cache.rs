@@ -27,8 +27,9 @@ pub(crate) use self::state::kind_of;
 pub use self::state::{Patch, Written};
 use crate::worker::Stamp;
 
-/// Default bound on cached directory entries: about 80 MB with names of usual length.
-pub const CAPACITY_ENTRIES: usize = 400_000;
+/// Default bound on cached directory entries: with names of usual length, and what is noted of as many inodes that the kernel knows,
+/// about 110 MB.
+pub const CAPACITY_ENTRIES: usize = 180_000;
 
 /// A map keyed by inode numbers, which are random already: one multiplication spreads the small ones too.
 pub type InoMap<V> = std::collections::HashMap<u64, V, BuildHasherDefault<InoHasher>>;
