@@ -178,7 +178,7 @@ impl Drop for Adapter {
 }
 
 impl Adapter {
-    /// Do an operation that changes nothing here if that is quick, else on the pool, and send its result.
+    /// Do an operation that changes nothing from memory, here if that is quick, else on a pool, and send its result.
     fn serve<T, R>(
         &self,
         request: &Request,
@@ -210,16 +210,36 @@ impl Adapter {
         if self.pools.pool.is_closed() {
             return send(&self.shared.fs, reply, Err(Errno::ENOTCONN));
         }
-        let permit = if way.slow { None } else { self.shared.permit() };
-        let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
-        let caller = Caller::new(request.uid(), request.gid(), patience);
-        match if way.slow { Err(Stop::Later) } else { guarded(|| operation(&self.shared.fs, &caller)) } {
-            Err(Stop::Later) => {
-                drop(permit);
-                self.later((way, request.pid(), caller), reply, operation, send, doubtful);
+        let fs = self.shared.fs.clone();
+        let mut caller = Caller::new(request.uid(), request.gid(), Patience::Cached);
+        if !way.slow {
+            match guarded(|| operation(&fs, &caller)) {
+                Err(Stop::Later) => {}
+                result => return send(&fs, reply, result.map_err(errno)),
             }
-            result => send(&self.shared.fs, reply, result.map_err(errno)),
         }
+        // What is not answered from memory waits, be it for a worker that hangs: also here its caller can be let go.
+        let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
+        caller.let_go = Some(pending.let_go());
+        // Before it is done: afterwards nobody knows any more which inodes had the names.
+        let doubtful = doubtful(&fs);
+        let lets_killed_go = self.shared.kernel.lets_killed_go;
+        let end = move |fs: &Fs, result: Outcome<T>, took_long: bool| {
+            // Also of one that failed: a part of it may have been done.
+            if pending.finish(fs, result.map_err(errno)).is_some() || (lets_killed_go && took_long) {
+                doubtful.into_iter().for_each(|what| fs.invalidate(what));
+            }
+        };
+        if !way.slow
+            && let Some(_permit) = self.shared.permit()
+        {
+            caller.patience = Patience::Brief;
+            match guarded(|| operation(&fs, &caller)) {
+                Err(Stop::Later) => {}
+                result => return end(&fs, result, false),
+            }
+        }
+        self.pools.run(way.place, fs, caller, operation, |fs, result| end(fs, result, true));
     }
 
     /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`. The
@@ -271,35 +291,6 @@ impl Adapter {
             }
             result => end(&fs, result),
         }
-    }
-
-    /// Do an operation that changes nothing here, or whose change may go on alone, on a pool.
-    fn later<T, R>(
-        &self,
-        (way, tid, mut caller): (Way, u32, Caller),
-        reply: R,
-        operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
-        send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
-        doubtful: impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static,
-    ) where
-        T: 'static,
-        R: Send + 'static,
-    {
-        let fs = self.shared.fs.clone();
-        if self.pools.pool.is_closed() {
-            return send(&fs, reply, Err(Errno::ENOTCONN));
-        }
-        let pending = self.shared.replies.add((tid, way.lets_go), reply, send);
-        caller.let_go = Some(pending.let_go());
-        // Before it is done: afterwards nobody knows any more which inodes had the names.
-        let doubtful = doubtful(&fs);
-        let lets_killed_go = self.shared.kernel.lets_killed_go;
-        self.pools.run(way.place, fs.clone(), caller, operation, move |fs, result| {
-            // Also of one that failed: a part of it may have been done.
-            if pending.finish(fs, result.map_err(errno)).is_some() || lets_killed_go {
-                doubtful.into_iter().for_each(|what| fs.invalidate(what));
-            }
-        });
     }
 }
 

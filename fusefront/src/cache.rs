@@ -27,8 +27,9 @@ pub(crate) use self::state::kind_of;
 pub use self::state::{Patch, Written};
 use crate::worker::Stamp;
 
-/// Default bound on cached directory entries: about 80 MB with names of usual length.
-pub const CAPACITY_ENTRIES: usize = 400_000;
+/// Default bound on cached directory entries: with names of usual length, and what is noted of as many inodes that the kernel knows,
+/// about 110 MB.
+pub const CAPACITY_ENTRIES: usize = 180_000;
 
 /// A map keyed by inode numbers, which are random already: one multiplication spreads the small ones too.
 pub type InoMap<V> = std::collections::HashMap<u64, V, BuildHasherDefault<InoHasher>>;
@@ -63,6 +64,13 @@ pub struct Item {
     pub kind: u8,
 }
 
+impl Item {
+    /// A name of this node.
+    pub fn of(attr: &Attr) -> Self {
+        Self { ino: attr.ino, kind: kind_of(attr.mode) }
+    }
+}
+
 /// The names of a directory, in byte order.
 pub type List = BTreeMap<Box<[u8]>, Item>;
 
@@ -78,11 +86,11 @@ pub struct Snapshot {
 /// What has become of a name in a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Standing {
-    /// It is gone, or belongs to another inode.
+    /// It is gone.
     Gone,
     /// It must be asked for.
     Unknown,
-    /// It still names the same inode, with these attributes.
+    /// It is there, and belongs to this node, which may be another one than before.
     Known(Attr),
 }
 
@@ -177,6 +185,12 @@ impl Cache {
         self.state.read().snapshot(dir)
     }
 
+    /// Whether all names of a directory are known, and are so.
+    pub fn is_known_whole(&self, dir: u64, are_so: impl FnOnce(&List) -> bool) -> bool {
+        let state = self.state.read();
+        state.dirs.get(&dir).is_some_and(|dir| dir.complete && dir.holes.is_empty() && are_so(&dir.list))
+    }
+
     /// The names of a directory that must be asked for before there can be a snapshot.
     pub fn holes(&self, dir: u64) -> Vec<Box<[u8]>> {
         let state = self.state.read();
@@ -189,17 +203,18 @@ impl Cache {
         dir: u64,
         snapshot: &Snapshot,
         items: impl Iterator<Item = (&'a [u8], Item)>,
-        mut each: impl FnMut(&'a [u8], Item, Standing),
+        mut each: impl FnMut(&'a [u8], Standing),
     ) {
         let state = self.state.read();
         let now = state.dirs.get(&dir);
         let is_unchanged = now.is_some_and(|dir| dir.complete && Arc::ptr_eq(&dir.list, &snapshot.list));
-        for (name, item) in items {
-            let is_there = is_unchanged || now.is_some_and(|dir| dir.list.get(name).is_some_and(|n| n.ino == item.ino));
+        for (name, before) in items {
+            let item = if is_unchanged { Some(before) } else { now.and_then(|dir| dir.list.get(name)).copied() };
             // Only a complete list says that a name is gone.
-            let is_gone = !is_there && now.is_some_and(|dir| dir.complete && !dir.holes.contains(name));
-            let attr = state.nodes.get(&item.ino).filter(|node| node.fresh && is_there).map(|node| node.attr);
-            each(name, item, if is_gone { Standing::Gone } else { attr.map_or(Standing::Unknown, Standing::Known) });
+            let is_gone = item.is_none() && now.is_some_and(|dir| dir.complete && !dir.holes.contains(name));
+            let node = item.and_then(|item| state.nodes.get(&item.ino)).filter(|node| node.fresh);
+            let known = node.map_or(Standing::Unknown, |node| Standing::Known(node.attr));
+            each(name, if is_gone { Standing::Gone } else { known });
         }
     }
 

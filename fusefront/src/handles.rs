@@ -188,6 +188,7 @@ pub struct Staging {
     file: File,
     changed: AtomicBool,
     sync_failed: AtomicBool,
+    mappable: AtomicBool,
     reached: AtomicU64,
     /// To be closed with the worker, after the file.
     ticket: Mutex<Option<Ticket>>,
@@ -217,6 +218,7 @@ impl Writer {
             file,
             changed: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
+            mappable: AtomicBool::new(false),
             reached: AtomicU64::new(0),
             ticket: Mutex::new(ticket),
             uses: Arc::default(),
@@ -314,6 +316,16 @@ impl Staging {
     /// Whether anybody here may have changed the content.
     pub fn is_changed(&self) -> bool {
         self.changed.load(Ordering::Acquire)
+    }
+
+    /// Somebody has it open so that he can change it through a memory map.
+    pub fn is_mappable(&self) {
+        self.mappable.store(true, Ordering::Release);
+    }
+
+    /// Whether the kernel may have changes of it that it has told nobody of.
+    pub fn may_be_mapped(&self) -> bool {
+        self.mappable.load(Ordering::Acquire)
     }
 
     /// Bring what was written to stable storage.

@@ -2,6 +2,7 @@
 
 mod away;
 mod links;
+mod listing;
 mod pages;
 mod races;
 
@@ -289,29 +290,6 @@ fn events_reach_cache_kernel_and_open_readers() {
     bench.worker.push(&Event { seq: seq + 1, changed: vec![], all: true });
     bench.wait_for("everything was dropped", || bench.lookup(1, "late").is_some());
     bench.wait_for("the kernel is told", || bench.invalidations.try_iter().any(|what| what == Invalidation::All));
-}
-
-#[test]
-fn a_reader_of_a_directory_is_not_disturbed() {
-    let bench = Bench::start();
-    let dir = bench.mkdir(1, "d");
-    for name in ["a", "c", "e", "g"] {
-        bench.write_file(dir, name, b"");
-    }
-    let handle = bench.fs.opendir(dir);
-    let page = |offset, most| {
-        let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
-        let name = |entry: DirEntry<'_>| (String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset);
-        page.iter().take(most).map(name).collect::<Vec<_>>()
-    };
-    let names = |page: Vec<(String, u64)>| page.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-    assert_eq!(page(0, 3), [(".".to_owned(), 1), ("..".into(), 2), ("a".into(), 3)]);
-    bench.write_file(dir, "b", b"");
-    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("e")).unwrap();
-    assert_eq!(names(page(3, 9)), ["c", "g"], "e is gone, b came later");
-    assert_eq!(page(4, 9), [("g".to_owned(), 6)]);
-    assert_eq!(names(page(6, 9)), Vec::<String>::new());
-    assert_eq!(names(page(0, 9)), [".", "..", "a", "b", "c", "g"]);
 }
 
 #[test]

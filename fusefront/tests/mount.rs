@@ -100,7 +100,7 @@ pub fn is_mounted(dir: &Path) -> bool {
 }
 
 /// Wait until it is so.
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");

@@ -64,6 +64,11 @@ fn writes_only(mode: u32, flags: i32) -> bool {
     cfg!(target_os = "linux") && is_plain && flags & libc::O_ACCMODE == libc::O_WRONLY
 }
 
+/// Whether what is opened so can be changed through a shared map.
+fn is_mappable(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
+}
+
 impl Adapter {
     fn make(&self, request: &Request, (parent, name): (INodeNo, &OsStr), making: Making, reply: ReplyEntry) {
         let name = bytes(name);
@@ -263,6 +268,9 @@ impl Filesystem for Adapter {
             let fs = shared.fs.clone();
             let finish = move |opening| {
                 let opened = guarded(|| fs.finish_open(opening));
+                if let (Ok(opened), true) = (&opened, is_mappable(flags.0)) {
+                    fs.make_mappable(opened.handle);
+                }
                 done(&fs, opened);
             };
             shared.telling.before(ino.0, opening, finish);
@@ -306,6 +314,9 @@ impl Filesystem for Adapter {
         let (made, unheard) = (name.clone(), doubtful.clone());
         let create = move |fs: &Fs, caller: &Caller| {
             let (attr, opened) = fs.create(caller, parent.0, &name, mode, exclusive)?;
+            if is_mappable(flags) {
+                fs.make_mappable(opened.handle);
+            }
             Ok((attr, if is_direct { fs.make_direct(opened) } else { opened }))
         };
         let send = move |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
@@ -354,12 +365,11 @@ impl Filesystem for Adapter {
             Ok(n) => BUFFER.with_borrow(|buffer| reply.data(&buffer[..n])),
             Err(errno) => reply.error(errno),
         };
-        if self.shared.fs.is_partial(handle.0) {
-            let caller = Caller::new(request.uid(), request.gid(), Patience::Patient);
-            let way = Way::READING.at(Place::Remote);
-            return self.later((way, request.pid(), caller), reply, read, send, |_| Vec::new());
-        }
-        self.serve_changing(request, Way::READING.at(Place::Reading), reply, read, send, |_| Vec::new());
+        let way = match self.shared.fs.is_partial(handle.0) {
+            true => Way::READING.at(Place::Remote).slow_if(true),
+            false => Way::READING.at(Place::Reading),
+        };
+        self.serve_changing(request, way, reply, read, send, |_| Vec::new());
     }
 
     fn write(
@@ -421,11 +431,14 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // The kernel may keep a listing: its own changes and our invalidations drop it.
-        let is_kept = self.shared.fs.keeps_listing(ino.0);
-        let keep = if is_kept { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-        let flags = FopenFlags::FOPEN_CACHE_DIR | keep;
-        reply.opened(FileHandle(self.shared.fs.opendir(ino.0)), flags);
+        let fs = &self.shared.fs;
+        // The kernel may keep a short listing: its own changes and our invalidations drop it.
+        let flags = match (fs.keeps_listing(ino.0), fs.is_read_at_once(ino.0)) {
+            (true, true) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            (false, true) => FopenFlags::FOPEN_CACHE_DIR,
+            (_, false) => FopenFlags::empty(),
+        };
+        reply.opened(FileHandle(fs.opendir(ino.0)), flags);
     }
 
     fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {

@@ -319,7 +319,7 @@ impl State {
                     self.make_stale(attr.ino);
                 }
                 if fetched.complete {
-                    list.push((Box::from(&entry.name[..]), Item { ino: attr.ino, kind: kind_of(attr.mode) }));
+                    list.push((Box::from(&entry.name[..]), Item::of(&attr)));
                 }
             }
         }
@@ -454,7 +454,7 @@ impl<'a> Patch<'a> {
     pub fn found(&mut self, dir: u64, name: &[u8], attr: Attr) {
         self.node(Some(attr));
         if !self.late {
-            self.state.put_name(dir, name, Item { ino: attr.ino, kind: kind_of(attr.mode) });
+            self.state.put_name(dir, name, Item::of(&attr));
         }
     }
 

@@ -272,7 +272,11 @@ impl Fs {
         for _ in 0..READ_TRIES {
             self.prepare_read(caller, &file)?;
             if let Some(writer) = &*file.inode.writer.read() {
-                return Ok(os::seek_hole_or_data(writer.file(), offset, whence)?);
+                // The kernel asks before it has written what was changed through maps: a hole may have been filled so.
+                return match writer.may_be_mapped() {
+                    true => Ok(os::seek_without_holes(writer.file().metadata()?.len() as i64, offset, whence)?),
+                    false => Ok(os::seek_hole_or_data(writer.file(), offset, whence)?),
+                };
             }
             let source = file.source.read();
             if source.generation != file.inode.generation() {

@@ -1,6 +1,10 @@
 //! Reading directories. A reader sees the names as they were when it began (or went back to) the beginning, so its
-//! offsets stay good while others create and remove. Offset 1 is behind ".", 2 behind "..", then one per name. A
-//! directory too big to hold is read page by page instead, see [`super::paged`].
+//! offsets stay good while others create and remove. Offset 1 is behind ".", 2 behind "..", then one per name; behind the last one
+//! it is [`END`]. A directory too big to hold is read page by page instead, see [`super::paged`].
+//!
+//! The kernel may keep a listing and give it to handles that have read nothing from us. When it drops that, such a handle comes to us
+//! in the middle, or goes on in a newer listing at the same offset, where other names may be. So it keeps only what every program
+//! gets with one call ([`Fs::is_read_at_once`]): from there on it asks for what is behind [`END`], which is nothing in any listing.
 
 use std::ops::{Bound, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,15 +14,19 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::paged::Paged;
-use super::{Fs, S_IFDIR};
+use super::{Fs, Moment, S_IFDIR, is_gone};
 use crate::cache::{Item, Snapshot, Standing, kind_of};
-use crate::call::{Caller, Outcome};
+use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, Reading, Snapped};
 
 /// Entries in the first answer to a reader; later ones have what it took before.
 const FIRST_ENTRIES: usize = 128;
 /// Most entries in one answer.
 const ENTRIES_MAX: usize = 2048;
+/// Offset behind the last name of a directory that is held, however many it has. Programs of 32 bits can have it, too.
+const END: u64 = i32::MAX as u64;
+/// What programs take of a directory with one call, at least: the buffer of musl, the smallest that is in use.
+const CALL_BYTES: usize = 2048;
 /// Unknown names of a cached directory asked for one by one; above this it is loaded anew.
 const ONE_BY_ONE_MAX: usize = 16;
 
@@ -84,6 +92,16 @@ impl Fs {
         !self.known.take_relist(ino)
     }
 
+    /// Whether any program gets all of the directory with one call. `false` also if that is not known.
+    pub fn is_read_at_once(&self, ino: u64) -> bool {
+        // As getdents64(2) has them: 19 bytes, the name and a NUL, to a multiple of 8; and the dots.
+        let size = |name: &[u8]| (20 + name.len()).next_multiple_of(8);
+        self.cache.is_known_whole(ino, |list| {
+            list.len() <= CALL_BYTES / size(b"")
+                && list.keys().map(|name| size(name)).sum::<usize>() + 2 * size(b"..") <= CALL_BYTES
+        })
+    }
+
     /// The handle is not used any more.
     pub fn releasedir(&self, handle: u64) {
         if let Some(handle) = self.dirs.take(handle) {
@@ -97,8 +115,7 @@ impl Fs {
         }
     }
 
-    /// The entries from an offset on. With `plus` only names that still are what they were when reading began, with
-    /// their attributes.
+    /// The entries from an offset on. With `plus` only names that are still there, with the attributes of what they belong to now.
     pub fn read_dir(&self, caller: &Caller, handle: u64, offset: u64, plus: bool) -> Outcome<Page> {
         let number = handle;
         let handle = self.dirs.get(number).ok_or(Errno::EBADF)?;
@@ -144,7 +161,7 @@ impl Fs {
                 None => Reading::Paged(Paged::default()),
             };
         }
-        let since = self.moment();
+        let mut since = self.moment();
         if let Reading::Paged(paged) = reading {
             self.turn_page(caller, dir, paged, offset, plus)?;
         }
@@ -168,26 +185,65 @@ impl Fs {
                     true => self.give_with_attrs(caller, dir, snapped, most, &mut page)?,
                     false => {
                         for (offset, (name, item)) in (snapped.offset + 1..).zip(snapped.rest()).take(most) {
-                            page.push(name, item, offset, None);
+                            page.push(name, item, snapped.behind(offset), None);
                         }
                     }
                 }
             }
             Reading::Paged(paged) => {
-                let from = offset.max(2);
-                for (offset, (name, item, attr)) in (from + 1..).zip(paged.rest(from)).take(most) {
-                    let attr = match plus {
-                        // What is open here changes without the directory's being touched.
-                        true if self.open.get(item.ino).is_some() => Some(self.getattr(caller, item.ino)?),
-                        true => Some(self.current(caller, since, attr)?),
-                        false => None,
-                    };
-                    page.push(name, item, offset, attr);
+                let given_before = page.entries.len();
+                let mut from = offset.max(2);
+                loop {
+                    let behind =
+                        self.give_paged(caller, (dir, paged), (from, most), plus.then_some(since), &mut page)?;
+                    // An answer without entries would mean the end.
+                    if behind == from || page.entries.len() > given_before {
+                        break;
+                    }
+                    from = behind;
+                    since = self.moment();
+                    self.turn_page(caller, dir, paged, from, plus)?;
                 }
             }
             Reading::NotBegun => {}
         }
         Ok(page)
+    }
+
+    /// What the page at hand has, with attributes if it is given when that was made; the offset behind it. Names that are gone are
+    /// left out where that is seen.
+    fn give_paged(
+        &self,
+        caller: &Caller,
+        (dir, paged): (u64, &Paged),
+        (from, most): (u64, usize),
+        since: Option<Moment>,
+        page: &mut Page,
+    ) -> Outcome<u64> {
+        let mut behind = from;
+        for (offset, (name, item, attr)) in (from + 1..).zip(paged.rest(from)).take(most) {
+            behind = offset;
+            let Some(since) = since else {
+                page.push(name, item, offset, None);
+                continue;
+            };
+            let found = match self.open.get(item.ino) {
+                // What is open here changes without the directory's being touched.
+                Some(_) => self.getattr(caller, item.ino),
+                None => self.current(caller, since, attr),
+            };
+            let attr = match found {
+                Ok(attr) if attr.nlink > 0 => Some(attr),
+                Err(Stop::Failed(error)) if !is_gone(error.errno) => return Err(error.into()),
+                Err(Stop::Later) => return Err(Stop::Later),
+                // Removed or replaced since.
+                _ => self.lookup_one(caller, dir, name)?,
+            };
+            if let Some(attr) = attr {
+                page.push(name, Item::of(&attr), offset, Some(attr));
+            }
+        }
+        Ok(behind)
     }
 
     /// Names with attributes, until there is at least one or the end.
@@ -210,21 +266,25 @@ impl Fs {
                 found = self.standings(dir, snapped, most);
             }
             let mut last = None;
-            for (offset, (name, item, standing)) in (snapped.offset + 1..).zip(&found) {
+            for (offset, (name, standing)) in (snapped.offset + 1..).zip(&found) {
                 let known = match standing {
                     Standing::Known(attr) => self.merged(since, *attr),
                     Standing::Gone | Standing::Unknown => None,
                 };
                 let attr = match known {
-                    None if *standing != Standing::Gone => {
-                        self.lookup_one(caller, dir, name)?.filter(|attr| attr.ino == item.ino)
-                    }
+                    None if *standing != Standing::Gone => self.lookup_one(caller, dir, name)?,
                     known => known,
                 };
                 if let Some(attr) = attr {
-                    page.push(name, *item, offset, Some(attr));
+                    page.push(name, Item::of(&attr), offset, Some(attr));
                 }
                 last = Some((offset, Box::<[u8]>::from(*name)));
+            }
+            if let (Some((offset, _)), Some(given)) = (&last, page.entries[given_before..].last_mut())
+                && snapped.behind(*offset) == END
+            {
+                // Also if what comes behind it is gone.
+                given.offset = END;
             }
             // An answer without entries would mean the end.
             match last {
@@ -236,10 +296,10 @@ impl Fs {
         }
     }
 
-    fn standings<'a>(&self, dir: u64, snapped: &'a Snapped, most: usize) -> Vec<(&'a [u8], Item, Standing)> {
+    fn standings<'a>(&self, dir: u64, snapped: &'a Snapped, most: usize) -> Vec<(&'a [u8], Standing)> {
         let mut found = Vec::with_capacity(most);
         let rest = snapped.rest().take(most);
-        self.cache.standings(dir, &snapped.snapshot, rest, |name, item, standing| found.push((name, item, standing)));
+        self.cache.standings(dir, &snapped.snapshot, rest, |name, standing| found.push((name, standing)));
         found
     }
 
@@ -276,6 +336,11 @@ impl Snapped {
             }
             self.offset = offset;
         }
+    }
+
+    /// What is given as the offset behind a name, of which this is the number.
+    fn behind(&self, offset: u64) -> u64 {
+        if offset < 2 + self.snapshot.list.len() as u64 { offset } else { END }
     }
 
     /// The names from here on.

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use delugefs_proto::errno::FsError;
 use delugefs_proto::limits::{NAME_MAX_BYTES, READDIR_MAX_ENTRIES};
 use delugefs_proto::local_pb::{Attr, GetAttr, Lookup, ReadDir, ReadLink, StatFs, StatFsReply, reply, request};
 use nix::errno::Errno;
 
 use super::{Fs, S_IFDIR, S_IFMT, is_gone, required};
-use crate::cache::{Fetched, Found, Item, List, Snapshot, kind_of};
+use crate::cache::{Fetched, Found, Item, List, Snapshot};
 use crate::call::{Caller, Outcome, Stop};
 use crate::worker::Answer;
 
@@ -129,6 +130,19 @@ impl Fs {
         self.known.orphan_attr(ino)
     }
 
+    /// What the kernel is told when it comes by a name with an inode that the worker does not know any more: it was replaced or
+    /// removed elsewhere, and the event of that is on its way. With ESTALE the kernel looks the name up once more, and must not be
+    /// told of this inode again.
+    pub(super) fn to_be_looked_up(&self, ino: u64, stop: Stop) -> Stop {
+        match stop {
+            Stop::Failed(error) if is_gone(error.errno) => {
+                self.cache.doubt(ino);
+                FsError::new(Errno::ESTALE, error.message).into()
+            }
+            other => other,
+        }
+    }
+
     /// For [`Self::bereave`]: an inode that is open has these attributes now.
     pub(super) fn know_last(&self, attr: &Attr) {
         if let Some(inode) = self.open.get(attr.ino) {
@@ -230,8 +244,7 @@ fn listing(answer: Answer) -> Outcome<delugefs_proto::local_pb::Listing> {
 
 fn snapshot_of(fetched: &Fetched) -> Snapshot {
     let entries = fetched.pages.iter().flat_map(|(_, entries)| entries);
-    let item = |attr: Attr| Item { ino: attr.ino, kind: kind_of(attr.mode) };
-    let list: List = entries.filter_map(|entry| Some((Box::from(&entry.name[..]), item(entry.attr?)))).collect();
+    let list: List = entries.filter_map(|entry| Some((Box::from(&entry.name[..]), Item::of(&entry.attr?)))).collect();
     Snapshot { list: list.into(), parent: fetched.parent }
 }
 

@@ -111,6 +111,13 @@ impl Fs {
         Opened { direct: true, ..opened }
     }
 
+    /// This handle is for reading and writing: the file can be changed through a map of it.
+    pub fn make_mappable(&self, handle: u64) {
+        if let Some(writer) = self.files.get(handle).and_then(|file| file.inode.in_use()) {
+            writer.is_mappable();
+        }
+    }
+
     /// Open a regular file. `truncate` empties it, and needs `write`.
     pub fn open(&self, caller: &Caller, ino: u64, write: bool, truncate: bool) -> Outcome<Opened> {
         self.begin_open(caller, ino, write, truncate).and_then(|opening| self.finish_open(opening))
@@ -139,13 +146,8 @@ impl Fs {
             false => self.worker.ask(caller, op).and_then(|answer| Ok(answer.check()?)),
         };
         let answer = match answer {
-            // Replaced or removed elsewhere, and the event of that is on its way. With ESTALE the kernel looks the name up once more,
-            // and must not be told of this inode again.
-            Err(Stop::Failed(error)) if is_gone(error.errno) => {
-                self.cache.doubt(ino);
-                return Err(FsError::new(Errno::ESTALE, error.message).into());
-            }
-            answer => answer?,
+            Err(stop) => return Err(self.to_be_looked_up(ino, stop)),
+            Ok(answer) => answer,
         };
         self.take_in(&answer);
         let attr = match answer.reply.node {
@@ -166,7 +168,7 @@ impl Fs {
 
     /// The second half of [`Self::open`].
     pub fn finish_open(&self, opening: Opening) -> Outcome<Opened> {
-        let Asked { mut answer, attr, version, write, .. } = match opening.state {
+        let Asked { mut answer, attr, version, write, truncate } = match opening.state {
             OpeningState::Done(opened) => return Ok(opened),
             OpeningState::Asked(asked) => *asked,
         };
@@ -185,6 +187,10 @@ impl Fs {
             let (file, ticket) = self.writable(&mut answer)?;
             let inode = self.acquire(&attr, dropping.as_ref());
             self.join_writers(&inode, file, ticket);
+            if truncate && let Some(writer) = &*inode.writer.read() {
+                // It has changed by that, and when, the descriptor says.
+                writer.to_change();
+            }
             let handle = self.files.put(FileHandle::new(inode, true, Source::default(), dropping));
             return Ok(Opened { handle, keep_pages, direct: false });
         }

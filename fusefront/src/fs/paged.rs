@@ -6,7 +6,7 @@ use delugefs_proto::local_pb::{Attr, ReadDir, reply, request};
 use nix::errno::Errno;
 
 use super::Fs;
-use crate::cache::{Fetch, Item, kind_of};
+use crate::cache::{Fetch, Item};
 use crate::call::{Caller, Outcome};
 
 /// Entries fetched at once: not the most possible, since a page is fetched again when its directory changes.
@@ -114,6 +114,6 @@ impl Paged {
     pub(super) fn rest(&self, offset: u64) -> impl Iterator<Item = (&[u8], Item, Attr)> {
         let index = usize::try_from(offset.max(2).wrapping_sub(self.start)).unwrap_or(usize::MAX);
         let rest = self.page.get(index..).unwrap_or_default();
-        rest.iter().map(|(name, attr)| (&name[..], Item { ino: attr.ino, kind: kind_of(attr.mode) }, *attr))
+        rest.iter().map(|(name, attr)| (&name[..], Item::of(attr), *attr))
     }
 }

@@ -71,7 +71,7 @@ impl Fs {
             }
             Err(Stop::Failed(error)) if is_gone(error.errno) => match self.bereave(ino) {
                 Some(_) => self.setattr_orphan(ino, &rest),
-                None => Err(Stop::Failed(error)),
+                None => Err(self.to_be_looked_up(ino, Stop::Failed(error))),
             },
             other => other,
         }
@@ -140,7 +140,8 @@ impl Fs {
         let slot = inode.as_ref().map(|inode| inode.writer.read());
         let writer = slot.as_ref().and_then(|slot| slot.as_ref());
         if let Some(size) = change.size {
-            let writer = writer.ok_or(Errno::EINVAL)?;
+            // Who has it open to be written has it staged. This one came by a name, which is another file's by now.
+            let writer = writer.ok_or(Errno::ESTALE)?;
             writer.to_change().set_len(size)?;
             writer.is_cut(size);
         }

@@ -16,18 +16,21 @@ impl Fs {
     /// The value of an attribute.
     pub fn getxattr(&self, caller: &Caller, ino: u64, name: &[u8]) -> Outcome<Bytes> {
         check(name)?;
-        if name.starts_with(b"security.") || self.cache.has_no_xattrs(ino) || self.known.orphan_attr(ino).is_some() {
+        if name.starts_with(b"security.") || self.cache.has_no_xattrs(ino) {
             return Err(ENOATTR.into());
         }
+        self.has_name(ino)?;
         let op = request::Op::GetXattr(GetXattr { ino, dir: self.dir_of(ino), name: Bytes::copy_from_slice(name) });
-        data(self.worker.ask(caller, op)?.check()?.reply.body)
+        let answer = self.worker.ask(caller, op)?.check().map_err(|error| self.to_be_looked_up(ino, error.into()))?;
+        data(answer.reply.body)
     }
 
     /// The names of all attributes the caller may see, each ended by a NUL.
     pub fn listxattr(&self, caller: &Caller, ino: u64) -> Outcome<Bytes> {
-        if self.cache.has_no_xattrs(ino) || self.known.orphan_attr(ino).is_some() {
+        if self.cache.has_no_xattrs(ino) {
             return Ok(Bytes::new());
         }
+        self.has_name(ino)?;
         let watch = self.cache.begin_fetch(ino);
         let answer = self.worker.ask(caller, request::Op::ListXattr(ListXattr { ino, dir: self.dir_of(ino) }));
         let names = answer.and_then(|answer| {
@@ -38,7 +41,8 @@ impl Fs {
             Ok((link, names)) if names.is_empty() => self.cache.finish_no_xattrs(&watch, *link),
             _ => self.cache.drop_fetch(&watch),
         }
-        Ok(visible(names?.1, caller.uid))
+        let (_, names) = names.map_err(|stop| self.to_be_looked_up(ino, stop))?;
+        Ok(visible(names, caller.uid))
     }
 
     /// Set an attribute; `create`: there must be none of this name, `replace`: there must be one.
@@ -56,7 +60,7 @@ impl Fs {
         }
         let (name, value) = (name.clone(), value.clone());
         let op = request::Op::SetXattr(SetXattr { ino, dir: self.dir_of(ino), name, value, create, replace });
-        let answer = self.worker.change(caller, op)?;
+        let answer = self.worker.change(caller, op).map_err(|stop| self.to_be_looked_up(ino, stop))?;
         self.cache.apply(answer.stamp(), |patch| {
             patch.node(answer.reply.node);
             patch.has_xattrs(ino);
@@ -68,7 +72,7 @@ impl Fs {
     pub fn removexattr(&self, caller: &Caller, ino: u64, name: &Bytes) -> Outcome<()> {
         self.check_change(ino, name)?;
         let op = request::Op::RemoveXattr(RemoveXattr { ino, dir: self.dir_of(ino), name: name.clone() });
-        let answer = self.worker.change(caller, op)?;
+        let answer = self.worker.change(caller, op).map_err(|stop| self.to_be_looked_up(ino, stop))?;
         self.cache.apply(answer.stamp(), |patch| patch.node(answer.reply.node));
         Ok(())
     }
@@ -82,10 +86,13 @@ impl Fs {
         if ino == Ino::ROOT.0 && name.starts_with(DISK_MARK_XATTR.as_bytes()) {
             return Err(Errno::EPERM.into());
         }
-        if self.known.orphan_attr(ino).is_some() {
-            return Err(Errno::ESTALE.into());
-        }
-        Ok(())
+        self.has_name(ino)
+    }
+
+    /// Of one that has no name any more nobody keeps these attributes. Who came by a name does not get to see that: with ESTALE the
+    /// kernel looks up whose it is now. It comes in the same way from who has the file open, and he gets to see it.
+    fn has_name(&self, ino: u64) -> Outcome<()> {
+        if self.known.orphan_attr(ino).is_some() { Err(Errno::ESTALE.into()) } else { Ok(()) }
     }
 }
 

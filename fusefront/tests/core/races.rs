@@ -31,6 +31,45 @@ fn who_copies_or_seeks_may_go_on_when_the_last_writer_leaves() {
     bench.fs.release(copy.handle);
 }
 
+/// Whoever came with a path had it looked up before.
+#[test]
+fn of_a_file_that_was_replaced_nothing_is_told_by_its_name() {
+    let bench = Bench::start();
+    let caller = Caller::own();
+    let name = Bytes::from("f");
+    // Removed here, with and without being open, and elsewhere.
+    for (is_open, is_ours) in [(false, true), (true, true), (false, false)] {
+        let ino = bench.write_file(1, "f", b"old");
+        bench.fs.setxattr(&caller, ino, &Bytes::from("user.a"), &name, (false, false)).unwrap();
+        let opened = is_open.then(|| bench.fs.open(&caller, ino, false, false).unwrap());
+        match is_ours {
+            true => bench.fs.unlink(&caller, 1, &name).unwrap(),
+            false => drop(bench.worker.shared.tree.lock().unlink(1, b"f")),
+        }
+        let cut = Change { size: Some(1), ..Change::default() };
+        let answers = [
+            bench.fs.setattr(&caller, ino, &cut).map(drop),
+            bench.fs.getxattr(&caller, ino, b"user.a").map(drop),
+            bench.fs.listxattr(&caller, ino).map(drop),
+        ];
+        let errnos = answers.map(|answer| answer.unwrap_err().errno());
+        assert_eq!(errnos, [Errno::ESTALE; 3], "open: {is_open}, ours: {is_ours}");
+        opened.into_iter().for_each(|opened| bench.fs.release(opened.handle));
+    }
+}
+
+#[test]
+fn emptying_a_file_changes_its_times_at_once() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"old");
+    bench.wait_for("it is sealed", || bench.worker.open_handles() == 0);
+    let before = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    let opened = bench.fs.open(&Caller::own(), ino, true, true).unwrap();
+    let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
+    assert!(now.size == 0 && now.mtime > before.mtime && now.ctime > before.ctime, "{before:?} {now:?}");
+    bench.fs.release(opened.handle);
+}
+
 #[test]
 fn what_is_opened_while_it_changes_is_read_as_it_is_then() {
     let bench = Bench::start();

@@ -3,9 +3,11 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::process::Command;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
+use delugefs_proto::local_pb::Changed;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
@@ -18,6 +20,37 @@ fn catch_alarms() {
     let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
+}
+
+/// A worker that hangs keeps no program that is killed.
+#[test]
+fn who_waits_for_the_worker_can_be_killed() {
+    let mounted = Mounted::start();
+    fs::create_dir(mounted.path("d")).unwrap();
+    fs::write(mounted.path("f"), "x").unwrap();
+    wait_until("all are sealed", || mounted.worker.open_handles() == 0);
+    let ino = fs::metadata(mounted.path("d")).unwrap().ino();
+    for (op, command, path) in [("mkdir", "mkdir", "new"), ("listxattr", "getfattr", "f"), ("getattr", "stat", "d")] {
+        mounted.worker.be_silent_to(op);
+        let before = mounted.worker.count(op);
+        let start = || Command::new(command).arg(mounted.path(path)).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = start();
+        wait_until("it waits", || {
+            if mounted.worker.count(op) > before {
+                return true;
+            }
+            // The kernel knows the attributes until it has heard that they are others.
+            if op == "getattr" && child.try_wait().unwrap().is_some() {
+                mounted.worker.elsewhere(|_| vec![Changed { dir: ino, names: vec![], inos: vec![] }]);
+                child = start();
+            }
+            false
+        });
+        child.kill().unwrap();
+        wait_until("it is let go", || child.try_wait().unwrap().is_some());
+        mounted.worker.answer();
+    }
+    wait_until("it is made after all", || mounted.path("new").exists());
 }
 
 #[test]

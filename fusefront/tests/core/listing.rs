@@ -1,0 +1,130 @@
+//! Directories that change while they are read.
+
+use super::*;
+
+/// Behind the last name of any directory that is held.
+const END: u64 = i32::MAX as u64;
+
+/// Up to so many entries from an offset on: their names, inodes and offsets. With `plus` with attributes, as they are in the inode.
+fn page(bench: &Bench, handle: u64, offset: u64, most: usize, plus: bool) -> Vec<(String, u64, u64)> {
+    let page = bench.fs.read_dir(&Caller::own(), handle, offset, plus).unwrap();
+    let told = |entry: DirEntry<'_>| {
+        assert!(entry.attr.is_none_or(|attr| (attr.ino, attr.nlink) == (entry.ino, 1)), "{entry:?}");
+        (String::from_utf8(entry.name.to_vec()).unwrap(), entry.ino, entry.offset)
+    };
+    page.iter().take(most).map(told).collect()
+}
+
+#[test]
+fn a_reader_of_a_directory_is_not_disturbed() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    for name in ["a", "c", "e", "g"] {
+        bench.write_file(dir, name, b"");
+    }
+    let handle = bench.fs.opendir(dir);
+    let page = |offset, most| {
+        let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
+        let name = |entry: DirEntry<'_>| (String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset);
+        page.iter().take(most).map(name).collect::<Vec<_>>()
+    };
+    let names = |page: Vec<(String, u64)>| page.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(page(0, 3), [(".".to_owned(), 1), ("..".into(), 2), ("a".into(), 3)]);
+    bench.write_file(dir, "b", b"");
+    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("e")).unwrap();
+    assert_eq!(names(page(3, 9)), ["c", "g"], "e is gone, b came later");
+    assert_eq!(page(4, 9), [("g".to_owned(), END)]);
+    assert_eq!(names(page(END, 9)), Vec::<String>::new());
+    assert_eq!(names(page(0, 9)), [".", "..", "a", "b", "c", "g"]);
+}
+
+#[test]
+fn a_name_that_is_given_to_another_file_is_listed_as_that() {
+    // Held in memory, and read in pages.
+    for capacity in [CAPACITY_ENTRIES, 200] {
+        let bench = Bench::with_capacity(capacity);
+        let dir = bench.mkdir(1, "d");
+        let name = |n: usize| format!("{n:03}");
+        let inos: Vec<u64> = {
+            let mut tree = bench.worker.shared.tree.lock();
+            (0..100).map(|n| tree.make(dir, name(n).as_bytes(), 0o100_644, (0, 0), 0).unwrap()).collect()
+        };
+        bench.worker.push(&Event { seq: 10_000, changed: vec![], all: true });
+        bench.wait_for("it is found", || bench.lookup(dir, "000").is_some());
+        let opened = bench.fs.open(&Caller::own(), inos[80], false, false).unwrap();
+        let handle = bench.fs.opendir(dir);
+        assert_eq!(page(&bench, handle, 0, 12, true).last().unwrap().0, "009");
+        // As programs write files that others read.
+        let (ours, open) = (bench.write_file(1, "ours", b"new"), bench.write_file(1, "open", b"new"));
+        for (from, to) in [("ours", 50), ("open", 80)] {
+            let (from, to) = (Bytes::from(from), Bytes::from(name(to)));
+            bench.fs.rename(&Caller::own(), (1, &from), (dir, &to), RenameHow::default()).unwrap();
+        }
+        let theirs = {
+            let mut theirs = 0;
+            bench.worker.elsewhere(|tree| {
+                tree.unlink(dir, b"060").unwrap();
+                theirs = tree.make(dir, b"060", 0o040_755, (0, 0), 0).unwrap();
+                tree.unlink(dir, b"070").unwrap();
+                vec![changed(dir, &["060", "070"], &[])]
+            });
+            theirs
+        };
+        bench.wait_for("it is told", || bench.invalidations.try_iter().any(|it| it == Invalidation::Dir(dir)));
+        let (mut listed, mut offset) = (Vec::new(), 12);
+        loop {
+            let more = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
+            let Some(last) = more.iter().last() else { break };
+            offset = last.offset;
+            listed.extend(more.iter().map(|entry| (String::from_utf8(entry.name.to_vec()).unwrap(), entry.ino)));
+        }
+        let mut expected: Vec<_> = (10..100).map(|n| (name(n), inos[n])).collect();
+        for (n, ino) in [(50, ours), (60, theirs), (80, open)] {
+            expected[n - 10].1 = ino;
+        }
+        expected.remove(70 - 10);
+        assert_eq!(listed, expected, "capacity {capacity}");
+        bench.fs.releasedir(handle);
+        bench.fs.release(opened.handle);
+    }
+}
+
+#[test]
+fn who_has_read_it_all_is_told_nothing_more_by_any_listing() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    for name in ["b", "c", "d"] {
+        bench.write_file(dir, name, b"");
+    }
+    for plus in [false, true] {
+        let handle = bench.fs.opendir(dir);
+        let offset = page(&bench, handle, 0, 99, plus).last().unwrap().2;
+        // By others, so that the kernel has dropped the listing when it asks for what is behind it through a handle that has read none.
+        let name = if plus { "a" } else { "aa" };
+        bench.write_file(dir, name, b"");
+        let other = bench.fs.opendir(dir);
+        assert_eq!(page(&bench, other, offset, 99, plus), []);
+        assert_eq!(page(&bench, other, 0, 99, plus)[2].0, name);
+    }
+    // The last ones are gone when they are given.
+    let handle = bench.fs.opendir(dir);
+    page(&bench, handle, 0, 3, true);
+    bench.fs.unlink(&Caller::own(), dir, &Bytes::from("d")).unwrap();
+    let last = page(&bench, handle, 3, 99, true).pop().unwrap();
+    assert_eq!((last.0.as_str(), last.2), ("c", END));
+}
+
+#[test]
+fn the_kernel_keeps_what_is_read_with_one_call() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    assert!(bench.fs.is_read_at_once(dir), "it is empty");
+    // 32 bytes each, and 48 for the dots.
+    for n in 0..62 {
+        bench.write_file(dir, Box::leak(format!("name {n:04}").into_boxed_str()), b"");
+    }
+    assert!(bench.fs.is_read_at_once(dir));
+    bench.write_file(dir, "one more", b"");
+    assert!(!bench.fs.is_read_at_once(dir));
+    assert!(!bench.fs.is_read_at_once(77), "of which nothing is known");
+}
