@@ -62,13 +62,18 @@ pub fn default_state_dir() -> PathBuf {
 pub fn prepare(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
     let mut builder = std::fs::DirBuilder::new();
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        builder.recursive(true).create(parent)?;
-    }
-    match builder.recursive(false).mode(0o755).create(dir) {
+    builder.mode(0o755);
+    let made = match builder.create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(dir.parent().unwrap_or(dir))?;
+            builder.create(dir)
+        }
+        made => made,
+    };
+    match made {
         // Whatever the umask: frontends of other users have to reach the sockets.
         Ok(()) => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
         Err(error) => return Err(error),
     }
     let meta = std::fs::metadata(dir)?;

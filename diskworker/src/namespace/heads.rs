@@ -9,7 +9,7 @@
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::XATTRS_MAX;
-use delugefs_proto::record::{Body, DISK_MARK_XATTR, Element, Key, XattrValue, Xattrs};
+use delugefs_proto::record::{Body, DISK_MARK_XATTR, Element, Hlc, Key, XattrValue, Xattrs};
 
 use super::{Namespace, node};
 
@@ -46,8 +46,10 @@ impl Namespace {
         {
             return Ok(());
         }
+        // What has the changes of others, too, outweighs what another host has made of some of them, or who wins is left to chance.
+        let hlc = Hlc(latest.hlc.0.saturating_add(u64::from(body != latest.body)));
         let mut txn = self.txn();
-        let merged = txn.element_of(body, latest.hlc);
+        let merged = txn.element_of(body, hlc);
         let rest = header.iter().filter(|e| !is_head(&e.body)).cloned();
         txn.set(Key::header(ino), rest.chain([merged]).collect());
         self.apply(txn)

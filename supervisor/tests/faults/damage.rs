@@ -42,7 +42,7 @@ fn damaged_with(damage: impl FnOnce(&Lab, PathBuf) + Send, wanted: i32, sentence
         // The frontend's sentence, once for reading and once for writing.
         assert!(log.lines().filter(|line| line.contains("ERROR") && line.contains(sentence)).count() <= 4, "{log}");
         let problems = lab.problems();
-        assert!(problems.len() == 1 && problems[0].contains("a in directory"), "{problems:?}");
+        assert!(problems.len() == 1 && problems[0].starts_with("content of /a: "), "{problems:?}");
         // What replaces it is good again, and so is the disk.
         fs::write(lab.at("a"), b"").unwrap();
         fs::remove_file(lab.at("a")).unwrap();
