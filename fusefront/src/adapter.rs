@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use fuser::{Config, Errno, Request, Session, SessionACL};
@@ -223,10 +224,11 @@ impl Adapter {
         caller.let_go = Some(pending.let_go());
         // Before it is done: afterwards nobody knows any more which inodes had the names.
         let doubtful = doubtful(&fs);
-        let lets_killed_go = self.shared.kernel.lets_killed_go;
-        let end = move |fs: &Fs, result: Outcome<T>, took_long: bool| {
+        let (lets_killed_go, begun) = (self.shared.kernel.lets_killed_go, Instant::now());
+        let end = move |fs: &Fs, result: Outcome<T>| {
+            let is_unsure = lets_killed_go.is_some_and(|long| begun.elapsed() >= long);
             // Also of one that failed: a part of it may have been done.
-            if pending.finish(fs, result.map_err(errno)).is_some() || (lets_killed_go && took_long) {
+            if pending.finish(fs, result.map_err(errno)).is_some() || is_unsure {
                 doubtful.into_iter().for_each(|what| fs.invalidate(what));
             }
         };
@@ -236,10 +238,10 @@ impl Adapter {
             caller.patience = Patience::Brief;
             match guarded(|| operation(&fs, &caller)) {
                 Err(Stop::Later) => {}
-                result => return end(&fs, result, false),
+                result => return end(&fs, result),
             }
         }
-        self.pools.run(way.place, fs, caller, operation, |fs, result| end(fs, result, true));
+        self.pools.run(way.place, fs, caller, operation, end);
     }
 
     /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`. The
@@ -270,9 +272,10 @@ impl Adapter {
         let mut caller = Caller::new(request.uid(), request.gid(), patience);
         let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
         caller.let_go = Some(pending.let_go());
-        let lets_killed_go = self.shared.kernel.lets_killed_go;
+        let (lets_killed_go, begun) = (self.shared.kernel.lets_killed_go, Instant::now());
         let done = move |fs: &Fs, result: Outcome<T>| {
-            let doubtful = if lets_killed_go { doubtful(fs, &result) } else { Vec::new() };
+            let is_unsure = lets_killed_go.is_some_and(|long| begun.elapsed() >= long);
+            let doubtful = if is_unsure { doubtful(fs, &result) } else { Vec::new() };
             match pending.finish(fs, result.map_err(errno)) {
                 Some(unused) => unwanted(fs, unused),
                 None => doubtful.into_iter().for_each(|what| fs.invalidate(what)),

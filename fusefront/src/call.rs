@@ -52,6 +52,8 @@ pub struct Caller {
     pub(crate) let_go: Option<Arc<AtomicBool>>,
     /// A changing request went out and its answer was lost: the next one must say `retry`.
     pub(crate) sent: Cell<bool>,
+    /// The file has the size that is asked for: set once more, on another thread, it would cut what others have written since.
+    pub(crate) resized: Cell<bool>,
     /// What has come of a read that the disk failed.
     pub(crate) unread: Cell<Unread>,
     proposal: Cell<u64>,
@@ -69,8 +71,21 @@ impl Caller {
         let cell = || Cell::new(0);
         let (fetches, sent, let_go) = (patience == Patience::Patient, Cell::new(false), None);
         let (subject, subject_link, subject_disk) = (cell(), cell(), RefCell::default());
-        let (unread, proposal) = (Cell::new(Unread::No), cell());
-        Self { uid, gid, patience, fetches, let_go, sent, unread, proposal, subject, subject_link, subject_disk }
+        let (resized, unread, proposal) = (Cell::new(false), Cell::new(Unread::No), cell());
+        Self {
+            uid,
+            gid,
+            patience,
+            fetches,
+            let_go,
+            sent,
+            resized,
+            unread,
+            proposal,
+            subject,
+            subject_link,
+            subject_disk,
+        }
     }
 
     /// The frontend itself, ready to wait.

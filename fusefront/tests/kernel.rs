@@ -58,7 +58,7 @@ const BIG_WRITES: u32 = 1 << 5;
 const NO_OPEN_SUPPORT: u32 = 1 << 17;
 const NO_OPENDIR_SUPPORT: u32 = 1 << 24;
 /// FreeBSD, but for what it is told after each of its own changes: that has tests of its own, and others look at what else it is told.
-const QUIET: FuseKernel = FuseKernel { lets_killed_go: false, ..FuseKernel::FREEBSD };
+const QUIET: FuseKernel = FuseKernel { lets_killed_go: None, ..FuseKernel::FREEBSD };
 /// MAXBCACHEBUF: FreeBSD reads no further ahead, and reads and writes no more at once.
 const BLOCK_BYTES: u32 = 64 << 10;
 const ROOT: u64 = 1;

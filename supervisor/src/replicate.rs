@@ -66,7 +66,13 @@ impl Shown {
     /// What is to be said of contents that no disk is known to hold, while one that was not heard of since the start may have them.
     pub fn unheard(&self) -> Option<String> {
         let health = self.health.as_ref().filter(|health| health.unknown > 0)?;
-        let ids: Vec<String> = health.unheard.iter().map(|disk| short_id(&disk.to_hex()).to_owned()).collect();
+        // One that is here says it in a moment.
+        let is_here = |disk: &DiskId| health.disks.iter().any(|known| known.disk == *disk && known.present);
+        let away = health.unheard.iter().filter(|disk| !is_here(disk));
+        let ids: Vec<String> = away.map(|disk| short_id(&disk.to_hex()).to_owned()).collect();
+        if ids.is_empty() {
+            return None;
+        }
         let (disks, have, hold) = match ids.len() {
             1 => ("disk", "has", "it holds"),
             _ => ("disks", "have", "they hold"),
@@ -166,6 +172,9 @@ pub async fn run(
             .filter(up)
             .filter_map(|disk| Some((DiskId::from_hex(&disk.disk_id)?, disk.grpc_socket.clone().into())))
             .collect();
+        if workers.is_empty() {
+            shown.send_replace(Shown::default()); // what was said before is of disks that take no part any more
+        }
         this.round(&workers, &shown).await;
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}

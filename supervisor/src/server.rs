@@ -75,8 +75,18 @@ impl Control for Server {
             host.cluster_id = said.unwrap_or_default();
         }
         host.replication = self.replicated.borrow().describe();
+        let unheard = self.replicated.borrow().unheard();
+        // Of those that nobody is known to hold that says more.
+        let unknown = self.replicated.borrow().health.as_ref().map_or(0, |health| health.unknown);
+        let unreachable = host.replication.as_ref().map_or(0, |replication| replication.unreachable);
+        if let Some(replication) = &mut host.replication {
+            replication.unreachable = unreachable.saturating_sub(unknown);
+        }
         host.problems = problems(&host);
-        host.problems.extend(self.replicated.borrow().unheard());
+        if let Some(replication) = &mut host.replication {
+            replication.unreachable = unreachable;
+        }
+        host.problems.extend(unheard);
         host.problems.extend(late::late(&host, &self.run_dir, sys::uptime_s()));
         show_disks(&mut host.mounts, &host.disks);
         let mut out = Vec::new();
@@ -275,7 +285,11 @@ impl Control for Server {
             return Err(too_long().into());
         }
         let disks = self.members_up();
-        let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(|| self.none_up())?;
+        let disk = disks.iter().find(|disk| disk.tcp_port != 0).ok_or_else(|| match disks.is_empty() {
+            true => self.none_up(),
+            false => Failure::new(Exit::Failure, "no disk of this host has said yet where others reach it")
+                .hint("it has just started: try again in a moment"),
+        })?;
         let (cluster, inviter) = ids(disk)?;
         let addresses = own_addresses(&disk.listen, disk.tcp_port);
         let token = self.membership.invite(cluster, inviter, addresses, expires_s)?;

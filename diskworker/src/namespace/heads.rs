@@ -12,6 +12,7 @@ use delugefs_proto::limits::XATTRS_MAX;
 use delugefs_proto::record::{Body, DISK_MARK_XATTR, Element, Hlc, Key, XattrValue, Xattrs};
 
 use super::{Namespace, node};
+use crate::catalog::COUNT_MAX;
 
 /// A disk is gone for good: the value of its mark, and it outweighs others.
 pub const FORGOTTEN: &[u8] = b"forgotten";
@@ -47,7 +48,7 @@ impl Namespace {
             return Ok(());
         }
         // What has the changes of others, too, outweighs what another host has made of some of them, or who wins is left to chance.
-        let hlc = Hlc(latest.hlc.0.saturating_add(u64::from(body != latest.body)));
+        let hlc = Hlc(latest.hlc.0.saturating_add(u64::from(body != latest.body)).min(COUNT_MAX));
         let mut txn = self.txn();
         let merged = txn.element_of(body, hlc);
         let rest = header.iter().filter(|e| !is_head(&e.body)).cloned();

@@ -77,6 +77,11 @@ impl Book {
                 addresses.retain(|one| one != address);
             }
         }
+        self.called(disk, address);
+    }
+
+    /// It called from there: first from now on. Others may have it too, as behind one router: nobody has seen who answers there.
+    pub fn called(&mut self, disk: DiskId, address: &str) {
         let addresses = self.disks.entry(disk).or_default();
         addresses.retain(|one| one != address);
         addresses.push_front(address.to_owned());

@@ -118,7 +118,7 @@ async fn talk(
     let run = about.run;
     let met = net.table.lock().connect(disk, link, about);
     if is_told && !matches!(met, Met::Copy) {
-        net.book.lock().worked(disk, &address); // it is there now, wherever it was before
+        net.book.lock().called(disk, &address); // it is there now, wherever it was before
     }
     match met {
         Met::Kept => {}

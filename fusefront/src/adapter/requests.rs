@@ -168,7 +168,12 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let change = Change { mode, uid, gid, size, mtime: mtime.map(time), atime: atime.map(time) };
-        let setattr = move |fs: &Fs, caller: &Caller| fs.setattr(caller, ino.0, &change);
+        let setattr = move |fs: &Fs, caller: &Caller| {
+            if size.is_some() {
+                may_block(caller)?;
+            }
+            fs.setattr(caller, ino.0, &change)
+        };
         let doubtful = move |_: &Fs| match size {
             Some(_) => vec![Invalidation::Pages(ino.0)],
             None => vec![Invalidation::Attr(ino.0)],
@@ -367,7 +372,8 @@ impl Filesystem for Adapter {
         };
         let way = match self.shared.fs.is_partial(handle.0) {
             true => Way::READING.at(Place::Remote).slow_if(true),
-            false => Way::READING.at(Place::Reading),
+            // One who handles the signal is not to lose a page fault to it for a disk that spins up.
+            false => Way::CHANGING.at(Place::Reading),
         };
         self.serve_changing(request, way, reply, read, send, |_| Vec::new());
     }
@@ -590,7 +596,11 @@ impl Filesystem for Adapter {
             Ok(offset) => reply.offset(offset),
             Err(errno) => reply.error(errno),
         };
-        self.serve(request, reply, move |fs, caller| fs.lseek(caller, handle.0, offset, whence), send);
+        let seek = move |fs: &Fs, caller: &Caller| {
+            may_block(caller)?;
+            fs.lseek(caller, handle.0, offset, whence)
+        };
+        self.serve(request, reply, seek, send);
     }
 
     fn copy_file_range(

@@ -155,6 +155,10 @@ impl Fs {
         {
             self.close_page(paged);
         }
+        // Who had all of what the kernel keeps is told nothing more, however large the directory is by now.
+        if offset == END && matches!(reading, Reading::NotBegun) {
+            return Ok(Page::default());
+        }
         if offset == 0 || matches!(reading, Reading::NotBegun) {
             *reading = match self.snapshot(caller, dir)? {
                 Some(snapshot) => Reading::Snapped(Snapped { snapshot, offset: 2, after: None }),

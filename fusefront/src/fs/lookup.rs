@@ -117,7 +117,11 @@ impl Fs {
     /// The node of an answer about an inode; one without a name was replaced a moment ago.
     pub(super) fn take_in(&self, answer: &Answer) {
         match answer.reply.node {
-            Some(node) if node.nlink == 0 => self.known.orphan(node),
+            Some(node) if node.nlink == 0 => {
+                self.known.orphan(node);
+                // Who is told ESTALE of it looks up the name once more, and is not to be told of it again.
+                self.cache.doubt(node.ino);
+            }
             node => self.cache.apply(answer.stamp(), |patch| patch.node(node)),
         }
     }

@@ -50,8 +50,9 @@ impl Fs {
         }
         let mut rest = *change;
         if let Some(size) = change.size
-            && self.resize_staged(ino, size)?
+            && (caller.resized.get() || self.resize_staged(ino, size)?)
         {
+            caller.resized.set(true);
             rest.size = None;
             if rest == Change::default() {
                 return self.getattr(caller, ino);

@@ -19,7 +19,7 @@ pub(super) fn draining(drain: &pb::Drain, disk_id: &str, root: &str) -> String {
         (0, "") => {
             let (root, id) = (quoted(root), short_id(disk_id));
             format!(
-                "nothing is left, it may be taken away: `delugefs disk remove {root}`, then `delugefs disk forget {id}`"
+                "nothing is left, it may be taken away: `delugefs disk remove {root}`, then `delugefs disk forget {id}` where another disk is"
             )
         }
         (0, why) => format!("nearly done: {why}"),
@@ -40,7 +40,7 @@ pub(super) fn removed(disk: &pb::Disk) -> String {
     let drain = disk.drain.clone().unwrap_or_default();
     if drain.contents == 0 && drain.waits_for.is_empty() {
         return format!(
-            "disk {id} was emptied: nothing is left on it, it may be taken away; then `delugefs disk forget {id}`, else it is waited for"
+            "disk {id} was emptied: nothing is left on it, it may be taken away; then `delugefs disk forget {id}` where another disk is, else it is waited for"
         );
     }
     format!(

@@ -109,7 +109,9 @@ impl Server {
 
     /// There is nobody to ask.
     pub(super) fn none_up(&self) -> Failure {
-        self.disks_up().first().map_or_else(no_disk, |disk| farewell::refuse(&self.membership, disk))
+        let disks = self.disks_up();
+        let out = disks.iter().find(|disk| farewell::is_out(&self.membership, disk));
+        out.map_or_else(no_disk, |disk| farewell::refuse(&self.membership, disk))
     }
 
     /// One question to all workers that are up, at the same time: a stuck disk does not keep the others waiting.
