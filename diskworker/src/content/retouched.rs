@@ -48,16 +48,11 @@ impl ContentStore {
         file: &File,
         change: impl FnOnce(&FileStat) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let mut known = self.retouched.0.lock();
-        let before = fstat(file)?;
-        change(&before)?;
-        let now = fstat(file)?;
-        let is_written = os::mtime_ns(&now) != os::mtime_ns(&before)
-            || os::ctime_ns(&now).saturating_sub(os::mtime_ns(&now)).unsigned_abs() < TICK_NS;
-        if !is_written {
-            note(&mut known, ino, os::ctime_ns(&before), os::ctime_ns(&now));
-        }
-        Ok(())
+        let is_untouched = |before: &FileStat, now: &FileStat| {
+            let age_ns = os::ctime_ns(now).saturating_sub(os::mtime_ns(now)).unsigned_abs();
+            os::mtime_ns(now) == os::mtime_ns(before) && age_ns >= TICK_NS
+        };
+        self.retouch_unless_written(ino, file, change, is_untouched)
     }
 
     /// Change something about a staging file that is not its content.
@@ -67,20 +62,26 @@ impl ContentStore {
         file: &File,
         change: impl FnOnce(&FileStat) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
+        self.retouch_unless_written(ino, file, change, |_, _| true)
+    }
+
+    fn retouch_unless_written(
+        &self,
+        ino: Ino,
+        file: &File,
+        change: impl FnOnce(&FileStat) -> Result<(), Errno>,
+        is_untouched: impl FnOnce(&FileStat, &FileStat) -> bool,
+    ) -> Result<(), Errno> {
         // Until it is done, for of two at once the second would take the first for a write.
         let mut known = self.retouched.0.lock();
         let before = fstat(file)?;
         change(&before)?;
-        let (before, after) = (os::ctime_ns(&before), os::ctime_ns(&fstat(file)?));
-        note(&mut known, ino, before, after);
+        let now = fstat(file)?;
+        let (moved, to) = (os::ctime_ns(&before), os::ctime_ns(&now));
+        if moved != to && is_untouched(&before, &now) {
+            let written = known.get(&ino).filter(|(last, _)| *last == moved).map_or(moved, |(_, written)| *written);
+            known.insert(ino, (to, written));
+        }
         Ok(())
-    }
-}
-
-/// The change time was moved from one to the other.
-fn note(known: &mut HashMap<Ino, (i64, i64)>, ino: Ino, before: i64, after: i64) {
-    if before != after {
-        let written = known.get(&ino).filter(|(moved, _)| *moved == before).map_or(before, |(_, written)| *written);
-        known.insert(ino, (after, written));
     }
 }
