@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn it_is_said_what_a_drained_disk_waits_for_and_when_it_may_go() {
         let said = |contents, waits_for: &str| draining(&drain(contents, waits_for), "1a1a1a1a2b", "/d");
-        let then = "then `delugefs disk forget 1a1a1a1a`";
+        let then = "then `delugefs disk forget 1a1a1a1a` where another disk is";
         assert_eq!(said(0, ""), format!("nothing is left, it may be taken away: `delugefs disk remove /d`, {then}"));
         assert!(draining(&drain(0, ""), "1a", "/mnt/My Disk").contains(": `delugefs disk remove '/mnt/My Disk'`, "));
         assert_eq!(said(0, "a name"), "nearly done: a name");
@@ -76,8 +76,8 @@ mod tests {
         };
         assert_eq!(
             said(0, ""),
-            "disk 1a1a1a1a was emptied: nothing is left on it, it may be taken away; then `delugefs disk forget 1a1a1a1a`, else it is \
-             waited for"
+            "disk 1a1a1a1a was emptied: nothing is left on it, it may be taken away; then `delugefs disk forget 1a1a1a1a` where another \
+             disk is, else it is waited for"
         );
         assert_eq!(
             said(3, "others"),
