@@ -88,7 +88,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let run_dir = run_dir.canonicalize().with_context(|| format!("cannot resolve {}", run_dir.display()))?;
     let (events, inbox) = mpsc::unbounded_channel();
     stop_on_signals(&events)?;
-    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), "--run-dir", &run_dir, |pid, _| {
+    let run_lock = take_lock(&rundir::supervisor_lock(&run_dir), "--run-dir", None, |pid, _| {
         let text = format!("a supervisor (pid {pid}) has {}", run_dir.display());
         UserError::new(Exit::InUse, text).hint(
             "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it",
@@ -96,7 +96,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
     // Two would overwrite each other's members and what is to be started.
-    let state_lock = take_lock(&rundir::state_lock(&state_dir), "--state-dir", &run_dir, |pid, of| {
+    let state_lock = take_lock(&rundir::state_lock(&state_dir), "--state-dir", Some(&run_dir), |pid, of| {
         let text =
             format!("a supervisor (pid {pid}) of another run directory keeps its state in {}", state_dir.display());
         let of = if of.is_empty() { "DIR".to_owned() } else { quoted(of) };
@@ -187,11 +187,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One supervisor per directory: a lock that ends with the process, and in the file its process id and its run directory for people.
+/// One supervisor per directory: a lock that ends with the process, and in the file its process id for people, and its run directory where that is
+/// another one.
 fn take_lock(
     path: &Path,
     flag: &str,
-    run_dir: &Path,
+    run_dir: Option<&Path>,
     is_taken: impl Fn(&str, &str) -> UserError,
 ) -> anyhow::Result<Flock<File>> {
     let mut options = OpenOptions::new();
@@ -204,7 +205,8 @@ fn take_lock(
     })?;
     let mut note = || -> std::io::Result<()> {
         lock.set_len(0)?;
-        write!(lock, "{}\n{}\n", std::process::id(), run_dir.display())
+        let of = run_dir.map_or(String::new(), |dir| format!("{}\n", dir.display()));
+        write!(lock, "{}\n{of}", std::process::id())
     };
     // A file system of its own may be full there, and no disk.
     note().map_err(|error| directory(path.parent().unwrap_or(path), flag, &error))?;
