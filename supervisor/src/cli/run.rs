@@ -365,7 +365,8 @@ fn check(arguments: &Arguments) -> Result<(), UserError> {
 
 /// What was typed for the supervisor, which one that runs already does not hear of.
 fn unheeded(run_dir: &Path, arguments: &Arguments) -> Option<String> {
-    let pid = |lock: &Path| std::fs::read_to_string(lock).ok();
+    // The first line; that of the state directory has a second one.
+    let pid = |lock: &Path| std::fs::read_to_string(lock).ok()?.lines().next().map(str::to_owned);
     // The same one has both, unless it is another directory than its own.
     let is_other = |dir: &&PathBuf| pid(&rundir::state_lock(dir)) != pid(&rundir::supervisor_lock(run_dir));
     let named = [
