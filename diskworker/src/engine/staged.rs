@@ -37,7 +37,8 @@ pub(super) struct Staged {
     pub writers: usize,
     /// The only session that has opened it. It knows what it wrote: the seal is no news to it. Of two none knows all.
     pub session: Option<SessionId>,
-    /// The versions of the content its writers started from; `None` when that is not known any more, after a restart.
+    /// The versions of the content its writers started from; after a restart those that were there then, or none where others had changed it
+    /// meanwhile. `None`, in whose place all versions go, is no file's that has a writer.
     pub base: Option<Vec<Dot>>,
     /// Change time of the staged file when it was made, empty or as a copy: while nobody but this process has moved it, that of the record
     /// is shown.
