@@ -161,6 +161,22 @@ mod tests {
         assert_eq!(book.of(one).len(), PER_DISK_MAX);
     }
 
+    /// Behind one router two may have one address, and who answers there is not said by a call.
+    #[test]
+    fn who_calls_is_looked_for_there_first_and_takes_no_address_from_another() {
+        let mut book = Book::default();
+        let (one, other) = (DiskId([1; 32]), DiskId([2; 32]));
+        book.worked(one, "10.0.0.1:7");
+        book.worked(other, "10.0.0.2:7");
+        book.called(other, "10.0.0.1:7");
+        assert_eq!(
+            (book.of(one), book.of(other)),
+            (vec!["10.0.0.1:7".to_owned()], vec!["10.0.0.1:7".into(), "10.0.0.2:7".into()])
+        );
+        book.called(other, "10.0.0.2:7");
+        assert_eq!(book.of(other), ["10.0.0.2:7", "10.0.0.1:7"]);
+    }
+
     #[test]
     fn disks_that_somebody_has_made_up_keep_no_member_out() {
         let mut book = Book::default();
