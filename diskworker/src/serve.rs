@@ -1,6 +1,7 @@
 //! The worker's sockets: framed requests of frontends ([`local`]) and gRPC for the supervisor ([`grpc`]). Both check
 //! who is calling before anything of a request is looked at.
 
+mod absent;
 pub mod grpc;
 mod ledger;
 pub mod local;

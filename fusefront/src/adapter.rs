@@ -11,6 +11,8 @@ mod convert;
 mod device;
 mod invalidate;
 mod lanes;
+mod listing;
+mod opening;
 mod requests;
 mod waiting;
 mod writing;

@@ -327,8 +327,11 @@ pub fn child(args: &Args) -> anyhow::Result<Exit> {
     let launcher = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let server = Arc::new(Server::connect(args)?);
     say(&launcher, LINKED, &server.cluster)?;
-    let Some((MOUNTED, Some(fuse))) = fdpass::receive(&launcher)? else {
-        bail!("the launcher did not hand over /dev/fuse");
+    let fuse = match fdpass::receive(&launcher)? {
+        Some((MOUNTED, Some(fuse))) => fuse,
+        // It could not mount, and says why itself.
+        None => return Ok(Exit::Failure),
+        Some((byte, _)) => bail!("the launcher said {byte:#x} instead of handing over /dev/fuse"),
     };
     let session = server.attach(fuse)?;
     say(&launcher, ATTACHED, "")?;

@@ -106,10 +106,7 @@ pub fn top(dir: &Path) -> io::Result<Option<Mounted>> {
 
 /// The absolute path, without asking the directory itself if it is a mountpoint: it may be dead.
 fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
-    let bad = |error: io::Error| {
-        UserError::new(Exit::BadMountpoint, format!("cannot mount on {}: {error}", dir.display()))
-            .hint(format!("run `mkdir -p {}`", typed(dir)))
-    };
+    let bad = |error: io::Error| unusable(dir, &error);
     if let Some(name) = dir.file_name() {
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let path = parent.canonicalize().map_err(bad)?.join(name);
@@ -127,15 +124,30 @@ fn typed(dir: &Path) -> String {
 
 /// Something in it would be hidden.
 pub fn check_empty(dir: &Path) -> anyhow::Result<()> {
-    let bad = |what: String, hint: &str| UserError::new(Exit::BadMountpoint, what).hint(hint);
-    let mut entries = std::fs::read_dir(dir).map_err(|error| {
-        bad(format!("cannot mount on {}: {error}", dir.display()), "choose a directory with --mount")
-    })?;
+    let mut entries = std::fs::read_dir(dir).map_err(|error| unusable(dir, &error))?;
     if entries.next().is_some() {
         let what = format!("{} is not empty: what is in it would be hidden", dir.display());
-        return Err(bad(what, "choose an empty directory with --mount").into());
+        return Err(UserError::new(Exit::BadMountpoint, what).hint("choose an empty directory").into());
     }
     Ok(())
+}
+
+/// Why the directory cannot be looked at, and what to do about that.
+fn unusable(dir: &Path, error: &io::Error) -> UserError {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => format!("run `mkdir -p {}`", typed(dir)),
+        io::ErrorKind::PermissionDenied => "choose a directory that is yours, and that you can reach".to_owned(),
+        // Some other program's: ours are not looked into.
+        _ if is_unserved(error) => {
+            format!(
+                "what is mounted there is dead: run `{} {}`, or choose another directory",
+                os::UMOUNT_DEAD,
+                typed(dir)
+            )
+        }
+        _ => "choose an empty directory".to_owned(),
+    };
+    UserError::new(Exit::BadMountpoint, format!("cannot mount on {}: {error}", dir.display())).hint(hint)
 }
 
 /// Ask a mount whether it is alive, from a process of its own: one that has asked a stuck mount cannot even be killed.
@@ -163,10 +175,13 @@ pub fn probe(mut ask: Command, is_served: impl Fn() -> bool) -> Liveness {
 /// In the asking process: whether nobody serves the mount. Asks for a name that nobody can have asked for: about the
 /// root itself the kernel answers from memory, for an hour after the last one who served it died.
 pub fn is_dead(dir: &Path) -> bool {
-    let not_connected = [nix::libc::ENOTCONN, nix::libc::ECONNABORTED, nix::libc::ENXIO];
     let name = format!(".delugefs-probe-{:016x}", random_u64());
-    std::fs::symlink_metadata(dir.join(name))
-        .is_err_and(|error| error.raw_os_error().is_some_and(|code| not_connected.contains(&code)))
+    std::fs::symlink_metadata(dir.join(name)).is_err_and(|error| is_unserved(&error))
+}
+
+fn is_unserved(error: &io::Error) -> bool {
+    const NOT_CONNECTED: [i32; 3] = [nix::libc::ENOTCONN, nix::libc::ECONNABORTED, nix::libc::ENXIO];
+    error.raw_os_error().is_some_and(|code| NOT_CONNECTED.contains(&code))
 }
 
 #[cfg(test)]
@@ -209,6 +224,15 @@ mod tests {
         assert_eq!(missing, format!("run `mkdir -p '{}'`", dir.display()));
         let living = hint(refuse_living(&dir, |_| Liveness::Alive).unwrap_err());
         assert!(living.starts_with(&format!("run `umount '{}'` first", dir.display())), "{living}");
+    }
+
+    #[test]
+    fn each_reason_has_its_own_way_out() {
+        let hint = |code: i32| unusable(Path::new("/m"), &io::Error::from_raw_os_error(code)).hint.unwrap();
+        assert_eq!(hint(nix::libc::ENOENT), "run `mkdir -p /m`");
+        assert!(hint(nix::libc::EACCES).contains("that is yours"));
+        assert!(hint(nix::libc::ENOTCONN).contains(&format!("run `{} /m`", os::UMOUNT_DEAD)));
+        assert_eq!(hint(nix::libc::ENOTDIR), "choose an empty directory");
     }
 
     #[test]

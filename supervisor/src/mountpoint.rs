@@ -47,14 +47,26 @@ pub fn check(dir: &Path, root: &Path, mounts: &[PathBuf]) -> Result<(), Failure>
     let bad = |text: String, hint: &str| Err(Failure::new(Exit::BadMountpoint, text).hint(hint));
     let shown = dir.display();
     match std::fs::read_dir(dir).map(|mut inside| inside.next().is_some()) {
-        Ok(true) => {
-            bad(format!("{shown} is not empty: what is in it would be hidden"), "choose an empty folder with --mount")
-        }
+        Ok(true) => bad(format!("{shown} is not empty: what is in it would be hidden"), "choose an empty folder"),
         Err(error) if error.kind() == ErrorKind::NotFound && !dir.parent().is_some_and(Path::is_dir) => {
             bad(format!("the folder that {shown} should be made in does not exist"), "make that folder first")
         }
         Err(error) if error.kind() == ErrorKind::NotADirectory => {
-            bad(format!("{shown} is no folder"), "choose an empty folder with --mount")
+            bad(format!("{shown} is no folder"), "choose an empty folder")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether there is what every mount needs, before anything is made for one.
+///
+/// # Errors
+/// With how to load the driver.
+pub fn check_driver() -> Result<(), Failure> {
+    match std::fs::symlink_metadata("/dev/fuse") {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let failure = Failure::new(Exit::NotPermitted, "nothing can be mounted here: there is no /dev/fuse");
+            Err(failure.hint("load the driver: `modprobe fuse`, or `kldload fusefs`; or leave out --mount"))
         }
         _ => Ok(()),
     }

@@ -94,6 +94,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             "`delugefs status` asks it, `delugefs stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it",
         )
     })?;
+    let _kept = keep_from_tidying(&run_dir);
     tracing::info!(run_dir = %run_dir.display(), version = env!("CARGO_PKG_VERSION"), "has the run directory");
     // Two would overwrite each other's members and what is to be started.
     let state_lock = take_lock(&rundir::state_lock(&state_dir), "--state-dir", Some(&run_dir), |pid, of| {
@@ -185,6 +186,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     drop(state_lock);
     drop(run_lock); // last: who finds it free may use both
     Ok(())
+}
+
+/// Where it lies in /tmp, systemd-tmpfiles removes it when nothing in it was used for days, unless somebody has a lock (flock) on it: the
+/// mounts would answer EIO, and `delugefs` find no supervisor.
+fn keep_from_tidying(run_dir: &Path) -> Option<Flock<File>> {
+    Flock::lock(File::open(run_dir).ok()?, FlockArg::LockSharedNonblock).ok()
 }
 
 /// One supervisor per directory: a lock that ends with the process, and in the file its process id for people, and its run directory where that is

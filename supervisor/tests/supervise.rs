@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::lab::{Lab, kill_hard, pid_of, terminate};
 
 #[test]
@@ -117,6 +120,9 @@ fn one_supervisor_for_a_run_directory() {
     delugefs-supervisor: a supervisor (pid PID) has LAB/r
     Hint: `delugefs --run-dir r status` asks it, `delugefs --run-dir r stop` ends it; --run-dir DIR --state-dir DIR runs another one beside it
     ");
+    // systemd-tmpfiles leaves a directory alone that somebody has a lock on.
+    let lock = || Flock::lock(fs::File::open(lab.path("r")).unwrap(), FlockArg::LockExclusiveNonblock);
+    assert_eq!(lock().unwrap_err().1, Errno::EWOULDBLOCK);
     assert_eq!(lab.says(&["stop"]).code, 0);
     assert_eq!(lab.wait(sup), 0);
     lab.assert_clean();

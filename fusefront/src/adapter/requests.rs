@@ -5,9 +5,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use delugefs_proto::local_pb::{Attr, StatFsReply};
@@ -19,12 +18,12 @@ use fuser::{
 };
 
 use super::convert::{
-    absent_ttl, attr_or_error, bytes, changed_or_error, entry, entry_or_error, file_attr, file_type, fopen_flags,
-    link_or_error, noting, ok_or_error, telling, time, xattr_or_error,
+    absent_ttl, attr_or_error, bytes, changed_or_error, entry, entry_or_error, file_attr, link_or_error, noting,
+    ok_or_error, time, xattr_or_error,
 };
-use super::{Adapter, Done, Place, Shared, Way, errno, guarded, may_block};
-use crate::call::{Caller, Outcome, Patience, Stop};
-use crate::fs::{Change, Fs, Invalidation, Making, News, Opened, Opening, Page, RenameHow, S_ISGID, S_ISUID};
+use super::{Adapter, Place, Way, errno, guarded, may_block};
+use crate::call::{Caller, Patience, Stop};
+use crate::fs::{Change, Fs, Invalidation, Making, News, RenameHow};
 
 /// Largest write request, and largest read, in bytes.
 const IO_MAX_BYTES: u32 = 1 << 20;
@@ -33,8 +32,6 @@ const BACKGROUND_MAX: u16 = 128;
 /// Files up to this size are handed over to the worker one after the other when closed; a larger one on a pool thread, because
 /// the worker reads it.
 const CLOSE_NOW_BYTES: u64 = 128 << 10;
-/// Writing to an existing content up to this size is prepared at once; the worker copies a larger one first.
-const OPEN_NOW_BYTES: u64 = 128 << 10;
 /// Version of the protocol that brought FUSE_NOTIFY_INC_EPOCH.
 const EPOCHS_SINCE: Version = Version(7, 44);
 /// RENAME_WHITEOUT and whatever comes after it.
@@ -45,7 +42,7 @@ thread_local! {
 }
 
 /// Whatever the kernel may know wrongly when these names were changed without its hearing of it.
-fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl Fn(&Fs) -> Vec<Invalidation> + Clone + Send + 'static {
+pub(super) fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl Fn(&Fs) -> Vec<Invalidation> + Clone + Send + 'static {
     move |fs| {
         let mut doubtful = Vec::new();
         for &(dir, ref name) in &names {
@@ -55,18 +52,6 @@ fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl Fn(&Fs) -> Vec<Invalidation>
         }
         doubtful
     }
-}
-
-/// Whether a new file is best written past the kernel's pages: then Linux does not ask for the capabilities of each one first, which is
-/// a round trip. Not where the kernel does more than write ([`Adapter::serve_write`]), or needs the pages.
-fn writes_only(mode: u32, flags: i32) -> bool {
-    let is_plain = flags & (libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC) == 0 && mode & (S_ISUID | S_ISGID) == 0;
-    cfg!(target_os = "linux") && is_plain && flags & libc::O_ACCMODE == libc::O_WRONLY
-}
-
-/// Whether what is opened so can be changed through a shared map.
-fn is_mappable(flags: i32) -> bool {
-    flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 impl Adapter {
@@ -266,39 +251,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let truncate = flags.0 & libc::O_TRUNC != 0;
-        let write = flags.0 & libc::O_ACCMODE != libc::O_RDONLY || truncate;
-        let open = move |fs: &Fs, caller: &Caller| fs.begin_open(caller, ino.0, write, truncate);
-        let settle = move |shared: Arc<Shared>, opening: Opening, done: Done<Opened>| {
-            let fs = shared.fs.clone();
-            let finish = move |opening| {
-                let opened = guarded(|| fs.finish_open(opening));
-                if let (Ok(opened), true) = (&opened, is_mappable(flags.0)) {
-                    fs.make_mappable(opened.handle);
-                }
-                done(&fs, opened);
-            };
-            shared.telling.before(ino.0, opening, finish);
-        };
-        let send = |_: &Fs, reply: ReplyOpen, result: Result<Opened, Errno>| match result {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), fopen_flags(&opened)),
-            Err(errno) => reply.error(errno),
-        };
-        let slow = write && !truncate && self.shared.fs.opening_bytes(ino.0) > OPEN_NOW_BYTES;
-        // An open empties the file, also one that fails, and decides whether the pages the kernel has are good: neither was heard
-        // of there.
-        let unwanted = move |fs: &Fs, unused: Result<Opened, Errno>| match unused {
-            Ok(unused) => fs.release_unheard(unused.handle),
-            Err(_) => fs.invalidate(Invalidation::Pages(ino.0)),
-        };
-        // Where the answer says that the pages are old it has to be heard.
-        let doubtful = move |_: &Fs, opened: &Outcome<Opened>| match opened {
-            Ok(Opened { keep_pages: true, .. }) => Vec::new(),
-            Err(_) if !truncate => Vec::new(),
-            _ => vec![Invalidation::Pages(ino.0)],
-        };
-        let way = if truncate { Way::CHANGING } else { Way::READING.slow_if(slow) };
-        self.serve_opening((request, way), reply, open, settle, send, (unwanted, doubtful));
+        self.serve_open(request, ino, flags, reply);
     }
 
     fn create(
@@ -311,36 +264,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let name = bytes(name);
-        // FreeBSD's kernel does not look again.
-        let exclusive = flags & libc::O_EXCL != 0 || !cfg!(target_os = "linux");
-        let is_direct = writes_only(mode, flags);
-        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
-        let (made, unheard) = (name.clone(), doubtful.clone());
-        let create = move |fs: &Fs, caller: &Caller| {
-            let (attr, opened) = fs.create(caller, parent.0, &name, mode, exclusive)?;
-            if is_mappable(flags) {
-                fs.make_mappable(opened.handle);
-            }
-            Ok((attr, if is_direct { fs.make_direct(opened) } else { opened }))
-        };
-        let send = move |fs: &Fs, reply: ReplyCreate, result: Result<(News, (Attr, Opened)), Errno>| match result {
-            Ok((since, (attr, opened))) => {
-                fs.remember_as(&attr, parent.0, &made);
-                let ((attr, ttl), flags) = (telling(fs, (since, attr)), fopen_flags(&opened));
-                reply.created(&ttl, &attr, Generation(0), FileHandle(opened.handle), flags);
-            }
-            Err(errno) => reply.error(errno),
-        };
-        let unwanted = move |fs: &Fs, unused: Result<(News, (Attr, Opened)), Errno>| {
-            if let Ok((_, (_, unused))) = unused {
-                fs.release(unused.handle);
-            }
-            unheard(fs).into_iter().for_each(|what| fs.invalidate(what));
-        };
-        let doubtful = move |fs: &Fs, _: &Outcome<_>| doubtful(fs);
-        let settle = |shared: Arc<Shared>, made, done: Done<(News, (Attr, Opened))>| done(&shared.fs, Ok(made));
-        self.serve_opening((request, Way::CHANGING), reply, noting(create), settle, send, (unwanted, doubtful));
+        self.serve_create(request, (parent, name), (mode, flags), reply);
     }
 
     fn read(
@@ -448,64 +372,11 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, false);
-        let send = move |fs: &Fs, mut reply: ReplyDirectory, result: Result<Page, Errno>| {
-            let page = match result {
-                Ok(page) => page,
-                Err(errno) => return reply.error(errno),
-            };
-            let mut taken = None;
-            for (count, entry) in (1..).zip(page.iter()) {
-                let name = OsStr::from_bytes(entry.name);
-                if reply.add(INodeNo(entry.ino), entry.offset, file_type(entry.kind), name) {
-                    break;
-                }
-                taken = Some((count, entry));
-            }
-            // Before the answer: the reader may go on at once, on another thread.
-            if let Some((count, last)) = taken {
-                fs.taken(handle.0, count, last);
-            }
-            reply.ok();
-        };
-        self.serve(request, reply, read, send);
+        self.serve_listing(request, (handle, offset), reply);
     }
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let read = move |fs: &Fs, caller: &Caller| fs.read_dir(caller, handle.0, offset, true);
-        let send = move |fs: &Fs, mut reply: ReplyDirectoryPlus, result: Result<(News, Page), Errno>| {
-            let (since, page) = match result {
-                Ok(noted) => noted,
-                Err(errno) => return reply.error(errno),
-            };
-            let mut taken = None;
-            for (count, entry) in (1..).zip(page.iter()) {
-                // Of "." and ".." the kernel takes only number and kind.
-                let mode = u32::from(entry.kind) << 12;
-                let dot = Attr { ino: entry.ino, mode, ..Attr::default() };
-                let (attr, ttl) = match entry.attr {
-                    Some(attr) => {
-                        fs.remember_as(&attr, ino.0, entry.name);
-                        telling(fs, (since, attr))
-                    }
-                    None => (file_attr(&dot), Duration::ZERO),
-                };
-                let name = OsStr::from_bytes(entry.name);
-                if reply.add(INodeNo(entry.ino), entry.offset, name, &ttl, &attr, Generation(0)) {
-                    // There is no room for it: the kernel is not told after all.
-                    if entry.attr.is_some() {
-                        fs.forget(entry.ino, 1);
-                    }
-                    break;
-                }
-                taken = Some((count, entry));
-            }
-            if let Some((count, last)) = taken {
-                fs.taken(handle.0, count, last);
-            }
-            reply.ok();
-        };
-        self.serve(request, reply, noting(read), send);
+        self.serve_listing_with_attributes(request, ino, (handle, offset), reply);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {

@@ -391,6 +391,7 @@ fn wish(arguments: &Arguments) -> anyhow::Result<Wish> {
     let uid = uid_of(arguments.user.as_deref()).map_err(UserError::from)?;
     let dir = arguments.mount.as_deref().map(paths::typed).transpose()?;
     if let Some(dir) = &dir {
+        mountpoint::check_driver().map_err(UserError::from)?;
         mountpoint::check(Path::new(dir), Path::new(&root), &sys::delugefs_mounts()?).map_err(UserError::from)?;
     }
     if !Path::new(&root).join(DISK_TOML).exists() {
