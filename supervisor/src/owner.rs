@@ -111,10 +111,14 @@ impl Owner {
     async fn unfound(&mut self, run: Run) {
         if let Some((cluster, root)) = self.founded.remove(&run)
             && identity::read(&root).await.is_err_and(|failure| failure.exit == Exit::NoDisk)
-            && self.state.disks.iter().all(|disk| disk.spec.root == root) // another one may be about to be of that cluster
-            && let Err(error) = self.membership.unfound(cluster)
+            && self.state.disks.iter().all(|disk| disk.spec.root == root)
+        // another one may be about to be of that cluster
         {
-            tracing::warn!("a cluster without disks is remembered: {error:#}");
+            if let Err(error) = self.membership.unfound(cluster) {
+                tracing::warn!("a cluster without disks is remembered: {error:#}");
+            }
+            // Started again, it begins another one.
+            self.state.disks.iter_mut().for_each(|disk| disk.spec.cluster_id = None);
         }
     }
 

@@ -17,6 +17,8 @@ pub type Reply = oneshot::Sender<Result<String, Failure>>;
 pub const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest wait before a restart.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A wait above this is too long for who waits for a first start.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// A process that was up this long starts with the shortest wait again.
 pub const BACKOFF_RESET: Duration = Duration::from_secs(60);
 
@@ -181,6 +183,18 @@ impl Child {
         self.phase = Phase::BackingOff { until: now + self.wait };
         self.wait = (self.wait * 2).min(BACKOFF_MAX);
         Next::Wait
+    }
+
+    /// It ended because what it needs was not there at that moment: it is started again, and who waits goes on waiting. `false`: of one that has
+    /// never worked, after some seconds.
+    pub fn again(&mut self, failure: Failure, now: Instant) -> bool {
+        if !self.established && self.wait > PATIENCE {
+            return false;
+        }
+        (self.run, self.pid, self.foreign, self.failure) = (None, None, false, Some(failure));
+        self.phase = Phase::BackingOff { until: now + self.wait };
+        self.wait = (self.wait * 2).min(BACKOFF_MAX);
+        true
     }
 
     /// When the phase ends by itself.

@@ -28,14 +28,12 @@ impl State {
             return self.answer(reply, Err(Self::is_ending()));
         }
         let root = spec.root.display().to_string();
-        if let Some(cluster) = self.cluster().filter(|cluster| *cluster != spec.cluster) {
-            let failure = other_cluster(cluster, &spec.cluster);
-            return self.answer(reply, Err(failure));
-        }
         let known = self.disks.iter().any(|disk| disk.spec.root == spec.root);
-        if let Some(failure) =
-            self.is_of_another(&spec.root, spec.cluster_id, &spec.cluster, spec.other_name.as_deref())
-        {
+        let named = self.cluster().filter(|cluster| *cluster != spec.cluster);
+        let refused = named
+            .map(|cluster| other_cluster(cluster, &spec.cluster))
+            .or_else(|| self.is_of_another(&spec.root, spec.cluster_id, &spec.cluster, spec.other_name.as_deref()));
+        if let Some(failure) = refused {
             if reply.is_none() && !known {
                 // Of the configuration, or remembered: shown, for it is wanted.
                 let mut child = Child::new(true, remember);
@@ -357,10 +355,12 @@ impl State {
         self.effects.push(Effect::StartWorker { run, spec });
     }
 
-    /// A mount's user is not let in by a running worker: start the worker again with him. Frontends reconnect.
+    /// A mount's user is not let in by a running worker: start the worker again with him. Frontends reconnect. One that is making its disk is
+    /// not interrupted: the mount waits for it, and asks once more.
     pub(super) fn let_in(&mut self, uid: u32, now: Instant) {
         for disk in &mut self.disks {
-            let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting);
+            let makes = disk.child.phase == Phase::Starting && disk.spec.create;
+            let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting) && !makes;
             if running && (!disk.child.foreign || disk.child.watched) && !disk.allowed.contains(&uid) {
                 restart(&mut disk.child, now, &mut self.effects);
             }

@@ -22,7 +22,11 @@ impl State {
         let disks = self.disks.iter().map(|disk| disk.spec.root.as_path());
         let mounts = self.mounts.iter().map(|mount| mount.spec.dir.as_path());
         if let Err(failure) = mountpoint::check_place(&spec.dir, disks, mounts) {
-            return self.answer(reply, Err(failure));
+            match reply {
+                Some(reply) => self.answer([reply], Err(failure)),
+                None => self.mount_stuck(spec, remember, failure),
+            }
+            return;
         }
         let claims = reply.is_some() || !remember; // as for a disk
         let Some(at) = self.mounts.iter().position(|mount| mount.spec.dir == spec.dir) else {
@@ -36,7 +40,17 @@ impl State {
         let claimed = mount.child.claimed;
         mount.child.claimed |= claims;
         let free = mount.child.added.is_empty();
+        let is_other_user = spec.user.is_some() && mount.spec.user != spec.user;
         match mount.child.phase {
+            // `run` does not change what is remembered.
+            Phase::BackingOff { .. } | Phase::Stopped | Phase::Waiting
+                if mount.child.remember && !remember && is_other_user =>
+            {
+                mount.child.claimed = claimed;
+                let failure = Failure::new(Exit::InUse, format!("{dir} is remembered as a mount of another user"));
+                let hint = format!("leave out --user; or `delugefs umount {}` forgets that mount", quoted(&dir));
+                self.answer(reply, Err(failure.hint(hint)));
+            }
             Phase::BackingOff { .. } | Phase::Stopped => retry(mount, spec, remember, reply),
             // It is not mounted: whoever asks is told when it is, or why it cannot be.
             Phase::Waiting if free && reply.is_some() => retry(mount, spec, remember, reply),
@@ -57,6 +71,9 @@ impl State {
                 if mount.spec.user.is_none() {
                     // One that was found alive does not say whom it serves as: his worker is to let him in when it starts again.
                     (mount.spec.user, mount.spec.uid) = (spec.user, spec.uid);
+                }
+                if !mount.child.remember {
+                    mount.spec.root = spec.root; // that of `run`
                 }
                 if matches!(phase, Phase::Up { .. }) {
                     let is_news = remember && reply.is_some(); // else the file has it, and more that is to come from there
@@ -169,6 +186,11 @@ impl State {
         let mount = &mut self.mounts[at];
         let child = &mut mount.child;
         let was_up = matches!(child.phase, Phase::Up { .. });
+        // The worker was up, and did not answer at that moment: it is started again, for another user of a mount perhaps.
+        let is_early = child.phase == Phase::Starting && failure.exit == Exit::NoDisk;
+        if is_early && child.again(failure.clone(), now) {
+            return;
+        }
         // It has unmounted, or found something alive there: somebody else's, or its predecessor in its last moment.
         mount.doubtful |= matches!(failure.exit, Exit::Ok | Exit::InUse);
         match child.ended(failure.clone(), now) {
@@ -228,6 +250,13 @@ impl State {
             let socket = disk.served.as_ref()?.local_socket.clone();
             Some((disk.spec.root.clone(), socket, disk.spec.cluster.clone()))
         });
+        // Its disk may have been named after it.
+        let roots = self.disks.iter().map(|disk| disk.spec.root.as_path());
+        if let Err(failure) = mountpoint::check_place(&self.mounts[at].spec.dir, roots, []) {
+            let child = &mut self.mounts[at].child;
+            (child.phase, child.failure) = (Phase::Stopped, Some(failure.clone()));
+            return self.fail_adders(at, failure);
+        }
         if let Some((root, socket, cluster)) = target {
             let run = self.new_run();
             let mount = &mut self.mounts[at];
@@ -261,7 +290,10 @@ impl State {
 }
 
 /// Once more, for one more that asks; settle_mounts starts it.
-fn retry(mount: &mut Mount, spec: MountSpec, remember: bool, reply: Option<Reply>) {
+fn retry(mount: &mut Mount, mut spec: MountSpec, remember: bool, reply: Option<Reply>) {
+    if mount.child.remember && !remember {
+        (spec.user, spec.uid) = (mount.spec.user.take(), mount.spec.uid); // as it was added
+    }
     mount.child.added.extend(reply);
     mount.child.remember |= remember;
     mount.root = spec.root.clone().or(mount.root.take());

@@ -125,6 +125,13 @@ pub fn problems(host: &pb::HostStatus) -> Vec<String> {
     for mount in &host.mounts {
         let (dir, error) = (&mount.dir, &mount.last_error);
         match mount.state() {
+            mount::State::Starting
+                if mount.pid == 0 && host.disks.iter().all(|it| it.state() == disk::State::Stopped) =>
+            {
+                problems.push(format!(
+                    "mount {dir} waits for a disk, and none runs on this host: `delugefs disk add ROOT` starts one"
+                ));
+            }
             mount::State::BackingOff => problems.push(format!("mount {dir} is started again: {error}")),
             mount::State::Stopped => {
                 // Of a user who is gone: said by nobody who has asked for it.
@@ -198,6 +205,18 @@ mod tests {
         };
         assert_eq!(said(Exit::NewerFormat), "disk /my d is stopped: why; `delugefs disk add '/my d'` starts it again");
         assert!(said(Exit::NoDisk).contains("it goes on when its folder is there again"), "{}", said(Exit::NoDisk));
+    }
+
+    #[test]
+    fn a_mount_that_waits_where_no_disk_is_coming_is_a_problem() {
+        let said = |states: &[disk::State]| {
+            let disks = states.iter().map(|state| pb::Disk { state: (*state).into(), ..Default::default() }).collect();
+            let mount = pb::Mount { dir: "/m".into(), state: mount::State::Starting.into(), ..Default::default() };
+            let said = problems(&pb::HostStatus { disks, mounts: vec![mount], ..Default::default() });
+            said.iter().any(|problem| problem.starts_with("mount /m waits for a disk"))
+        };
+        assert!(said(&[]) && said(&[disk::State::Stopped]));
+        assert!(!said(&[disk::State::Stopped, disk::State::Starting]) && !said(&[disk::State::Up]));
     }
 
     #[test]

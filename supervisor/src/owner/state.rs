@@ -442,6 +442,11 @@ impl State {
     }
 
     pub(super) fn answer(&mut self, reply: impl IntoIterator<Item = Reply>, result: Result<String, Failure>) {
+        // Its process has ended well, before it was ready: for who waits that is no success.
+        let result = result.map_err(|failure| match failure.exit {
+            Exit::Ok => Failure::new(Exit::Failure, format!("{} before it was ready", failure.message)),
+            _ => failure,
+        });
         self.effects.extend(reply.into_iter().map(|reply| Effect::Answer(reply, result.clone())));
     }
 
@@ -454,22 +459,26 @@ impl State {
         if self.stopping.is_some() {
             return; // stopping is not removing
         }
-        let disks = self.disks.iter().filter(|disk| disk.child.remember);
-        let mounts = self.mounts.iter().filter(|mount| mount.child.remember);
+        // Not what may yet fail to start for the first time.
+        let is_kept = |child: &Child| child.remember && child.established;
+        let disks = self.disks.iter().filter(|disk| is_kept(&disk.child));
+        let mounts = self.mounts.iter().filter(|mount| is_kept(&mount.child));
         let config = Config {
             cluster: None,
             peers: Vec::new(),
             disks: disks
-                .map(|disk| DiskConfig {
+                // What is said anew counts when it has started with that.
+                .map(|disk| (disk, disk.net_before.as_ref().unwrap_or(&disk.spec.net)))
+                .map(|(disk, net)| DiskConfig {
                     root: disk.spec.root.clone(),
                     reserve_bytes: disk.spec.reserve_bytes,
                     retention_s: disk.spec.retention_s,
-                    listen: disk.spec.net.listen.clone().filter(|listen| !listen.is_empty()),
-                    btport: u16::try_from(disk.spec.net.port()).unwrap_or(0),
-                    lazy: disk.spec.net.lazy(),
-                    site: disk.spec.net.site().into(),
-                    upload_bytes_per_s: Some(disk.spec.net.upload_bytes_per_s).filter(|limit| *limit != 0),
-                    download_bytes_per_s: Some(disk.spec.net.download_bytes_per_s).filter(|limit| *limit != 0),
+                    listen: net.listen.clone().filter(|listen| !listen.is_empty()),
+                    btport: u16::try_from(net.port()).unwrap_or(0),
+                    lazy: net.lazy(),
+                    site: net.site().into(),
+                    upload_bytes_per_s: Some(net.upload_bytes_per_s).filter(|limit| *limit != 0),
+                    download_bytes_per_s: Some(net.download_bytes_per_s).filter(|limit| *limit != 0),
                 })
                 .collect(),
             mounts: mounts

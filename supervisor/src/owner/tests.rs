@@ -516,6 +516,23 @@ fn only_what_is_to_be_remembered_is_written_down() {
 
 /// Another disk has that port.
 #[test]
+fn what_has_not_started_yet_is_not_written_down() {
+    let (mut sim, _) = Sim::with_disk();
+    let add = |sim: &mut Sim, root: &str| {
+        let spec = Sim::spec("home", root, false, None);
+        sim.asks(|reply| Event::AddDisk { spec, remember: true, reply: Some(reply) })
+    };
+    let _contested = add(&mut sim, "/c");
+    let run = sim.started();
+    sim.ends(run, Exit::InUse);
+    let _other = add(&mut sim, "/d");
+    let run = sim.started();
+    sim.news(run, News::WorkerReady(served()));
+    let Effect::Remember(config) = sim.effect() else { panic!() };
+    assert_eq!(config.disks.iter().map(|disk| disk.root.to_str().unwrap()).collect::<Vec<_>>(), ["/d"]);
+}
+
+#[test]
 fn a_disk_that_cannot_start_with_what_is_said_anew_goes_on_with_what_it_had() {
     let mut sim = Sim::new();
     let add = |sim: &mut Sim, site: &str| {

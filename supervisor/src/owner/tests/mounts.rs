@@ -275,3 +275,105 @@ fn what_is_to_be_typed_next_is_so_for_a_shell() {
     );
     assert_eq!(hint(sim.asks(|reply| remove("/a", &[], reply))), "`delugefs umount '/my mount'` first");
 }
+
+/// Interrupted, it would leave a cluster that nobody can join, or be told that its disk is there already.
+#[test]
+fn a_disk_that_is_being_made_is_not_started_again_for_the_user_of_a_mount() {
+    let mut sim = Sim::new();
+    let _disk = sim.add_disk_of("home", "/a", true);
+    let run = sim.started();
+    sim.news(run, News::Started { pid: 100, at_s: 7 });
+    let _mount = sim.add_mount("/m", Some(1001));
+    assert!(sim.effects.is_empty(), "{:?}", sim.effects);
+    sim.news(run, News::WorkerReady(served()));
+    assert!(matches!(sim.effect(), Effect::Terminate { run: stopped } if stopped == run), "he is let in now");
+    sim.ends(run, Exit::Ok);
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert_eq!((spec.allow_uids, spec.create), (vec![1001], false));
+    sim.news(run, News::WorkerReady(served()));
+    assert!(matches!(sim.effect(), Effect::StartFrontend { .. }));
+}
+
+/// The worker is started again for the other mount's user while the frontend of this one greets it.
+#[test]
+fn a_frontend_whose_worker_does_not_answer_at_that_moment_is_started_again() {
+    let (mut sim, _) = Sim::with_disk();
+    let mut answer = sim.add_mount("/m", None);
+    let first = sim.started();
+    sim.ends(first, Exit::NoDisk);
+    assert!(answer.try_recv().is_err(), "it may come yet");
+    sim.later(Duration::from_secs(1));
+    let second = sim.started();
+    sim.news(second, News::FrontendReady { mounted: None });
+    assert_eq!(answer.try_recv().unwrap(), Ok(String::new()));
+    // One that has worked is never given up for that.
+    sim.ends(second, Exit::Failure);
+    for _ in 0..20 {
+        sim.later(Duration::from_secs(60));
+        let again = sim.started();
+        sim.ends(again, Exit::NoDisk);
+    }
+    assert!(matches!(sim.state.mounts[0].child.phase, Phase::BackingOff { .. }));
+    // One that has not is, after some seconds.
+    let mut answer = sim.add_mount("/n", None);
+    let mut tries = 0;
+    while answer.try_recv().is_err() {
+        let started = std::mem::take(&mut sim.effects);
+        for effect in started {
+            let Effect::StartFrontend { run, spec, .. } = effect else { panic!("{effect:?}") };
+            tries += u32::from(spec.dir == Path::new("/n"));
+            sim.ends(run, Exit::NoDisk);
+        }
+        sim.later(Duration::from_secs(60));
+        assert!(tries < 10);
+    }
+    assert!(tries > 3 && sim.state.mounts.len() == 1);
+}
+
+#[test]
+fn who_waits_for_a_mount_that_is_taken_away_is_not_told_that_it_is_there() {
+    let (mut sim, _) = Sim::with_disk();
+    let mut waits = sim.add_mount("/m", None);
+    let frontend = sim.started();
+    let _gone = sim.asks(|reply| Event::RemoveMount { dir: "/m".into(), release: false, reply });
+    sim.effects.clear();
+    sim.ends(frontend, Exit::Ok);
+    let failure = waits.try_recv().unwrap().unwrap_err();
+    assert_eq!((failure.exit, failure.message.as_str()), (Exit::Failure, "it ended before it was ready"));
+}
+
+#[test]
+fn run_does_not_change_whom_a_remembered_mount_serves_as() {
+    let (mut sim, _) = Sim::with_disk();
+    let add = |sim: &mut Sim, user: Option<&str>, remember| {
+        let spec = MountSpec { dir: "/m".into(), user: user.map(Into::into), uid: user.map(|_| 0), root: None };
+        sim.asks(|reply| Event::AddMount { spec, remember, reply: Some(reply) })
+    };
+    sim.state.disks[0].allowed.push(0);
+    let _answer = add(&mut sim, Some("joe"), true);
+    let run = sim.started();
+    sim.news(run, News::FrontendReady { mounted: None });
+    sim.effects.clear();
+    sim.ends(run, Exit::Ok); // unmounted by hand
+    assert_eq!(exit_of(&mut add(&mut sim, Some("ann"), false)), Exit::InUse);
+    let _answer = add(&mut sim, None, false);
+    let Effect::StartFrontend { spec, .. } = sim.effect() else { panic!() };
+    assert_eq!(spec.user.as_deref(), Some("joe"));
+}
+
+/// A disk may be named after the mount, and nobody waits for the answer.
+#[test]
+fn a_configured_mount_in_a_disk_or_in_another_mount_is_shown_as_stopped() {
+    let mut sim = Sim::new();
+    for dir in ["/m", "/m/x", "/a/m"] {
+        let spec = MountSpec { dir: dir.into(), user: None, uid: None, root: None };
+        sim.event(Event::AddMount { spec, remember: false, reply: None });
+    }
+    sim.event(Event::AddDisk { spec: Sim::spec("home", "/a", false, None), remember: false, reply: None });
+    let run = sim.started();
+    sim.news(run, News::WorkerReady(served()));
+    assert!(matches!(sim.effect(), Effect::StartFrontend { spec, .. } if spec.dir == Path::new("/m")));
+    let shown = snapshot(&sim.state).mounts;
+    let stopped: Vec<_> = shown.iter().filter(|mount| !mount.last_error.is_empty()).map(|mount| &mount.dir).collect();
+    assert_eq!(stopped, ["/m/x", "/a/m"]);
+}
