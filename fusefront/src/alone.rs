@@ -28,7 +28,7 @@ pub fn run(args: &Args, dir: &Path) -> anyhow::Result<Exit> {
     // Before any thread is there: all inherit it.
     signals.thread_block().context("blocking signals")?;
     let probe = |dir: &Path| if mounts::is_dead(dir) { mounts::Liveness::Dead } else { mounts::Liveness::Alive };
-    let dir = mounts::prepare(dir, probe)?;
+    let dir = mounts::prepare(dir, args.exact, probe)?;
     let server = Arc::new(Server::connect(args)?);
     mounts::clear(&dir, probe, |dir| os::unmount_as_user(dir, true))?;
     mounts::check_empty(&dir)?;

@@ -24,6 +24,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "probe")]
     pub mount: Option<PathBuf>,
 
+    /// Mount on this directory only if no symbolic link leads there: what is mounted again later is not to be elsewhere
+    #[arg(long)]
+    pub exact: bool,
+
     /// Serve as this user instead of root: an account for nothing else, since all its processes can read and change every file
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,

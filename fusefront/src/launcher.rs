@@ -62,7 +62,7 @@ pub fn run(args: &Args, cluster_dir: &Path) -> anyhow::Result<Exit> {
         ask.arg("--probe").arg(dir);
         mounts::probe(ask, || os::is_served(dir, not_by))
     };
-    let dir = mounts::prepare(cluster_dir, |dir| probe(dir, None))?;
+    let dir = mounts::prepare(cluster_dir, args.exact, |dir| probe(dir, None))?;
     let fuse = open_fuse()?;
 
     let (ours, theirs) = UnixStream::pair().context("making a socket")?;

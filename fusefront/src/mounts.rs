@@ -29,9 +29,15 @@ pub enum Liveness {
     Silent,
 }
 
-/// Look whether the directory can be mounted on; its absolute path. A dead mount of ours stays until [`clear`].
-pub fn prepare(dir: &Path, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<PathBuf> {
-    let dir = resolve(dir)?;
+/// Look whether the directory can be mounted on; its absolute path. A dead mount of ours stays until [`clear`]. `exact`: that path has to be
+/// the one that was given.
+pub fn prepare(given: &Path, exact: bool, probe: impl Fn(&Path) -> Liveness) -> anyhow::Result<PathBuf> {
+    let dir = resolve(given)?;
+    if exact && dir != given {
+        let message = format!("{} leads to {} by a symbolic link", given.display(), dir.display());
+        let hint = format!("if that is meant, `delugefs umount {}` and mount it anew", typed(given));
+        return Err(UserError::new(Exit::BadMountpoint, message).hint(hint).into());
+    }
     match top(&dir)? {
         Some(mounted) if mounted.kind == os::MOUNT_KIND => drop(refuse_living(&dir, probe)?),
         _ => check_empty(&dir)?,
@@ -189,7 +195,7 @@ mod tests {
     use super::*;
 
     fn prepare_plain(dir: &Path) -> anyhow::Result<PathBuf> {
-        let dir = prepare(dir, |_| panic!("there is no mount to ask"))?;
+        let dir = prepare(dir, false, |_| panic!("there is no mount to ask"))?;
         let ask = |_: &Path| panic!("there is no mount to ask");
         assert_eq!(can_cover(&dir, ask, |_| panic!("there is no mount to clear away"))?, None);
         clear(&dir, ask, |_| panic!("there is no mount to clear away"))?;
@@ -213,6 +219,20 @@ mod tests {
         std::fs::write(dir.join("file"), "x").unwrap();
         assert_eq!(exit_of(&prepare_plain(&dir).unwrap_err()), (Exit::BadMountpoint, true));
         assert_eq!(exit_of(&prepare_plain(&dir.join("file")).unwrap_err()), (Exit::BadMountpoint, true));
+    }
+
+    /// Somebody may have put it there since it was mounted first.
+    #[test]
+    fn a_link_is_followed_only_for_who_types_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let (dir, link) = (temp.path().canonicalize().unwrap().join("mnt"), temp.path().join("link"));
+        std::fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        let ask = |_: &Path| panic!("there is no mount to ask");
+        assert_eq!(prepare(&link, false, ask).unwrap(), dir);
+        assert_eq!(prepare(&dir, true, ask).unwrap(), dir);
+        let refused = prepare(&link, true, ask).unwrap_err();
+        assert_eq!(exit_of(&refused), (Exit::BadMountpoint, true));
     }
 
     #[test]

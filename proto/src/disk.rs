@@ -1,6 +1,8 @@
 //! The layout of a disk's folder (ROOT) and its `disk.toml`. Only names and the identity file are here; the worker
 //! owns everything in the folder, others may read `disk.toml`.
 
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,9 @@ pub const TRASH: &str = "trash";
 pub const JOURNAL: &str = "journal";
 /// Held (flock) by the worker.
 pub const LOCK: &str = "lock";
+
+/// Longest `disk.toml` that is read.
+const DISK_TOML_MAX_BYTES: u64 = 64 << 10;
 
 /// Format of the folder as a whole. A worker refuses a newer one and touches nothing.
 pub const DISK_FORMAT: u32 = 1;
@@ -74,8 +79,13 @@ impl DiskToml {
     /// Read and check the identity of a disk folder.
     pub fn read(root: &Path) -> Result<Self, DiskTomlError> {
         let path = root.display().to_string();
-        match std::fs::read_to_string(root.join(DISK_TOML)) {
-            Ok(text) => Self::parse(&text, path),
+        // Whoever gave us the disk may have put anything there.
+        let mut options = std::fs::OpenOptions::new();
+        let open = options.read(true).custom_flags(nix::libc::O_NOFOLLOW).open(root.join(DISK_TOML));
+        let mut text = String::new();
+        match open.and_then(|file| file.take(DISK_TOML_MAX_BYTES + 1).read_to_string(&mut text)) {
+            Ok(len) if len as u64 > DISK_TOML_MAX_BYTES => Err(DiskTomlError::Damaged(path, "it is too long".into())),
+            Ok(_) => Self::parse(&text, path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DiskTomlError::Absent(path)),
             Err(error) => Err(DiskTomlError::Io(path, error)),
         }
@@ -143,6 +153,11 @@ mod tests {
         let read = || DiskToml::read(dir.path());
         let write = |text: &str| std::fs::write(dir.path().join(DISK_TOML), text).unwrap();
         assert!(matches!(read(), Err(DiskTomlError::Absent(_))));
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join(DISK_TOML)).unwrap();
+        assert!(matches!(read(), Err(DiskTomlError::Io(..))), "no link is followed");
+        std::fs::remove_file(dir.path().join(DISK_TOML)).unwrap();
+        std::fs::File::create(dir.path().join(DISK_TOML)).unwrap().set_len(1 << 40).unwrap();
+        assert!(matches!(read(), Err(DiskTomlError::Damaged(..))), "nor without a bound");
         let good = DiskToml {
             format: DISK_FORMAT,
             cluster: "home".into(),

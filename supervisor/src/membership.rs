@@ -5,16 +5,18 @@
 //! said something first does not matter.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use delugefs_proto::disk::short_id;
-use delugefs_proto::exit::Exit;
+use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::identity::Identity;
 use delugefs_proto::ids::{ClusterId, DiskId, HostId, NodeId, hex};
 use delugefs_proto::members::{Members, MembersError, Role, clean_label};
 use delugefs_proto::token::{SECRET_BYTES, Token};
+use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -80,13 +82,13 @@ impl Membership {
     pub fn open(state_dir: PathBuf) -> anyhow::Result<Self> {
         let key = match statefile::read(&state_dir, KEY)? {
             Some(key) => key,
-            None => {
-                let key = Identity::generate_pkcs8()?;
-                statefile::write(&state_dir, KEY, &key)?;
-                key
-            }
+            None => statefile::make_once(&state_dir, KEY, &Identity::generate_pkcs8()?)?,
         };
-        let identity = Identity::from_pkcs8(&key).with_context(|| format!("{}/{KEY}", state_dir.display()))?;
+        let identity = Identity::from_pkcs8(&key).map_err(|error| {
+            let text = format!("{}/{KEY} is damaged: {error}", state_dir.display());
+            UserError::new(Exit::Failure, text)
+                .hint("put a copy of it there; or move it away: this host is a new one then, and joins anew")
+        })?;
         let mut sets = BTreeMap::new();
         for id in kept_sets(&state_dir)? {
             match read_set(&state_dir, id) {
@@ -194,6 +196,11 @@ impl Membership {
     /// # Errors
     /// As [`Membership::known`], or when the set cannot be written.
     pub fn cluster_for(&self, name: &str) -> Result<ClusterId, Failure> {
+        if let Some(id) = self.known(name)? {
+            return Ok(id);
+        }
+        // A supervisor and `--found` may both be about to found it.
+        let _alone = alone(&self.state_dir)?;
         if let Some(id) = self.known(name)? {
             return Ok(id);
         }
@@ -400,6 +407,14 @@ impl Membership {
 }
 
 /// The clusters of which a set is kept.
+/// Wait until nobody else founds a cluster with this state directory, for moments.
+fn alone(state_dir: &Path) -> anyhow::Result<Flock<File>> {
+    let path = state_dir.join(KEY); // whoever has it, has its key
+    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| anyhow::Error::from(error).context("cannot take a lock"))
+}
+
 fn kept_sets(state_dir: &Path) -> std::io::Result<Vec<ClusterId>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(state_dir)? {

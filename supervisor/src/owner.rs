@@ -235,6 +235,7 @@ impl Owner {
             ("--name", cluster.into()),
             ("--fallback", self.run_dir.as_os_str().into()),
         ]);
+        args.push("--exact".into()); // it was resolved when it was said
         args.extend(spec.user.iter().flat_map(|user| arguments([("--user", user.into())])));
         Job {
             run,

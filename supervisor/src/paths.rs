@@ -4,9 +4,12 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use delugefs_proto::exit::{Exit, UserError};
+use tokio::sync::oneshot;
 
 use crate::sys;
 
@@ -32,7 +35,7 @@ pub fn typed(path: &Path) -> anyhow::Result<String> {
 pub fn make_mountpoint(dir: &str) {
     // Does not look at what is there: making a directory over a dead mount is refused without asking it.
     if std::fs::create_dir(dir).is_ok() {
-        eprintln!("made the folder {}", crate::escape::escape_bytes(dir.as_bytes()));
+        crate::log::say(&format!("made the folder {}", crate::escape::escape_bytes(dir.as_bytes())));
     }
 }
 
@@ -53,6 +56,27 @@ pub fn resolve_here(typed: &Path, mounts: &[PathBuf]) -> anyhow::Result<PathBuf>
     }
     let here = std::env::current_dir().context("cannot tell the current directory")?;
     Ok(resolve(&here.join(typed), mounts))
+}
+
+/// The same of paths that are already absolute, of which some may lead to what hangs for ever: those are taken as they are written. Each by a
+/// thread of its own, see [`crate::identity`].
+pub async fn resolve_each(paths: Vec<PathBuf>, mounts: Vec<PathBuf>, patience: Duration) -> Vec<PathBuf> {
+    let mounts = Arc::new(mounts);
+    let begin = |path: &PathBuf| {
+        let (sender, resolved) = oneshot::channel();
+        let (path, mounts) = (path.clone(), mounts.clone());
+        let resolves = move || drop(sender.send(resolve(&path, &mounts))); // who asked may have gone
+        drop(std::thread::Builder::new().name("path".into()).spawn(resolves)); // without a thread: as it is written
+        resolved
+    };
+    let begun: Vec<_> = paths.iter().map(begin).collect();
+    let deadline = tokio::time::Instant::now() + patience;
+    let mut all = Vec::with_capacity(paths.len());
+    for (path, resolved) in paths.into_iter().zip(begun) {
+        let resolved = tokio::time::timeout_at(deadline, resolved).await;
+        all.push(resolved.ok().and_then(Result::ok).unwrap_or(path));
+    }
+    all
 }
 
 /// Follow symbolic links and `..` as far as the system lets us, but stop looking at the first of `mounts`: below it

@@ -81,11 +81,11 @@ impl Memory {
 /// # Errors
 /// When the file is there but cannot be used.
 pub fn read(state_dir: &Path) -> anyhow::Result<Config> {
-    let path = state_dir.join(FILE);
-    if !path.exists() {
-        return Ok(Config::default());
+    // Not there is not the same as not to be read: that would be overwritten by the next change.
+    match statefile::read(state_dir, FILE)? {
+        Some(_) => Ok(Config::read(&state_dir.join(FILE))?),
+        None => Ok(Config::default()),
     }
-    Ok(Config::read(&path)?)
 }
 
 /// Replace it in one step.

@@ -108,7 +108,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let configured = options.config.as_deref().map(Config::read).transpose().map_err(|error| configuration(&error))?;
     let configured = configured.unwrap_or_default();
-    let added = remember::read(&state_dir).map_err(|error| UserError::new(Exit::Usage, format!("{error:#}")))?;
+    let added = remember::read(&state_dir).map_err(|error| {
+        UserError::new(Exit::Usage, format!("{error:#}"))
+            .hint("mend it; or move it away: what was added by command is forgotten then, and can be added again")
+    })?;
     let cluster = configured.cluster.clone().or_else(|| added.cluster.clone());
 
     let membership = Arc::new(Membership::open(state_dir.clone()).context("cannot use this host's membership")?);
@@ -290,8 +293,14 @@ async fn identities(roots: impl Iterator<Item = PathBuf>) -> Vec<Option<DiskToml
 /// Mounts first: the workers let in the users of the mounts that are known when they start.
 async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool) -> anyhow::Result<()> {
     let mounted = sys::delugefs_mounts().context("cannot read the mount table")?;
-    for mount in &config.mounts {
-        let dir = paths::resolve(&mount.dir, &mounted);
+    // What is remembered was resolved when it was said. A link that is there since is not followed: who owns a folder above could
+    // have root mount on any directory.
+    let resolved = async |paths: Vec<PathBuf>| match remember {
+        true => paths,
+        false => paths::resolve_each(paths, mounted.clone(), identity::PATIENCE).await,
+    };
+    let dirs = resolved(config.mounts.iter().map(|mount| mount.dir.clone()).collect()).await;
+    for (mount, dir) in config.mounts.iter().zip(dirs) {
         let spec = |uid| MountSpec { dir: dir.clone(), user: mount.user.clone(), uid, root: None };
         match uid_of(mount.user.as_deref()) {
             Ok(uid) => send(events, Event::AddMount { spec: spec(uid), remember, reply: None }),
@@ -311,7 +320,7 @@ async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember:
         let error = UserError::new(Exit::Usage, "the configuration has disks, but does not say of which cluster");
         return Err(error.hint("add a line `cluster = \"NAME\"` at its top").into());
     }
-    let roots: Vec<PathBuf> = config.disks.iter().map(|disk| paths::resolve(&disk.root, &mounted)).collect();
+    let roots = resolved(config.disks.iter().map(|disk| disk.root.clone()).collect()).await;
     let identities = identities(roots.iter().cloned()).await;
     for ((disk, root), identity) in config.disks.iter().zip(roots).zip(identities) {
         let spec = DiskSpec {
@@ -367,7 +376,13 @@ fn directory(dir: &Path, flag: &str, error: &std::io::Error) -> UserError {
         return UserError::new(Exit::NotPermitted, format!("cannot use the directory: {error}"));
     }
     let failed = UserError::new(Exit::NotPermitted, format!("cannot use the directory {}: {error}", dir.display()));
-    failed.hint(format!("{flag} DIR names another one; one that cannot be written to needs `chown` or `chmod`"))
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let then = match error.kind() {
+        StorageFull | QuotaExceeded => "its file system is full: make room there",
+        ReadOnlyFilesystem => "its file system is read-only",
+        _ => "one that cannot be written to needs `chown` or `chmod`",
+    };
+    failed.hint(format!("{flag} DIR names another one; {then}"))
 }
 
 /// What was said as a peer's.
@@ -379,7 +394,7 @@ pub(crate) fn no_peer_address(peer: &str) -> UserError {
 fn configuration(error: &delugefs_proto::config::ConfigError) -> UserError {
     use std::error::Error;
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    UserError::new(Exit::Usage, format!("{error}{cause}"))
+    UserError::new(Exit::Usage, format!("{error}{cause}")).hint("correct it there, and start again")
 }
 
 #[cfg(test)]

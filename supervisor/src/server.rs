@@ -171,9 +171,15 @@ impl Control for Server {
         if answers.is_empty() {
             return Err(no_disk().into());
         }
-        let disks = answers.into_iter().map(|(disk, answer)| {
-            let (result, error) = split(answer);
-            pb::DiskScrub { disk_id: disk.disk_id, root: disk.root, result, error }
+        let asked = answers.into_iter().map(|(disk, answer)| (disk, split(answer)));
+        let mut disks: Vec<(pb::Disk, (Option<_>, String))> = asked.collect();
+        // Of those that are not up nothing was looked at: that is not «all good».
+        let rest = self.now().disks.into_iter().filter(|disk| disks.iter().all(|(asked, _)| asked.root != disk.root));
+        let rest: Vec<_> = rest.map(|disk| (disk, (None, "it is not up".into()))).collect();
+        disks.extend(rest);
+        let disks = disks.into_iter().map(|(disk, (result, error))| {
+            let (disk_id, root) = (disk.disk_id, disk.root);
+            pb::DiskScrub { disk_id, root, result, error }
         });
         Ok(Response::new(pb::ScrubReply { disks: disks.collect() }))
     }

@@ -27,14 +27,40 @@ pub fn read(dir: &Path, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
 pub fn write(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
     let (path, new) = (dir.join(name), dir.join(format!("{name}.new")));
     let replace = || {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        make(&new, bytes)?;
         fs::rename(&new, &path)?;
         File::open(dir)?.sync_all()
     };
     replace().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Make a file that is not there in one step; of several who do so at once one does, and all read what that one has written.
+///
+/// # Errors
+/// Those of the file system.
+pub fn make_once(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let (path, new) = (dir.join(name), dir.join(format!("{name}.new-{}", std::process::id())));
+    let linked = || {
+        make(&new, bytes)?;
+        match fs::hard_link(&new, &path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => fs::remove_file(&new)?,
+        }
+        File::open(dir)?.sync_all()
+    };
+    linked().with_context(|| format!("cannot write {}", path.display()))?;
+    read(dir, name)?.with_context(|| format!("{} has gone again", path.display()))
+}
+
+/// A new file, durable; one that a crash has left goes. Never through a link that somebody has put there.
+fn make(new: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    match fs::remove_file(new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(new)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Remove a file durably, if it is there.
@@ -48,5 +74,29 @@ pub fn remove(dir: &Path, name: &str) -> anyhow::Result<()> {
         removed => removed
             .and_then(|()| File::open(dir)?.sync_all())
             .with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_who_make_a_file_at_once_all_have_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(make_once(dir.path(), "key", b"first").unwrap(), b"first");
+        assert_eq!(make_once(dir.path(), "key", b"second").unwrap(), b"first");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_new_file_is_not_written_through() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = other.path().join("theirs");
+        fs::write(&target, "theirs").unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join("key.new")).unwrap();
+        write(dir.path(), "key", b"ours").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"theirs");
+        assert_eq!(read(dir.path(), "key").unwrap().unwrap(), b"ours");
     }
 }

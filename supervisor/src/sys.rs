@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Which mount this is, among all that were or will be on its mountpoint. The system uses a number again after the mount
@@ -118,6 +118,21 @@ fn unescape_octal(text: &[u8]) -> PathBuf {
     std::ffi::OsString::from_vec(out).into()
 }
 
+/// Whether this process was started with a signal ignored. To be asked once, at the start, and not of one that has a handler.
+#[allow(unsafe_code)]
+pub fn ignores(signal: Signal) -> bool {
+    use nix::sys::signal::{SigHandler, signal as set};
+    // SAFETY: no handler is set that could run at a bad moment.
+    let before = unsafe { set(signal, SigHandler::SigIgn) };
+    let is_ignored = matches!(before, Ok(SigHandler::SigIgn));
+    if !is_ignored {
+        // SAFETY: as above.
+        let restored = unsafe { set(signal, SigHandler::SigDfl) };
+        debug_assert!(restored.is_ok(), "it could be ignored");
+    }
+    is_ignored
+}
+
 /// Whether process `pid` lives and runs `program`. A process id alone proves nothing: the system uses it again.
 pub fn is_running(pid: u32, program: &str) -> bool {
     let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1) else { return false };
@@ -152,7 +167,10 @@ fn command_of(pid: i32) -> Option<Vec<u8>> {
 pub fn detach(dir: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        match nix::mount::umount2(dir, nix::mount::MntFlags::MNT_FORCE | nix::mount::MntFlags::MNT_DETACH) {
+        use nix::mount::MntFlags;
+        // Who owns a folder above could have put a link to another mount there.
+        let flags = MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        match nix::mount::umount2(dir, flags) {
             Ok(()) => return Ok(()),
             Err(nix::errno::Errno::EPERM) => {} // not root: the helper of fuse may
             Err(error) => return Err(error.into()),

@@ -25,6 +25,9 @@ pub enum CatalogError {
     /// Not a catalog at all.
     #[error("{0} is not a catalog: the folder of a disk has one as catalog.git, made by --create")]
     NotACatalog(PathBuf),
+    /// It is not all in its folder.
+    #[error("{0} is a link, or names another folder: no disk of DelugeFS has one there; nothing was touched")]
+    Elsewhere(PathBuf),
     /// Written by a newer version.
     #[error(
         "the catalog has format {found}, this version of delugefs knows up to {}: upgrade delugefs; nothing was touched",

@@ -1,6 +1,8 @@
 //! libgit2's process-wide settings, which have no safe wrapper, and the one way a catalog's repository is opened.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Once;
 
@@ -35,6 +37,26 @@ fn configure() {
             }
         }
     });
+}
+
+/// Refuse a repository that is not all in its own folder: whoever gave us the disk may have put links there, or git's own ways to name
+/// another folder, and what we tidy away would be somebody else's. To be asked before it is opened.
+pub(super) fn refuse_elsewhere(dir: &Path) -> Result<(), CatalogError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(CatalogError::NotACatalog(dir.into())),
+        entries => entries.map_err(CatalogError::io("list", dir))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(CatalogError::io("list", dir))?;
+        let (path, kind) = (entry.path(), entry.file_type().map_err(CatalogError::io("list", dir))?);
+        let names_another = ["commondir", "alternates"].iter().any(|name| entry.file_name() == *name);
+        match kind.is_dir() {
+            true => refuse_elsewhere(&path)?,
+            false if kind.is_file() && !names_another => {}
+            false => return Err(CatalogError::Elsewhere(path)),
+        }
+    }
+    Ok(())
 }
 
 /// Open a catalog's repository, exactly this folder.

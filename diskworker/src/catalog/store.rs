@@ -73,8 +73,9 @@ impl Catalog {
     /// Open a catalog, after clearing away what a crash may have left. Only one process may have it open.
     ///
     /// # Errors
-    /// [`CatalogError::NotACatalog`], [`CatalogError::Newer`], or that it cannot be read.
+    /// [`CatalogError::NotACatalog`], [`CatalogError::Elsewhere`], [`CatalogError::Newer`], or that it cannot be read.
     pub fn open(dir: &Path) -> Result<Catalog, CatalogError> {
+        libgit2::refuse_elsewhere(dir)?;
         let repo = libgit2::open(dir)?;
         packdir::index_missing(&packdir::path(dir))?;
         let pins = Pins::default();
@@ -286,8 +287,9 @@ fn sync_all(dir: &Path) -> Result<(), CatalogError> {
 /// Remove the lock files that a crash in the middle of moving a ref leaves: they would make it immovable.
 fn remove_locks(dir: &Path) -> Result<(), CatalogError> {
     for entry in fs::read_dir(dir).map_err(CatalogError::io("list", dir))? {
-        let path = entry.map_err(CatalogError::io("list", dir))?.path();
-        if path.is_dir() {
+        let entry = entry.map_err(CatalogError::io("list", dir))?;
+        let path = entry.path();
+        if entry.file_type().map_err(CatalogError::io("list", dir))?.is_dir() {
             remove_locks(&path)?;
         } else if path.extension().is_some_and(|extension| extension == "lock") {
             fs::remove_file(&path).map_err(CatalogError::io("remove", &path))?;

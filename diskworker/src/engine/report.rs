@@ -45,6 +45,11 @@ pub trait Others {
     /// # Errors
     /// Why it could not be looked at.
     fn judge(&self, content: ContentId, ask: bool) -> FsResult<Fate>;
+
+    /// Whether whoever has asked for all this still waits for it.
+    fn is_awaited(&self) -> bool {
+        true
+    }
 }
 
 /// What became of a copy that seemed to be bad.
@@ -210,6 +215,9 @@ impl Engine {
             }
         }
         for (content, (size, ino, place)) in live {
+            if !others.is_awaited() {
+                return Err(FsError::new(Errno::ECANCELED, "nobody waits for this scrub any more"));
+            }
             let checked = match self.store.check_or_take_back(content, size) {
                 // A disk that is failing altogether keeps what it has: it may come to itself.
                 Err(error) if error.errno != Errno::ENOENT => {

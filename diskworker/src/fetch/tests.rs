@@ -16,6 +16,7 @@ use delugefs_proto::limits::piece_length_bytes;
 use delugefs_proto::local_pb::{Create, Lookup};
 use delugefs_proto::peer_pb::PromiseRequest;
 use delugefs_proto::worker_pb::CopiesRequest;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::engine::Opening;
@@ -228,7 +229,7 @@ async fn what_has_rotted_is_not_counted_on_and_fetched_anew() {
         let engine = nodes[1].engine().clone();
         if by_scrub {
             file.write_all_at(b"rot", 25_000).unwrap();
-            let others = Elsewhere::new(nodes[1].net());
+            let others = Elsewhere::new(nodes[1].net(), CancellationToken::new());
             let report = blocking(move || engine.scrub(&others)).await.unwrap();
             assert!(report.problems.len() == 1 && report.problems[0].contains("set aside"), "{:?}", report.problems);
         } else {

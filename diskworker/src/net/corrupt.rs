@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::Net;
 use super::allowance::Allowance;
@@ -381,12 +382,12 @@ impl Net {
 }
 
 /// The other disks, for a scrub that runs on a thread of its own.
-pub struct Elsewhere(Arc<Net>, Handle);
+pub struct Elsewhere(Arc<Net>, Handle, CancellationToken);
 
 impl Elsewhere {
-    /// On the runtime.
-    pub fn new(net: &Arc<Net>) -> Self {
-        Self(net.clone(), Handle::current())
+    /// On the runtime. The scrub ends early when `given_up` is cancelled.
+    pub fn new(net: &Arc<Net>, given_up: CancellationToken) -> Self {
+        Self(net.clone(), Handle::current(), given_up)
     }
 }
 
@@ -397,6 +398,10 @@ impl Others for Elsewhere {
 
     fn judge(&self, content: ContentId, ask: bool) -> FsResult<Fate> {
         self.1.block_on(async { self.0.judge(content, self.0.look(content).await.0?, ask).await })
+    }
+
+    fn is_awaited(&self) -> bool {
+        !self.2.is_cancelled()
     }
 }
 

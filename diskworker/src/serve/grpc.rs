@@ -8,6 +8,7 @@ use delugefs_proto::worker_pb::{self as pb, worker_server::Worker};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::AllowedUids;
@@ -40,7 +41,8 @@ pub struct WorkerService {
     fetcher: Arc<Fetcher>,
     allowed: AllowedUids,
     sockets: (String, String),
-    shutdown: tokio_util::sync::CancellationToken,
+    scrubbing: Arc<tokio::sync::Mutex<()>>,
+    shutdown: CancellationToken,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -54,9 +56,10 @@ impl WorkerService {
         fetcher: Arc<Fetcher>,
         allowed: AllowedUids,
         sockets: (String, String),
-        shutdown: tokio_util::sync::CancellationToken,
+        shutdown: CancellationToken,
     ) -> Self {
-        Self { engine, swarm, net, fetcher, allowed, sockets, shutdown }
+        let scrubbing = Arc::default();
+        Self { engine, swarm, net, fetcher, allowed, sockets, scrubbing, shutdown }
     }
 
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
@@ -273,7 +276,13 @@ impl Worker for WorkerService {
 
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {
         self.check(&request)?;
-        let others = Elsewhere::new(&self.net);
+        // It reads the whole disk: not twice at a time, and not for somebody who has gone.
+        let Ok(_alone) = self.scrubbing.try_lock() else {
+            return Err(Status::failed_precondition("a scrub of this disk runs already: wait for it"));
+        };
+        let given_up = CancellationToken::new();
+        let _if_gone = given_up.clone().drop_guard();
+        let others = Elsewhere::new(&self.net, given_up);
         let report = self.blocking(move |engine| engine.scrub(&others)).await?;
         Ok(Response::new(pb::ScrubReply {
             entries: report.entries,

@@ -30,6 +30,7 @@ use super::net::Net;
 use crate::escape::{escape_line, quoted};
 use crate::failure::Failure;
 use crate::libexec;
+use crate::log::say;
 use crate::run::no_peer_address;
 use crate::server::{no_cluster_name, no_token, uid_of};
 use crate::{mountpoint, paths, sys};
@@ -123,7 +124,7 @@ pub(super) async fn run(run_dir: &Path, here: Here, arguments: Arguments) -> any
         let ended = match ending {
             Ok(Ending::Supervisor) if started.supervisor.is_some() && progress.tries.get() < TRIES => {
                 progress.orphans.set(progress.orphans.get() || started.processes);
-                eprintln!("delugefs: the supervisor died; it is started again and finds its processes");
+                say("delugefs: the supervisor died; it is started again and finds its processes");
                 let mut gone = pin!(wait_for_end(started.supervisor));
                 loop {
                     tokio::select! {
@@ -141,7 +142,7 @@ pub(super) async fn run(run_dir: &Path, here: Here, arguments: Arguments) -> any
             }
             Ok(Ending::Signal) => Ok(Exit::Ok),
             Ok(Ending::Child(failure)) if failure.exit == Exit::Ok => {
-                eprintln!("delugefs: {}", escape_line(&failure.message));
+                say(&format!("delugefs: {}", escape_line(&failure.message)));
                 Ok(Exit::Ok)
             }
             Ok(Ending::Child(failure)) => Err(UserError::from(failure).into()),
@@ -221,7 +222,7 @@ async fn serve(
         Ok(control) => {
             let is_first = progress.tries.get() == 1 && !progress.was_ready.get();
             let unheeded = is_first.then(|| unheeded(run_dir, arguments)).flatten();
-            unheeded.iter().for_each(|note| eprintln!("Note: {}", progress.here.say(note)));
+            unheeded.iter().for_each(|note| say(&format!("Note: {}", progress.here.say(note))));
             control
         }
         Err(error) if error.exit == Exit::NoSupervisor => {
@@ -281,7 +282,7 @@ async fn serve(
         was_known = is_known;
         match seen {
             Seen::Same => {}
-            Seen::Note(note) => eprintln!("delugefs: {}", progress.here.say(&escape_line(&note))),
+            Seen::Note(note) => say(&format!("delugefs: {}", progress.here.say(&escape_line(&note)))),
             Seen::End(failure) => return Ok(Ending::Child(failure)),
         }
     }
@@ -495,21 +496,31 @@ async fn stop(run_dir: &Path, wish: &Wish, mut started: Started) -> anyhow::Resu
     }
 }
 
-/// SIGINT, SIGTERM, SIGHUP.
-struct Signals([tokio::signal::unix::Signal; 3]);
+/// SIGINT, SIGTERM, SIGHUP; the last not where it is ignored, as under nohup(1).
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: Option<tokio::signal::unix::Signal>,
+}
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
         let open = |kind| signal(kind).context("cannot handle signals");
-        Ok(Self([open(SignalKind::interrupt())?, open(SignalKind::terminate())?, open(SignalKind::hangup())?]))
+        let hangup = (!sys::ignores(Signal::SIGHUP)).then(|| open(SignalKind::hangup())).transpose()?;
+        Ok(Self { interrupt: open(SignalKind::interrupt())?, terminate: open(SignalKind::terminate())?, hangup })
     }
 
     async fn recv(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = hangup => {}
         }
     }
 }

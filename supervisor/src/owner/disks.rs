@@ -55,12 +55,20 @@ impl State {
         let disk = &mut self.disks[at];
         let claimed = disk.child.claimed;
         disk.child.claimed |= claims;
+        let is_kept = disk.child.remember && disk.child.established;
+        if is_kept && !remember && reply.is_some() && !spec.create && is_news(&disk.spec.net, &spec.net) {
+            disk.child.claimed = claimed;
+            let failure = Failure::new(Exit::InUse, format!("the disk at {root} was added, and keeps its settings"));
+            return self.answer(
+                reply,
+                Err(failure.hint(format!(
+                    "`delugefs disk add {}` with what is to be changed changes it for good; or leave it out here",
+                    quoted(&root)
+                ))),
+            );
+        }
         match disk.child.phase {
-            phase
-                if spec.create
-                    && (disk.child.remember && disk.child.established)
-                    && !matches!(phase, Phase::Up { .. } | Phase::Stopping { .. }) =>
-            {
+            phase if spec.create && is_kept && !matches!(phase, Phase::Up { .. } | Phase::Stopping { .. }) => {
                 disk.child.claimed = claimed;
                 let failure =
                     Failure::new(Exit::NotEmpty, format!("{root} is remembered as a disk of this host already"));

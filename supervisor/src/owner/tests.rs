@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use delugefs_proto::control_pb::NetSettings;
 use delugefs_proto::disk::DiskToml;
 use tokio::sync::oneshot;
 
@@ -515,6 +516,25 @@ fn only_what_is_to_be_remembered_is_written_down() {
 }
 
 /// Another disk has that port.
+#[test]
+fn run_is_told_that_it_cannot_say_how_an_added_disk_takes_part() {
+    let (mut sim, worker) = Sim::with_disk();
+    sim.state.disks[0].child.remember = true;
+    sim.state.disks[0].child.claimed = false;
+    let run = |sim: &mut Sim, listen: Option<&str>| {
+        let net = NetSettings { listen: listen.map(Into::into), ..Default::default() };
+        let spec = DiskSpec { net, ..Sim::spec("home", "/a", false, None) };
+        sim.asks(|reply| Event::AddDisk { spec, remember: false, reply: Some(reply) })
+    };
+    let failure = run(&mut sim, Some("127.0.0.1")).try_recv().unwrap().unwrap_err();
+    assert_eq!(failure.exit, Exit::InUse);
+    assert!(failure.hint.is_some_and(|hint| hint.contains("`delugefs disk add /a`")));
+    sim.ends(worker, Exit::NewerFormat);
+    assert_eq!(exit_of(&mut run(&mut sim, Some("127.0.0.1"))), Exit::InUse);
+    let _answer = run(&mut sim, None);
+    sim.started();
+}
+
 #[test]
 fn what_has_not_started_yet_is_not_written_down() {
     let (mut sim, _) = Sim::with_disk();

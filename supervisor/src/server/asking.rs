@@ -9,6 +9,7 @@ use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::Exit;
 use delugefs_proto::ids::{ClusterId, DiskId, hex};
 use delugefs_proto::worker_pb;
+use tokio::task::JoinSet;
 use tonic::{Response, Status};
 
 use super::{Server, no_disk};
@@ -114,17 +115,24 @@ impl Server {
         out.map_or_else(no_disk, |disk| farewell::refuse(&self.membership, disk))
     }
 
-    /// One question to all workers that are up, at the same time: a stuck disk does not keep the others waiting.
+    /// One question to all workers that are up, at the same time: a stuck disk does not keep the others waiting. Given up with its caller.
     pub(super) async fn ask_all<T: Send + 'static, F: Future<Output = Result<T, Status>> + Send + 'static>(
         &self,
         question: impl Fn(PathBuf) -> F,
     ) -> Vec<(pb::Disk, Result<T, Status>)> {
         let asked: Vec<_> =
             self.disks_up().into_iter().map(|disk| (question(disk.grpc_socket.clone().into()), disk)).collect();
-        let running: Vec<_> = asked.into_iter().map(|(answer, disk)| (disk, tokio::spawn(answer))).collect();
+        let mut running = JoinSet::new();
         let mut answers = Vec::new();
-        for (disk, answer) in running {
-            answers.push((disk, answer.await.unwrap_or_else(|error| Err(Status::internal(error.to_string())))));
+        for (at, (answer, disk)) in asked.into_iter().enumerate() {
+            running.spawn(async move { (at, answer.await) });
+            answers.push((disk, Err(Status::internal("the question was not answered"))));
+        }
+        while let Some(answered) = running.join_next().await {
+            match answered {
+                Ok((at, answer)) => answers[at].1 = answer,
+                Err(error) => tracing::error!("asking a worker: {error}"),
+            }
         }
         answers
     }

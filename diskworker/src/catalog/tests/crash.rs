@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use delugefs_proto::ids::{ActorId, Ino};
@@ -83,6 +83,38 @@ fn create_is_all_or_nothing() {
     let absent = Catalog::open(&dir.path().join("nothing"));
     assert!(matches!(absent, Err(CatalogError::NotACatalog(_))));
     Model::default().assert_is(&Catalog::open(&path).unwrap());
+}
+
+/// A disk comes from anywhere, and what is tidied away in its catalog must not be anybody else's.
+#[test]
+fn a_catalog_that_leads_elsewhere_is_refused_and_nothing_is_touched_there() {
+    let (_d, catalog) = new_catalog();
+    let dir = catalog.dir.clone();
+    drop(catalog);
+    let other = scratch();
+    fs::write(other.path().join("Cargo.lock"), "mine").unwrap();
+    fs::write(other.path().join("tmp_mine"), "mine").unwrap();
+    let refused = |place: &str, leads: &dyn Fn(&Path)| {
+        let (place, aside) = (dir.join(place), dir.with_extension("aside"));
+        let was_there = fs::rename(&place, &aside).is_ok();
+        leads(&place);
+        let refused = Catalog::open(&dir);
+        assert!(matches!(&refused, Err(CatalogError::Elsewhere(found)) if *found == place), "{place:?}");
+        fs::remove_file(&place).unwrap();
+        if was_there {
+            fs::rename(aside, place).unwrap();
+        }
+    };
+    let link = |place: &Path| std::os::unix::fs::symlink(other.path(), place).unwrap();
+    for place in ["refs/x", "refs/heads", "objects/pack", "objects/info", "HEAD", "refs/heads/state"] {
+        refused(place, &link);
+    }
+    let names_it = |place: &Path| fs::write(place, other.path().as_os_str().as_encoded_bytes()).unwrap();
+    for place in ["commondir", "objects/info/alternates"] {
+        refused(place, &names_it);
+    }
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 2);
+    Catalog::open(&dir).unwrap();
 }
 
 #[test]

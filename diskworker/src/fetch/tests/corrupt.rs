@@ -98,7 +98,7 @@ async fn a_scrub_sets_aside_only_what_another_disk_has_verified() {
     known(&nodes[1], wanted).await;
     let path = rot(&nodes[0], wanted);
     let scrub = || {
-        let (engine, others) = (nodes[0].engine().clone(), Elsewhere::new(nodes[0].net()));
+        let (engine, others) = (nodes[0].engine().clone(), Elsewhere::new(nodes[0].net(), CancellationToken::new()));
         blocking(move || engine.scrub(&others).unwrap().problems)
     };
     // Another disk that says it has it may be as bad.
