@@ -29,8 +29,8 @@ pub async fn check(leaving: &[DiskId], peers: &[Peer], asked: &[pb::Disk]) -> Re
     let exists = peers.iter().filter(|peer| peer.mark() != Mark::Forgotten);
     let staying: Vec<DiskId> =
         exists.filter_map(|peer| DiskId::from_slice(&peer.disk_id)).filter(|disk| !leaving.contains(disk)).collect();
-    // What these hold was told before the start, up to some minute: what came after that, no other disk may know of.
-    let is_heard = |peer: &&Peer| peer.connected || peer.absent_s != u32::MAX || peer.mark() == Mark::Forgotten;
+    // What the others hold was told before the start, up to some minute: what came after that, no other disk may know of.
+    let is_heard = |peer: &&Peer| peer.told || peer.mark() == Mark::Forgotten;
     let heard: Vec<DiskId> =
         peers.iter().filter(is_heard).filter_map(|peer| DiskId::from_slice(&peer.disk_id)).collect();
     let unheard: Vec<DiskId> = leaving.iter().copied().filter(|disk| !heard.contains(disk)).collect();
@@ -114,7 +114,10 @@ fn refused(lost: Lost, leaving: &[DiskId], unheard: &[DiskId]) -> Failure {
     let drain = "`delugefs disk drain DISK` has them copied first; --yes revokes it without them";
     let (text, hint) = match (lost.known, lost.unknown) {
         (_, 0) => (known, drain.to_owned()),
-        (0, _) => (unknown, "connect it first: then it is known what it has; --yes revokes it without".to_owned()),
+        (0, _) => (
+            unknown,
+            "connect it first, for a moment: then it is known what it has; --yes revokes it without".to_owned(),
+        ),
         _ => (format!("{known}; {unknown}"), format!("connect it first: then it is known what it has, and {drain}")),
     };
     Failure::new(Exit::InUse, text).hint(hint)

@@ -173,7 +173,9 @@ pub async fn run(
             .filter_map(|disk| Some((DiskId::from_hex(&disk.disk_id)?, disk.grpc_socket.clone().into())))
             .collect();
         if workers.is_empty() {
-            shown.send_replace(Shown::default()); // what was said before is of disks that take no part any more
+            // What was said before is of disks that take no part any more. What they know when they are back may look as before.
+            shown.send_replace(Shown::default());
+            (this.source, this.health_s) = (Default::default(), 0);
         }
         this.round(&workers, &shown).await;
         tokio::select! {
@@ -287,7 +289,7 @@ impl Replicator {
                 if takes_changes {
                     marks.insert(id, peer.mark());
                 }
-                if peer.connected || peer.absent_s != u32::MAX {
+                if peer.told {
                     heard.insert(id); // and has told the others of this host
                 }
                 match seen.get_mut(&id) {
@@ -335,7 +337,7 @@ impl Replicator {
             disk.heard = match before {
                 _ if !peer.connected => heard.contains(id),
                 Some(before) if before.heard => true,
-                _ => self.told_s > presence.since_s() + NEWS.as_secs(),
+                _ => heard.contains(id) && self.told_s > presence.since_s() + NEWS.as_secs(),
             };
             disk.draining = peer.mark() == wpb::Mark::Draining;
             disk.forgotten = peer.mark() == wpb::Mark::Forgotten;

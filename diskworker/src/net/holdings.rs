@@ -73,7 +73,14 @@ pub(super) struct Holdings {
     version: u64,
     /// Epoch and generation of ourselves that others were told of.
     told: (u64, u64),
+    /// How far those have counted that were met since the start, as they said; [`UNSAID`] where they have not said it yet.
+    claims: HashMap<DiskId, (u64, u64)>,
+    /// All that these held was heard since the start, from others.
+    whole: HashSet<DiskId>,
 }
+
+/// Above any count.
+const UNSAID: (u64, u64) = (u64::MAX, u64::MAX);
 
 /// What a message did.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,12 +137,35 @@ impl Holdings {
         let (added, removed) = (ids(&news.added), ids(&news.removed));
         if news.base == 0 {
             self.replace(id, news.epoch, news.generation, added.into_iter().collect());
+            self.whole.insert(id);
         } else if news.epoch == disk.epoch && news.base <= disk.generation {
             self.apply(id, news.generation, &added, &removed);
         } else {
             return Heard::Gap;
         }
         Heard::News
+    }
+
+    /// A disk was met: what it holds is not known until it says how far it has counted, and that has come.
+    pub fn met(&mut self, id: DiskId) {
+        self.claims.insert(id, UNSAID);
+        self.whole.remove(&id);
+    }
+
+    /// What a disk said of how far it has counted itself.
+    pub fn claimed(&mut self, id: DiskId, have: &pb::HoldingsHave) {
+        if let Some(own) = have.disks.iter().find(|known| known.disk_id == id.0) {
+            self.claims.insert(id, (own.epoch, own.generation));
+        }
+    }
+
+    /// Whether a disk has said since the start what it holds, all of it, and so what nobody says it holds it has not. Of one that was never
+    /// met, but that others are connected with, they say it.
+    pub fn has_told(&self, id: DiskId) -> bool {
+        match self.claims.get(&id) {
+            Some(claim) => self.disks.get(&id).is_some_and(|disk| (disk.epoch, disk.generation) >= *claim),
+            None => self.whole.contains(&id),
+        }
     }
 
     /// Others know of a later count of ours than we do, so they would not listen to this one: it is begun anew above that.
@@ -395,6 +425,34 @@ mod tests {
 
     fn held(holdings: &Holdings) -> BTreeSet<Short> {
         holdings.disks[&ME].held.iter().copied().collect()
+    }
+
+    /// Being connected with a disk is not to know what it has.
+    #[test]
+    fn a_disk_has_told_when_all_that_it_claimed_has_come() {
+        let (mut mine, mut near) = (Holdings::default(), Holdings::default());
+        mine.begin(ME, 7, (0..3000).map(content));
+        assert!(!near.has_told(ME), "it is not known at all");
+        near.met(ME);
+        assert!(!near.has_told(ME), "it has not said how far it has counted");
+        near.claimed(ME, &mine.have());
+        assert!(!near.has_told(ME));
+        let lacks = mine.lacks(&near.have());
+        hear(&mut near, lacks);
+        assert!(near.has_told(ME));
+        // It comes back from a restart.
+        mine.begin(ME, 8, (0..3001).map(content));
+        near.met(ME);
+        near.claimed(ME, &mine.have());
+        assert!(!near.has_told(ME));
+        let lacks = mine.lacks(&near.have());
+        hear(&mut near, lacks);
+        assert!(near.has_told(ME));
+        // Who has never met it hears it from others.
+        let mut far = Holdings::default();
+        let lacks = near.lacks(&far.have());
+        hear(&mut far, lacks);
+        assert!(far.has_told(ME));
     }
 
     #[test]

@@ -121,7 +121,7 @@ async fn talk(
         net.book.lock().called(disk, &address); // it is there now, wherever it was before
     }
     match met {
-        Met::Kept => {}
+        Met::Kept => net.holdings.lock().met(disk),
         Met::Spare => return Ok(()),
         Met::Copy => return refuse_copy(net, disk, run, info, &out).await,
     }
@@ -237,6 +237,7 @@ async fn read(
                 }
             }
             Some(news::News::HoldingsHave(have)) => {
+                net.holdings.lock().claimed(disk, &have);
                 *asked.have.lock() = Some(have);
                 asked.notify.notify_one();
             }

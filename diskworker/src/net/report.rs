@@ -108,6 +108,7 @@ impl Net {
             me: Some(pb::Peer {
                 connected: true,
                 linked: true,
+                told: true,
                 contents: self.holdings.lock().count(me),
                 state_commit: self.engine.commits().borrow().to_string(),
                 mark: mark(me),
@@ -141,6 +142,7 @@ impl Net {
             peer.addresses = book.of(*disk);
             peer.mark = mark(*disk);
             peer.contents = holdings.count(*disk);
+            peer.told = holdings.has_told(*disk);
             reply.peers.push(peer);
         }
         reply

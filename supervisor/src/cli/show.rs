@@ -275,9 +275,9 @@ fn is_nowhere(answer: &WhereIsReply) -> bool {
     answer.place() == Place::Missing && answer.disk_ids.iter().all(|id| answer.forgotten.contains(id))
 }
 
-/// The disks that are away and have not been heard of since the start here: what they hold is not known.
+/// The disks that have not said since the start here what they hold.
 fn unheard(disks: &[Peer]) -> Vec<String> {
-    let is_unheard = |disk: &&Peer| !disk.connected && disk.absent_s == u32::MAX && disk.mark() != Mark::Forgotten;
+    let is_unheard = |disk: &&Peer| !disk.told && disk.mark() != Mark::Forgotten;
     disks.iter().filter(is_unheard).map(|disk| hex(&disk.disk_id)).collect()
 }
 

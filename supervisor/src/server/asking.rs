@@ -46,10 +46,11 @@ impl Server {
                 let known = disks.get_mut(&peer.disk_id);
                 // What one has heard, the others have been told.
                 let absent_s = known.as_ref().map_or(u32::MAX, |known| known.absent_s).min(peer.absent_s);
+                let told = peer.told || known.as_ref().is_some_and(|known| known.told);
                 match known {
-                    Some(known) if sure(known) >= sure(&peer) => known.absent_s = absent_s,
+                    Some(known) if sure(known) >= sure(&peer) => (known.absent_s, known.told) = (absent_s, told),
                     _ => {
-                        peer.absent_s = absent_s;
+                        (peer.absent_s, peer.told) = (absent_s, told);
                         disks.insert(peer.disk_id.clone(), peer);
                     }
                 }
