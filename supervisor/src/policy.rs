@@ -13,7 +13,7 @@
 //! at once, each told by its own host. If nothing comes of it (refused, full, gone, or known only to us), the next ones
 //! act, one after the other, each a takeover time later than the one before (longer for big contents and for hosts that
 //! say they have a queue). So nobody has to agree, a need is not met a hundred times, and never stalls. Time counts
-//! from when the need arose *or* the disks ahead appeared, whichever is later.
+//! from when the need arose, the disks ahead appeared, or the first that can give it came, whichever is last.
 //!
 //! **Spread.** Enough copies on too few hosts or sites are improved the same way, but late; that makes a surplus.
 //!

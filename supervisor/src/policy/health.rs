@@ -114,7 +114,7 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
         if tally.firm < content.wanted {
             health.short += 1;
             let is_waiting = tally.expected.len() >= content.wanted as usize;
-            let since_s = content.changed_s.max(tally.opened_s);
+            let since_s = content.changed_s.max(tally.opened_s).max(tally.readable_s);
             let is_long =
                 has_others && !is_waiting && tally.readable > 0 && since_s.saturating_add(SHORT_LONG_S) < now_s;
             health.short_waiting += u64::from(is_waiting);

@@ -51,8 +51,10 @@ pub(super) struct Tally {
     pub holders: Vec<usize>,
     /// Of these, whose copies count here and now, or will when their disk comes back in time.
     pub expected: Vec<usize>,
-    /// Copies that can be read now.
+    /// Copies that can be read now,
     pub readable: u32,
+    /// and since when one of them can be, without a break.
+    pub readable_s: u64,
     /// Copies that count and are here.
     pub firm: u32,
     /// Copies on disks that are here and being emptied.
@@ -77,6 +79,8 @@ pub(super) fn tally(cluster: &Cluster<'_>, content: &Content, now_s: u64) -> Tal
     let count = |test: &dyn Fn(&Node) -> bool| holders.iter().filter(|at| test(&cluster.nodes[**at])).count() as u32;
     let firm = count(&Node::firm);
     let readable = count(&|node| node.source);
+    let sources = holders.iter().map(|at| &cluster.nodes[*at]).filter(|node| node.source);
+    let readable_s = sources.map(|node| node.presence.since_s()).min().unwrap_or(0);
     let draining = count(&|node| node.source && node.draining);
     let alone = content.wanted >= 2 && firm <= 1;
     let grace_s = if alone { cluster.settings.grace_last_s } else { cluster.settings.grace_s };
@@ -84,6 +88,7 @@ pub(super) fn tally(cluster: &Cluster<'_>, content: &Content, now_s: u64) -> Tal
         expected: Vec::with_capacity(holders.len()),
         holders,
         readable,
+        readable_s,
         firm,
         draining,
         opened_s: 0,
@@ -241,7 +246,8 @@ impl<'a> Search<'a> {
         // Those who have been here long enough come first; a visitor does not set off a move.
         let delay_s = if spreading { settings.spread_delay_s } else { 0 };
         let since_s = self.content.changed_s.max(self.tally.opened_s).saturating_add(delay_s);
-        let (mut turn, mut steps, mut ahead_s, mut backlog_s) = (0, 0, 0, 0);
+        // Nobody could act before there was somebody to fetch it from.
+        let (mut turn, mut steps, mut ahead_s, mut backlog_s) = (0, 0, self.tally.readable_s, 0);
         while self.locals > 0 {
             // Whose turn comes after the missing ones steps in when those before had their chance since the need arose
             // and they could act, and time enough for their queue.
@@ -253,7 +259,8 @@ impl<'a> Search<'a> {
                 if due_s > self.now_s {
                     return verdict.look_at(due_s);
                 }
-                if step_in_s(steps + self.pool.len() as u64, self.cluster.settled_s, BACKLOG_MAX_S) <= self.now_s {
+                let settled_s = self.cluster.settled_s.max(ahead_s);
+                if step_in_s(steps + self.pool.len() as u64, settled_s, BACKLOG_MAX_S) <= self.now_s {
                     return self.all(steps + 1, since_s, verdict);
                 }
             }

@@ -56,6 +56,10 @@ fn copies_missing_for_more_than_an_hour_are_counted() {
     // What is on no disk that is here is another problem, and a single disk none.
     let lab = one(vec![disk("a1"), full, absent("c1", 0)], new(&["c1"]));
     assert_eq!(counted(&lab, 99_999), 0);
+    // Nor what came within reach a moment ago: it is about to be copied.
+    let back = Disk { presence: Presence::Here { since_s: NOW_S }, ..disk("a1") };
+    let lab = one(vec![back, disk("b1"), absent("c1", 99_999)], content(1, &["a1", "c1"]));
+    assert_eq!([counted(&lab, 0), counted(&lab, 3600), counted(&lab, 3601)], [0, 0, 1]);
     for none in [Disk { forgotten: true, ..disk("b1") }, Disk { lazy: true, ..disk("b1") }] {
         let lab = one(vec![disk("a1"), none], new(&["a1"]));
         assert_eq!(counted(&lab, 99_999), 0);
