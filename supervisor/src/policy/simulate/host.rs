@@ -1,8 +1,11 @@
 //! What a host believes, and how it comes to believe it. With [`super::act`] this plays the caller of the policy.
 
+use std::collections::BTreeMap;
+
 use delugefs_proto::ids::{DiskId, HostId};
 
 use super::super::*;
+use super::oracle::{Farewell, Promise};
 use super::world::{Place, Set, SimContent, TICK_S, World, has};
 
 /// What a host believes about a disk.
@@ -19,30 +22,48 @@ pub struct Seen {
     pub backlog_s: u64,
     pub present: bool,
     pub since_s: u64,
+    /// It was here since this supervisor started.
+    pub heard: bool,
     /// By the catalog, with the number of the edit.
     pub draining: bool,
     pub forgotten: bool,
     pub edit: u64,
+    /// By the members; for ever.
+    pub revoked: bool,
     pub changed_s: u64,
+    /// Which worker of it this host has met.
+    life: u64,
     /// What `changed_s` watches.
     last: (usize, [bool; 5]),
+}
+
+impl Seen {
+    /// It gets in nowhere where that is known.
+    pub fn is_out(&self) -> bool {
+        self.revoked
+    }
+
+    /// Its copies do not exist.
+    pub fn is_gone(&self) -> bool {
+        self.forgotten || self.revoked
+    }
 }
 
 pub struct Fetch {
     pub disk: usize,
     pub content: usize,
     pub end: u64,
+    /// Of the worker that fetches it.
+    pub life: u64,
+    /// The supervisor does not know of it any more.
+    pub given_up: bool,
 }
 
 pub struct Trimming {
-    pub disk: usize,
-    pub content: usize,
+    pub farewell: Farewell,
     pub end: u64,
     /// The supervisor that began it is gone; the worker gives up at `end`.
     pub orphan: bool,
-    pub wanted: u32,
-    /// When the oldest promise was given.
-    pub promised: u64,
 }
 
 pub struct Reply {
@@ -50,7 +71,7 @@ pub struct Reply {
     pub content: usize,
     pub keeper: usize,
     pub asked_s: u64,
-    pub answer: Result<u64, Decline>,
+    pub answer: Result<(u64, Promise), Decline>,
 }
 
 pub struct Host {
@@ -58,7 +79,9 @@ pub struct Host {
     pub site: String,
     pub up: bool,
     pub asleep_until: u64,
-    /// The difference of its clock to the true one, and by how many thousandths it runs faster (or, below 5, slower).
+    /// Since when it and its clock stand still: somebody stopped the machine from outside.
+    pub still_since: Option<u64>,
+    /// The difference of its clock to the true one, and by how many thousandths it runs faster (or, below 45, slower).
     skew_s: u64,
     fast: u64,
     pub desk: Desk,
@@ -72,6 +95,8 @@ pub struct Host {
     pub fetches: Vec<Fetch>,
     pub trims: Vec<Trimming>,
     pub replies: Vec<Reply>,
+    /// The promises that the desk believes in.
+    pub promises: BTreeMap<(usize, usize), Promise>,
 }
 
 impl Host {
@@ -81,6 +106,7 @@ impl Host {
             site,
             up: true,
             asleep_until: 0,
+            still_since: None,
             skew_s: 0,
             fast: 0,
             desk,
@@ -92,6 +118,7 @@ impl Host {
             fetches: Vec::new(),
             trims: Vec::new(),
             replies: Vec::new(),
+            promises: BTreeMap::new(),
         }
     }
 
@@ -99,8 +126,16 @@ impl Host {
         self.up && self.asleep_until <= t
     }
 
+    /// Two clocks differ in their rates by almost a tenth.
     pub fn now_s(&self, t: u64) -> u64 {
-        self.skew_s + t * (995 + self.fast) / 1000
+        self.skew_s + t * (955 + self.fast) / 1000
+    }
+
+    /// Its clock goes on from where it stood.
+    pub fn go_on(&mut self, t: u64) {
+        if let Some(since_t) = self.still_since.take() {
+            self.skew_s -= (t - since_t) * (955 + self.fast) / 1000;
+        }
     }
 
     /// As the supervisor does it.
@@ -129,13 +164,13 @@ impl Host {
                 true => Presence::Here { since_s: seen.since_s },
                 false => Presence::Absent { since_s: seen.since_s },
             },
-            heard: true,
+            heard: seen.heard,
             changed_s: seen.changed_s,
             lazy: seen.lazy,
             draining: seen.draining,
             read_only: seen.read_only,
             full: seen.full,
-            forgotten: seen.forgotten,
+            forgotten: seen.is_gone(),
             free_bytes: seen.free_bytes,
             backlog_s: seen.backlog_s,
         }
@@ -145,29 +180,39 @@ impl Host {
 impl World {
     /// The supervisor starts anew. Workers go on with what they were told, for a while.
     pub fn restart(&mut self, at: usize) {
-        let t = self.t;
+        let (t, own_promises) = (self.t, self.own_promises);
+        self.totals.supervisor_restarts += 1;
         let host = &mut self.hosts[at];
+        host.go_on(t);
         let now_s = host.now_s(t);
         host.desk = Desk::new(now_s);
-        host.fetches.clear();
+        host.fetches.iter_mut().for_each(|fetch| fetch.given_up = true);
         host.replies.clear();
-        for trim in &mut host.trims {
+        host.promises.clear();
+        for trim in host.trims.iter_mut().filter(|_| !own_promises) {
             trim.orphan = true;
             trim.end = trim.end.min(t + PROMISE_S / 2);
         }
         for seen in &mut host.seen {
-            (seen.since_s, seen.changed_s, seen.present) = (now_s, now_s, false);
+            (seen.since_s, seen.changed_s, seen.present, seen.heard) = (now_s, now_s, false, false);
         }
         host.last.iter_mut().for_each(|(_, since_s)| *since_s = now_s);
     }
 
     /// The machine starts anew, with a clock that has nothing to do with the one before.
     pub fn boot(&mut self, at: usize) {
-        let skew_s = self.rng.below(20 * 86_400);
-        let fast = self.rng.below(11);
+        let skew_s = 86_400 * 10 + self.rng.below(20 * 86_400);
+        let fast = self.rng.below(91);
         let host = &mut self.hosts[at];
         (host.up, host.asleep_until, host.skew_s, host.fast) = (true, 0, skew_s, fast);
+        host.still_since = None;
         host.trims.clear();
+        host.fetches.clear();
+        for disk in 0..self.disks.len() {
+            if self.disks[disk].place == Place::In(at) {
+                self.start_worker(disk);
+            }
+        }
         self.restart(at);
     }
 
@@ -176,32 +221,43 @@ impl World {
         let now_s = self.hosts[at].now_s(self.t);
         self.look_at_own_disks(at, now_s);
         self.hear(at, now_s);
-        let mut busy = self.end_fetches(at, now_s);
-        busy |= self.end_trims(at);
+        let mut busy = self.work(at, now_s);
         busy |= self.take_replies(at, now_s);
-        self.collect(at);
         self.note_changes(at, now_s);
         busy |= self.think(at, now_s);
         let host = &self.hosts[at];
-        busy || !host.fetches.is_empty() || !host.trims.is_empty() || !host.replies.is_empty()
+        let fetches = host.fetches.iter().any(|fetch| self.works(fetch.disk));
+        let trims = host.trims.iter().any(|trim| self.works(trim.farewell.disk));
+        busy || fetches || trims || !host.replies.is_empty()
     }
 
     fn look_at_own_disks(&mut self, at: usize, now_s: u64) {
         for disk in 0..self.disks.len() {
-            if self.disks[disk].place != Place::In(at) || self.hosts[at].seen[disk].forgotten {
+            let is_here = self.disks[disk].place == Place::In(at) && self.works(disk);
+            if !is_here || self.hosts[at].seen[disk].is_out() {
                 continue;
             }
             let free_bytes = self.free(disk);
             let host = &mut self.hosts[at];
             let (truth, seen) = (&mut self.disks[disk], &mut host.seen[disk]);
-            if !(seen.present && seen.host == at) {
+            if (seen.life, seen.host) != (truth.worker.life, at) {
                 host.desk.arrived(truth.id, now_s);
+                seen.life = truth.worker.life;
+            }
+            if !(seen.present && seen.host == at) {
                 (seen.present, seen.since_s) = (true, now_s);
                 truth.version += 1;
+            }
+            if seen.forgotten {
+                // It is here again.
+                self.edits += 1;
+                (seen.forgotten, seen.edit) = (false, self.edits);
+                self.totals.came_back += 1;
             }
             if seen.backlog_s != host.backlog_s || seen.free_bytes != free_bytes {
                 truth.version += 1;
             }
+            seen.heard = true;
             (seen.version, seen.host, seen.holds, seen.free_bytes) = (truth.version, at, truth.holds, free_bytes);
             (seen.lazy, seen.read_only, seen.full) = (truth.lazy, truth.read_only, truth.full);
             seen.backlog_s = host.backlog_s;
@@ -221,6 +277,7 @@ impl World {
             let host = &mut self.hosts[at];
             host.pulled[from] = self.t;
             for (seen, new) in host.seen.iter_mut().zip(news.0) {
+                seen.revoked |= new.revoked;
                 if new.version > seen.version {
                     (seen.version, seen.host, seen.holds) = (new.version, new.host, new.holds);
                     (seen.free_bytes, seen.backlog_s) = (new.free_bytes, new.backlog_s);
@@ -237,7 +294,7 @@ impl World {
             }
         }
         for disk in 0..self.disks.len() {
-            let reached = self.reaches(at, disk) && !self.hosts[at].seen[disk].forgotten;
+            let reached = self.reaches(at, disk);
             let noticed = self.rng.chance(70);
             let seen = &mut self.hosts[at].seen[disk];
             let own = seen.host == at;
@@ -245,58 +302,8 @@ impl World {
             if seen.version > 0 && reached != seen.present && changes {
                 (seen.present, seen.since_s) = (reached, now_s);
             }
+            seen.heard |= seen.present;
         }
-    }
-
-    fn end_fetches(&mut self, at: usize, now_s: u64) -> bool {
-        let ended: Vec<Fetch> = self.hosts[at].fetches.extract_if(.., |fetch| fetch.end <= self.t).collect();
-        for Fetch { disk, content, .. } in &ended {
-            let (disk, content) = (*disk, *content);
-            let source =
-                |from: &SimPlace| has(from.1, content) && matches!(from.0, Place::In(h) if self.connected(at, h));
-            let found = self.disks.iter().map(|disk| (disk.place, disk.holds)).any(|from| source(&from));
-            let here = self.disks[disk].place == Place::In(at);
-            let (id, name) = (self.disks[disk].id, self.contents[content].id);
-            if here && found && self.free(disk) >= self.contents[content].size_bytes && !self.disks[disk].read_only {
-                self.disks[disk].holds |= 1 << content;
-                self.disks[disk].version += 1;
-                self.hosts[at].seen[disk].holds |= 1 << content;
-            } else {
-                self.hosts[at].desk.failed(id, name, now_s);
-            }
-            self.hosts[at].desk.fetch_ended(id, name);
-        }
-        !ended.is_empty()
-    }
-
-    pub fn end_trims(&mut self, at: usize) -> bool {
-        let t = self.t;
-        let ended: Vec<Trimming> = self.hosts[at].trims.extract_if(.., |trim| trim.end <= t).collect();
-        for trim in &ended {
-            // A worker whose supervisor is gone does it before its deadline, or never.
-            if !trim.orphan || t < trim.end + TICK_S {
-                self.let_go(at, trim);
-            }
-            if !trim.orphan {
-                let (id, name) = (self.disks[trim.disk].id, self.contents[trim.content].id);
-                self.hosts[at].desk.end_trim(id, name);
-            }
-        }
-        !ended.is_empty()
-    }
-
-    fn let_go(&mut self, at: usize, trim: &Trimming) {
-        let disk = &mut self.disks[trim.disk];
-        if disk.place != Place::In(at) || (disk.read_only && !disk.full) || !has(disk.holds, trim.content) {
-            return;
-        }
-        disk.holds &= !(1 << trim.content);
-        disk.version += 1;
-        self.hosts[at].seen[trim.disk].holds &= !(1 << trim.content);
-        self.totals.trims += 1;
-        self.totals.evictions += u64::from(self.disks[trim.disk].lazy);
-        self.totals.drained += u64::from(self.hosts[at].seen[trim.disk].draining);
-        self.check_gone(trim);
     }
 
     pub fn take_replies(&mut self, at: usize, now_s: u64) -> bool {
@@ -306,7 +313,10 @@ impl World {
         for Reply { content, keeper, asked_s, answer, .. } in &arrived {
             let (id, name) = (self.disks[*keeper].id, self.contents[*content].id);
             match answer {
-                Ok(lease_s) => host.desk.promised(name, id, *asked_s, *lease_s),
+                Ok((lease_s, promise)) => {
+                    host.desk.promised(name, id, *asked_s, *lease_s);
+                    host.promises.insert((*keeper, *content), *promise);
+                }
                 Err(_) => host.desk.declined(name, id, now_s + 300),
             }
             self.totals.declines += u64::from(answer.is_err());
@@ -314,24 +324,10 @@ impl World {
         !arrived.is_empty()
     }
 
-    /// Disks remove what no file has.
-    fn collect(&mut self, at: usize) {
-        let host = &mut self.hosts[at];
-        let removed = |c: &usize| host.catalog[*c].0 == 0 && host.catalog[*c].1 > 0;
-        let dead = (0..host.catalog.len()).filter(removed).fold(0, |set: Set, c| set | 1 << c);
-        for (disk, seen) in self.disks.iter_mut().zip(&mut host.seen) {
-            if disk.place == Place::In(at) && disk.holds & dead != 0 {
-                disk.holds &= !dead;
-                disk.version += 1;
-                seen.holds = disk.holds;
-            }
-        }
-    }
-
     fn note_changes(&mut self, at: usize, now_s: u64) {
         let host = &mut self.hosts[at];
         for seen in &mut host.seen {
-            let state = (seen.host, [seen.lazy, seen.draining, seen.read_only, seen.full, seen.forgotten]);
+            let state = (seen.host, [seen.lazy, seen.draining, seen.read_only, seen.full, seen.is_gone()]);
             if seen.version > 0 && state != seen.last {
                 (seen.last, seen.changed_s) = (state, now_s);
             }
@@ -345,5 +341,3 @@ impl World {
         }
     }
 }
-
-type SimPlace = (Place, Set);

@@ -2,16 +2,19 @@
 
 use delugefs_proto::ids::{ContentId, DiskId, HostId};
 
-use super::super::{Desk, Settings};
+use super::super::{Desk, PROMISE_S, Settings};
 use super::Rng;
 use super::host::{Host, Seen};
+use super::oracle::{Fate, Oracle};
+use super::totals::Totals;
+use super::workers::Worker;
 
 /// One step of time. News spread within three of them, a promise holds for ten.
 pub const TICK_S: u64 = 60;
 pub const GIB: u64 = 1 << 30;
 /// Sets of contents are sets of bits.
 pub const CONTENTS_MAX: usize = 128;
-pub const DISKS_MAX: usize = 24;
+pub const DISKS_MAX: usize = 48;
 
 /// A set of contents.
 pub type Set = u128;
@@ -39,15 +42,27 @@ pub struct SimDisk {
     /// Only for want of room.
     pub full: bool,
     pub place: Place,
+    /// What it says it holds, and of that
     pub holds: Set,
-    /// What a copy of the whole disk, made some time ago, holds.
-    pub old: Set,
+    /// what is there and right,
+    pub good: Set,
+    /// what somebody took away behind its back,
+    pub missing: Set,
+    /// and what it knows to be damaged, and promises to nobody.
+    pub suspect: Set,
+    /// What a copy of the whole disk, made some time ago, says it holds, and what of that is right.
+    pub old: (Set, Set),
+    /// Says of everything it ever had, or is asked to fetch, that it has it.
+    pub lies: bool,
+    /// Shut out, whether or not that is known everywhere.
+    pub revoked: bool,
     pub refuses_until: u64,
+    /// Its worker does nothing and answers nobody.
+    pub hangs_until: u64,
+    pub worker: Worker,
     /// Counts what it publishes.
     pub version: u64,
-    /// When it last lost something by an event.
-    pub harmed: u64,
-    /// When it last became lazy.
+    /// The moment when it last became lazy.
     pub lazy_since: u64,
 }
 
@@ -56,65 +71,19 @@ pub struct SimContent {
     pub size_bytes: u64,
 }
 
-/// How often things happened: a simulation that does not do much proves nothing.
-#[derive(Default, Debug)]
-pub struct Totals {
-    pub events: u64,
-    pub ticks: u64,
-    pub mirrors: u64,
-    pub confirms: u64,
-    pub declines: u64,
-    pub trims: u64,
-    pub forbidden: u64,
-    pub late_trims: u64,
-    pub evictions: u64,
-    pub drained: u64,
-    /// Copies made in the quiet and let go in the same quiet.
-    pub wasted: u64,
-    /// Copies made in the quiet.
-    pub quiet_mirrors: u64,
-    /// Contents that events (never decisions) destroyed.
-    pub destroyed: u64,
-    /// Trims that relied on a disk which broke or was set back after its promise.
-    pub excused: u64,
-}
-
-impl Totals {
-    pub fn add(&mut self, other: &Totals) {
-        let pairs: [(&mut u64, u64); 14] = [
-            (&mut self.events, other.events),
-            (&mut self.ticks, other.ticks),
-            (&mut self.mirrors, other.mirrors),
-            (&mut self.confirms, other.confirms),
-            (&mut self.declines, other.declines),
-            (&mut self.trims, other.trims),
-            (&mut self.forbidden, other.forbidden),
-            (&mut self.late_trims, other.late_trims),
-            (&mut self.evictions, other.evictions),
-            (&mut self.drained, other.drained),
-            (&mut self.wasted, other.wasted),
-            (&mut self.quiet_mirrors, other.quiet_mirrors),
-            (&mut self.destroyed, other.destroyed),
-            (&mut self.excused, other.excused),
-        ];
-        pairs.into_iter().for_each(|(sum, more)| *sum += more);
-    }
-}
-
 pub struct World {
     pub rng: Rng,
     pub t: u64,
     pub hosts: Vec<Host>,
     pub disks: Vec<SimDisk>,
     pub contents: Vec<SimContent>,
+    pub oracle: Oracle,
     /// Partition each host is in, and single cut links.
     pub group: Vec<u64>,
     pub cut: Vec<(usize, usize)>,
     /// Counts edits of the catalog.
     pub edits: u64,
     pub settings: Settings,
-    /// (asking host, keeper, content) -> when granted.
-    pub granted: std::collections::BTreeMap<(usize, usize, usize), u64>,
     /// (disk, content) mirrored since all became quiet.
     pub fresh: Vec<(usize, usize)>,
     /// Those of them that were let go again.
@@ -122,6 +91,12 @@ pub struct World {
     pub quiet: bool,
     /// Delays shorter than news take: much is done in vain then, but nothing wrong.
     pub hasty: bool,
+    /// The workers ask each other for promises (`workers`), as it is in a cluster; else the hosts' desks do.
+    pub own_promises: bool,
+    /// So many of a hundred answers take their time.
+    pub slow: u64,
+    /// So many of a hundred disks are lazy.
+    pub lazy: u64,
     pub totals: Totals,
 }
 
@@ -133,6 +108,7 @@ impl World {
             hosts: Vec::new(),
             disks: Vec::new(),
             contents: Vec::new(),
+            oracle: Oracle::default(),
             group: Vec::new(),
             cut: Vec::new(),
             edits: 1,
@@ -150,18 +126,25 @@ impl World {
                 max_small_transfers: 6,
                 max_transfer_bytes: 100 * GIB,
             },
-            granted: std::collections::BTreeMap::new(),
             fresh: Vec::new(),
             undone: Vec::new(),
             quiet: false,
-            hasty: false,
+            hasty: seed.is_multiple_of(3),
+            own_promises: seed.is_multiple_of(2),
+            slow: 15,
+            lazy: 12,
             totals: Totals::default(),
         };
-        if seed.is_multiple_of(3) {
-            world.hasty = true;
+        if world.hasty {
             let settings = &mut world.settings;
             (settings.grace_s, settings.grace_last_s, settings.takeover_s) = (240, 60, 30);
             (settings.spread_delay_s, settings.trim_delay_s) = (60, 60);
+        }
+        if world.rng.chance(30) {
+            world.slow = 60;
+        }
+        if world.rng.chance(15) {
+            world.lazy = 70;
         }
         let hosts = 2 + world.rng.index(5);
         let sites = 1 + world.rng.index(3);
@@ -174,7 +157,7 @@ impl World {
             world.boot(at);
         }
         for _ in 0..hosts + 3 {
-            world.new_disk();
+            _ = world.new_disk();
         }
         for _ in 0..25 {
             world.new_content();
@@ -190,9 +173,10 @@ impl World {
         id
     }
 
-    pub fn new_disk(&mut self) {
+    /// Whether there is room for one more.
+    pub fn new_disk(&mut self) -> bool {
         if self.disks.len() == DISKS_MAX {
-            return;
+            return false;
         }
         let id = DiskId(self.id(self.disks.len()));
         let small = self.rng.chance(20);
@@ -200,40 +184,81 @@ impl World {
             id,
             total_bytes: GIB * if small { 30 + self.rng.below(200) } else { 1000 + self.rng.below(4000) },
             foreign_bytes: 0,
-            lazy: self.rng.chance(12),
+            lazy: self.rng.chance(self.lazy),
             read_only: false,
             full: false,
             place: Place::In(self.rng.index(self.hosts.len())),
             holds: 0,
-            old: 0,
+            good: 0,
+            missing: 0,
+            suspect: 0,
+            old: (0, 0),
+            lies: false,
+            revoked: false,
             refuses_until: 0,
+            hangs_until: 0,
+            worker: Worker::default(),
             version: 1,
-            harmed: 0,
             lazy_since: 0,
         });
+        self.start_worker(self.disks.len() - 1);
         self.hosts.iter_mut().for_each(|host| host.seen.push(Seen::default()));
+        true
     }
 
     /// A new content on a disk that is in a host, written through that host.
     pub fn new_content(&mut self) {
-        let fit: Vec<usize> = (0..self.disks.len()).filter(|d| self.writable(*d)).collect();
         let content = self.contents.len();
-        if fit.is_empty() || content == CONTENTS_MAX {
+        if content == CONTENTS_MAX {
             return;
         }
-        let disk = fit[self.rng.index(fit.len())];
-        let size_bytes = GIB * (1 + self.rng.below(30));
-        if self.free(disk) < size_bytes {
-            return;
-        }
+        // Some travel in one piece.
+        let size_bytes = if self.rng.chance(25) { 1 << 20 } else { GIB * (1 + self.rng.below(30)) };
+        let Some((host, disk)) = self.place_to_write(size_bytes) else { return };
         let id = ContentId(self.id(content));
         self.contents.push(SimContent { id, size_bytes });
-        self.disks[disk].holds |= 1 << content;
-        self.disks[disk].version += 1;
-        let wanted = [1, 2, 2, 2, 2, 3, 3][self.rng.index(7)];
         self.hosts.iter_mut().for_each(Host::one_more_content);
-        let Place::In(host) = self.disks[disk].place else { unreachable!() };
+        self.write(host, disk, content);
+    }
+
+    /// A host and one of its disks that take changes and so many bytes.
+    fn place_to_write(&mut self, size_bytes: u64) -> Option<(usize, usize)> {
+        let fit: Vec<usize> = (0..self.disks.len()).filter(|d| self.is_writable(*d)).collect();
+        let disk = *fit.get(self.rng.index(fit.len().max(1)))?;
+        let Place::In(host) = self.disks[disk].place else { return None };
+        (self.free(disk) >= size_bytes).then_some((host, disk))
+    }
+
+    fn write(&mut self, host: usize, disk: usize, content: usize) {
+        self.come(disk, content, Fate::Written);
+        let wanted = [1, 2, 2, 2, 2, 3, 3][self.rng.index(7)];
         self.set_wanted(host, content, wanted);
+    }
+
+    /// The same bytes as in a file that was removed, perhaps not heard of as removed or not collected everywhere.
+    pub fn write_again(&mut self) {
+        let removed: Vec<usize> = (0..self.contents.len()).filter(|c| self.newest(*c).0 == 0).collect();
+        let Some(content) = removed.get(self.rng.index(removed.len().max(1))).copied() else { return };
+        let Some((host, disk)) = self.place_to_write(self.contents[content].size_bytes) else { return };
+        self.totals.rewritten += 1;
+        self.write(host, disk, content);
+    }
+
+    /// A disk gets a whole content, verified; a liar only says so.
+    pub fn come(&mut self, disk: usize, content: usize, fate: Fate) {
+        let bit = 1 << content;
+        let truth = &mut self.disks[disk];
+        truth.holds |= bit;
+        truth.missing &= !bit;
+        truth.suspect &= !bit;
+        truth.version += 1;
+        truth.good |= bit;
+        self.tell(disk, content, fate);
+        if self.disks[disk].lies {
+            self.destroy(disk, bit, "it lies");
+        } else if self.disks[disk].revoked {
+            self.give_up(disk, bit, "revoked");
+        }
     }
 
     pub fn set_wanted(&mut self, host: usize, content: usize, wanted: u32) {
@@ -246,9 +271,10 @@ impl World {
         self.hosts.iter().map(|host| host.catalog[content]).max_by_key(|(_, edit)| *edit).unwrap_or_default()
     }
 
-    fn writable(&self, disk: usize) -> bool {
-        let disk = &self.disks[disk];
-        matches!(disk.place, Place::In(host) if self.hosts[host].awake(self.t)) && !disk.read_only
+    fn is_writable(&self, disk: usize) -> bool {
+        let Place::In(host) = self.disks[disk].place else { return false };
+        let truth = &self.disks[disk];
+        self.hosts[host].awake(self.t) && self.works(disk) && !truth.read_only && !truth.lies && !truth.revoked
     }
 
     pub fn free(&self, disk: usize) -> u64 {
@@ -263,16 +289,21 @@ impl World {
         both && (a == b || (self.group[a] == self.group[b] && !self.cut.contains(&(a.min(b), a.max(b)))))
     }
 
-    /// Whether a host reaches a disk that it believes to be in another one.
+    /// Whether a host reaches a disk where it believes it to be, and lets it in.
     pub fn reaches(&self, host: usize, disk: usize) -> bool {
-        let believed = self.hosts[host].seen[disk].host;
-        self.disks[disk].place == Place::In(believed) && self.connected(host, believed)
+        let seen = &self.hosts[host].seen[disk];
+        self.disks[disk].place == Place::In(seen.host)
+            && self.works(disk)
+            && !seen.is_out()
+            && self.connected(host, seen.host)
     }
 
     /// One step of time; whether anything was done in it.
     pub fn tick(&mut self) -> bool {
         self.t += TICK_S;
         self.totals.ticks += 1;
+        let t = self.t;
+        self.hosts.iter_mut().filter(|host| host.awake(t)).for_each(|host| host.go_on(t));
         let (count, first) = (self.hosts.len(), self.rng.index(self.hosts.len()));
         let mut busy = false;
         for i in 0..count {
@@ -281,6 +312,15 @@ impl World {
                 busy |= self.host_tick(host);
             }
         }
+        self.check_step();
         busy
+    }
+
+    /// A worker of this disk starts: what the one before had been told, and promised, it does not know.
+    pub fn start_worker(&mut self, disk: usize) {
+        let life = self.disks[disk].worker.life + 1;
+        self.disks[disk].worker = Worker { life, settled_t: self.t + PROMISE_S, ..Worker::default() };
+        self.disks[disk].hangs_until = 0;
+        self.disks[disk].version += 1;
     }
 }
