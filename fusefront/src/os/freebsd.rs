@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use delugefs_proto::exit::{Exit, UserError};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, Nmount};
 
@@ -42,8 +43,15 @@ pub fn mount(fuse: BorrowedFd<'_>, dir: &Path, source: &str, _covers: Option<&Mo
 
 /// Mount for the calling user alone, where vfs.usermount allows it. The descriptor of /dev/fuse.
 pub fn mount_as_user(dir: &Path, source: &str) -> anyhow::Result<OwnedFd> {
-    let fuse = OwnedFd::from(File::options().read(true).write(true).open("/dev/fuse")?);
-    nmount(fuse.as_fd(), dir, source, false)?;
+    let refused = |what: String, hint: &str| UserError::new(Exit::NotPermitted, what).hint(hint);
+    let fuse = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| {
+        refused(format!("cannot open /dev/fuse: {error}"), "`kldload fusefs` as root if it is missing, or run as root")
+    })?;
+    let fuse = OwnedFd::from(fuse);
+    nmount(fuse.as_fd(), dir, source, false).map_err(|error| {
+        let hint = "`sysctl vfs.usermount=1` as root lets users mount on directories of their own; or run as root";
+        refused(format!("cannot mount on {}: {error}", dir.display()), hint)
+    })?;
     Ok(fuse)
 }
 
