@@ -1,5 +1,4 @@
 //! FreeBSD: neither reflink nor syncfs(2).
-//! Type-checked, never run.
 
 use std::fs::File;
 use std::os::fd::AsFd;
