@@ -68,7 +68,7 @@ fn mount_table() -> io::Result<Vec<Entry>> {
     #[cfg(target_os = "linux")]
     let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);
     #[cfg(not(target_os = "linux"))]
-    let table = parse_fstab(&Command::new("/sbin/mount").arg("-p").stdin(Stdio::null()).output()?.stdout);
+    let table = parse_mount(&Command::new("/sbin/mount").arg("-v").stdin(Stdio::null()).output()?.stdout);
     Ok(table)
 }
 
@@ -84,19 +84,25 @@ fn parse_mountinfo(table: &[u8]) -> Vec<Entry> {
     table.split(|b| *b == b'\n').filter_map(entry).collect()
 }
 
-/// `mount -p` of FreeBSD writes fstab(5) lines: "device mountpoint type options dump pass", separated by blanks.
+/// `mount -v` of FreeBSD writes "device on mountpoint (type, options, fsid hex)". Nothing in it is escaped, as in `mount -p`, where a
+/// mountpoint with a blank could not be told from what follows. All mounts of FUSE have the same device; only root is told the fsid.
 #[cfg(any(not(target_os = "linux"), test))]
-fn parse_fstab(table: &[u8]) -> Vec<Entry> {
+fn parse_mount(table: &[u8]) -> Vec<Entry> {
     let entry = |line: &[u8]| {
-        let mut words = line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
-        let (device, dir, fs_type) = (words.next()?, words.next()?, words.next()?);
-        let id = MountId(String::from_utf8_lossy(device).into_owned());
-        Some(Entry { dir: unescape_octal(dir), id, is_ours: fs_type == b"fusefs.delugefs" })
+        let (place, options) = line.split_at(line.windows(2).rposition(|two| two == b" (")?);
+        let on = place.windows(4).position(|four| four == b" on ")?;
+        let options = String::from_utf8_lossy(options.get(2..)?.strip_suffix(b")")?);
+        let mut words = options.split(", ");
+        let is_ours = words.next()? == "fusefs.delugefs";
+        let id = words.find_map(|word| word.strip_prefix("fsid ").map(str::to_owned));
+        let id = id.unwrap_or_else(|| String::from_utf8_lossy(&place[..on]).into_owned());
+        Some(Entry { dir: std::ffi::OsString::from_vec(place[on + 4..].to_vec()).into(), id: MountId(id), is_ours })
     };
     table.split(|b| *b == b'\n').filter_map(entry).collect()
 }
 
-/// Both tables write a blank in a path as `\040`, and a backslash as `\134`.
+/// A blank in a path is written as `\040`, and a backslash as `\134`.
+#[cfg(any(target_os = "linux", test))]
 fn unescape_octal(text: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(text.len());
     let mut at = 0;
@@ -200,8 +206,12 @@ mod tests {
         };
         let pair = |dir: &str, id: &str| (dir.to_string(), id.to_string());
         assert_eq!(ours(parse_mountinfo(linux)), [pair("/mnt/my films", "40 0:40"), pair("/mnt/b\\", "42 0:42")]);
-        let freebsd = b"/dev/ada0p2\t/\t\tufs\trw\t1 1\n/dev/fuse\t\t/mnt/my\\040films\tfusefs.delugefs\trw\t0 0\n";
-        assert_eq!(ours(parse_fstab(freebsd)), [pair("/mnt/my films", "/dev/fuse")]);
+        let freebsd = b"/dev/ada0p2 on / (ufs, local, soft-updates, writes: sync 5 async 7, fsid 1c2d)\n\
+            devfs on /dev (devfs, local, fsid 00ff)\n\
+            /dev/fuse on /mnt/my films on (2) tapes (fusefs.delugefs, local, nosuid, mounted by alice, fsid 04ff0037)\n\
+            /dev/fuse on /mnt/b (fusefs.delugefs)\n/dev/fuse on /mnt/other (fusefs.sshfs, fsid 07)\ngarbage\n";
+        let (films, b) = (pair("/mnt/my films on (2) tapes", "04ff0037"), pair("/mnt/b", "/dev/fuse"));
+        assert_eq!(ours(parse_mount(freebsd)), [films, b]);
     }
 
     #[test]
