@@ -146,7 +146,9 @@ impl Served {
 impl Drop for Served {
     fn drop(&mut self) {
         use std::os::fd::AsRawFd;
-        nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+        // FreeBSD does it, and says that one that listens is not connected.
+        let shut = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        assert!(matches!(shut, Ok(()) | Err(nix::errno::Errno::ENOTCONN)));
         let served = self.serving.take().unwrap().join();
         assert!(served.is_ok() || std::thread::panicking());
     }
@@ -172,7 +174,9 @@ fn what_is_opened_after_the_end_of_its_session_is_closed_with_its_connection() {
     assert_eq!(disk.engine().read(&[b"a"]).unwrap(), b"text");
 }
 
+/// On FreeBSD who sends is not told that the other has shut his end for reading.
 #[test]
+#[cfg(target_os = "linux")]
 fn what_was_opened_for_an_answer_that_cannot_be_sent_is_closed() {
     let disk = Disk::new();
     let served = Served::new(&disk);

@@ -23,6 +23,14 @@ use parking_lot::{Condvar, Mutex};
 
 use self::tree::{Tree, now};
 
+/// What says that it cannot be synced. FreeBSD's /dev/null can.
+fn unsyncable_file() -> File {
+    match cfg!(target_os = "linux") {
+        true => File::options().read(true).write(true).open("/dev/null").unwrap(),
+        false => OwnedFd::from(UnixStream::pair().unwrap().0).into(),
+    }
+}
+
 pub struct FakeWorker {
     pub socket: PathBuf,
     pub shared: Arc<Shared>,
@@ -416,10 +424,10 @@ impl Shared {
                 let file = match op.write {
                     true if self.unsyncable.load(Ordering::SeqCst) => {
                         tree.stage(op.ino, op.truncate)?;
-                        File::options().read(true).write(true).open("/dev/null").unwrap()
+                        unsyncable_file()
                     }
                     true => tree.stage(op.ino, op.truncate)?,
-                    // Nothing is mapped at its begin: EIO.
+                    // Nothing is mapped at its begin: EIO. (On Linux.)
                     false if self.unreadable.load(Ordering::SeqCst) => File::open("/proc/self/mem").unwrap(),
                     false => tree.open_read(op.ino)?,
                 };
