@@ -8,7 +8,7 @@ use delugefs_proto::ids::{Ino, random_u64};
 use delugefs_proto::local::client::{Client, check, op};
 use delugefs_proto::local_pb::{Close, Create, reply, request};
 
-use super::lab::{Host, Lab};
+use super::lab::{Host, KILLS, Lab};
 use super::stories::{bytes, joined, wait_for_content};
 use super::wait_for;
 
@@ -59,6 +59,7 @@ fn what_another_disk_of_the_host_holds_is_read_there_and_not_copied() {
     wait_for_content(&lab, &lab.hosts[0].file("large"), &longer);
     wait_for("the changed file", || lab.logs(), || lab.hosts[0].copies("large") == 1);
     assert!(fs::read(lab.hosts[0].file("small")).unwrap() == bytes(70_000));
+    lab.finish(&[]);
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn disks_that_are_too_many_to_be_connected_with_all_know_of_each_other() {
     let policy = |host: &Host| host.json(&["status"])["replication"].clone();
     let is_safe = |policy: &serde_json::Value| policy["contents"] == FILES && policy["short"] == 0;
     wait_for("health", || lab.logs(), || lab.hosts.iter().all(|host| is_safe(&policy(host))));
-    assert_eq!(lab.unexpected(&[]), Vec::<String>::new());
+    lab.finish(&[]);
 }
 
 #[test]
@@ -132,6 +133,7 @@ fn a_disk_is_emptied_and_another_one_is_forgotten() {
     lab.hosts[2].start("d", &["--no-mdns"]);
     lab.wait_for_peers(&[0, 1, 2], 2);
     wait_for("it to be remembered", || lab.logs(), || (0..3).all(|at| mark(&lab, at, &ids[2]) == ""));
+    lab.finish(&KILLS);
 }
 
 #[test]
@@ -180,6 +182,7 @@ fn unequal_disks_of_a_host_fill_evenly() {
     }
     let (code, text) = lab.hosts[0].says(&["scrub"]);
     assert_eq!(code, 0, "{text}\n{}", lab.logs());
+    lab.finish(&KILLS);
 }
 
 /// The first disk of a host.

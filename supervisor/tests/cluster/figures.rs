@@ -34,6 +34,7 @@ fn figures() {
     between_two(&lab);
     of_many_names(&mut lab);
     of_many_contents(&mut lab);
+    lab.finish(&[]);
 }
 
 /// What a host does that is left alone: CPU in per cent of a core, and memory in MiB, of all its processes.

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use super::lab::Lab;
+use super::lab::{HALTED, Lab};
 use super::stories::{bytes, halt, joined_with_single_copies, wait_for_content};
 use super::wait_for;
 use crate::e2e::signal;
@@ -41,4 +41,5 @@ fn a_program_that_waits_for_another_host_can_be_killed() {
     signal(worker, Signal::SIGCONT);
     wait_for_content(&lab, &there.file("one/small"), &bytes(70_000));
     wait_for_content(&lab, &there.file("one/large"), &bytes(40 << 20));
+    lab.finish(&HALTED);
 }

@@ -1,7 +1,9 @@
 //! The hosts and their cables. Whatever a test leaves is removed when the lab is dropped, also after a panic: processes by
-//! the ids the supervisors wrote down, mounts below the lab's folder, namespaces by name.
+//! the ids the supervisors wrote down, mounts below the lab's folder, namespaces by name. A story that ends well ends with
+//! [`Lab::finish`] or [`Lab::end`], which look at what it leaves (`ending`).
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,27 +12,40 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::ending::Expected;
 use super::wait_for;
 use crate::e2e::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
 
 /// What the programs warn about when one of them is killed.
-pub const KILLS: [&str; 9] = [
-    "the serving process was killed signal=Some(9)",
-    "the process that served",
-    "the launcher is gone",
-    "was killed by SIGKILL",
-    "lost the diskworker; waiting for it to come back",
-    "connection of a frontend",
-    ": transport error",
-    // Of one that the supervisor before had started.
-    "delugefs-fusefront ended",
-    "delugefs-diskworker ended",
+pub const KILLS: [Expected; 9] = [
+    ("the serving process was killed signal=Some(9)", "the launcher of a frontend that was killed"),
+    ("the process that served", "the supervisor, of the same"),
+    ("the launcher is gone", "a frontend whose launcher was killed"),
+    ("was killed by SIGKILL", "the supervisor, of each"),
+    ("lost the diskworker; waiting for it to come back", "a frontend whose worker was killed"),
+    ("connection of a frontend", "a worker whose frontend was killed"),
+    (": transport error", "a supervisor that asked a worker as it was killed"),
+    ("delugefs-fusefront ended", "of one that the supervisor before had started"),
+    ("delugefs-diskworker ended", "the same"),
+];
+
+/// And when a worker is halted for a while.
+pub const HALTED: [Expected; 7] = [
+    ("the diskworker hangs", "its frontend"),
+    ("lost the diskworker; waiting for it to come back", "the same"),
+    ("cannot be reached", "who asked it for a content"),
+    ("Connection timed out", "the same, who was connected with it"),
+    ("the content does not arrive", "a frontend whose program waited for that"),
+    ("connection of a frontend", "the worker, of one that has not waited for it"),
+    (": transport error", "its supervisor"),
 ];
 
 /// See the module.
 pub struct Lab {
     switch: String,
     pub hosts: Vec<Host>,
+    /// Nothing of it is left.
+    is_removed: bool,
 }
 
 /// One "host".
@@ -44,6 +59,8 @@ pub struct Host {
     /// How far its clock is off, as faketime(1) has it.
     pub clock: Option<&'static str>,
     limited: Vec<PathBuf>,
+    /// Whether what ran last here ended by itself or was asked to end.
+    ended_well: bool,
 }
 
 fn ip(arguments: &[&str]) -> bool {
@@ -60,7 +77,7 @@ impl Lab {
             println!("skipped: it needs root, /dev/fuse and network namespaces");
             return None;
         }
-        let mut lab = Self { switch: switch.clone(), hosts: Vec::new() };
+        let mut lab = Self { switch: switch.clone(), hosts: Vec::new(), is_removed: false };
         let must = |arguments: &[&str]| assert!(ip(arguments), "ip {arguments:?}");
         must(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
         must(&["-n", &switch, "link", "set", "br0", "up"]);
@@ -77,6 +94,7 @@ impl Lab {
                 starts: 0,
                 clock: None,
                 limited: Vec::new(),
+                ended_well: true,
             };
             let (name, port) = (host.name.clone(), host.port());
             lab.hosts.push(host);
@@ -96,10 +114,10 @@ impl Lab {
     }
 
     /// Warnings and errors in what the programs said that have none of these texts in them.
-    pub fn unexpected(&self, expected: &[&str]) -> Vec<String> {
+    pub fn unexpected(&self, expected: &[Expected]) -> Vec<String> {
         let logs = self.logs();
-        let odd = logs.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
-        odd.filter(|line| !expected.iter().any(|text| line.contains(text))).map(str::to_owned).collect()
+        let odd = logs.lines().filter(|line| ["WARN", "ERROR", "panicked at"].iter().any(|what| line.contains(what)));
+        odd.filter(|line| !expected.iter().any(|(text, _)| line.contains(text))).map(str::to_owned).collect()
     }
 
     /// Wait until these hosts have one catalog, with nothing uncommitted.
@@ -241,9 +259,30 @@ impl Host {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Whether it was started and neither stopped nor killed.
+    pub fn runs(&self) -> bool {
+        self.run.is_some()
+    }
+
+    /// Whether what ran last here ended by itself or was asked to end.
+    pub fn ended_well(&self) -> bool {
+        self.ended_well
+    }
+
+    /// Its network namespace,
+    pub fn network_file(&self) -> File {
+        File::open(format!("/run/netns/{}", self.name)).unwrap()
+    }
+
+    /// and which that is, as the kernel numbers them.
+    pub fn network(&self) -> u64 {
+        self.network_file().metadata().unwrap().ino()
+    }
+
     /// Begin `delugefs run home DISK`, with its mount.
     pub fn begin(&mut self, disk: &str, more: &[&str]) {
         self.starts += 1;
+        self.ended_well = false;
         let log = |end| File::create(self.path(&format!("run{}.{end}", self.starts))).unwrap();
         let mut command = self.delugefs(&["run", "home", disk, "--mount", "m", "--state-dir", "s"]);
         command.args(more).stdout(log("out")).stderr(log("err"));
@@ -260,6 +299,7 @@ impl Host {
     /// The same as a service would: `delugefs-supervisor` with a configuration, until its first mount is up.
     pub fn serve(&mut self, config: &str, more: &[&str]) {
         self.starts += 1;
+        self.ended_well = false;
         let log = |end| File::create(self.path(&format!("run{}.{end}", self.starts))).unwrap();
         let mut command = self.command(bin("delugefs-supervisor").to_str().unwrap());
         command.arg("--run-dir").arg(self.path("r")).arg("--state-dir").arg(self.path("s"));
@@ -280,18 +320,28 @@ impl Host {
                 code.is_some()
             },
         );
+        self.ended_well = true;
         code.unwrap()
     }
 
-    /// End it as a person would.
+    /// Ask it to end, as a person would.
+    pub fn ask_to_end(&self) {
+        let run = self.run.as_ref().expect("it runs").id();
+        // faketime(1) is the parent of the program, and hands no signal on.
+        let program = self.clock.and_then(|_| children(run).first().copied());
+        signal(program.unwrap_or(run), Signal::SIGTERM);
+    }
+
+    /// End it as a person would, and well.
     pub fn stop(&mut self) {
-        let mut run = self.run.take().expect("it runs");
-        signal(run.id(), Signal::SIGTERM);
-        wait_for("`delugefs run` to end", || self.logs(), || run.try_wait().unwrap().is_some());
+        self.ask_to_end();
+        let code = self.wait_for_end();
+        assert_eq!(code, 0, "`delugefs run` of host {} ended badly\n{}", self.number, self.logs());
     }
 
     /// Kill everything at once, as if the power had gone.
     pub fn kill(&mut self) {
+        self.ended_well = false;
         if let Some(mut run) = self.run.take() {
             // faketime(1) is the parent of the program, which would start all again.
             children(run.id()).into_iter().for_each(|child| signal(child, Signal::SIGKILL));
@@ -335,8 +385,32 @@ impl Host {
     }
 }
 
+impl Lab {
+    /// Take away what is left of hosts that do not run, and the hosts; what could not be taken away.
+    pub fn remove(&mut self) -> Vec<String> {
+        let mut kept = Vec::new();
+        for host in &self.hosts {
+            for disk in &host.limited {
+                let _ = delugefs_supervisor::sys::detach(disk); // looked at below
+            }
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let folder = host.dir.path().to_str().unwrap();
+            kept.extend(mounts.lines().filter(|line| line.contains(folder)).map(str::to_owned));
+        }
+        for name in self.hosts.iter().map(|host| &host.name).chain([&self.switch]) {
+            ip(&["netns", "del", name]);
+            kept.extend(Path::new("/run/netns").join(name).exists().then(|| name.clone()));
+        }
+        self.is_removed = true;
+        kept
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
+        if self.is_removed {
+            return;
+        }
         for host in &mut self.hosts {
             if std::thread::panicking() && std::env::var_os("DELUGEFS_E2E_KEEP").is_some() {
                 host.dir.disable_cleanup(true);
@@ -344,11 +418,8 @@ impl Drop for Lab {
             if !std::thread::panicking() || host.run.is_some() {
                 host.kill();
             }
-            for disk in &host.limited {
-                let _ = delugefs_supervisor::sys::detach(disk);
-            }
-            ip(&["netns", "del", &host.name]);
         }
-        ip(&["netns", "del", &self.switch]);
+        self.remove();
+        assert!(std::thread::panicking(), "the story ends without Lab::finish");
     }
 }

@@ -48,6 +48,7 @@ fn a_drained_disk_ends_up_empty() {
     for (name, size) in files {
         wait_for_content(&lab, &lab.hosts[0].file(name), &bytes(size));
     }
+    lab.finish(&[]);
 }
 
 #[test]
@@ -77,4 +78,5 @@ fn more_is_read_through_a_lazy_disk_than_it_holds() {
         let found = fs::read(lab.hosts[1].file(&name(n)));
         assert!(found.as_ref().is_ok_and(|found| *found == content(n)), "{:?}\n{}", found.err(), lab.logs());
     }
+    lab.finish(&[]);
 }

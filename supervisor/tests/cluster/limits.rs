@@ -67,4 +67,5 @@ fn no_more_is_sent_than_may_be() {
     fs::write(there.file("back"), bytes(300_000)).unwrap();
     wait_for_content(&lab, &here.file("back"), &bytes(300_000));
     lab.wait_for_one_catalog(&[0, 1]);
+    lab.finish(&[]);
 }

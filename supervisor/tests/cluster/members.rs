@@ -6,7 +6,8 @@ use std::path::Path;
 use delugefs_proto::disk::short_id;
 
 use super::disks::write_on;
-use super::lab::Lab;
+use super::ending::Ending;
+use super::lab::{KILLS, Lab};
 use super::stories::{bytes, wait_for_content};
 use super::wait_for;
 
@@ -70,6 +71,8 @@ fn what_an_absent_disk_may_have_after_a_power_cut_is_not_gone() {
     let is_well = || copies(&lab)["unreachable"] == 0 && copies(&lab)["gone"] == 0;
     let why = || format!("{}\n{}", copies(&lab), lab.logs());
     wait_for("it to be heard", why, || is_well() && lab.hosts[0].copies("file") >= 1);
+    let away = [("there is no folder", "the supervisor, of the disk that is away at the start")];
+    lab.finish(&[&KILLS[..], &away].concat());
 }
 
 #[test]
@@ -89,4 +92,14 @@ fn a_disk_that_was_shut_out_counts_for_nothing_on_its_host() {
     assert!(code == 16 && said.contains(short_id(&first)) && said.contains("reaches no other disk"), "{code} {said}");
     assert_eq!(lab.hosts[0].says(&["copies", "/file", "3"]).0, 0, "of the cluster, another disk is asked");
     assert_eq!(lab.hosts[0].says(&["whereis", file.to_str().unwrap()]).0, 0);
+    lab.end(&Ending {
+        out: &[&first],
+        expected: &[
+            ("revoked the disk", "what was asked for"),
+            ("it was revoked, which is for ever", "the supervisor, of the disk"),
+            (": revoked key", "the other disk, to which it comes"),
+            ("this disk is out", "itself"),
+        ],
+        ..Ending::default()
+    });
 }

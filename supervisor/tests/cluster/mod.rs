@@ -1,8 +1,9 @@
 //! Several hosts on one machine: each in a network namespace of its own, with a cable to a switch in another one. Real
 //! programs, real mounts; no packet leaves the namespaces. Needs root, /dev/fuse and `ip`; where they are missing a test
-//! says so and passes.
+//! says so and passes. Every story ends with `Lab::finish`, which has the last look at all of it (`ending`).
 
 mod disks;
+mod ending;
 mod figures;
 mod hostile;
 mod killed;

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use super::lab::Lab;
+use super::ending::Ending;
+use super::lab::{KILLS, Lab};
 use super::limits::sent;
 use super::stories::{bytes, joined, wait_for_content};
 use super::wait_for;
@@ -41,6 +42,15 @@ fn a_lazy_host_keeps_only_what_is_read_there() {
     lab.hosts[2].kill();
     assert!(fs::read(lab.hosts[1].file("read")).unwrap() == bytes(9 << 20));
     assert!(fs::read(lab.hosts[1].file("unread")).is_err());
+    let alone = [
+        ("cannot be reached", "who reads what those have who were killed"),
+        ("no disk that holds the content", "the same"),
+    ];
+    lab.end(&Ending {
+        expected: &[&KILLS[..], &alone].concat(),
+        incomplete: Some("what is read when nobody is left who has it"),
+        ..Ending::default()
+    });
 }
 
 #[test]
@@ -61,4 +71,5 @@ fn a_reader_is_served_by_all_who_have_it() {
         println!("host {at} sent {sent} bytes");
         assert!(sent >= 4 << 20, "host {at} sent {sent} bytes of {}", content.len());
     }
+    lab.finish(&[]);
 }

@@ -121,7 +121,7 @@ fn a_line_that_is_slow_and_loses_packets_is_enough() {
     let Some(mut lab) = Lab::new(2) else { return };
     let seed = Random::seed();
     println!("DELUGEFS_E2E_SEED={seed}");
-    let Some(wire) = Wire::between(&lab, seed) else { return };
+    let Some(wire) = Wire::between(&lab, seed) else { return lab.finish(&[]) };
     lab.hosts[0].start("d", &["--create", "--no-mdns"]);
     let token = lab.hosts[0].invite();
     lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
@@ -149,4 +149,5 @@ fn a_line_that_is_slow_and_loses_packets_is_enough() {
     let lost = wire.lost.load(Ordering::Relaxed);
     println!("{lost} packets were lost");
     assert!(lost > 0);
+    lab.finish(&[]);
 }

@@ -9,7 +9,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::lab::Lab;
+use super::ending::Ending;
+use super::lab::{HALTED, KILLS, Lab};
 use super::wait_for;
 use crate::e2e::signal;
 
@@ -87,6 +88,7 @@ fn join_and_share() {
         let (code, text) = host.says(&["scrub"]);
         assert_eq!(code, 0, "{text}\n{}", lab.logs());
     }
+    lab.finish(&[("did not admit host", "who gave a wrong name, and who came with an invitation that was used")]);
 }
 
 #[test]
@@ -123,6 +125,7 @@ fn both_halves_of_a_cut_network_go_on() {
         names.push(paths);
     }
     assert_eq!(names[0], names[1]);
+    lab.finish(&[]);
 }
 
 #[test]
@@ -148,6 +151,7 @@ fn a_host_that_dies_is_missed_and_nothing_is_lost() {
     lab.wait_for_peers(&[0, 1, 2], 2);
     wait_for_content(&lab, &lab.hosts[0].file("meanwhile"), &bytes(100_000));
     lab.wait_for_one_catalog(&[0, 1, 2]);
+    lab.finish(&KILLS);
 }
 
 #[test]
@@ -211,6 +215,13 @@ fn who_is_revoked_is_out() {
     lab.hosts[1].start("d", &["--join", &token, "--no-mdns"]);
     lab.wait_for_peers(&[0, 1], 1);
     wait_for_content(&lab, &lab.hosts[1].file("secret"), b"x");
+    lab.finish(&[
+        ("revoked the host", "what was asked for"),
+        ("WARN refused [", "who comes all the same"),
+        ("this disk is out", "itself, when it is told"),
+        ("this host was revoked by", "its supervisor"),
+        ("did not admit host", "of the one that it asks with the old key"),
+    ]);
 }
 
 #[test]
@@ -235,6 +246,14 @@ fn a_second_disk_needs_no_invitation() {
     let file = lab.hosts[0].file("file");
     let (code, text) = lab.hosts[0].says(&["copies", file.to_str().unwrap(), "1"]);
     assert!(code == 0 && text.starts_with("1 copy wanted"), "{text}");
+    // And it comes back.
+    fs::rename(lab.hosts[0].path("gone"), lab.hosts[0].path("d/node.key")).unwrap();
+    lab.wait_for_peers(&[0], 1);
+    let fails = [
+        ("node.key is missing", "the supervisor, of the disk that fails for long"),
+        ("the disk is away", "the frontend, whose mount goes to the other one"),
+    ];
+    lab.finish(&[&KILLS[..], &fails].concat());
 }
 
 #[test]
@@ -291,6 +310,12 @@ fn a_disk_that_hangs_does_not_stop_its_mount_where_there_is_another() {
     };
     assert_eq!(names(), ["after", "file", "log"].map(Into::into).into());
     wait_for_content(&lab, &lab.hosts[0].file("log"), b"synced twice");
+    let away = [
+        ("the disk is away", "the frontend, whose mount goes to the other one"),
+        ("the diskworker did not take an open file back", "what only the first one has"),
+        ("is away and has something newer in the place of file", "the same"),
+    ];
+    lab.finish(&[&HALTED[..], &away].concat());
 }
 
 #[test]
@@ -302,6 +327,8 @@ fn who_founds_a_cluster_of_a_name_that_is_there_is_told_so() {
     let text = "another cluster on this network is called home too";
     wait_for("the second host to be told", || lab.logs(), || lab.hosts[1].logs().contains(text));
     assert!(lab.hosts[1].logs().contains("run home ROOT --join INVITATION"), "{}", lab.hosts[1].logs());
+    let apart: [&[usize]; 2] = [&[0], &[1]];
+    lab.end(&Ending { groups: Some(&apart), expected: &[(text, "what this is about")], ..Ending::default() });
 }
 
 #[test]
@@ -325,6 +352,7 @@ fn disks_find_each_other_by_multicast_and_after_a_move() {
         peers.contains("10.77.0.60:41001") || lab.hosts[1].says(&["peers"]).1.contains("10.77.0.50:41000"),
         "{peers}"
     );
+    lab.finish(&[]);
 }
 
 #[test]
@@ -342,6 +370,7 @@ fn where_multicast_does_not_reach_an_address_is_enough() {
     lab.hosts[1].move_to("10.77.0.60");
     lab.hosts[1].start("d", &["--no-mdns", "--peer", "10.77.0.50:41000"]);
     lab.wait_for_peers(&[0, 1], 1);
+    lab.finish(&[]);
 }
 
 /// Two hosts, and `one/large` (40 MiB) and `one/small` (70,000 bytes) whose bytes only the first one has.
@@ -383,4 +412,5 @@ fn a_holder_that_stalls_ends_in_an_error_and_comes_back() {
     signal(worker, Signal::SIGCONT);
     wait_for_content(&lab, &there.file("one/small"), &bytes(70_000));
     wait_for_content(&lab, &there.file("one/large"), &bytes(40 << 20));
+    lab.finish(&HALTED);
 }

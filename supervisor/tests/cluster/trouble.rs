@@ -52,6 +52,7 @@ fn a_disk_that_returns_with_an_older_state_loses_and_revives_nothing() {
     // It says what it holds now, not what it held.
     wait_for("two copies again", || lab.logs(), || lab.hosts[0].copies("since") == 2);
     assert_eq!(lab.hosts[1].says(&["scrub"]).0, 0, "{}", lab.logs());
+    lab.finish(&[]);
 }
 
 #[test]
@@ -105,6 +106,10 @@ fn a_copy_of_a_disk_in_use_is_kept_out() {
         wait_for_content(&lab, &lab.hosts[2].file(&format!("by-{at}")), &bytes(size));
     }
     assert_eq!(lab.hosts[2].says(&["scrub"]).0, 0, "{}", lab.logs());
+    lab.finish(&[
+        ("is a copy of a disk that is in use on host", "the supervisor there"),
+        ("one of the two folders is a copy of the other", "who met both, and the one that was refused"),
+    ]);
 }
 
 /// Alone on its host it is not noticed there: the others do not let it in. What it says to do must not cost what was
@@ -131,6 +136,7 @@ fn a_copy_that_was_written_to_is_let_in_when_the_other_one_stops() {
     lab.hosts[1].stop();
     wait_for_content(&lab, &lab.hosts[0].file("only-there"), &bytes(300_000));
     wait_for_content(&lab, &lab.hosts[2].file("file"), &bytes(200_000));
+    lab.finish(&[("one of the two folders is a copy of the other", "who met both, and the one that was refused")]);
 }
 
 #[test]
@@ -138,7 +144,7 @@ fn clocks_that_differ_by_days_do_no_harm() {
     let Some(mut lab) = Lab::new(2) else { return };
     if Command::new("faketime").arg("--version").output().is_err() {
         println!("skipped: it needs faketime");
-        return;
+        return lab.finish(&[]);
     }
     lab.hosts[1].clock = Some("-3d");
     lab.hosts[0].start("d", &["--create", "--no-mdns"]);
@@ -164,6 +170,7 @@ fn clocks_that_differ_by_days_do_no_harm() {
         assert!(host.json(&["conflicts"])["paths"].as_array().unwrap().is_empty());
         wait_for("two copies", || lab.logs(), || host.copies("file-0") == 2 && host.copies("file-1") == 2);
     }
+    lab.finish(&[]);
 }
 
 #[test]
@@ -191,4 +198,5 @@ fn unequal_disks_hold_the_wanted_copies_and_a_full_one_is_passed_over() {
     for n in 0..FILES {
         wait_for_content(&lab, &lab.hosts[1].file(&format!("f{n}")), &content(n));
     }
+    lab.finish(&[]);
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::ending::Ending;
 use super::lab::{KILLS, Lab};
 use super::stories::{bytes, joined, wait_for_content};
 use super::wait_for;
@@ -85,10 +86,12 @@ fn a_disk_that_comes_back_on_another_host_brings_what_only_it_has() {
             wait_for_content(&lab, &lab.hosts[at].file(name), &bytes(size));
         }
     }
-    for host in &lab.hosts {
-        let (code, text) = host.says(&["scrub"]);
-        assert_eq!(code, 0, "{text}\n{}", lab.logs());
-    }
-    let odd = lab.unexpected(&[&KILLS[..], &["cannot be reached"]].concat());
-    assert!(odd.is_empty(), "unexpected:\n{}", odd.join("\n"));
+    let readers = [("cannot be reached", "readers find the only disk with a content away")];
+    lab.end(&Ending {
+        expected: &[&KILLS[..], &readers].concat(),
+        incomplete: Some(
+            "what the third host wanted to read before the disk with it was there, and then reads on that one",
+        ),
+        ..Ending::default()
+    });
 }
