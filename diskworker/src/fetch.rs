@@ -16,6 +16,7 @@ mod evict;
 mod in_place;
 mod places;
 mod promise;
+mod proof;
 mod room;
 mod serve;
 mod swarming;

@@ -425,6 +425,9 @@ impl Net {
         }
         let (engine, size) = (self.engine.clone(), request.size_bytes);
         let found = tokio::task::spawn_blocking(move || match engine.store.has(content)? {
+            _ if engine.store.is_leaving(content) => {
+                Err(FsError::new(Errno::ENOENT, "this disk is about to let its copy go"))
+            }
             Some(length) if length == size => engine.attachment(pieces),
             _ => Err(FsError::new(Errno::ENOENT, "this disk does not hold the content")),
         });

@@ -120,6 +120,16 @@ impl Shown {
 /// A disk that says nothing of its fetches for so long has given them up.
 const MUTE: Duration = Duration::from_secs(60);
 
+/// The host that a disk is in. What it says itself is a claim: one host that says it is many would get all copies. Who let it in signed that,
+/// and does so anew when it has moved. Only of those that run here more is known.
+fn host_of(disk: DiskId, said: &wpb::Peer, me: HostId, workers: &[(DiskId, PathBuf)]) -> HostId {
+    if workers.iter().any(|(here, _)| *here == disk) {
+        return me;
+    }
+    let signed = HostId::from_slice(&said.admitted_by).filter(|host| *host != me); // it has left, and was not let in there yet
+    signed.or_else(|| HostId::from_slice(&said.host_id)).unwrap_or(HostId(disk.0))
+}
+
 /// The task's state.
 #[derive(Debug)]
 struct Replicator {
@@ -313,7 +323,7 @@ impl Replicator {
                 _ => Presence::Absent { since_s: now },
             };
             // Of a disk that is away only the membership record is known after a restart: what it was stays.
-            let host = HostId::from_slice(&peer.host_id).unwrap_or(HostId(id.0));
+            let host = host_of(*id, peer, me, workers);
             let said = peer.connected || before.is_none();
             let mut disk = match before {
                 Some(before) if !said => Disk { presence, ..before.clone() },

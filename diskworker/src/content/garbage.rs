@@ -204,6 +204,16 @@ impl ContentStore {
         self.keep.leaving.lock().insert(content, false);
     }
 
+    /// Whether this is so: then it is given to nobody.
+    pub fn is_leaving(&self, content: ContentId) -> bool {
+        self.keep.leaving.lock().contains_key(&content)
+    }
+
+    /// Whether something on this disk reads it.
+    pub fn is_used(&self, content: ContentId) -> bool {
+        self.keep.is_used(content)
+    }
+
     /// It went, or stays.
     pub fn end_leaving(&self, content: ContentId) {
         self.keep.leaving.lock().remove(&content);

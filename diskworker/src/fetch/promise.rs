@@ -1,5 +1,5 @@
-//! Letting copies go: only when enough other disks that hold the content have just promised to keep theirs. A disk that
-//! has promised lets nothing go until the promise ends, and one that is about to promises nothing: so no two rely on
+//! Letting copies go: only when enough other disks that hold the content have just promised to keep theirs, and shown that they have it
+//! (`proof.rs`). A disk that has promised lets nothing go until the promise ends, and one that is about to promises nothing: so no two rely on
 //! each other. Promises end with the process; a disk that has just started neither promises nor lets go for as long as
 //! one lasts.
 
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::Fetcher;
+use super::proof::Shown;
 use crate::content::ContentStore;
 
 /// How long a promise lasts that we ask for.
@@ -213,6 +214,10 @@ impl Fetcher {
     }
 
     async fn let_go_if_promised(&self, content: ContentId, wanted: u32, others: u32) -> FsResult<Result<(), Stays>> {
+        // Somebody may be fetching it from here; and nobody is to be bound in vain.
+        if self.engine.store.is_used(content) {
+            return Ok(Err(Stays::until("something on this disk uses it", SOON)));
+        }
         let engine = self.engine.clone();
         let seen = tokio::task::spawn_blocking(move || engine.knowing(content)).await;
         let seen = encode_version_vector(&seen.map_err(|_| FsError::from(Errno::EIO))??);
@@ -230,14 +235,23 @@ impl Fetcher {
                 Some(reply.into_inner())
             };
             match timeout(ANSWER, asked).await.ok().flatten() {
-                Some(reply) if reply.promised => promised += 1,
+                Some(reply) if reply.promised => match self.shown_by(disk, content).await {
+                    Ok(Shown::Same) => promised += 1,
+                    Ok(Shown::Other) => self.net.differs(disk, content),
+                    Ok(Shown::Nothing) => later.push(SOON),
+                    Err(error) => {
+                        self.net.suspect_own(content);
+                        return Err(error);
+                    }
+                },
                 Some(PromiseReply { again_s: 0, .. }) => {}
                 Some(reply) => later.push(Duration::from_secs(reply.again_s.into())),
                 None => later.push(SOON),
             }
         }
         if promised < others {
-            let why = format!("only {promised} other disks promise to keep it, not {others}");
+            let why =
+                format!("only {promised} other disks promise to keep it and show that they have it, not {others}");
             return Ok(Err(Stays { why, again: enough_at(later, others - promised) }));
         }
         let engine = self.engine.clone();

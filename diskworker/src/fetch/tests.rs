@@ -5,6 +5,7 @@ mod called_off;
 mod corrupt;
 mod damaged;
 mod liars;
+mod proof;
 mod room;
 mod small_disk;
 

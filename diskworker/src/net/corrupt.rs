@@ -190,6 +190,26 @@ impl Net {
         });
     }
 
+    /// A disk has other bytes of a content than are here. It looks at its copy; if it says that this is whole, the one here is looked at, as for
+    /// any report of it. On the runtime.
+    pub fn differs(self: &Arc<Self>, disk: DiskId, content: ContentId) {
+        if !self.suspects.lock().told.may((disk, content), Instant::now()) {
+            return;
+        }
+        tracing::warn!("disk {} has other bytes of content {content} than this one", short_id(&disk.to_hex()));
+        let net = self.clone();
+        tokio::spawn(async move {
+            let asking = async {
+                let mut client = net.client(disk).await.ok()?;
+                let reply = client.verify(VerifyRequest { content: content.0.to_vec() }).await.ok()?;
+                Some(reply.into_inner().whole)
+            };
+            if timeout(READS, asking).await == Ok(Some(true)) {
+                net.suspect(disk, content);
+            }
+        });
+    }
+
     /// The copy here is said to be corrupt, or could not be read: it is looked at soon.
     pub fn suspect(&self, by: DiskId, content: ContentId) {
         if self.suspects.lock().report(by, content, Instant::now()) {

@@ -126,6 +126,7 @@ impl Net {
             if peer.host_label.is_empty() {
                 peer.host_label.clone_from(&member.label);
             }
+            peer.admitted_by = member.by.0.to_vec();
             (peer.connected, peer.linked) = (table.is_there(*disk), table.is_connected(*disk));
             // One that is here says itself where it is, as soon as its supervisor has told it: it may have moved.
             if peer.host_id.is_empty() && !peer.connected {

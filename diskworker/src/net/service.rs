@@ -65,6 +65,10 @@ impl Peer for PeerService {
         let net = self.0.clone();
         let asked = request.get_ref();
         let content = ContentId::from_slice(&asked.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
+        // Those who are to keep it show what they have, and not what they get from here.
+        if net.engine.store.is_leaving(content) {
+            return Err(Status::unavailable("it is about to let its copy go"));
+        }
         let mut is_begun = false;
         let size = asked.size_bytes;
         let count = move |bytes| {

@@ -142,3 +142,21 @@ async fn a_worker_that_says_nothing_does_not_keep_the_others_from_being_asked() 
     assert!(!this.walk(&workers, 1).await);
     assert_eq!(this.failed, Some(socket(1)), "another one is asked");
 }
+
+/// One bad host may say that it is many, or that it is this one.
+#[test]
+fn a_disk_is_in_the_host_that_has_let_it_in() {
+    let [me, bad, other] = [1, 2, 3].map(|n| HostId([n; 32]));
+    let (disk, here) = (DiskId([7; 32]), [(DiskId([8; 32]), PathBuf::new())]);
+    let host = |disk, by: &[u8], said: &[u8]| {
+        let said = wpb::Peer { admitted_by: by.to_vec(), host_id: said.to_vec(), ..wpb::Peer::default() };
+        host_of(disk, &said, me, &here)
+    };
+    assert_eq!(host(disk, &bad.0, &other.0), bad);
+    assert_eq!(host(disk, &bad.0, &me.0), bad);
+    // An older worker does not say who has; it has moved away; nothing is known; it runs here.
+    assert_eq!(host(disk, &[], &other.0), other);
+    assert_eq!(host(disk, &me.0, &other.0), other);
+    assert_eq!(host(disk, &[], &[]), HostId(disk.0));
+    assert_eq!(host(here[0].0, &other.0, &[]), me);
+}
