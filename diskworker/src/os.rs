@@ -22,7 +22,8 @@ mod sys;
 mod sys;
 
 pub use sys::{
-    ENOATTR, begin_sync, boot_id, disk_count, is_in_mount_of_ours, peer_uid, preallocate, reflink, sync_filesystem,
+    ENOATTR, begin_sync, boot_id, disk_count, is_in_mount_of_ours, memory_bytes, peer_uid, preallocate, reflink,
+    sync_filesystem,
 };
 
 /// Take or change the flock(2) of this open file description without waiting; `EWOULDBLOCK` when somebody else's is in

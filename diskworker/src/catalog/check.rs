@@ -6,7 +6,7 @@
 //! Whether the version vector covers dots in such equal parts is not checked either, and need not be: a join keeps
 //! what both sides have, and the joined version vector includes ours, which covers them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use delugefs_proto::codec::{Leaf, decode_leaf, decode_version_vector};
 use delugefs_proto::limits::{LEAF_MAX_DEPTH, LEAF_MAX_ENTRIES};
@@ -34,6 +34,8 @@ pub(super) struct CheckLimits {
     pub keys: u64,
     /// Of records and trees.
     pub bytes: u64,
+    /// Of memory that the keys and elements take when they are joined.
+    pub memory_bytes: u64,
 }
 
 /// What was looked at.
@@ -41,6 +43,9 @@ pub(super) struct CheckLimits {
 pub(super) struct Counts {
     pub objects: u64,
     bytes: u64,
+    memory_bytes: u64,
+    /// Leaves that were met before, at another place.
+    repeated: u64,
     pub directories: u64,
     pub keys: u64,
     pub attachments: u64,
@@ -55,6 +60,7 @@ pub(super) struct Checker<'a, 'r> {
     /// Whether to read attachments too, or only to look whether they are there.
     pub read_attachments: bool,
     ctx: VersionVector,
+    leaves: HashSet<Oid>,
 }
 
 /// Largest time and number of a change: far beyond all that is honest (the year 2116), and far from where they end.
@@ -65,6 +71,12 @@ const ACTORS_MAX: usize = 1 << 20;
 /// Largest number of elements under one name, or of one inode but for its names: to tell what a set shows takes the square of it. Each
 /// host that changes the same at the same time adds three.
 const SET_MAX: usize = 4096;
+/// A leaf may be at several places: both names of a file that gets a second one get one dot, so that a directory whose files were all linked
+/// into another one, under their names, has the same leaves. So many times more often than there are leaves, and so often in any state.
+const REPEATED_MAX: u64 = 4;
+const REPEATED_FEW: u64 = 4096;
+/// What a key takes in memory beside its elements, about.
+const KEY_BYTES: u64 = 128;
 
 /// What a parent must know of a bucket to tell whether it should be split.
 #[derive(Clone, Copy)]
@@ -88,7 +100,7 @@ type Checked<T> = Result<Option<T>, CatalogError>;
 impl<'a, 'r> Checker<'a, 'r> {
     pub(super) fn new(objects: &'a Objects<'r>, on_problem: OnProblem, limits: CheckLimits) -> Self {
         let (counts, ctx) = (Counts::default(), VersionVector::default());
-        Self { objects, on_problem, counts, limits, read_attachments: false, ctx }
+        Self { objects, on_problem, counts, limits, read_attachments: false, ctx, leaves: HashSet::new() }
     }
 
     /// Note a problem, or refuse the state because of it.
@@ -209,12 +221,36 @@ impl<'a, 'r> Checker<'a, 'r> {
             }
         }
         let Some(bytes) = self.read(ObjectType::Blob, entries)? else { return Ok(None) };
+        self.note_leaf(entries)?;
         match decode_leaf(&bytes) {
             Ok(leaf) => {
+                self.note_memory(bytes.len(), &leaf)?;
                 self.leaf(at, node, &leaf, &attached)?;
                 Ok(Some(Shape::Leaf(leaf.len())))
             }
             Err(why) => self.problem(format!("leaf {entries} of {}: {why}", at.place.ino())),
+        }
+    }
+
+    /// What is repeated costs who sends it nothing, and who joins it as much as anything else.
+    fn note_leaf(&mut self, entries: Oid) -> Result<(), CatalogError> {
+        let is_ours = matches!(self.on_problem, OnProblem::Collect(_));
+        if is_ours || self.leaves.insert(entries) {
+            return Ok(());
+        }
+        self.counts.repeated += 1;
+        if self.counts.repeated > REPEATED_FEW + REPEATED_MAX * self.leaves.len() as u64 {
+            return Err(CatalogError::Refused(format!("it refers to the same leaf {entries} too often")));
+        }
+        Ok(())
+    }
+
+    fn note_memory(&mut self, encoded: usize, leaf: &Leaf) -> Result<(), CatalogError> {
+        let elements = leaf.values().map(Vec::len).sum::<usize>() * size_of::<Element>();
+        self.counts.memory_bytes += (encoded + elements) as u64 + KEY_BYTES * leaf.len() as u64;
+        match self.counts.memory_bytes > self.limits.memory_bytes {
+            true => Err(CatalogError::Refused("it has more records than there is memory for here".into())),
+            false => Ok(()),
         }
     }
 

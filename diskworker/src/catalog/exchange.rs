@@ -38,12 +38,20 @@ pub struct ImportLimits {
     pub inflated_bytes: u64,
     /// Number of keys that differ from ours.
     pub keys: u64,
+    /// Memory that these keys and their records take, about, in bytes: a join holds all that it changes.
+    pub memory_bytes: u64,
 }
+
+/// What a join may take of the memory: ten million files, or a third of what the machine has where that is less, and at least this much.
+const JOIN_MAX_BYTES: u64 = 6 << 30;
+const JOIN_MIN_BYTES: u64 = 1 << 30;
 
 impl Default for ImportLimits {
     /// Room for ten times the catalog of a million files.
     fn default() -> Self {
-        Self { pack_bytes: 2 << 30, objects: 8 << 20, inflated_bytes: 16 << 30, keys: 32 << 20 }
+        let third = crate::os::memory_bytes().map_or(JOIN_MAX_BYTES, |bytes| bytes / 3);
+        let memory_bytes = third.clamp(JOIN_MIN_BYTES, JOIN_MAX_BYTES);
+        Self { pack_bytes: 2 << 30, objects: 8 << 20, inflated_bytes: 16 << 30, keys: 32 << 20, memory_bytes }
     }
 }
 
@@ -134,7 +142,8 @@ impl Catalog {
             odb.add_disk_alternate(quarantine.text()?).map_err(CatalogError::git("open a pack from a peer"))?;
             let objects = Objects::of(odb);
             let our_root = layout::root(&objects, ours.tree)?;
-            let limits = CheckLimits { keys: limits.keys, bytes: limits.inflated_bytes };
+            let limits =
+                CheckLimits { keys: limits.keys, bytes: limits.inflated_bytes, memory_bytes: limits.memory_bytes };
             let mut checker = Checker::new(&objects, OnProblem::Refuse, limits);
             let checked = checker.state(commit, Some(&our_root))?;
             checked.ok_or_else(|| CatalogError::Refused("it is no state".into()))?

@@ -29,7 +29,7 @@ impl Catalog {
         let state = self.current();
         let repo = libgit2::open(&self.dir)?;
         let objects = Objects::new(&repo)?;
-        let unlimited = CheckLimits { keys: u64::MAX, bytes: u64::MAX };
+        let unlimited = CheckLimits { keys: u64::MAX, bytes: u64::MAX, memory_bytes: u64::MAX };
         let mut checker = Checker::new(&objects, OnProblem::Collect(Vec::new()), unlimited);
         checker.read_attachments = true;
         let ctx = checker.state(state.commit, None)?;

@@ -24,6 +24,19 @@ pub fn boot_id() -> Option<String> {
     is_whole.then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// How much memory the machine has.
+#[allow(unsafe_code)]
+pub fn memory_bytes() -> Option<u64> {
+    let mut bytes: libc::c_ulong = 0;
+    let mut length = size_of_val(&bytes);
+    // SAFETY: the name ends with a zero, `length` is the room in `bytes`, both outlive the call, and nothing is set.
+    let told = unsafe {
+        libc::sysctlbyname(c"hw.physmem".as_ptr(), (&raw mut bytes).cast(), &raw mut length, std::ptr::null(), 0)
+    };
+    let is_whole = told == 0 && length == size_of_val(&bytes);
+    is_whole.then_some(bytes as u64)
+}
+
 /// Nothing counts the lives of a disk.
 pub fn disk_count(_device: libc::dev_t) -> Option<u64> {
     None

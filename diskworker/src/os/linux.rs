@@ -20,6 +20,13 @@ pub fn boot_id() -> Option<String> {
     Some(said.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
+/// How much memory the machine has.
+pub fn memory_bytes() -> Option<u64> {
+    let said = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = said.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// How many disks the kernel had seen when this one was plugged in (Linux 5.15): two lives of one never have the same. Of a partition,
 /// that of its disk; `None` for a file system that has no block device, or may have several.
 pub fn disk_count(device: nix::libc::dev_t) -> Option<u64> {

@@ -8,6 +8,7 @@ use delugefs_proto::record::*;
 use git2::{ObjectType, Oid};
 
 use super::world::*;
+use crate::catalog::content::NameHash;
 use crate::catalog::layout::{Place, SHARD_LEVELS, width};
 use crate::catalog::pack::PackWriter;
 use crate::catalog::tree::{self, Node, Root};
@@ -434,7 +435,8 @@ fn a_small_tree_that_refers_to_one_leaf_very_often_is_limited() {
     let mut forged = Forged::default();
     let (full, ctx) = leaf(0..64, 4);
     let node = Node::blob(forged.put(ObjectType::Blob, &encode_leaf(&full)));
-    let many: Vec<(u64, Node)> = (1..3000).map(|rest| (rest, node)).collect();
+    // So many that they are just as many keys as are allowed.
+    let many: Vec<(u64, Node)> = (1..129).map(|rest| (rest, node)).collect();
     let mut dirs = forged.hex(&many, width(SHARD_LEVELS));
     for level in (0..SHARD_LEVELS).rev() {
         let all: Vec<(u64, Node)> = (0..16).map(|digit| (digit, dirs)).collect();
@@ -445,6 +447,47 @@ fn a_small_tree_that_refers_to_one_leaf_very_often_is_limited() {
     assert!(refusal(&target, &forged.pack(), commit, &limits).contains("more than 100000 keys"));
     let limits = ImportLimits { inflated_bytes: 1 << 20, ..ImportLimits::default() };
     assert!(refusal(&target, &forged.pack(), commit, &limits).contains("bytes of records"));
+    assert!(refusal(&target, &forged.pack(), commit, &ImportLimits::default()).contains("the same leaf"));
+    // The same as a directory that is split.
+    let mut forged = Forged::default();
+    let mut splits = Forged::default();
+    let halves = [0, 1].map(|digit| {
+        let of_it = (0..2000).filter(|n| NameHash::of(&name(*n)).digit(0) == digit).take(40);
+        let mut model = Model::default();
+        let leaf: Leaf = of_it.map(|n| (name(n), vec![element(model.draw(ME), 4)])).collect();
+        (digit, Node::blob(splits.put(ObjectType::Blob, &encode_leaf(&leaf))))
+    });
+    forged.0.append(&mut splits.0);
+    let node = forged.hex(&halves, 1);
+    let many: Vec<(u64, Node)> = (1..4000).map(|rest| (rest, node)).collect();
+    let mut dirs = forged.hex(&many, width(SHARD_LEVELS));
+    for level in (0..SHARD_LEVELS).rev() {
+        dirs = forged.hex(&[(1, dirs), (2, dirs)], width(level));
+    }
+    let commit = forged.state_of(Some(dirs), None, &ctx, "1\n");
+    assert!(refusal(&target, &forged.pack(), commit, &ImportLimits::default()).contains("the same leaf"));
+}
+
+/// Both names of a file that gets a second one have one dot.
+#[test]
+fn directories_whose_files_are_linked_under_the_same_names_may_have_the_same_leaves() {
+    let mut model = Model::default();
+    for n in 0..5000 {
+        let dot = model.draw(ME);
+        let link = Element { dot, body: Body::Link { ino: Ino(1000 + u64::from(n)) }, hlc: Hlc(5) };
+        for dir in [20, 21] {
+            model.sets.insert(Key::Entry(Ino(dir), name(n)), vec![link.clone()]);
+        }
+    }
+    let (_d, source, _) = model.build_anew();
+    let (_d, target) = new_catalog();
+    let mut pack = Vec::new();
+    let commit = export(&source, None, &mut pack).unwrap();
+    let small = ImportLimits { memory_bytes: 1 << 20, ..ImportLimits::default() };
+    assert!(refusal(&target, &pack, commit, &small).contains("memory"));
+    let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap();
+    assert_eq!(target.join(&theirs).unwrap().changed.len(), 10_000);
+    model.assert_is(&target);
 }
 
 #[test]
