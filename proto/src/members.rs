@@ -2,24 +2,26 @@
 //! members ([`validity`]). Two sets are joined by union, so it does not matter who told whom first. Nobody is asked, and
 //! no clock decides. Knows nothing of the network, nor where the set is kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::identity::Identity;
 use crate::ids::{ClusterId, DiskId, HostId, NodeId};
 
 mod record;
+mod room;
+#[cfg(test)]
+mod tests;
 mod validity;
 
 use record::Record;
 pub use record::{NONCE_BYTES, Role, Statement, clean_label, cluster_id, is_label};
+use room::Room;
+pub use room::{ADMISSIONS_MAX, HOSTS_MAX, REVOCATIONS_EACH, REVOCATIONS_MAX};
 pub use validity::Member;
 
-/// Most geneses and admissions in a set. What one host could make everybody keep and verify for ever is bounded.
-pub const ADMISSIONS_MAX: usize = 3072;
-/// Most revocations in a set: room of their own, so that nobody's flood of admissions keeps his revocation out.
-pub const REVOCATIONS_MAX: usize = 1024;
-/// Most members that one revocation keeps.
+/// Most members that one revocation keeps; and those that it keeps where there is no room for more.
 pub const KEEPS_MAX: usize = 1000;
+pub const KEEPS_FEW: usize = 4;
 /// Largest set, in bytes.
 pub const SET_MAX_BYTES: usize = 1 << 20;
 /// Largest proof that one key belongs to a member, in bytes: what a stranger may show.
@@ -68,6 +70,16 @@ pub struct Joined {
     pub left_out: usize,
 }
 
+/// What becomes of those hosts that are members only because a revoked one has let them in, or somebody whom it had let in. A bad one may
+/// have made them up: only people can tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Brought {
+    /// They stay.
+    pub stay: Vec<HostId>,
+    /// They are out, too: a revocation keeps so many at most.
+    pub out: Vec<HostId>,
+}
+
 /// The membership of one cluster.
 #[derive(Clone, Debug)]
 pub struct Members {
@@ -109,14 +121,11 @@ impl Members {
     /// Read the set of a cluster and check everything in it.
     ///
     /// # Errors
-    /// When anything is wrong with it.
+    /// When anything is wrong with it. One in which hosts take up more than they may has what fits: earlier versions took it all.
     pub fn decode(cluster: ClusterId, bytes: &[u8]) -> Result<Self, MembersError> {
         let mut this = Self { cluster, records: BTreeMap::new(), view: Default::default() };
-        match this.absorb(bytes)? {
-            _ if this.view.founder.is_none() => Err(MembersError::NoGenesis),
-            Joined { left_out: 1.., .. } => Err(MembersError::Full),
-            _ => Ok(this),
-        }
+        this.absorb(bytes)?;
+        if this.view.founder.is_none() { Err(MembersError::NoGenesis) } else { Ok(this) }
     }
 
     /// The set in its one encoding.
@@ -125,7 +134,8 @@ impl Members {
     }
 
     /// Join another set of this cluster. Only the records that are new are verified. A record whose signer no record
-    /// makes a host says nothing and is not kept: whoever sends it again sends its support too.
+    /// makes a host says nothing and is not kept, nor is a revocation of a key that nobody was let in with: whoever sends it again
+    /// sends its support too. Nor is a second genesis: a founder who has turned bad would give the cluster another name.
     ///
     /// # Errors
     /// When the bytes hold anything but well-formed, well-signed records of this cluster; nothing was taken then.
@@ -139,19 +149,16 @@ impl Members {
                 new.push(Record::decode(self.cluster, bytes)?);
             }
         }
-        let supported = |records: &[&Record]| -> BTreeSet<HostId> {
-            validity::ever_hosts(self.records.values().chain(records.iter().copied()))
-        };
-        let all: Vec<&Record> = new.iter().collect();
-        let hosts = supported(&all);
-        let mut wanted: Vec<&Record> = all.into_iter().filter(|r| hosts.contains(&r.statement().author())).collect();
+        let mut wanted: Vec<&Record> = new.iter().collect();
+        let mut has_genesis = self.view.founder.is_some();
+        wanted.retain(|record| !is_genesis(record) || !std::mem::replace(&mut has_genesis, true));
+        self.keep_supported(&mut wanted);
         let before = wanted.len();
         self.cut_to_limits(&mut wanted);
         let left_out = before - wanted.len();
         if left_out > 0 {
             // What was left out may have been another's support.
-            let hosts = supported(&wanted);
-            wanted.retain(|record| hosts.contains(&record.statement().author()));
+            self.keep_supported(&mut wanted);
         }
         let wanted: Vec<Record> = wanted.into_iter().cloned().collect();
         let changed = !wanted.is_empty();
@@ -162,24 +169,17 @@ impl Members {
         Ok(Joined { changed, left_out })
     }
 
+    /// Drop what nothing that is here, or comes along, supports.
+    fn keep_supported(&self, wanted: &mut Vec<&Record>) {
+        let ever = validity::ever(self.records.values().chain(wanted.iter().copied()));
+        wanted.retain(|record| ever.supports(record.statement()));
+    }
+
     /// Drop what does not fit beside the records that are here; revocations come first.
     fn cut_to_limits(&self, wanted: &mut Vec<&Record>) {
-        wanted.sort_by_key(|record| !is_revocation(record));
-        let mut revocations = self.records.values().filter(|record| is_revocation(record)).count();
-        let mut admissions = self.records.len() - revocations;
-        let mut bytes = 1 + self.records.keys().map(|bytes| 4 + bytes.len()).sum::<usize>();
-        wanted.retain(|record| {
-            let (count, max) = match is_revocation(record) {
-                true => (&mut revocations, REVOCATIONS_MAX),
-                false => (&mut admissions, ADMISSIONS_MAX),
-            };
-            let fits = *count < max && bytes + 4 + record.bytes().len() <= SET_MAX_BYTES;
-            if fits {
-                *count += 1;
-                bytes += 4 + record.bytes().len();
-            }
-            fits
-        });
+        wanted.sort_by_key(|record| !matches!(record.statement(), Statement::Revocation { .. }));
+        let mut room = Room::of(self.records.values());
+        wanted.retain(|record| room.take(record));
     }
 
     /// Admit a host or a disk. Nothing happens when this host admitted it before as the same and nobody else did since.
@@ -228,35 +228,69 @@ impl Members {
         self.add(Record::sign(self.cluster, statement, by))
     }
 
-    /// Revoke a host or a disk, for ever. The hosts that a revoked host admitted stay; its disks do not.
+    /// Revoke a host or a disk, for ever. The hosts that a revoked host admitted stay, as far as there is room to say so, the earliest ones;
+    /// its disks do not.
     ///
     /// # Errors
     /// When `by` is no host of this cluster, nobody knows the target, or the set is full.
-    pub fn revoke(&mut self, target: NodeId, at_s: u64, by: &Identity) -> Result<(), MembersError> {
+    pub fn revoke(&mut self, target: NodeId, at_s: u64, by: &Identity) -> Result<Brought, MembersError> {
+        if self.is_revoked(target) && self.is_host(by.host_id()) {
+            return Ok(Brought::default());
+        }
+        self.revoke_keeping(KEEPS_MAX, target, at_s, by)
+    }
+
+    /// The same, but those whom it admitted are out, too, unless somebody else has admitted them: a bad one may have made them up. They
+    /// may be let in anew. Also when it was revoked already.
+    ///
+    /// # Errors
+    /// As [`Members::revoke`].
+    pub fn revoke_with_hosts(&mut self, target: NodeId, at_s: u64, by: &Identity) -> Result<Brought, MembersError> {
+        self.revoke_keeping(0, target, at_s, by)
+    }
+
+    /// Keep so many of those whom it admitted.
+    fn revoke_keeping(
+        &mut self,
+        most: usize,
+        target: NodeId,
+        at_s: u64,
+        by: &Identity,
+    ) -> Result<Brought, MembersError> {
         if !self.is_host(by.host_id()) {
             return Err(MembersError::NotAMember(by.host_id()));
         }
-        if self.is_revoked(target) {
-            return Ok(());
-        }
         let mut known = false;
-        let mut keeps = BTreeSet::new();
+        let mut admitted: BTreeMap<NodeId, u64> = BTreeMap::new();
         for record in self.records.values() {
-            let Statement::Admission { subject, by, .. } = record.statement() else { continue };
+            let Statement::Admission { subject, by, at_s, .. } = record.statement() else { continue };
             known |= *subject == target;
             if NodeId::from(*by) == target && *subject != target && self.is_host(HostId(subject.0)) {
-                keeps.insert(*subject);
+                admitted.entry(*subject).and_modify(|first| *first = (*first).min(*at_s)).or_insert(*at_s);
             }
         }
         if !known {
             return Err(MembersError::Unknown(target));
         }
-        if keeps.len() > KEEPS_MAX {
-            return Err(MembersError::Full);
+        let mut earliest: Vec<NodeId> = admitted.keys().copied().collect();
+        earliest.sort_by_key(|subject| (admitted[subject], *subject));
+        let (cluster, by_host) = (self.cluster, by.host_id());
+        let revocation = |most: usize| {
+            let mut keeps: Vec<NodeId> = earliest.iter().copied().take(most).collect();
+            keeps.sort_unstable();
+            Record::sign(cluster, Statement::Revocation { target, by: by_host, at_s, keeps }, by)
+        };
+        // Those who are in without it have somebody else to thank.
+        let none = revocation(0);
+        let without = validity::view(self.records.values().chain([&none]));
+        let is_brought = |host: &&HostId| NodeId::from(**host) != target && !without.hosts.contains_key(host);
+        let brought: Vec<HostId> = self.view.hosts.keys().filter(is_brought).copied().collect();
+        match self.add(revocation(most)) {
+            Err(MembersError::Full) => self.add(revocation(most.min(KEEPS_FEW)))?,
+            added => added?,
         }
-        let keeps = keeps.into_iter().collect();
-        let statement = Statement::Revocation { target, by: by.host_id(), at_s, keeps };
-        self.add(Record::sign(self.cluster, statement, by))
+        let (stay, out) = brought.into_iter().partition(|host| self.is_host(*host));
+        Ok(Brought { stay, out })
     }
 
     /// A record of our own.
@@ -347,8 +381,8 @@ impl Members {
     }
 }
 
-fn is_revocation(record: &Record) -> bool {
-    matches!(record.statement(), Statement::Revocation { .. })
+fn is_genesis(record: &Record) -> bool {
+    matches!(record.statement(), Statement::Genesis { .. })
 }
 
 fn encode<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<u8> {
@@ -378,37 +412,5 @@ fn split(set: &[u8]) -> Result<Vec<&[u8]>, MembersError> {
         [] if records.is_sorted_by(|a, b| a < b) => Ok(records),
         [] => Err(MembersError::Malformed("set is not in canonical form")),
         _ => Err(short),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_is_out_can_be_shown_why_and_nobody_else_is() {
-        let key = || Identity::from_pkcs8(&Identity::generate_pkcs8().unwrap()).unwrap();
-        let (founder, second, third) = (key(), key(), key());
-        let [disk, other, stranger] = [1, 2, 3].map(|n| NodeId([n; 32]));
-        let mut set = Members::found(&founder, [1; 16], "test", "tower", 1).unwrap();
-        set.admit(Role::Host, second.id(), "laptop", 2, &founder).unwrap();
-        set.admit(Role::Disk, disk, "laptop", 3, &second).unwrap();
-        set.admit(Role::Disk, other, "tower", 3, &founder).unwrap();
-        let theirs = set.clone();
-        // By a host that they have never heard of.
-        set.admit(Role::Host, third.id(), "box", 4, &founder).unwrap();
-        set.revoke(second.id(), 5, &third).unwrap();
-        assert!([other, stranger, founder.id()].iter().all(|id| set.farewell(*id).is_none()));
-        assert!(theirs.farewell(disk).is_none());
-        for id in [disk, second.id()] {
-            let mut told = theirs.clone();
-            let farewell = set.farewell(id).unwrap();
-            assert!(told.absorb(&farewell).unwrap().changed && farewell.len() < set.encode().len());
-            assert!(!told.is_disk(DiskId(disk.0)) && told.is_disk(DiskId(other.0)));
-            assert!(told.host_name(told.revoked()[&second.id()]).starts_with("box ("));
-            let mut forged = farewell.clone();
-            *forged.last_mut().unwrap() ^= 1;
-            assert!(theirs.clone().absorb(&forged).is_err());
-        }
     }
 }

@@ -95,6 +95,9 @@ enum Command {
         /// Also when it holds contents that no other disk has, or runs on this host
         #[arg(long)]
         yes: bool,
+        /// Also the hosts that are members only because it let them in; an invitation lets them in again
+        #[arg(long)]
+        with_hosts: bool,
     },
     /// List the files that exist in several versions
     Conflicts {
@@ -249,9 +252,10 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             println!("{}", here.say("this host is a member: `delugefs disk add ROOT --create` makes a disk"));
         }
         Command::Peers { form } => return members::peers(&mut control, form.json).await,
-        Command::Revoke { id, yes } => {
-            let revoked = client::answer(control.revoke(pb::RevokeRequest { id, yes }).await)?;
+        Command::Revoke { id, yes, with_hosts } => {
+            let revoked = client::answer(control.revoke(pb::RevokeRequest { id, yes, with_hosts }).await)?;
             println!("{} {}", revoked.what, revoked.id);
+            members::brought(&revoked).iter().for_each(|sentence| println!("{}", here.say(sentence)));
         }
         Command::Conflicts { form } => return members::conflicts(&mut control, form.json).await,
         Command::Copies { path, number } => return members::copies(&mut control, &path, number).await,

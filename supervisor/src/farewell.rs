@@ -181,7 +181,7 @@ mod tests {
         for n in [8, 9] {
             assert!(membership.admit_disk(cluster, DiskId([n; 32])).unwrap());
         }
-        let leaving = membership.leaving(cluster, "09090909").unwrap();
+        let leaving = membership.leaving(cluster, "09090909", false).unwrap();
         let failure = check_idle(&leaving, &[ours(8), ours(9)]).unwrap_err();
         assert_eq!(failure.exit, Exit::InUse);
         assert!(failure.message.starts_with("disk 09090909 (/my d9) runs on this host"), "{failure:?}");
@@ -192,7 +192,7 @@ mod tests {
         let problems =
             || shut_out(&membership.set(cluster).unwrap(), &membership, &[ours(8), ours(9), pb::Disk::default()]);
         assert_eq!(problems(), Vec::<String>::new());
-        membership.revoke(cluster, "09090909").unwrap();
+        membership.revoke(cluster, "09090909", false).unwrap();
         assert!(problems()[0].starts_with("disk 09090909 (/my d9) was revoked"), "{:?}", problems());
         assert!(problems()[0].ends_with("`delugefs disk remove '/my d9'`"), "{:?}", problems());
 
@@ -202,15 +202,17 @@ mod tests {
         let other = Membership::open(other_dir.path().into()).unwrap();
         let set = membership.redeem(cluster, "", &token.secret, other.identity().host_id(), "x").unwrap();
         other.absorb(cluster, &set.encode()).unwrap();
-        other.revoke(cluster, &me.to_hex()).unwrap();
+        other.revoke(cluster, &me.to_hex(), false).unwrap();
         membership.absorb(cluster, &other.set(cluster).unwrap().encode()).unwrap();
         assert!(problems()[0].starts_with("this host was revoked by "), "{:?}", problems());
         let key = dir.path().join("host.key");
         assert!(problems()[0].contains(&format!("move {} away", key.display())), "{:?}", problems());
         // Whatever it asks for.
         let id = other.identity().host_id().to_hex();
-        let asked =
-            [membership.invite(cluster, DiskId([8; 32]), vec![], 60).err(), membership.revoke(cluster, &id).err()];
+        let asked = [
+            membership.invite(cluster, DiskId([8; 32]), vec![], 60).err(),
+            membership.revoke(cluster, &id, false).err(),
+        ];
         for failure in asked.map(Option::unwrap) {
             assert!(failure.hint.is_some_and(|hint| hint.contains("host.key")), "{}", failure.message);
         }

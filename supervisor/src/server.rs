@@ -399,14 +399,15 @@ impl Control for Server {
         let disks = self.willing_first(&peers);
         let (cluster, _) = ids(disks.first().ok_or_else(|| self.none_up())?)?;
         if !request.yes {
-            let leaving = self.membership.leaving(cluster, &request.id)?;
+            let leaving = self.membership.leaving(cluster, &request.id, request.with_hosts)?;
             farewell::check_idle(&leaving, &disks)?;
             farewell::check(&leaving, &peers, &disks).await?;
         }
-        let (id, is_host) = self.membership.revoke(cluster, &request.id)?;
-        let what = if is_host { "host" } else { "disk" };
-        tracing::warn!("revoked the {what} {}", id.to_hex());
-        Ok(Response::new(pb::RevokeReply { id: id.to_hex(), what: what.into() }))
+        let revoked = self.membership.revoke(cluster, &request.id, request.with_hosts)?;
+        let what = if revoked.is_host { "host" } else { "disk" };
+        let id = revoked.id.to_hex();
+        tracing::warn!(stay = ?revoked.stay, out = ?revoked.out, "revoked the {what} {id}");
+        Ok(Response::new(pb::RevokeReply { id, what: what.into(), stay: revoked.stay, out: revoked.out }))
     }
 
     async fn mark_disk(&self, request: Request<pb::MarkDiskRequest>) -> Answer<pb::MarkDiskReply> {

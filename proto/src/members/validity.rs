@@ -37,9 +37,30 @@ pub(super) struct View {
     pub revoked: BTreeMap<NodeId, HostId>,
 }
 
-/// Hosts that were ever admitted.
-pub(super) fn ever_hosts<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> BTreeSet<HostId> {
-    closure(records, |_, _| true).into_keys().collect()
+/// Who was ever admitted.
+pub(super) struct Ever {
+    hosts: BTreeSet<HostId>,
+    /// Hosts and disks.
+    all: BTreeSet<NodeId>,
+}
+
+impl Ever {
+    /// Whether what it says counts, or may some day. With more records it does all the more, so it does not matter which of them came first.
+    pub fn supports(&self, statement: &Statement) -> bool {
+        self.hosts.contains(&statement.author())
+            && !matches!(statement, Statement::Revocation { target, .. } if !self.all.contains(target))
+    }
+}
+
+/// Whom these records have ever admitted, whoever was revoked since.
+pub(super) fn ever<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> Ever {
+    let hosts: BTreeSet<HostId> = closure(records.clone(), |_, _| true).into_keys().collect();
+    let disks = records.filter_map(|record| match record.statement() {
+        Statement::Admission { subject, by, .. } if hosts.contains(by) => Some(*subject),
+        _ => None,
+    });
+    let all = disks.chain(hosts.iter().map(|host| NodeId::from(*host))).collect();
+    Ever { hosts, all }
 }
 
 /// The admission that links a host to the founder by the shortest way; the founder itself needs none.
@@ -98,7 +119,7 @@ pub(super) fn proof<'a>(
 }
 
 /// The fewest records that show that this key is out because it was revoked, or a host was that admitted it, if that is why: the genesis, the
-/// revocations, and for each of their authors a chain of admissions.
+/// revocations, and for each of their authors and of those whom they revoke a chain of admissions.
 pub(super) fn farewell<'a>(records: impl Iterator<Item = &'a Record> + Clone, id: NodeId) -> Option<Vec<&'a Record>> {
     let mut targets = BTreeSet::from([id]);
     for record in records.clone() {
@@ -113,10 +134,18 @@ pub(super) fn farewell<'a>(records: impl Iterator<Item = &'a Record> + Clone, id
         if !matches!(record.statement(), Statement::Revocation { target, .. } if targets.contains(target)) {
             continue;
         }
-        let mut next = Some(record);
-        while let Some(record) = next {
-            shown.insert(record.bytes(), record);
-            next = links.get(&record.statement().author()).copied().flatten();
+        let Statement::Revocation { target, .. } = record.statement() else { continue };
+        let let_in = records.clone().find(|other| match other.statement() {
+            Statement::Admission { subject, by, .. } => subject == target && links.contains_key(by),
+            _ => false,
+        });
+        for mut next in [Some(record), let_in] {
+            while let Some(record) = next {
+                if shown.insert(record.bytes(), record).is_some() {
+                    break; // and so are those above it
+                }
+                next = links.get(&record.statement().author()).copied().flatten();
+            }
         }
     }
     if shown.is_empty() {

@@ -210,6 +210,31 @@ fn too_few(disks: &[wpb::Peer], wanted: u32) -> Option<String> {
     Some(format!("{there_are}{others}: with fewer than {wanted} of them `status` counts all of it as short of copies"))
 }
 
+/// What became of the hosts that a revoked one has let in: only people can tell whether somebody made them up.
+pub fn brought(revoked: &pb::RevokeReply) -> Vec<String> {
+    const SHOWN: usize = 10;
+    let names = |hosts: &[String]| {
+        let shown: Vec<String> = hosts.iter().take(SHOWN).map(|name| escape_line(name)).collect();
+        let more = hosts.len().saturating_sub(SHOWN);
+        shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    };
+    let mut sentences = Vec::new();
+    if !revoked.stay.is_empty() {
+        sentences.push(format!(
+            "members only because it let them in, and they stay: {}; if you do not know them all: `delugefs revoke {} --with-hosts`",
+            names(&revoked.stay),
+            revoked.id
+        ));
+    }
+    if !revoked.out.is_empty() {
+        sentences.push(format!(
+            "out, too, as it had let them in: {}; an invitation lets them in again",
+            names(&revoked.out)
+        ));
+    }
+    sentences
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,5 +258,19 @@ mod tests {
         assert_eq!((unseen.free_bytes, unseen.total_bytes, unseen.absent_s), (None, None, None));
         let full = Disk::from(wpb::Peer { connected: true, total_bytes: 9, ..wpb::Peer::default() });
         assert_eq!((full.free_bytes, full.total_bytes), (Some(0), Some(9)));
+    }
+
+    #[test]
+    fn whom_a_revoked_host_has_let_in_is_said() {
+        let name = |n: usize| format!("box{n} (0000000{n})");
+        let mut revoked = pb::RevokeReply { id: "ab".into(), what: "host".into(), ..Default::default() };
+        assert!(brought(&revoked).is_empty());
+        revoked.stay = (0..12).map(name).collect();
+        revoked.out = vec![name(1)];
+        let said = brought(&revoked);
+        assert!(
+            said[0].contains("box9 (00000009) and 2 more") && said[0].contains("`delugefs revoke ab --with-hosts`")
+        );
+        assert!(said[1].contains("box1 (00000001); an invitation"), "{said:?}");
     }
 }
