@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb as pb;
@@ -15,6 +15,15 @@ pub(super) type Short = [u8; 16];
 const LOG_MAX: usize = 8192;
 /// Ids in one message.
 const CHUNK: usize = 4096;
+
+/// Most contents that a disk is taken to hold: any member may say of any disk that it holds more and more.
+pub(super) const HELD_MAX: usize = 16 << 20;
+/// The same of all disks together, in each of which as many may be as fit into equal parts of it: what is said of some keeps nothing out
+/// that is said of others. It takes 3 GB, and never more than twice that.
+const ALL_MAX: usize = 32 << 20;
+
+/// So long nobody asks for all that a disk holds after news of it were not taken in.
+const DEAF: Duration = Duration::from_secs(60);
 
 /// No disk says of itself that its count is above this.
 pub(super) const EPOCH_MAX: u64 = 1 << 62;
@@ -41,6 +50,8 @@ struct Disk {
     held: HashSet<Short>,
     /// Generation, and whether a content came or went with it.
     log: VecDeque<(u64, Short, bool)>,
+    /// When news of it were not taken in last: what comes after them does not follow on what is known.
+    refused: Option<Instant>,
 }
 
 impl Disk {
@@ -62,9 +73,13 @@ impl Disk {
 }
 
 /// What every disk holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Holdings {
     disks: HashMap<DiskId, Disk>,
+    /// Most of a disk, and of all together.
+    limits: (usize, usize),
+    /// So many are held in all, each counted for every disk that holds it.
+    held: usize,
     /// Equal sets of disks are one in memory: there are many contents, and few sets.
     by_content: HashMap<Short, Arc<[DiskId]>>,
     sets: HashSet<Arc<[DiskId]>>,
@@ -82,6 +97,23 @@ pub(super) struct Holdings {
 /// Above any count.
 const UNSAID: (u64, u64) = (u64::MAX, u64::MAX);
 
+impl Default for Holdings {
+    fn default() -> Self {
+        Self {
+            disks: HashMap::new(),
+            limits: (HELD_MAX, ALL_MAX),
+            held: 0,
+            by_content: HashMap::new(),
+            sets: HashSet::new(),
+            sets_max: 0,
+            version: 0,
+            told: (0, 0),
+            claims: HashMap::new(),
+            whole: HashSet::new(),
+        }
+    }
+}
+
 /// What a message did.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
@@ -91,6 +123,8 @@ pub(super) enum Heard {
     News,
     /// It continues something we do not have: ask for all.
     Gap,
+    /// No disk holds so much.
+    TooMuch,
 }
 
 pub(super) fn short(content: ContentId) -> Short {
@@ -136,10 +170,25 @@ impl Holdings {
         let ids = |bytes: &[u8]| bytes.as_chunks::<16>().0.to_vec();
         let (added, removed) = (ids(&news.added), ids(&news.removed));
         if news.base == 0 {
-            self.replace(id, news.epoch, news.generation, added.into_iter().collect());
+            let held: HashSet<Short> = added.into_iter().collect();
+            if let Some(refused) = self.refuses(id, held.len()) {
+                return refused;
+            }
+            self.replace(id, news.epoch, news.generation, held);
             self.whole.insert(id);
         } else if news.epoch == disk.epoch && news.base <= disk.generation {
+            let is_new = |content: &&Short| !disk.held.contains(*content);
+            let new: HashSet<&Short> = added.iter().filter(is_new).collect();
+            // As if nothing were removed: honest news are small.
+            let after = disk.held.len() + new.len();
+            if !new.is_empty()
+                && let Some(refused) = self.refuses(id, after)
+            {
+                return refused;
+            }
             self.apply(id, news.generation, &added, &removed);
+        } else if disk.refused.is_some_and(|at| at.elapsed() < DEAF) {
+            return Heard::Nothing;
         } else {
             return Heard::Gap;
         }
@@ -166,6 +215,20 @@ impl Holdings {
             Some(claim) => self.disks.get(&id).is_some_and(|disk| (disk.epoch, disk.generation) >= *claim),
             None => self.whole.contains(&id),
         }
+    }
+
+    /// What is to be done about news after which a disk would hold so many, if they are not taken in. Where there is no more room for all
+    /// together they are not listened to.
+    fn refuses(&mut self, id: DiskId, after: usize) -> Option<Heard> {
+        let ((each, all), disks) = (self.limits, self.disks.len());
+        let disk = self.disks.get_mut(&id)?;
+        let heard = match after {
+            _ if after > each => Heard::TooMuch,
+            _ if self.held - disk.held.len() + after > all && after > all / disks => Heard::Nothing,
+            _ => return None,
+        };
+        disk.refused = Some(Instant::now());
+        Some(heard)
     }
 
     /// Others know of a later count of ours than we do, so they would not listen to this one: it is begun anew above that.
@@ -240,6 +303,7 @@ impl Holdings {
         for new in held.difference(&old) {
             self.list(*new, id);
         }
+        self.held = self.held - old.len() + held.len();
         self.disks.insert(id, Disk { epoch, generation, held, ..Disk::default() });
     }
 
@@ -251,8 +315,14 @@ impl Holdings {
                 disk.log.push_back((generation, *content, held));
                 let changed = if held { disk.held.insert(*content) } else { disk.held.remove(content) };
                 match (changed, held) {
-                    (true, true) => self.list(*content, id),
-                    (true, false) => self.unlist(*content, id),
+                    (true, true) => {
+                        self.held += 1;
+                        self.list(*content, id);
+                    }
+                    (true, false) => {
+                        self.held -= 1;
+                        self.unlist(*content, id);
+                    }
                     _ => {}
                 }
             }
@@ -322,7 +392,7 @@ pub(super) enum Part {
 }
 
 /// Most bytes of one message put together: a disk with 16 million contents.
-const WHOLE_MAX_BYTES: usize = 256 << 20;
+const WHOLE_MAX_BYTES: usize = 16 * HELD_MAX;
 
 impl Parts {
     /// Take the next part. `Err`: it is too long.
@@ -396,173 +466,4 @@ fn message(id: DiskId, epoch: u64, base: u64, generation: u64, added: &[Short], 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    const ME: DiskId = DiskId([1; 32]);
-
-    fn content(n: u32) -> ContentId {
-        let mut id = [0; 32];
-        id[..4].copy_from_slice(&n.to_be_bytes());
-        ContentId(id)
-    }
-
-    /// What comes of these messages, put together.
-    fn hear(holdings: &mut Holdings, messages: Vec<pb::Holdings>) -> Vec<Heard> {
-        whole(messages).into_iter().map(|message| holdings.hear(&message)).collect()
-    }
-
-    fn whole(messages: Vec<pb::Holdings>) -> Vec<pb::Holdings> {
-        let mut parts = Parts::default();
-        let added = messages.into_iter().filter_map(|message| match parts.add(message).unwrap() {
-            Part::Whole(message) => Some(message),
-            Part::More => None,
-            Part::Missing => panic!("nothing is missing"),
-        });
-        added.collect()
-    }
-
-    fn held(holdings: &Holdings) -> BTreeSet<Short> {
-        holdings.disks[&ME].held.iter().copied().collect()
-    }
-
-    /// Being connected with a disk is not to know what it has.
-    #[test]
-    fn a_disk_has_told_when_all_that_it_claimed_has_come() {
-        let (mut mine, mut near) = (Holdings::default(), Holdings::default());
-        mine.begin(ME, 7, (0..3000).map(content));
-        assert!(!near.has_told(ME), "it is not known at all");
-        near.met(ME);
-        assert!(!near.has_told(ME), "it has not said how far it has counted");
-        near.claimed(ME, &mine.have());
-        assert!(!near.has_told(ME));
-        let lacks = mine.lacks(&near.have());
-        hear(&mut near, lacks);
-        assert!(near.has_told(ME));
-        // It comes back from a restart.
-        mine.begin(ME, 8, (0..3001).map(content));
-        near.met(ME);
-        near.claimed(ME, &mine.have());
-        assert!(!near.has_told(ME));
-        let lacks = mine.lacks(&near.have());
-        hear(&mut near, lacks);
-        assert!(near.has_told(ME));
-        // Who has never met it hears it from others.
-        let mut far = Holdings::default();
-        let lacks = near.lacks(&far.have());
-        hear(&mut far, lacks);
-        assert!(far.has_told(ME));
-    }
-
-    #[test]
-    fn others_follow_by_differences_or_from_nothing() {
-        let (mut mine, mut near, mut far) = (Holdings::default(), Holdings::default(), Holdings::default());
-        mine.begin(ME, 7, (0..10_000).map(content));
-        let lacks = mine.lacks(&near.have());
-        hear(&mut near, lacks);
-        assert!(held(&near) == held(&mine));
-        let mut bits = 1_u64;
-        for n in 0..5000 {
-            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            mine.changed(ME, content((bits >> 40) as u32 % 12_000), bits >> 63 == 0);
-            // Some at a time, and some do not arrive.
-            if n % 3 != 0 {
-                continue;
-            }
-            let news = mine.news(ME);
-            if n % 7 != 0 && hear(&mut near, news).contains(&Heard::Gap) {
-                let lacks = mine.lacks(&near.have());
-                hear(&mut near, lacks);
-            }
-        }
-        let lacks = mine.lacks(&near.have());
-        assert!(hear(&mut near, lacks.clone()).iter().all(|heard| *heard == Heard::News));
-        assert!(hear(&mut near, lacks).iter().all(|heard| *heard == Heard::Nothing));
-        assert!(near.have() == mine.have());
-        assert!(held(&near) == held(&mine));
-        // Second hand.
-        let messages = near.lacks(&far.have());
-        assert!(messages.len() > 1);
-        // In parts of another size on the way.
-        hear(&mut far, whole(messages).into_iter().flat_map(split).collect());
-        assert!(held(&far) == held(&mine));
-        for n in 0..12_000 {
-            let is_held = mine.disks[&ME].held.contains(&short(content(n)));
-            assert_eq!(*far.holders(content(n)), *if is_held { &[ME][..] } else { &[] });
-        }
-        assert!(far.lacks(&mine.have()).is_empty());
-        // A new count replaces the old one, and what comes late of the old one is ignored.
-        assert!(mine.changed(ME, content(77_777), true) && !mine.changed(ME, content(77_777), true));
-        let late = mine.news(ME).remove(0);
-        assert!(late.added.len() == 16 && mine.news(ME).is_empty());
-        mine.begin(ME, 8, [content(1)].into_iter());
-        let lacks = mine.lacks(&far.have());
-        hear(&mut far, lacks);
-        assert_eq!(far.hear(&late), Heard::Nothing);
-        assert_eq!((far.count(ME), far.epoch(ME), &*far.holders(content(1))), (1, 8, &[ME][..]));
-    }
-
-    /// A member tells lies about another one, until it is revoked.
-    #[test]
-    fn whatever_is_said_of_a_disk_it_can_be_heard_again() {
-        let (mut mine, mut others) = (Holdings::default(), Holdings::default());
-        let claim = |epoch| message(ME, epoch, 0, 1, &[], &[]);
-        mine.begin(ME, 7, [content(1)].into_iter());
-        hear(&mut others, mine.all_of(ME));
-        for epoch in [1 << 44, EPOCH_MAX / 2, EPOCH_MAX - 1, EPOCH_MAX, u64::MAX] {
-            assert_eq!(others.hear(&claim(epoch)), Heard::Nothing, "{epoch}");
-            assert!(!mine.outdo(ME, &claim(epoch)), "{epoch}");
-        }
-        let last = claim(latest());
-        assert_eq!(others.hear(&last), Heard::News);
-        assert!(mine.outdo(ME, &last));
-        let begin = std::time::Instant::now();
-        while mine.all_of(ME).iter().any(|message| others.hear(message) != Heard::News) {
-            assert!(begin.elapsed().as_secs() < 30, "it is not heard");
-            std::thread::yield_now();
-        }
-        assert_eq!(*others.holders(content(1)), [ME]);
-    }
-
-    #[test]
-    fn many_parts_are_put_together_in_order() {
-        let mut mine = Holdings::default();
-        mine.begin(ME, 7, (0..100_000).map(content));
-        let series = mine.all_of(ME);
-        let all: Vec<u8> = series.iter().flat_map(|part| part.added.iter().copied()).collect();
-        assert!(series.len() > 20 && all.len() == 1_600_000);
-        let mut parts = Parts::default();
-        let last = series.into_iter().map(|part| parts.add(part).unwrap()).last();
-        let Some(Part::Whole(whole)) = last else { panic!() };
-        assert!(whole.added == all && (whole.part, whole.more) == (0, false));
-    }
-
-    /// Another message may come in between, and who is connected while they are on their way hears the last ones only. What is
-    /// left must not be taken for all that the disk holds.
-    #[test]
-    fn what_lacks_a_part_is_not_taken_for_the_whole() {
-        let mut mine = Holdings::default();
-        mine.begin(ME, 7, (0..10_000).map(content));
-        let series: Vec<_> = mine.lacks(&Holdings::default().have());
-        assert!(series.len() > 2);
-        let other = message(DiskId([2; 32]), 1, 0, 1, &[short(content(5))], &[]);
-        let mut parts = Parts::default();
-        let mut all: Vec<_> = series.iter().cloned().map(|part| parts.add(part).unwrap()).collect();
-        assert!(matches!(all.pop(), Some(Part::Whole(_))) && all.iter().all(|part| *part == Part::More));
-        for lost in 0..series.len() - 1 {
-            let mut heard = Vec::new();
-            for (n, part) in series.iter().enumerate() {
-                match n == lost {
-                    true => assert_eq!(parts.add(other.clone()), Ok(Part::Whole(other.clone()))),
-                    false => heard.push(parts.add(part.clone()).unwrap()),
-                }
-            }
-            assert_eq!(heard.iter().filter(|part| **part == Part::Missing).count(), 1, "{lost}");
-            assert!(!heard.iter().any(|part| matches!(part, Part::Whole(_))), "{lost}");
-            // It comes once more, from the beginning.
-            all = series.iter().cloned().map(|part| parts.add(part).unwrap()).collect();
-            assert!(matches!(all.last(), Some(Part::Whole(whole)) if whole.added.len() == 16 * 10_000));
-        }
-    }
-}
+mod tests;

@@ -234,6 +234,9 @@ async fn read(
                         asked.notify.notify_one();
                     }
                     Heard::Nothing => {}
+                    Heard::TooMuch => {
+                        return Err(FsError::new(Errno::EMSGSIZE, "it says that a disk holds more than any can"));
+                    }
                 }
             }
             Some(news::News::HoldingsHave(have)) => {
