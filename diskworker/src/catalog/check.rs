@@ -9,15 +9,15 @@
 use std::collections::{BTreeSet, HashSet};
 
 use delugefs_proto::codec::{Leaf, decode_leaf, decode_version_vector};
-use delugefs_proto::limits::{LEAF_MAX_DEPTH, LEAF_MAX_ENTRIES};
-use delugefs_proto::record::{Body, Element, VersionVector};
+use delugefs_proto::limits::{INLINE_MAX_BYTES, LEAF_MAX_DEPTH, LEAF_MAX_ENTRIES, XATTR_VALUE_MAX_BYTES};
+use delugefs_proto::record::{Body, Data, Element, VersionVector, XattrValue};
 use git2::{ObjectType, Oid};
 
 use super::CatalogError;
 use super::changes::to_oid;
 use super::content::{self, Content, NameHash, attachment_lengths, fits_leaf, leaf_attachments};
 use super::layout::{self, Place, SHARD_LEVELS, Space, width};
-use super::objects::{Data, Objects};
+use super::objects::{self, Objects};
 use super::tree::{self, HexTree, Kind, Node, Root};
 
 /// What to do about a problem.
@@ -127,7 +127,7 @@ impl<'a, 'r> Checker<'a, 'r> {
         }
     }
 
-    fn read(&mut self, kind: ObjectType, oid: Oid) -> Checked<Data<'a>> {
+    fn read(&mut self, kind: ObjectType, oid: Oid) -> Checked<objects::Data<'a>> {
         self.counts.objects += 1;
         let objects = self.objects;
         let data = self.note(objects.get(kind, oid))?;
@@ -286,6 +286,9 @@ impl<'a, 'r> Checker<'a, 'r> {
         if let Some(set) = leaf.values().find(is_large) {
             self.problem::<()>(format!("a set of {ino} has {} elements", set.len()))?;
         }
+        if let Some(size) = leaf.values().flatten().find_map(too_large) {
+            self.problem::<()>(format!("what {ino} has in the catalog is too large for it: {size} bytes"))?;
+        }
         if !leaf_attachments(leaf).iter().eq(attached) {
             self.problem::<()>(format!("leaf {} of {ino} has other attachments than its records say", node.oid))?;
         }
@@ -353,4 +356,20 @@ impl<'a, 'r> Checker<'a, 'r> {
         }
         Ok(Some(Shape::Split))
     }
+}
+
+/// The length of what an element has beside it, if that is more than anybody puts there: it is read as a whole, and sent in one answer.
+fn too_large(element: &Element) -> Option<u64> {
+    let xattrs = match &element.body {
+        Body::Content { data: Data::Inline { size, .. }, .. } => {
+            return Some(u64::from(*size)).filter(|size| *size > INLINE_MAX_BYTES);
+        }
+        Body::Attrs { xattrs, .. } | Body::Head { xattrs, .. } => xattrs,
+        _ => return None,
+    };
+    let mut sizes = xattrs.values().filter_map(|value| match value {
+        XattrValue::Blob { size, .. } => Some(u64::from(*size)),
+        XattrValue::Inline(_) => None,
+    });
+    sizes.find(|size| *size > XATTR_VALUE_MAX_BYTES as u64)
 }

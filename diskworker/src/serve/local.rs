@@ -10,9 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult, named};
 use delugefs_proto::ids::{ContentId, Ino};
+use delugefs_proto::limits::FRAME_MAX_BYTES;
 use delugefs_proto::local::{LOCAL_VERSION, frame};
 use delugefs_proto::local_pb::{Hello, Opened, Reply, Request, Welcome, reply, request};
 use nix::errno::Errno;
+use prost::Message;
 use tokio_util::sync::CancellationToken;
 
 use super::AllowedUids;
@@ -219,7 +221,12 @@ impl<'a> Connection<'a> {
                 Err(error) => (failure(error, self.engine.seq()), None),
             };
             drop(asked);
-            let sent = frame::send(self.socket, &reply, fd.as_ref().map(|fd| fd.as_fd()));
+            let mut sent = frame::send(self.socket, &reply, fd.as_ref().map(|fd| fd.as_fd()));
+            if let Err(error) = &sent
+                && let Some(failed) = too_large(&reply, error)
+            {
+                sent = frame::send(self.socket, &failed, None);
+            }
             if sent.is_err()
                 && opens
                 && let Some(reply::Body::Opened(opened)) = &reply.body
@@ -240,6 +247,14 @@ impl<'a> Connection<'a> {
             tracing::warn!("closing a file whose opening could not be answered: {error}");
         }
     }
+}
+
+/// What to answer where an answer could not be sent because it is too large, of which nothing has gone out. Without one it would be asked for
+/// again and again.
+fn too_large(reply: &Reply, error: &std::io::Error) -> Option<Reply> {
+    let is_too_large = error.kind() == std::io::ErrorKind::InvalidInput && reply.encoded_len() > FRAME_MAX_BYTES;
+    is_too_large
+        .then(|| failure(FsError::new(Errno::EIO, format!("an answer that cannot be sent: {error}")), reply.seq))
 }
 
 /// An answer, and the descriptor that goes with it.
@@ -387,6 +402,20 @@ mod tests {
         stop.cancel();
         std::thread::spawn(move || ended.send(accept(&listener, &stop).is_none()));
         assert_eq!(ends.recv_timeout(Duration::from_secs(30)), Ok(true));
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_an_error() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let large = |bytes| Reply { body: Some(reply::Body::Data(vec![1; bytes].into())), seq: 7, ..Reply::default() };
+        let reply = large(FRAME_MAX_BYTES);
+        let error = frame::send(&ours, &reply, None).unwrap_err();
+        let failed = too_large(&reply, &error).unwrap();
+        assert_eq!((failed.errno, failed.seq), (Errno::EIO as u32, 7));
+        frame::send(&ours, &failed, None).unwrap();
+        let (got, _) = frame::Receiver::default().receive::<Reply>(&theirs).unwrap().unwrap();
+        assert_eq!(got, failed, "nothing went out before it");
+        assert!(too_large(&large(5), &error).is_none(), "it failed for another reason");
     }
 
     #[test]

@@ -343,6 +343,30 @@ fn states_that_must_not_exist_are_refused() {
         }),
         "3 bytes instead of 4",
     );
+    // What is read as a whole, and sent in one answer.
+    let beside = |inline: usize, value: usize| {
+        forged(|f, _| {
+            let mut put = |length| {
+                let bytes = vec![b'x'; length];
+                (f.put(ObjectType::Blob, &bytes), u32::try_from(length).unwrap())
+            };
+            let ((blob, size), (xattr, xattr_size)) = (put(inline), put(value));
+            let data = Data::Inline { blob: crate::catalog::changes::from_oid(blob), size };
+            let value = XattrValue::Blob { blob: crate::catalog::changes::from_oid(xattr), size: xattr_size };
+            let perm = Perm { mode: 0o644, uid: 1, gid: 1 };
+            let xattrs = [(b"user.x".to_vec().into(), value)].into();
+            let one = |body| Element { body, ..element(Dot { actor: ME, seq: 1 }, 4) };
+            let mut set =
+                vec![one(Body::Content { ino: Ino(30), data }), one(Body::Attrs { ino: Ino(30), perm, xattrs })];
+            delugefs_proto::codec::canonicalize(&mut set);
+            let mut both = [blob, xattr];
+            both.sort();
+            with(f, &[(name(1), set)].into(), &both)
+        })
+    };
+    beside(4096, 64 << 10).unwrap();
+    why(beside(4097, 64 << 10), "too large");
+    why(beside(4096, (64 << 10) + 1), "too large");
     // Shapes.
     why(
         forged(|f, _| {
