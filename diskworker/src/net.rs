@@ -144,6 +144,8 @@ pub struct Net {
     suspects: Mutex<corrupt::Suspects>,
     /// Held by who reads a copy for another disk.
     verifying: Arc<tokio::sync::Mutex<()>>,
+    /// Held by who looks at what somebody shows who is not known.
+    joining: Arc<tokio::sync::Mutex<()>>,
     about_changed: watch::Sender<()>,
     told: broadcast::Sender<(Option<u64>, Arc<pb::Holdings>)>,
     fetcher: std::sync::OnceLock<Weak<Fetcher>>,
@@ -193,6 +195,7 @@ impl Net {
             suspected: Notify::new(),
             suspects: Mutex::default(),
             verifying: Arc::default(),
+            joining: Arc::default(),
             about_changed: watch::channel(()).0,
             told: broadcast::channel(TOLD).0,
             fetcher: std::sync::OnceLock::new(),

@@ -51,22 +51,33 @@ async fn answer(net: &Arc<Net>, request: pb::JoinRequest, key: NodeId, from: Soc
             refusal("the inviting host's supervisor does not answer: start it there, and try again")
         });
     }
+    // One at a time, and on no thread that serves members: anybody may ask for that as often as he likes.
+    let one = net.joining.clone().lock_owned().await;
+    let store = net.clone();
+    let looking = tokio::task::spawn_blocking(move || {
+        let _one = one;
+        look_at_proof(&store, &request.proof, key, from)
+    });
+    looking.await.unwrap_or_else(|_| refusal("this disk is stopping"))
+}
+
+/// Blocks.
+fn look_at_proof(net: &Net, proof: &[u8], key: NodeId, from: SocketAddr) -> pb::JoinReply {
+    let refusal = |error: &str| pb::JoinReply { error: error.into(), ..pb::JoinReply::default() };
     let Some(mut members) = net.members.get().map(|members| members.as_ref().clone()) else {
         return refusal("this disk was not admitted itself yet");
     };
     // Looked at on a copy: only what makes this key a member's is kept.
-    let proved = request.proof.len() <= PROOF_MAX_BYTES && members.absorb(&request.proof).is_ok();
-    if !proved || !members.is_disk(DiskId(key.0)) {
+    let is_read = proof.len() <= PROOF_MAX_BYTES && members.absorb(proof).is_ok();
+    let chain = members.proof(key).filter(|_| is_read && members.is_disk(DiskId(key.0)));
+    let Some(chain) = chain else {
         net.log_stranger(key, from);
         let farewell = members.farewell(key).unwrap_or_default();
         return pb::JoinReply { members: farewell, ..refusal("this key does not belong to a member of the cluster") };
-    }
-    let store = net.clone();
-    let absorbed = tokio::task::spawn_blocking(move || store.members.absorb(&request.proof)).await;
-    match absorbed {
-        Ok(Ok(_)) => pb::JoinReply::default(),
-        Ok(Err(error)) => refusal(&error.to_string()),
-        Err(_) => refusal("this disk is stopping"),
+    };
+    match net.members.absorb(&chain) {
+        Ok(_) => pb::JoinReply::default(),
+        Err(error) => refusal(&error.to_string()),
     }
 }
 

@@ -3,6 +3,7 @@
 mod away;
 mod crowd;
 mod figures;
+mod joining;
 pub(crate) mod liar;
 mod silent;
 
