@@ -85,7 +85,7 @@ impl Bench {
     }
 
     pub fn names(&self, dir: u64) -> Vec<String> {
-        let handle = self.fs.opendir(dir);
+        let handle = self.fs.opendir(dir, false);
         let mut names = Vec::new();
         let mut offset = 0;
         loop {
@@ -240,7 +240,7 @@ fn renames_move_replace_and_exchange() {
     rename((d1, "a"), (d2, "b"), RenameHow::default()).unwrap();
     assert_eq!((bench.lookup(d1, "a"), bench.lookup(d2, "b").unwrap().ino), (None, b));
     rename((d1, "sub"), (d2, "sub"), RenameHow::default()).unwrap();
-    let handle = bench.fs.opendir(sub);
+    let handle = bench.fs.opendir(sub, false);
     let up = bench.fs.read_dir(&caller, handle, 0, false).unwrap().iter().nth(1).unwrap().ino;
     assert_eq!(up, d2, "the parent of a moved directory");
     assert_eq!(bench.fs.getattr(&caller, d1).unwrap().nlink, 2);
@@ -287,7 +287,7 @@ fn events_reach_cache_kernel_and_open_readers() {
         vec![]
     });
     let seq = bench.worker.shared.tree.lock().seq;
-    bench.worker.push(&Event { seq: seq + 1, changed: vec![], all: true });
+    bench.worker.push(&Event { seq: seq + 1, all: true, ..Event::default() });
     bench.wait_for("everything was dropped", || bench.lookup(1, "late").is_some());
     bench.wait_for("the kernel is told", || bench.invalidations.try_iter().any(|what| what == Invalidation::All));
 }
@@ -337,7 +337,7 @@ fn a_directory_too_big_to_hold_is_read_page_by_page() {
             tree.make(dir, name(n).as_bytes(), 0o100_644, (0, 0), 0).unwrap();
         }
     }
-    bench.worker.push(&Event { seq: 10_000, changed: vec![], all: true });
+    bench.worker.push(&Event { seq: 10_000, all: true, ..Event::default() });
     bench.wait_for("it is found", || bench.lookup(dir, "f00007").is_some());
     let expected: Vec<String> = (0..5000).map(name).collect();
     assert_eq!(bench.names(dir), expected);
@@ -347,7 +347,7 @@ fn a_directory_too_big_to_hold_is_read_page_by_page() {
     assert_eq!((bench.lookup(dir, "f04999").is_some(), bench.lookup(dir, "g")), (true, None));
     assert_eq!(bench.worker.count("readdir"), listings);
     // With attributes, while others come and go, and with going back.
-    let handle = bench.fs.opendir(dir);
+    let handle = bench.fs.opendir(dir, false);
     let page = |offset: u64, most: usize| {
         let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
         let name = |entry: DirEntry<'_>| String::from_utf8(entry.name.to_vec()).unwrap();
@@ -392,15 +392,15 @@ fn a_killed_reader_of_a_big_directory_leaves_no_watch() {
             tree.make(dir, format!("f{n:05}").as_bytes(), 0o100_644, (0, 0), 0).unwrap();
         }
     }
-    bench.worker.push(&Event { seq: 10_000, changed: vec![], all: true });
+    bench.worker.push(&Event { seq: 10_000, all: true, ..Event::default() });
     bench.wait_for("it is found", || bench.lookup(dir, "f00007").is_some());
     let read = |handle| bench.fs.read_dir(&Caller::own(), handle, 0, false).map(drop);
-    let handle = bench.fs.opendir(dir);
+    let handle = bench.fs.opendir(dir, false);
     read(handle).unwrap();
     assert_eq!(bench.fs.watches(), 1, "while its page is in use");
     bench.fs.releasedir(handle);
     assert_eq!(bench.fs.watches(), 0);
-    let handle = bench.fs.opendir(dir);
+    let handle = bench.fs.opendir(dir, false);
     bench.worker.withhold("readdir");
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| read(handle));
@@ -428,7 +428,7 @@ fn a_listing_is_not_kept_over_a_change_by_others() {
         // What the kernel was given before may come after it was told.
         assert_eq!([(); 3].map(|()| bench.fs.keeps_listing(dir)), [false, true, true]);
     }
-    bench.worker.push(&Event { seq: 1000, changed: vec![], all: true });
+    bench.worker.push(&Event { seq: 1000, all: true, ..Event::default() });
     bench.wait_for("all is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
     assert_eq!([1, dir, 1, dir].map(|dir| bench.fs.keeps_listing(dir)), [false, false, true, true]);
 }

@@ -15,6 +15,7 @@ mod direct;
 mod ending;
 mod export;
 mod limits;
+mod listing;
 mod posix;
 mod sharing;
 mod signals;

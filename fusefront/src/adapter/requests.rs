@@ -363,12 +363,13 @@ impl Filesystem for Adapter {
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let fs = &self.shared.fs;
         // The kernel may keep a short listing: its own changes and our invalidations drop it.
-        let flags = match (fs.keeps_listing(ino.0), fs.is_read_at_once(ino.0)) {
+        let is_kept = fs.is_read_at_once(ino.0);
+        let flags = match (fs.keeps_listing(ino.0), is_kept) {
             (true, true) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
             (false, true) => FopenFlags::FOPEN_CACHE_DIR,
             (_, false) => FopenFlags::empty(),
         };
-        reply.opened(FileHandle(fs.opendir(ino.0)), flags);
+        reply.opened(FileHandle(fs.opendir(ino.0, is_kept)), flags);
     }
 
     fn readdir(&self, request: &Request, _: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {

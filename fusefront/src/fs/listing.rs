@@ -4,7 +4,9 @@
 //!
 //! The kernel may keep a listing and give it to handles that have read nothing from us. When it drops that, such a handle comes to us
 //! in the middle, or goes on in a newer listing at the same offset, where other names may be. So it keeps only what every program
-//! gets with one call ([`Fs::is_read_at_once`]): from there on it asks for what is behind [`END`], which is nothing in any listing.
+//! gets with one call, and we give with one answer ([`Fs::is_read_at_once`]): from there on it asks for what is behind [`END`], which is
+//! nothing in any listing. A program that goes back into the middle (seekdir) is given what is there in the listing of when it opened the
+//! directory: that is the one that the kernel had, unless that was replaced before the program began to read.
 
 use std::ops::{Bound, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +29,9 @@ const ENTRIES_MAX: usize = 2048;
 const END: u64 = i32::MAX as u64;
 /// What programs take of a directory with one call, at least: the buffer of musl, the smallest that is in use.
 const CALL_BYTES: usize = 2048;
+/// What the kernel takes of it with one answer, whatever the program's buffer: a page. What that brings goes to the program at once, and
+/// the rest is asked for with its next call.
+const ANSWER_BYTES: usize = 4096;
 /// Unknown names of a cached directory asked for one by one; above this it is loaded anew.
 const ONE_BY_ONE_MAX: usize = 16;
 
@@ -80,10 +85,13 @@ impl Page {
 }
 
 impl Fs {
-    /// A handle for reading a directory.
-    pub fn opendir(&self, ino: u64) -> u64 {
+    /// A handle for reading a directory. `is_kept`: the kernel may have kept a listing, or keep one that another handle reads, and give it
+    /// to this one.
+    pub fn opendir(&self, ino: u64, is_kept: bool) -> u64 {
         let entries = AtomicUsize::new(FIRST_ENTRIES);
-        self.dirs.put(DirHandle { ino, reading: Mutex::new(Reading::NotBegun), entries })
+        let snapshot = if is_kept { self.cache.snapshot(ino) } else { None };
+        let reading = snapshot.map_or(Reading::NotBegun, |snapshot| Reading::Snapped(Snapped::new(snapshot)));
+        self.dirs.put(DirHandle { ino, reading: Mutex::new(reading), entries })
     }
 
     /// Whether the kernel may use the listing that it has kept of a directory which it is opening: once not after each change by
@@ -92,13 +100,17 @@ impl Fs {
         !self.known.take_relist(ino)
     }
 
-    /// Whether any program gets all of the directory with one call. `false` also if that is not known.
+    /// Whether any program gets all of the directory with one call that is answered with one answer. `false` also if that is not known.
     pub fn is_read_at_once(&self, ino: u64) -> bool {
-        // As getdents64(2) has them: 19 bytes, the name and a NUL, to a multiple of 8; and the dots.
-        let size = |name: &[u8]| (20 + name.len()).next_multiple_of(8);
+        // As getdents64(2) has them: 19 bytes, the name and a NUL, to a multiple of 8. As READDIRPLUS has them: 152 bytes and the name, to
+        // a multiple of 8. And the dots.
+        let called = |name: &[u8]| (20 + name.len()).next_multiple_of(8);
+        let answered = |name: &[u8]| (152 + name.len()).next_multiple_of(8);
         self.cache.is_known_whole(ino, |list| {
-            list.len() <= CALL_BYTES / size(b"")
-                && list.keys().map(|name| size(name)).sum::<usize>() + 2 * size(b"..") <= CALL_BYTES
+            let names = || list.keys().map(|name| &name[..]).chain([&b"."[..], b".."]);
+            list.len() <= ANSWER_BYTES / answered(b"")
+                && names().map(called).sum::<usize>() <= CALL_BYTES
+                && names().map(answered).sum::<usize>() <= ANSWER_BYTES
         })
     }
 
@@ -161,7 +173,7 @@ impl Fs {
         }
         if offset == 0 || matches!(reading, Reading::NotBegun) {
             *reading = match self.snapshot(caller, dir)? {
-                Some(snapshot) => Reading::Snapped(Snapped { snapshot, offset: 2, after: None }),
+                Some(snapshot) => Reading::Snapped(Snapped::new(snapshot)),
                 None => Reading::Paged(Paged::default()),
             };
         }
@@ -329,6 +341,11 @@ impl Fs {
 }
 
 impl Snapped {
+    /// At the first name.
+    fn new(snapshot: Snapshot) -> Self {
+        Self { snapshot, offset: 2, after: None }
+    }
+
     /// Go to an offset: for free where reading stopped, else by counting.
     fn seek(&mut self, offset: u64) {
         let offset = offset.max(2);

@@ -22,7 +22,7 @@ fn a_reader_of_a_directory_is_not_disturbed() {
     for name in ["a", "c", "e", "g"] {
         bench.write_file(dir, name, b"");
     }
-    let handle = bench.fs.opendir(dir);
+    let handle = bench.fs.opendir(dir, false);
     let page = |offset, most| {
         let page = bench.fs.read_dir(&Caller::own(), handle, offset, true).unwrap();
         let name = |entry: DirEntry<'_>| (String::from_utf8(entry.name.to_vec()).unwrap(), entry.offset);
@@ -49,10 +49,10 @@ fn a_name_that_is_given_to_another_file_is_listed_as_that() {
             let mut tree = bench.worker.shared.tree.lock();
             (0..100).map(|n| tree.make(dir, name(n).as_bytes(), 0o100_644, (0, 0), 0).unwrap()).collect()
         };
-        bench.worker.push(&Event { seq: 10_000, changed: vec![], all: true });
+        bench.worker.push(&Event { seq: 10_000, all: true, ..Event::default() });
         bench.wait_for("it is found", || bench.lookup(dir, "000").is_some());
         let opened = bench.fs.open(&Caller::own(), inos[80], false, false).unwrap();
-        let handle = bench.fs.opendir(dir);
+        let handle = bench.fs.opendir(dir, false);
         assert_eq!(page(&bench, handle, 0, 12, true).last().unwrap().0, "009");
         // As programs write files that others read.
         let (ours, open) = (bench.write_file(1, "ours", b"new"), bench.write_file(1, "open", b"new"));
@@ -97,17 +97,17 @@ fn who_has_read_it_all_is_told_nothing_more_by_any_listing() {
         bench.write_file(dir, name, b"");
     }
     for plus in [false, true] {
-        let handle = bench.fs.opendir(dir);
+        let handle = bench.fs.opendir(dir, false);
         let offset = page(&bench, handle, 0, 99, plus).last().unwrap().2;
         // By others, so that the kernel has dropped the listing when it asks for what is behind it through a handle that has read none.
         let name = if plus { "a" } else { "aa" };
         bench.write_file(dir, name, b"");
-        let other = bench.fs.opendir(dir);
+        let other = bench.fs.opendir(dir, false);
         assert_eq!(page(&bench, other, offset, 99, plus), []);
         assert_eq!(page(&bench, other, 0, 99, plus)[2].0, name);
     }
     // The last ones are gone when they are given.
-    let handle = bench.fs.opendir(dir);
+    let handle = bench.fs.opendir(dir, false);
     page(&bench, handle, 0, 3, true);
     bench.fs.unlink(&Caller::own(), dir, &Bytes::from("d")).unwrap();
     let last = page(&bench, handle, 3, 99, true).pop().unwrap();
@@ -115,16 +115,55 @@ fn who_has_read_it_all_is_told_nothing_more_by_any_listing() {
 }
 
 #[test]
+fn who_goes_back_into_a_listing_that_the_kernel_had_kept_finds_his_place() {
+    let bench = Bench::start();
+    let dir = bench.mkdir(1, "d");
+    for name in ["b", "c", "d", "e", "f", "g", "h"] {
+        bench.write_file(dir, name, b"");
+    }
+    assert!(bench.fs.is_read_at_once(dir));
+    for (plus, is_removed) in [(false, false), (false, true), (true, false), (true, true)] {
+        // It reads what the kernel has, and notes where it is behind "f": nothing of that is heard of here.
+        let (handle, place) = (bench.fs.opendir(dir, true), 2 + 5);
+        bench.worker.elsewhere(|tree| {
+            match is_removed {
+                true => drop(tree.unlink(dir, b"a").unwrap()),
+                false => drop(tree.make(dir, b"a", 0o100_644, (0, 0), 0).unwrap()),
+            }
+            vec![changed(dir, &["a"], &[])]
+        });
+        bench.wait_for("it is told", || bench.invalidations.try_iter().any(|it| it == Invalidation::Dir(dir)));
+        // With the name that was removed one more is before that place.
+        let place = place + u64::from(is_removed);
+        let rest: Vec<_> = page(&bench, handle, place, 99, plus).into_iter().map(|entry| entry.0).collect();
+        assert_eq!(rest, ["g", "h"], "with attributes: {plus}, removed: {is_removed}");
+        assert_eq!(page(&bench, handle, END, 99, plus), []);
+        bench.fs.releasedir(handle);
+        // As the program's next listing does.
+        bench.names(dir);
+    }
+}
+
+#[test]
 fn the_kernel_keeps_what_is_read_with_one_call() {
     let bench = Bench::start();
     let dir = bench.mkdir(1, "d");
     assert!(bench.fs.is_read_at_once(dir), "it is empty");
-    // 32 bytes each, and 48 for the dots.
-    for n in 0..62 {
+    // 168 bytes each in an answer with attributes, and 320 for the dots.
+    for n in 0..22 {
         bench.write_file(dir, Box::leak(format!("name {n:04}").into_boxed_str()), b"");
     }
     assert!(bench.fs.is_read_at_once(dir));
-    bench.write_file(dir, "one more", b"");
+    bench.write_file(dir, "name 0022", b"");
     assert!(!bench.fs.is_read_at_once(dir));
     assert!(!bench.fs.is_read_at_once(77), "of which nothing is known");
+    // Of long names the program's buffer takes less: 280 bytes each, and 48 for the dots.
+    let dir = bench.mkdir(1, "long");
+    let long = |n: usize| -> &'static str { Box::leak(format!("{n:0255}").into_boxed_str()) };
+    for n in 0..7 {
+        bench.write_file(dir, long(n), b"");
+    }
+    assert!(bench.fs.is_read_at_once(dir));
+    bench.write_file(dir, long(7), b"");
+    assert!(!bench.fs.is_read_at_once(dir));
 }
