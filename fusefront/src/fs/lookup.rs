@@ -215,7 +215,8 @@ impl Fs {
     /// The target of a symlink.
     pub fn readlink(&self, caller: &Caller, ino: u64) -> Outcome<Bytes> {
         let op = request::Op::ReadLink(ReadLink { ino, dir: self.dir_of(ino) });
-        match self.worker.ask(caller, op)?.check()?.reply.body {
+        let answer = self.worker.ask(caller, op)?.check().map_err(|error| self.to_be_looked_up(ino, error.into()))?;
+        match answer.reply.body {
             Some(reply::Body::Data(target)) => Ok(target),
             _ => Err(Errno::EIO.into()),
         }

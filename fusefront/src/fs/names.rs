@@ -89,14 +89,18 @@ impl Fs {
     pub fn link(&self, caller: &Caller, ino: u64, dir: u64, name: &Bytes) -> Outcome<Attr> {
         check_name(name)?;
         if self.known.orphan_attr(ino).is_some() {
-            return Err(Errno::ENOENT.into());
+            return Err(self.to_be_looked_up(ino, Errno::ESTALE.into()));
         }
         if self.cache.attr(ino).is_some_and(|attr| attr.mode & S_IFMT == S_IFDIR) {
             return Err(Errno::EPERM.into());
         }
         let op = request::Op::Link(Link { ino, ino_dir: self.dir_of(ino), dir, name: name.clone() });
         let since = self.moment();
-        let answer = self.worker.change(caller, op)?;
+        let answer = self.worker.change(caller, op).map_err(|stop| match stop.errno() {
+            Errno::ESTALE => self.to_be_looked_up(ino, stop),
+            // It is the directory that is not there.
+            _ => stop,
+        })?;
         let attr = self.made(&answer, dir, name)?;
         self.current(caller, since, attr)
     }

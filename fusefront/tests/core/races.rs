@@ -51,10 +51,43 @@ fn of_a_file_that_was_replaced_nothing_is_told_by_its_name() {
             bench.fs.setattr(&caller, ino, &cut).map(drop),
             bench.fs.getxattr(&caller, ino, b"user.a").map(drop),
             bench.fs.listxattr(&caller, ino).map(drop),
+            bench.fs.link(&caller, ino, 1, &Bytes::from("other")).map(drop),
+            bench.fs.readlink(&caller, ino).map(drop),
         ];
         let errnos = answers.map(|answer| answer.unwrap_err().errno());
-        assert_eq!(errnos, [Errno::ESTALE; 3], "open: {is_open}, ours: {is_ours}");
+        assert_eq!(errnos, [Errno::ESTALE; 5], "open: {is_open}, ours: {is_ours}");
+        assert_eq!(bench.lookup(1, "f"), None, "open: {is_open}, ours: {is_ours}");
         opened.into_iter().for_each(|opened| bench.fs.release(opened.handle));
+    }
+}
+
+/// As `ln -s new t; mv -T t current` does through another mount. The kernel looks the name up once more when it is told ESTALE.
+#[test]
+fn a_link_that_was_replaced_elsewhere_is_followed_and_linked_by_its_name() {
+    let caller = Caller::own();
+    for is_open in [false, true] {
+        let follow: &dyn Fn(&Bench, u64) -> Result<(), Stop> = &|bench, ino| bench.fs.readlink(&caller, ino).map(drop);
+        let link: &dyn Fn(&Bench, u64) -> Result<(), Stop> =
+            &|bench, ino| bench.fs.link(&caller, ino, 1, &Bytes::from(format!("{ino}"))).map(drop);
+        for (what, ask) in [("follow", follow), ("link", link)] {
+            let bench = Bench::start();
+            let made = |name, target| bench.make(1, name, Making::Symlink(Bytes::from_static(target))).unwrap().ino;
+            let (ino, other) = match is_open {
+                false => (made("current", b"old"), made("t", b"new")),
+                true => (bench.write_file(1, "current", b"old"), bench.write_file(1, "t", b"new")),
+            };
+            let opened = is_open.then(|| bench.fs.open(&caller, ino, false, false).unwrap());
+            assert_eq!(bench.names(1), ["current", "t"]);
+            assert_eq!(bench.lookup(1, "current").unwrap().ino, ino);
+            bench.worker.shared.tree.lock().rename((1, b"t"), (1, b"current"), false, false).unwrap();
+            assert_eq!(ask(&bench, ino).map_err(|stop| stop.errno()), Err(Errno::ESTALE), "{what}, open: {is_open}");
+            assert_eq!(bench.lookup(1, "current").unwrap().ino, other, "{what}, open: {is_open}");
+            assert_eq!(ask(&bench, other), Ok(()), "{what}, open: {is_open}");
+            // Of one that is open it is known by now that it has no name.
+            assert_eq!(bench.fs.getattr(&caller, ino).is_ok(), is_open);
+            assert_eq!(ask(&bench, ino).map_err(|stop| stop.errno()), Err(Errno::ESTALE), "{what}, open: {is_open}");
+            opened.into_iter().for_each(|opened| bench.fs.release(opened.handle));
+        }
     }
 }
 
@@ -125,7 +158,7 @@ fn our_own_change_does_not_carry_pages_over_somebody_elses() {
             tree.replace(ino, &other);
             tree.node(ino).unwrap().attr.mtime = times.mtime;
             tree.seq += 1;
-            Event { seq: tree.seq, changed: vec![changed(0, &[], &[ino])], all: false }
+            Event { seq: tree.seq, changed: vec![changed(0, &[], &[ino])], ..Event::default() }
         };
         bench.fs.setattr(&Caller::own(), ino, &change).unwrap();
         bench.worker.push(&event);
@@ -188,7 +221,7 @@ fn what_was_removed_elsewhere_has_its_newest_size() {
         tree.unlink(1, b"f").unwrap();
         tree.seq
     };
-    bench.worker.push(&Event { seq, changed: vec![], all: true });
+    bench.worker.push(&Event { seq, all: true, ..Event::default() });
     bench.wait_for("all is forgotten", || bench.invalidations.try_iter().any(|it| it == Invalidation::All));
     let now = bench.fs.getattr(&Caller::own(), ino).unwrap();
     assert_eq!((now.nlink, now.size), (0, 20));
@@ -344,7 +377,7 @@ fn names_that_are_forgotten_here_can_still_be_told() {
     wait(&bench, &Invalidation::Dir(1));
     assert_eq!(bench.fs.cached_entries(), 0);
     let seq = bench.worker.shared.tree.lock().seq;
-    bench.worker.push(&Event { seq: seq + 1, changed: vec![], all: true });
+    bench.worker.push(&Event { seq: seq + 1, all: true, ..Event::default() });
     wait(&bench, &Invalidation::All);
     assert_eq!(told(&bench), [(1, b"f".to_vec())]);
     // Nothing of the directory is held, and the kernel knows the name of the one made in it.
