@@ -9,6 +9,7 @@
 mod closing;
 mod convert;
 mod device;
+mod doubtful;
 mod invalidate;
 mod lanes;
 mod listing;
@@ -29,6 +30,7 @@ use fuser::{Config, Errno, Request, Session, SessionACL};
 
 use self::closing::Closing;
 use self::device::Device;
+use self::doubtful::Doubtful;
 use self::invalidate::Telling;
 use self::waiting::Waiting;
 use crate::call::{Caller, Outcome, Patience, Stop};
@@ -91,19 +93,34 @@ struct Shared {
 /// Where an operation is done, and who may leave it alone before it is.
 #[derive(Clone, Copy)]
 struct Way {
+    /// What is in memory may be all it takes.
+    remembers: bool,
     /// On a pool in any case.
     slow: bool,
     /// Where it is done if not on the thread that has read it.
     place: Place,
     /// What it takes to let its caller go.
     lets_go: Called,
+    /// The same where it waits for another disk.
+    lets_go_remote: Called,
 }
 
 impl Way {
     /// For what may change something: a caller that lives on has to hear what came of it.
-    const CHANGING: Self = Self { slow: false, place: Place::Pool, lets_go: Called::ToEnd };
+    const CHANGING: Self = Self {
+        remembers: false,
+        slow: false,
+        place: Place::Pool,
+        lets_go: Called::ToEnd,
+        lets_go_remote: Called::ToEnd,
+    };
+    /// For what changes nothing, and is done soon.
+    const ASKING: Self = Self { remembers: true, ..Self::CHANGING };
     /// For what changes nothing, and can be told to have been interrupted.
-    const READING: Self = Self { slow: false, place: Place::Pool, lets_go: Called::ToStop };
+    const OPENING: Self = Self { lets_go: Called::ToStop, lets_go_remote: Called::ToStop, ..Self::CHANGING };
+    /// The same of what is open already. One who handles the signal is not to lose a page fault to it for a disk that spins up; another disk
+    /// may never send what he waits for.
+    const READING: Self = Self { place: Place::Reading, lets_go_remote: Called::ToStop, ..Self::CHANGING };
 
     fn slow_if(self, slow: bool) -> Self {
         Self { slow, ..self }
@@ -192,7 +209,7 @@ impl Adapter {
         T: 'static,
         R: Send + 'static,
     {
-        self.serve_changing(request, Way::CHANGING, reply, operation, send, |_| Vec::new());
+        self.serve_changing(request, Way::ASKING, reply, operation, send, Doubtful::default());
     }
 
     /// The same for what changes something. Whoever is killed meanwhile is let go and a change that has begun goes on, so that the
@@ -205,7 +222,7 @@ impl Adapter {
         reply: R,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
-        doubtful: impl FnOnce(&Fs) -> Vec<Invalidation> + Send + 'static,
+        doubtful: Doubtful,
     ) where
         T: 'static,
         R: Send + 'static,
@@ -215,7 +232,7 @@ impl Adapter {
         }
         let fs = self.shared.fs.clone();
         let mut caller = Caller::new(request.uid(), request.gid(), Patience::Cached);
-        if !way.slow {
+        if way.remembers && !way.slow {
             match guarded(|| operation(&fs, &caller)) {
                 Err(Stop::Later) => {}
                 result => return send(&fs, reply, result.map_err(errno)),
@@ -223,15 +240,14 @@ impl Adapter {
         }
         // What is not answered from memory waits, be it for a worker that hangs: also here its caller can be let go.
         let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
-        caller.let_go = Some(pending.let_go());
-        // Before it is done: afterwards nobody knows any more which inodes had the names.
-        let doubtful = doubtful(&fs);
+        caller.watched = Some(pending.watched());
+        let doubtful = doubtful.noted(&fs);
         let (lets_killed_go, begun) = (self.shared.kernel.lets_killed_go, Instant::now());
         let end = move |fs: &Fs, result: Outcome<T>| {
             let is_unsure = lets_killed_go.is_some_and(|long| begun.elapsed() >= long);
             // Also of one that failed: a part of it may have been done.
             if pending.finish(fs, result.map_err(errno)).is_some() || is_unsure {
-                doubtful.into_iter().for_each(|what| fs.invalidate(what));
+                doubtful.drop_all(fs);
             }
         };
         if !way.slow
@@ -243,7 +259,7 @@ impl Adapter {
                 result => return end(&fs, result),
             }
         }
-        self.pools.run(way.place, fs, caller, operation, end);
+        self.pools.run(way, fs, caller, operation, end);
     }
 
     /// The same for what gives a handle: whoever is killed meanwhile is let go, and what came of it is given to `unwanted`. The
@@ -258,7 +274,7 @@ impl Adapter {
         send: impl FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
         (unwanted, doubtful): (
             impl FnOnce(&Fs, Result<T, Errno>) + Send + 'static,
-            impl FnOnce(&Fs, &Outcome<T>) -> Vec<Invalidation> + Send + 'static,
+            impl FnOnce(&Outcome<T>) -> Doubtful + Send + 'static,
         ),
     ) where
         A: 'static,
@@ -273,14 +289,15 @@ impl Adapter {
         let patience = if permit.is_some() { Patience::Brief } else { Patience::Cached };
         let mut caller = Caller::new(request.uid(), request.gid(), patience);
         let pending = self.shared.replies.add((request.pid(), way.lets_go), reply, send);
-        caller.let_go = Some(pending.let_go());
+        caller.watched = Some(pending.watched());
         let (lets_killed_go, begun) = (self.shared.kernel.lets_killed_go, Instant::now());
         let done = move |fs: &Fs, result: Outcome<T>| {
             let is_unsure = lets_killed_go.is_some_and(|long| begun.elapsed() >= long);
-            let doubtful = if is_unsure { doubtful(fs, &result) } else { Vec::new() };
-            match pending.finish(fs, result.map_err(errno)) {
-                Some(unused) => unwanted(fs, unused),
-                None => doubtful.into_iter().for_each(|what| fs.invalidate(what)),
+            let doubtful = is_unsure.then(|| doubtful(&result).noted(fs));
+            match (pending.finish(fs, result.map_err(errno)), doubtful) {
+                (Some(unused), _) => unwanted(fs, unused),
+                (None, Some(doubtful)) => doubtful.drop_all(fs),
+                (None, None) => {}
             }
         };
         let shared = self.shared.clone();
@@ -292,7 +309,7 @@ impl Adapter {
         match result {
             Err(Stop::Later) => {
                 drop(permit);
-                self.pools.run(way.place, fs.clone(), caller, operation, end);
+                self.pools.run(way, fs.clone(), caller, operation, end);
             }
             result => end(&fs, result),
         }
@@ -303,13 +320,17 @@ impl Pools {
     /// Do an operation on a pool, and give its result to `end`.
     fn run<T: 'static>(
         &self,
-        place: Place,
+        way: Way,
         fs: Arc<Fs>,
         mut caller: Caller,
         operation: impl Fn(&Fs, &Caller) -> Outcome<T> + Send + 'static,
         end: impl FnOnce(&Fs, Outcome<T>) + Send + 'static,
     ) {
         let pools = self.clone();
+        let place = way.place;
+        if place == Place::Remote && way.lets_go_remote == Called::ToStop {
+            caller.can_be_stopped();
+        }
         let pool = match place {
             Place::Reading => &self.reading,
             Place::Pool => &self.pool,
@@ -318,7 +339,7 @@ impl Pools {
         caller.patience = if place == Place::Reading { Patience::Local } else { Patience::Patient };
         caller.fetches = place == Place::Remote;
         pool.run(move || match (unless_let_go(&caller, || operation(&fs, &caller)), place.next()) {
-            (Err(Stop::Later), Some(next)) => pools.run(next, fs, caller, operation, end),
+            (Err(Stop::Later), Some(next)) => pools.run(way.at(next), fs, caller, operation, end),
             (result, _) => end(&fs, result),
         });
     }

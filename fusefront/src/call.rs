@@ -37,6 +37,15 @@ pub(crate) enum Unread {
     Reopened,
 }
 
+/// What those who work on an operation and who looks after whoever waits for it tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    /// Nobody waits any more.
+    pub is_let_go: AtomicBool,
+    /// A signal that a person sends lets him go, also if he has a handler for it.
+    pub can_be_stopped: AtomicBool,
+}
+
 /// The process that asks and what it is owed.
 #[derive(Debug)]
 pub struct Caller {
@@ -48,8 +57,8 @@ pub struct Caller {
     pub patience: Patience,
     /// Whether it may wait for what other disks have to send.
     pub fetches: bool,
-    /// Set when nobody waits for this operation any more.
-    pub(crate) let_go: Option<Arc<AtomicBool>>,
+    /// If somebody looks after whoever waits for this operation.
+    pub(crate) watched: Option<Arc<Watched>>,
     /// A changing request went out and its answer was lost: the next one must say `retry`.
     pub(crate) sent: Cell<bool>,
     /// The file has the size that is asked for: set once more, on another thread, it would cut what others have written since.
@@ -69,7 +78,7 @@ impl Caller {
     /// A new operation of this user.
     pub fn new(uid: u32, gid: u32, patience: Patience) -> Self {
         let cell = || Cell::new(0);
-        let (fetches, sent, let_go) = (patience == Patience::Patient, Cell::new(false), None);
+        let (fetches, sent, watched) = (patience == Patience::Patient, Cell::new(false), None);
         let (subject, subject_link, subject_disk) = (cell(), cell(), RefCell::default());
         let (resized, unread, proposal) = (Cell::new(false), Cell::new(Unread::No), cell());
         Self {
@@ -77,7 +86,7 @@ impl Caller {
             gid,
             patience,
             fetches,
-            let_go,
+            watched,
             sent,
             resized,
             unread,
@@ -96,7 +105,12 @@ impl Caller {
     /// Whether the operation is to end here: nobody waits for it, and nothing of it has been done yet. Carried out later it would
     /// undo what others do meanwhile.
     pub(crate) fn is_let_go(&self) -> bool {
-        !self.sent.get() && self.let_go.as_ref().is_some_and(|let_go| let_go.load(Ordering::Acquire))
+        !self.sent.get() && self.watched.as_ref().is_some_and(|watched| watched.is_let_go.load(Ordering::Acquire))
+    }
+
+    /// From here on it may take very long, and can be told to have been interrupted.
+    pub(crate) fn can_be_stopped(&self) {
+        self.watched.iter().for_each(|watched| watched.can_be_stopped.store(true, Ordering::Release));
     }
 
     /// The inode number this operation proposes for what it makes: the same in every attempt.

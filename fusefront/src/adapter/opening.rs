@@ -7,7 +7,7 @@ use delugefs_proto::local_pb::Attr;
 use fuser::{Errno, FileHandle, Generation, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request};
 
 use super::convert::{bytes, fopen_flags, noting, telling};
-use super::requests::doubtful_names;
+use super::doubtful::Doubtful;
 use super::{Adapter, Done, Shared, Way, guarded};
 use crate::call::{Caller, Outcome};
 use crate::fs::{Fs, Invalidation, News, Opened, Opening, S_ISGID, S_ISUID};
@@ -55,12 +55,12 @@ impl Adapter {
             Err(_) => fs.invalidate(Invalidation::Pages(ino.0)),
         };
         // Where the answer says that the pages are old it has to be heard.
-        let doubtful = move |_: &Fs, opened: &Outcome<Opened>| match opened {
-            Ok(Opened { keep_pages: true, .. }) => Vec::new(),
-            Err(_) if !truncate => Vec::new(),
-            _ => vec![Invalidation::Pages(ino.0)],
+        let doubtful = move |opened: &Outcome<Opened>| match opened {
+            Ok(Opened { keep_pages: true, .. }) => Doubtful::default(),
+            Err(_) if !truncate => Doubtful::default(),
+            _ => Doubtful::of(Invalidation::Pages(ino.0)),
         };
-        let way = if truncate { Way::CHANGING } else { Way::READING.slow_if(slow) };
+        let way = if truncate { Way::CHANGING } else { Way::OPENING.slow_if(slow) };
         self.serve_opening((request, way), reply, open, settle, send, (unwanted, doubtful));
     }
 
@@ -75,7 +75,7 @@ impl Adapter {
         // FreeBSD's kernel does not look again.
         let exclusive = flags & libc::O_EXCL != 0 || !cfg!(target_os = "linux");
         let is_direct = writes_only(mode, flags);
-        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let doubtful = Doubtful::name(parent.0, &name);
         let (made, unheard) = (name.clone(), doubtful.clone());
         let create = move |fs: &Fs, caller: &Caller| {
             let (attr, opened) = fs.create(caller, parent.0, &name, mode, exclusive)?;
@@ -96,9 +96,9 @@ impl Adapter {
             if let Ok((_, (_, unused))) = unused {
                 fs.release(unused.handle);
             }
-            unheard(fs).into_iter().for_each(|what| fs.invalidate(what));
+            unheard.noted(fs).drop_all(fs);
         };
-        let doubtful = move |fs: &Fs, _: &Outcome<_>| doubtful(fs);
+        let doubtful = move |_: &Outcome<_>| doubtful;
         let settle = |shared: Arc<Shared>, made, done: Done<(News, (Attr, Opened))>| done(&shared.fs, Ok(made));
         self.serve_opening((request, Way::CHANGING), reply, noting(create), settle, send, (unwanted, doubtful));
     }

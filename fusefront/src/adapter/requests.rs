@@ -21,6 +21,7 @@ use super::convert::{
     absent_ttl, attr_or_error, bytes, changed_or_error, entry, entry_or_error, file_attr, link_or_error, noting,
     ok_or_error, time, xattr_or_error,
 };
+use super::doubtful::Doubtful;
 use super::{Adapter, Place, Way, errno, guarded, may_block};
 use crate::call::{Caller, Patience, Stop};
 use crate::fs::{Change, Fs, Invalidation, Making, News, RenameHow};
@@ -41,23 +42,10 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whatever the kernel may know wrongly when these names were changed without its hearing of it.
-pub(super) fn doubtful_names(names: Vec<(u64, Bytes)>) -> impl Fn(&Fs) -> Vec<Invalidation> + Clone + Send + 'static {
-    move |fs| {
-        let mut doubtful = Vec::new();
-        for &(dir, ref name) in &names {
-            doubtful.extend(fs.named(dir, name).map(Invalidation::Attr));
-            doubtful.push(Invalidation::Name { dir, name: Box::from(&name[..]) });
-            doubtful.push(Invalidation::Dir(dir));
-        }
-        doubtful
-    }
-}
-
 impl Adapter {
     fn make(&self, request: &Request, (parent, name): (INodeNo, &OsStr), making: Making, reply: ReplyEntry) {
         let name = bytes(name);
-        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let doubtful = Doubtful::name(parent.0, &name);
         let send = entry_or_error(parent.0, name.clone());
         let make = move |fs: &Fs, caller: &Caller| fs.make(caller, parent.0, &name, &making);
         self.serve_changing(request, Way::CHANGING, reply, noting(make), send, doubtful);
@@ -159,10 +147,10 @@ impl Filesystem for Adapter {
             }
             fs.setattr(caller, ino.0, &change)
         };
-        let doubtful = move |_: &Fs| match size {
-            Some(_) => vec![Invalidation::Pages(ino.0)],
-            None => vec![Invalidation::Attr(ino.0)],
-        };
+        let doubtful = Doubtful::of(match size {
+            Some(_) => Invalidation::Pages(ino.0),
+            None => Invalidation::Attr(ino.0),
+        });
         let send = move |fs: &Fs, reply: ReplyAttr, result: Result<(News, Attr), Errno>| {
             if let (Ok((_, attr)), Some(_)) = (&result, size) {
                 fs.tell_resized(attr);
@@ -203,10 +191,7 @@ impl Filesystem for Adapter {
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = bytes(name);
-        let doubtful = {
-            let names = doubtful_names(vec![(parent.0, name.clone())]);
-            move |fs: &Fs| [names(fs), vec![Invalidation::Attr(ino.0)]].concat()
-        };
+        let doubtful = Doubtful::name(parent.0, &name).and(Invalidation::Attr(ino.0));
         let send = link_or_error(parent.0, name.clone());
         let link = move |fs: &Fs, caller: &Caller| fs.link(caller, ino.0, parent.0, &name);
         self.serve_changing(request, Way::CHANGING, reply, noting(link), send, doubtful);
@@ -214,14 +199,14 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let doubtful = Doubtful::name(parent.0, &name);
         let unlink = move |fs: &Fs, caller: &Caller| fs.unlink(caller, parent.0, &name);
         self.serve_changing(request, Way::CHANGING, reply, unlink, ok_or_error, doubtful);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        let doubtful = doubtful_names(vec![(parent.0, name.clone())]);
+        let doubtful = Doubtful::name(parent.0, &name);
         let rmdir = move |fs: &Fs, caller: &Caller| fs.rmdir(caller, parent.0, &name);
         self.serve_changing(request, Way::CHANGING, reply, rmdir, ok_or_error, doubtful);
     }
@@ -244,7 +229,7 @@ impl Filesystem for Adapter {
         }
         let (name, new_name) = (bytes(name), bytes(new_name));
         let slow = self.shared.fs.moving_bytes(parent.0, &name) > CLOSE_NOW_BYTES;
-        let doubtful = doubtful_names(vec![(parent.0, name.clone()), (new_parent.0, new_name.clone())]);
+        let doubtful = Doubtful::names((parent.0, &name), (new_parent.0, &new_name));
         let rename =
             move |fs: &Fs, caller: &Caller| fs.rename(caller, (parent.0, &name), (new_parent.0, &new_name), how);
         self.serve_changing(request, Way::CHANGING.slow_if(slow), reply, rename, ok_or_error, doubtful);
@@ -295,11 +280,10 @@ impl Filesystem for Adapter {
             Err(errno) => reply.error(errno),
         };
         let way = match self.shared.fs.is_partial(handle.0) {
-            true => Way::READING.at(Place::Remote).slow_if(true),
-            // One who handles the signal is not to lose a page fault to it for a disk that spins up.
-            false => Way::CHANGING.at(Place::Reading),
+            true => Way::OPENING.at(Place::Remote).slow_if(true),
+            false => Way::READING,
         };
-        self.serve_changing(request, way, reply, read, send, |_| Vec::new());
+        self.serve_changing(request, way, reply, read, send, Doubtful::default());
     }
 
     fn write(
@@ -416,7 +400,7 @@ impl Filesystem for Adapter {
         let how = (flags & 1 != 0, flags & 2 != 0);
         let (name, value) = (bytes(name), Bytes::copy_from_slice(value));
         let set = move |fs: &Fs, caller: &Caller| fs.setxattr(caller, ino.0, &name, &value, how);
-        let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
+        let doubtful = Doubtful::of(Invalidation::Attr(ino.0));
         self.serve_changing(request, Way::CHANGING, reply, set, ok_or_error, doubtful);
     }
 
@@ -439,7 +423,7 @@ impl Filesystem for Adapter {
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
         let remove = move |fs: &Fs, caller: &Caller| fs.removexattr(caller, ino.0, &name);
-        let doubtful = move |_: &Fs| vec![Invalidation::Attr(ino.0)];
+        let doubtful = Doubtful::of(Invalidation::Attr(ino.0));
         self.serve_changing(request, Way::CHANGING, reply, remove, ok_or_error, doubtful);
     }
 
@@ -459,7 +443,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let fallocate = move |fs: &Fs, _: &Caller| fs.fallocate(handle.0, offset, length, mode);
-        let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
+        let doubtful = Doubtful::of(Invalidation::Pages(ino.0));
         self.serve_changing(request, Way::CHANGING.slow_if(true), reply, fallocate, ok_or_error, doubtful);
     }
 
@@ -496,7 +480,7 @@ impl Filesystem for Adapter {
             Ok(n) => reply.written(n as u32),
             Err(errno) => reply.error(errno),
         };
-        let doubtful = move |_: &Fs| vec![Invalidation::Pages(to_ino.0)];
+        let doubtful = Doubtful::of(Invalidation::Pages(to_ino.0));
         self.serve_changing(request, Way::CHANGING.slow_if(true), reply, copy, send, doubtful);
     }
 

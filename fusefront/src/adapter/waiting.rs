@@ -10,13 +10,14 @@
 //! it. So who has waited for so long is answered before that, ETIMEDOUT as the kernel would say.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use parking_lot::{Condvar, Mutex};
 
+use crate::call::Watched;
 use crate::fs::Fs;
 use crate::os::{self, Called};
 
@@ -43,8 +44,9 @@ struct State {
 struct Entry {
     /// Thread of the program, as the kernel numbers it.
     tid: u32,
-    /// What it takes to be let go.
+    /// What it takes to be let go, as long as it cannot be stopped.
     by: Called,
+    watched: Arc<Watched>,
     since: Instant,
     reply: Weak<dyn Abandon>,
 }
@@ -52,7 +54,7 @@ struct Entry {
 /// A reply that nobody has sent yet, and how to send it.
 pub(super) struct Pending<T, R, S> {
     reply: Mutex<Option<(R, S)>>,
-    let_go: Arc<AtomicBool>,
+    watched: Arc<Watched>,
     result: PhantomData<fn(T)>,
 }
 
@@ -61,9 +63,9 @@ trait Abandon: Send + Sync {
 }
 
 impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
-    /// Set when it was answered that the operation was interrupted.
-    pub fn let_go(&self) -> Arc<AtomicBool> {
-        self.let_go.clone()
+    /// In which it is noted when it was answered that the operation was interrupted.
+    pub fn watched(&self) -> Arc<Watched> {
+        self.watched.clone()
     }
 
     /// Send the reply; the result is given back when somebody else has answered.
@@ -81,7 +83,7 @@ impl<T, R, S: FnOnce(&Fs, R, Result<T, Errno>)> Pending<T, R, S> {
 
 impl<T, R: Send, S: FnOnce(&Fs, R, Result<T, Errno>) + Send> Abandon for Pending<T, R, S> {
     fn abandon(&self, fs: &Fs, errno: Errno) {
-        self.let_go.store(true, Ordering::Release);
+        self.watched.is_let_go.store(true, Ordering::Release);
         // Nobody is left to use it: whatever becomes of the operation is given back by `finish`.
         let _answered = self.finish(fs, Err(errno));
     }
@@ -91,9 +93,10 @@ impl Entry {
     /// With what it is to be answered now, if it is.
     fn ends_with(&self, within: Option<Duration>) -> Option<Errno> {
         let waited = self.since.elapsed();
+        let by = if self.watched.can_be_stopped.load(Ordering::Acquire) { Called::ToStop } else { self.by };
         match within {
             Some(within) if waited >= within => Some(Errno::ETIMEDOUT),
-            _ => (waited >= LOOK && os::called(self.tid) >= self.by).then_some(Errno::EINTR),
+            _ => (waited >= LOOK && os::called(self.tid) >= by).then_some(Errno::EINTR),
         }
     }
 }
@@ -112,11 +115,12 @@ impl Waiting {
         S: FnOnce(&Fs, R, Result<T, Errno>) + Send + 'static,
     {
         let reply = Mutex::new(Some((reply, send)));
-        let pending = Arc::new(Pending { reply, let_go: Arc::default(), result: PhantomData });
+        let watched = Arc::<Watched>::default();
+        let pending = Arc::new(Pending { reply, watched: watched.clone(), result: PhantomData });
         let here: Weak<Pending<T, R, S>> = Arc::downgrade(&pending);
         let mut state = self.state.lock();
         state.list.retain(|entry| entry.reply.strong_count() > 0);
-        state.list.push(Entry { tid, by, since: Instant::now(), reply: here });
+        state.list.push(Entry { tid, by, watched, since: Instant::now(), reply: here });
         if std::mem::take(&mut state.asleep) {
             self.changed.notify_one();
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use fuser::{Errno, FileHandle, INodeNo, OpenFlags, ReplyWrite, Request, WriteFlags};
 
+use super::doubtful::Doubtful;
 use super::{Adapter, Shared, Way, errno, guarded};
 use crate::call::{Caller, Outcome};
 use crate::fs::{Fs, Invalidation};
@@ -58,7 +59,7 @@ impl Adapter {
                 Ok(n) => reply.written(n),
                 Err(errno) => reply.error(errno),
             };
-            let doubtful = move |_: &Fs| vec![Invalidation::Pages(ino.0)];
+            let doubtful = Doubtful::of(Invalidation::Pages(ino.0));
             return self.serve_changing(request, Way::CHANGING.slow_if(true), reply, write, send, doubtful);
         }
         match self.shared.permit() {

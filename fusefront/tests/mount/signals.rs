@@ -53,6 +53,36 @@ fn who_waits_for_the_worker_can_be_killed() {
     wait_until("it is made after all", || mounted.path("new").exists());
 }
 
+/// What it reads was here when it was opened, and has another content by now, which does not come.
+#[test]
+fn a_person_stops_a_program_that_reads_what_does_not_come() {
+    let mounted = Mounted::start();
+    fs::write(mounted.path("f"), vec![7; 10_000]).unwrap();
+    wait_until("it is sealed", || mounted.worker.open_handles() == 0);
+    let reader = fs::File::open(mounted.path("f")).unwrap();
+    let ino = reader.metadata().unwrap().ino();
+    mounted.worker.elsewhere(|tree| {
+        tree.replace(ino, &[8; 20_000]);
+        vec![Changed { dir: 0, names: vec![], inos: vec![ino] }]
+    });
+    wait_until("the new one is to be read", || reader.metadata().unwrap().len() == 20_000);
+    mounted.worker.be_silent_to("open");
+    let before = mounted.worker.count("open");
+    // It catches SIGINT, to say how far it has come, and ends of it then.
+    let mut child = Command::new("dd").arg("of=/dev/null").stdin(reader).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("it waits", || mounted.worker.count("open") > before);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let begin = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() && begin.elapsed() < super::PATIENCE / 2 {
+        std::thread::yield_now();
+    }
+    let is_stopped = child.try_wait().unwrap().is_some();
+    mounted.worker.answer();
+    let status = child.wait().unwrap();
+    assert!(is_stopped, "it went on waiting");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGINT));
+}
+
 #[test]
 fn a_timer_does_not_interrupt_a_rename() {
     let mounted = Mounted::start();
