@@ -247,6 +247,29 @@ fn a_seal_tells_of_new_content_and_of_no_new_name() {
     assert_eq!((sealed.dir, &sealed.inos[..]), (0, &[ino][..]));
 }
 
+/// What is removed through another mount of the disk need not outlast a crash, for who has it open.
+#[test]
+fn it_is_told_whether_a_file_was_removed_through_another_mount() {
+    let (disk, elsewhere) = (Disk::new(), Disk::new());
+    for name in [b"a", b"b"] {
+        Posix::create(&**disk.engine(), &[&name[..]], 0o644, b"text").unwrap();
+    }
+    disk.wait_until_sealed();
+    disk.exchange(&elsewhere);
+    let inos = [b"a", b"b"].map(|name| disk.engine().resolve(&[&name[..]]).unwrap().ino);
+    let events = disk.engine().begin_session(8);
+    for (disk, name) in [(&disk, "a"), (&elsewhere, "b")] {
+        let q = pb::Unlink { dir: Ino::ROOT.0, name: name.into(), expect_ino: 0 };
+        disk.engine().unlink(SESSION, false, &q).unwrap();
+    }
+    disk.exchange(&elsewhere);
+    for (ino, here) in inos.into_iter().zip([true, false]) {
+        let event = events.next().unwrap();
+        assert!(event.changed.iter().any(|changed| changed.inos.contains(&ino)), "{event:?}");
+        assert_eq!(event.here, here, "{event:?}");
+    }
+}
+
 #[test]
 fn a_time_set_while_the_file_is_sealed_stays() {
     let disk = Disk::new();

@@ -171,6 +171,8 @@ pub struct OpenInode {
     /// To read what the last writer left, for handles that were opened while it wrote: when they come to read, the file may
     /// have lost its name.
     pub kept: Mutex<Option<File>>,
+    /// What was heard last of its names was changed through another mount of this disk, and nothing by another host since.
+    pub renamed_here: AtomicBool,
     /// It has had two handles at a time.
     shared: AtomicBool,
 }
@@ -449,6 +451,7 @@ impl OpenInodes {
                 told: AtomicBool::new(false),
                 last: Mutex::new(*attr),
                 kept: Mutex::new(None),
+                renamed_here: AtomicBool::new(false),
                 shared: AtomicBool::new(false),
             }),
         });

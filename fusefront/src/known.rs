@@ -26,7 +26,7 @@ struct Entry {
     lookups: u64,
     dir: u64,
     orphan: Option<Box<Attr>>,
-    /// Its last name went through this mount.
+    /// Its last name went through a mount of this disk.
     removed_here: bool,
     /// The names the kernel has of it, where they are noted.
     names: Vec<Name>,
@@ -168,7 +168,7 @@ impl Known {
         }
     }
 
-    /// The same where this mount has taken the name.
+    /// The same where a mount of this disk has taken the name, as this one has.
     pub fn removed_here(&self, attr: Attr) {
         if let Some(entry) = self.shard(attr.ino).lock().get_mut(&attr.ino) {
             entry.removed_here |= entry.orphan.is_none();
@@ -176,7 +176,7 @@ impl Known {
         self.orphan(attr);
     }
 
-    /// Whether it has no name any more, and its last one went through this mount.
+    /// Whether it has no name any more, and its last one went through a mount of this disk.
     pub fn was_removed_here(&self, ino: u64) -> bool {
         self.shard(ino).lock().get(&ino).is_some_and(|entry| entry.orphan.is_some() && entry.removed_here)
     }

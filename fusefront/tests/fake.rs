@@ -212,11 +212,20 @@ impl FakeWorker {
 
     /// Do something to the tree as another host would, and tell everybody.
     pub fn elsewhere(&self, change: impl FnOnce(&mut Tree) -> Vec<Changed>) {
+        self.by_others(false, change);
+    }
+
+    /// The same as another mount of the disk would.
+    pub fn through_another_mount(&self, change: impl FnOnce(&mut Tree) -> Vec<Changed>) {
+        self.by_others(true, change);
+    }
+
+    fn by_others(&self, here: bool, change: impl FnOnce(&mut Tree) -> Vec<Changed>) {
         let event = {
             let mut tree = self.shared.tree.lock();
             let changed = change(&mut tree);
             tree.seq += 1;
-            Event { seq: tree.seq, changed, all: false }
+            Event { seq: tree.seq, changed, all: false, here }
         };
         self.push(&event);
     }

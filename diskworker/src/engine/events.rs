@@ -32,7 +32,7 @@ pub struct EventQueue {
 
 /// Everything may have changed.
 fn all(seq: u64) -> Event {
-    Event { seq, changed: Vec::new(), all: true }
+    Event { seq, all: true, ..Event::default() }
 }
 
 #[derive(Default)]
@@ -121,7 +121,7 @@ impl Hub {
 
     /// Send to all but the session that made the change.
     pub fn send(&self, from: Option<SessionId>, seq: u64, changed: &[Changed]) {
-        let mut event = Event { seq, changed: changed.to_vec(), all: false };
+        let mut event = Event { seq, changed: changed.to_vec(), all: false, here: from.is_some() };
         if event.encoded_len() > FRAME_MAX_BYTES {
             // No frame can carry it, and a connection that ends costs the mounts more than asking for everything again.
             event = all(seq);

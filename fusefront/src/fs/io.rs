@@ -236,11 +236,42 @@ impl Fs {
             true => Ok(()),
             false => self.ask_fsync(caller, q),
         };
+        let answer = match answer {
+            Err(Stop::Failed(error)) if error.errno == Errno::EIO && q.writes && !q.sync_failed => {
+                self.refused_fsync(caller, &file, error)
+            }
+            answer => answer,
+        };
         match answer {
             // To be told by a thread that may wait.
             Err(Stop::Later) => answer,
             answer => synced.and(answer),
         }
+    }
+
+    /// What comes of one that the worker has refused: a worker that was restarted has nothing of a file that had lost its names before, and
+    /// takes it for one of another disk.
+    fn refused_fsync(&self, caller: &Caller, file: &FileHandle, error: FsError) -> Outcome<()> {
+        let ino = file.inode.ino;
+        let ticket = file.inode.in_use().and_then(|writer| writer.ticket());
+        let is_known = ticket.is_some_and(|ticket| Some(ticket.link) == self.worker.link());
+        if is_known {
+            return Err(error.into());
+        }
+        match self.getattr(caller, ino) {
+            Ok(attr) if attr.nlink == 0 => {}
+            Err(Stop::Later) => return Err(Stop::Later),
+            _ => return Err(error.into()),
+        }
+        // Nothing is to outlast a crash of a file that was removed here.
+        if self.known.was_removed_here(ino) {
+            return Ok(());
+        }
+        let message = format!(
+            "file {ino:016x} was removed or replaced elsewhere, and the diskworker was restarted while it was open: what is written to it is \
+            gone when it is closed; copy it to another file"
+        );
+        Err(FsError::new(Errno::EIO, message).into())
     }
 
     /// Bring a directory to stable storage.

@@ -2,6 +2,7 @@
 //! wait for a handler: the handlers may wait for it.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use delugefs_proto::local::client::{Client, Disconnected, op};
 use delugefs_proto::local_pb::{Adopt, Event, reply, request};
@@ -22,6 +23,8 @@ impl Fs {
         self.ask_disk(&link.welcome.disk_id, link.number);
         self.forget_all(Stamp { link: link.number, seq: 0 });
         for inode in self.open.all() {
+            // Whoever changed it while nobody told us.
+            inode.renamed_here.store(false, Ordering::Release);
             self.content_changes(&inode);
             self.readopt(&inode, link, client)?;
         }
@@ -67,13 +70,21 @@ impl Fs {
         if event.all {
             self.forget_all(Stamp { link, seq: event.seq });
             self.awaited.hears_of_all();
-            self.open.all().iter().for_each(|inode| self.content_changes(inode));
+            for inode in self.open.all() {
+                inode.renamed_here.store(false, Ordering::Release);
+                self.content_changes(&inode);
+            }
             return self.invalidate(Invalidation::All);
         }
         let stamp = Stamp { link, seq: event.seq };
         for changed in &event.changed {
             // What is open of these may be gone, and then nobody can be asked what it was.
             changed.inos.iter().filter_map(|ino| self.cache.attr(*ino)).for_each(|attr| self.know_last(&attr));
+            // What changes no name takes none.
+            if !event.here || changed.dir != 0 {
+                let open = changed.inos.iter().filter_map(|ino| self.open.get(*ino));
+                open.for_each(|inode| inode.renamed_here.store(event.here, Ordering::Release));
+            }
             self.cache.event(stamp, changed);
             self.note_news();
             for &ino in &changed.inos {

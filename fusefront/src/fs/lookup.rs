@@ -1,5 +1,6 @@
 //! Names and attributes: from the cache, or from the worker into the cache.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -129,8 +130,12 @@ impl Fs {
     /// The worker does not know the inode any more: somebody else removed it. If it is open here it lives on as an
     /// orphan, with the attributes it had.
     pub(super) fn bereave(&self, ino: u64) -> Option<Attr> {
-        let last = *self.open.get(ino)?.last.lock();
-        self.known.orphan(last);
+        let inode = self.open.get(ino)?;
+        let last = *inode.last.lock();
+        match inode.renamed_here.load(Ordering::Acquire) {
+            true => self.known.removed_here(last),
+            false => self.known.orphan(last),
+        }
         self.known.orphan_attr(ino)
     }
 

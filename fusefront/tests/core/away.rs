@@ -370,7 +370,7 @@ fn a_removal_that_is_begun_again_takes_nothing_that_came_since() {
         bench.mkdir(1, "d");
         if !is_known {
             // The kernel knows the names still.
-            bench.worker.push(&Event { seq: 1000, changed: vec![], all: true });
+            bench.worker.push(&Event { seq: 1000, all: true, ..Event::default() });
             bench.wait_for("it is forgotten", || bench.fs.cached_entries() == 0);
         }
         let theirs = |tree: &mut Tree| assert!(tree.make(1, b"f", 0o100_644, (1, 1), 0).is_ok());
@@ -421,6 +421,46 @@ fn a_removal_that_waited_takes_nothing_that_came_meanwhile() {
         let (expected, names) = if theirs { (late, &["d", "f"][..]) } else { (Ok(()), alone) };
         assert_eq!(done, expected);
         assert_eq!(bench.names(1), names);
+    }
+}
+
+/// Of a file that has no name any more a worker that was restarted knows nothing.
+#[test]
+fn a_file_that_lost_its_names_elsewhere_is_synced_after_a_restart_as_far_as_it_can_be() {
+    // Removed through another mount of the disk, and by another host; known before the restart, or found by the sync itself.
+    for (is_here, is_known) in [(true, true), (false, true), (true, false), (false, false)] {
+        let mut bench = Bench::start();
+        let (attr, opened) = bench.fs.create(&Caller::own(), 1, &Bytes::from("f"), 0o644, true).unwrap();
+        bench.fs.remember(&attr);
+        bench.fs.write(&bench.fs.file(opened.handle).unwrap(), 0, b"text").unwrap();
+        let unlink = |tree: &mut Tree| {
+            tree.unlink(1, b"f").unwrap();
+            vec![changed(1, &["f"], &[attr.ino])]
+        };
+        match is_here {
+            true => bench.worker.through_another_mount(unlink),
+            false => bench.worker.elsewhere(unlink),
+        }
+        bench.wait_for("it is heard of", || bench.invalidations.try_iter().any(|it| it == Invalidation::Dir(1)));
+        if is_known {
+            assert_eq!(bench.fs.getattr(&Caller::own(), attr.ino).unwrap().nlink, 0);
+        }
+        let link = bench.fs.worker.link();
+        bench.worker.crash();
+        bench.worker.resume();
+        bench.wait_for("there is a new link", || bench.fs.worker.link().is_some_and(|now| Some(now) != link));
+        match bench.fs.fsync(&Caller::own(), opened.handle, false) {
+            Ok(()) => assert!(is_here && is_known),
+            Err(Stop::Failed(error)) => {
+                assert!(!(is_here && is_known));
+                assert!(
+                    error.errno == Errno::EIO && error.message.contains("removed or replaced elsewhere"),
+                    "{error}"
+                );
+            }
+            Err(Stop::Later) => panic!("it was to wait"),
+        }
+        bench.fs.release(opened.handle);
     }
 }
 
