@@ -129,13 +129,52 @@ fn an_attribute_that_somebody_else_has_made_is_not_ones_own() {
         // What is not to be made anew is set, however often it is asked for.
         assert_eq!(set(&disk, true, &yours, false, true), Ok(()));
         assert_eq!(get(&disk), yours);
-        let q = pb::RemoveXattr { ino, dir: Ino::ROOT.0, name: "user.lock".into() };
+        let q = pb::RemoveXattr { ino, dir: Ino::ROOT.0, name: "user.lock".into(), value: None };
         disk.engine().remove_xattr(OTHER, false, &q).unwrap();
         assert_eq!(set(&disk, true, &mine, false, true), Err(delugefs_diskworker::os::ENOATTR));
         // Not carried out before.
         assert_eq!(set(&disk, true, &yours, true, false), Ok(()));
         assert_eq!(get(&disk), yours);
         disk.engine().remove_xattr(OTHER, false, &q).unwrap();
+    }
+}
+
+/// The same of one that is removed, as a lock is given back.
+#[test]
+fn an_attribute_that_somebody_else_has_set_is_not_removed_by_who_did_so_before() {
+    let mut disk = Disk::new();
+    let ino = make(disk.engine(), "f", b"");
+    let set = |disk: &Disk, value: &'static [u8]| {
+        let (name, value) = ("user.lock".into(), value.into());
+        let q = pb::SetXattr { ino, dir: Ino::ROOT.0, name, value, create: true, replace: false };
+        disk.engine().set_xattr(OTHER, false, &q).unwrap();
+    };
+    let remove = |disk: &Disk, retry, value: Option<&'static [u8]>| {
+        let q = pb::RemoveXattr { ino, dir: Ino::ROOT.0, name: "user.lock".into(), value: value.map(Into::into) };
+        let removed = disk.engine().remove_xattr(SESSION, retry, &q);
+        removed.map(|answer| assert_eq!(answer.node.unwrap().ino, ino)).map_err(|error| error.errno)
+    };
+    let get =
+        |disk: &Disk| disk.engine().get_xattr(&pb::GetXattr { ino, dir: Ino::ROOT.0, name: "user.lock".into() }).ok();
+    set(&disk, b"mine");
+    assert_eq!(remove(&disk, false, Some(b"mine")), Ok(()));
+    assert_eq!(remove(&disk, false, Some(b"mine")), Err(delugefs_diskworker::os::ENOATTR));
+    set(&disk, b"yours");
+    for _ in 0..2 {
+        assert_eq!(remove(&disk, true, Some(b"mine")), Ok(()));
+        assert_eq!(get(&disk).as_deref(), Some(&b"yours"[..]));
+        disk.crash();
+    }
+    // Not carried out before; then it is, also when it is asked for once more.
+    for _ in 0..2 {
+        assert_eq!(remove(&disk, true, Some(b"yours")), Ok(()));
+        assert_eq!(get(&disk), None);
+    }
+    // Who does not know what it was, or asks for the first time, removes what there is.
+    for (retry, value) in [(true, None), (false, Some(&b"other"[..])), (false, None)] {
+        set(&disk, b"any");
+        assert_eq!(remove(&disk, retry, value), Ok(()));
+        assert_eq!(get(&disk), None);
     }
 }
 

@@ -157,7 +157,12 @@ fn on_engine(engine: &Engine, op: &Op, salt: usize) -> FsResult<()> {
         }
         Op::RemoveXattr(p) => {
             let attr = engine.resolve(p)?;
-            let q = pb::RemoveXattr { ino: attr.ino, dir: attr.dir, name: bytes::Bytes::from_static(b"user.x") };
+            let q = pb::RemoveXattr {
+                ino: attr.ino,
+                dir: attr.dir,
+                name: bytes::Bytes::from_static(b"user.x"),
+                value: None,
+            };
             engine.remove_xattr(SESSION, false, &q).map(drop)
         }
         Op::Restart | Op::Crash | Op::Foreign(_) => Ok(()),

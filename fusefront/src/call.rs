@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use delugefs_proto::errno::FsError;
 use delugefs_proto::ids::{Ino, random_u64};
 use nix::errno::Errno;
@@ -66,6 +67,8 @@ pub struct Caller {
     /// What has come of a read that the disk failed.
     pub(crate) unread: Cell<Unread>,
     proposal: Cell<u64>,
+    /// The value of the attribute that this operation removes, as it was when it was asked for.
+    pub(crate) removed_value: RefCell<Option<Bytes>>,
     /// The inode this operation moves or removes, as it was found when it was asked for; 0 before that.
     pub(crate) subject: Cell<u64>,
     /// Number of the link then.
@@ -91,6 +94,7 @@ impl Caller {
             resized,
             unread,
             proposal,
+            removed_value: RefCell::default(),
             subject,
             subject_link,
             subject_disk,

@@ -504,7 +504,12 @@ impl Shared {
             }
             Op::RemoveXattr(op) => {
                 let node = tree.node(op.ino)?;
-                if node.xattrs.remove(&op.name[..]).is_none() && !retry {
+                let is_other = match (node.xattrs.get(&op.name[..]), &op.value) {
+                    (Some(now), Some(before)) => now[..] != before[..],
+                    _ => false,
+                };
+                let is_removed = !(retry && is_other) && node.xattrs.remove(&op.name[..]).is_some();
+                if !is_removed && !retry {
                     return Err(ENOATTR);
                 }
                 node.attr.ctime = now();

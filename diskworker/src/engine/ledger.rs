@@ -209,7 +209,7 @@ impl Engine {
             };
             let name = COPIES_XATTR.into();
             let done = match request.set {
-                0 => self.remove_xattr(0, false, &local_pb::RemoveXattr { ino, dir, name }),
+                0 => self.remove_xattr(0, false, &local_pb::RemoveXattr { ino, dir, name, value: None }),
                 wanted => {
                     let value = wanted.to_string().into();
                     let setting = local_pb::SetXattr { ino, dir, name, value, create: false, replace: false };

@@ -59,7 +59,7 @@ impl Engine {
         let (ino, dir) = (Ino::ROOT.0, Ino::ROOT.0);
         let value = match mark {
             Mark::None => {
-                return match self.remove_xattr(0, false, &local_pb::RemoveXattr { ino, dir, name }) {
+                return match self.remove_xattr(0, false, &local_pb::RemoveXattr { ino, dir, name, value: None }) {
                     Err(error) if error.errno == ENOATTR => Ok(()),
                     other => other.map(drop),
                 };

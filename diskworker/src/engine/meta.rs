@@ -396,6 +396,16 @@ impl Engine {
         self.check_removable()?;
         self.change(Some(session), |core| {
             let at = core.ns.locate(Ino(q.ino), Ino(q.dir))?;
+            if retry && let Some(value) = &q.value {
+                match core.ns.get_xattr(&at, &q.name) {
+                    // It was carried out before, and somebody was told since that this one is set.
+                    Ok(now) if now != *value => {
+                        let node = core.ns.node(&at)?;
+                        return Ok(self.answer(core, Some(&node), None));
+                    }
+                    _ => {}
+                }
+            }
             let node = match core.ns.remove_xattr(at.clone(), &q.name) {
                 Err(error) if retry && error.errno == crate::os::ENOATTR => core.ns.node(&at)?,
                 other => other?,

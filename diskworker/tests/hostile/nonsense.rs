@@ -151,7 +151,7 @@ impl Frontend {
             19 => Op::GetXattr(pb::GetXattr { ino: a, dir: b, name }),
             20 => Op::ListXattr(pb::ListXattr { ino: a, dir: b }),
             21 => Op::SetXattr(pb::SetXattr { ino: a, dir: b, name, value, create: f, replace: f2 }),
-            22 => Op::RemoveXattr(pb::RemoveXattr { ino: a, dir: b, name }),
+            22 => Op::RemoveXattr(pb::RemoveXattr { ino: a, dir: b, name, value: None }),
             23 => Op::StatFs(pb::StatFs {}),
             24 => Op::ReadLink(pb::ReadLink { ino: a, dir: b }),
             25 => Op::Need(pb::Need { handle: if f { handle } else { w }, offset: w2, length: w }),

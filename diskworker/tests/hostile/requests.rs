@@ -114,7 +114,7 @@ fn nothing_of_it_is_done() {
             refuse(e, Op::GetXattr(pb::GetXattr { ino, dir, name: name() }));
             refuse(e, Op::ListXattr(pb::ListXattr { ino, dir }));
             refuse(e, Op::SetXattr(pb::SetXattr { ino, dir, name: name(), ..Default::default() }));
-            refuse(e, Op::RemoveXattr(pb::RemoveXattr { ino, dir, name: name() }));
+            refuse(e, Op::RemoveXattr(pb::RemoveXattr { ino, dir, name: name(), value: None }));
             refuse(e, Op::ReadLink(pb::ReadLink { ino, dir }));
         }
     }

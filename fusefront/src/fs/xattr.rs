@@ -71,7 +71,12 @@ impl Fs {
     /// Remove an attribute.
     pub fn removexattr(&self, caller: &Caller, ino: u64, name: &Bytes) -> Outcome<()> {
         self.check_change(ino, name)?;
-        let op = request::Op::RemoveXattr(RemoveXattr { ino, dir: self.dir_of(ino), name: name.clone() });
+        // Asked once, before anything is sent: sent again it is not to remove what somebody else has set since.
+        if caller.removed_value.borrow().is_none() && !caller.sent.get() {
+            *caller.removed_value.borrow_mut() = Some(self.getxattr(caller, ino, name)?);
+        }
+        let value = caller.removed_value.borrow().clone();
+        let op = request::Op::RemoveXattr(RemoveXattr { ino, dir: self.dir_of(ino), name: name.clone(), value });
         let answer = self.worker.change(caller, op).map_err(|stop| self.to_be_looked_up(ino, stop))?;
         self.cache.apply(answer.stamp(), |patch| patch.node(answer.reply.node));
         Ok(())

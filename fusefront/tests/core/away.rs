@@ -1,5 +1,7 @@
 //! A worker that is away, comes back, hangs or loses an answer, and another one that stands in for it.
 
+use delugefs_fusefront::os::ENOATTR;
+
 use super::*;
 
 /// Another disk serves from now on, on which this is otherwise.
@@ -421,6 +423,27 @@ fn a_removal_that_waited_takes_nothing_that_came_meanwhile() {
         let (expected, names) = if theirs { (late, &["d", "f"][..]) } else { (Ok(()), alone) };
         assert_eq!(done, expected);
         assert_eq!(bench.names(1), names);
+    }
+}
+
+/// As a lock is given back, and taken by somebody else.
+#[test]
+fn an_attribute_that_somebody_else_has_set_meanwhile_stays() {
+    let name = Bytes::from("user.lock");
+    for (between, left) in [(Some(&b"theirs"[..]), Some(&b"theirs"[..])), (None, None)] {
+        let mut bench = Bench::start();
+        let ino = bench.write_file(1, "f", b"");
+        bench.fs.setxattr(&Caller::own(), ino, &name, &Bytes::from("ours"), (true, false)).unwrap();
+        let others = |tree: &mut Tree| {
+            let xattrs = &mut tree.node(ino).unwrap().xattrs;
+            assert!(xattrs.is_empty(), "it was carried out");
+            xattrs.extend(between.map(|value| (name.to_vec(), value.to_vec())));
+        };
+        let remove = |fs: &Fs, caller: &Caller| fs.removexattr(caller, ino, &name);
+        assert_eq!(begun_again_after(&mut bench, others, remove), Ok(()));
+        assert_eq!(bench.fs.getxattr(&Caller::own(), ino, &name).ok().as_deref(), left);
+        let again = bench.fs.removexattr(&Caller::own(), ino, &name).map_err(|stop| stop.errno());
+        assert_eq!(again, if left.is_some() { Ok(()) } else { Err(ENOATTR) });
     }
 }
 
