@@ -2,6 +2,8 @@
 //! time, also long after they left the cache, so for each there is a directory the worker can find it in, and the names it was told of
 //! where they have to be dropped one by one. Inodes that lost their last name while in use live on here, with attributes that are nobody
 //! else's any more. What the kernel has of their contents is in [`pages`].
+//!
+//! There is no bound but the kernel's own: it forgets what it has no memory for, and an inode takes more of that there than here.
 
 mod pages;
 
@@ -16,6 +18,11 @@ use crate::cache::InoMap;
 const SHARDS: usize = 16;
 /// Names noted of one inode. Whoever gives a file more of them may have the kernel ask for some again.
 const NAMES_MAX: usize = 16;
+
+/// A shard is not made smaller than for so many inodes.
+const ROOM_MIN: usize = 1024;
+/// It is made smaller when only one in so many places is in use: a search through millions of files is not to take their room for ever.
+const ROOM_SHARE: usize = 4;
 
 /// A name, with its directory.
 pub type Name = (u64, Box<[u8]>);
@@ -91,6 +98,10 @@ impl Known {
             entry.lookups = entry.lookups.saturating_sub(lookups);
             if entry.lookups == 0 {
                 shard.remove(&ino);
+                let (len, room) = (shard.len(), shard.capacity());
+                if room > ROOM_MIN && len < room / ROOM_SHARE {
+                    shard.shrink_to(len * 2);
+                }
             }
         }
     }
@@ -217,6 +228,21 @@ mod tests {
         assert_eq!(known.orphan_attr(77), None, "it has a name again");
         known.forget(77, 2);
         assert_eq!((known.orphan_attr(77), known.dir_of(77), known.contains(77)), (None, None, false));
+    }
+
+    #[test]
+    fn what_is_forgotten_takes_no_room() {
+        let known = Known::default();
+        let room = |known: &Known| known.shards.iter().map(|shard| shard.lock().capacity()).sum::<usize>();
+        for ino in 100..100_100 {
+            known.remember(&Attr { ino, nlink: 1, ..Attr::default() });
+        }
+        assert!(room(&known) >= 100_000);
+        for ino in 100..100_000 {
+            known.forget(ino, 1);
+        }
+        assert!(room(&known) <= SHARDS * ROOM_MIN * 2, "{}", room(&known));
+        assert!((100_000..100_100).all(|ino| known.contains(ino)) && known.contains(Ino::ROOT.0));
     }
 
     #[test]
