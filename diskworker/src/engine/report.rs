@@ -1,6 +1,6 @@
 //! Answers about the disk: status, where a path's content lies, and the scrub.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::escape::escape_bytes;
@@ -273,27 +273,56 @@ impl Place {
     }
 }
 
+/// Names of one path that are said.
+const STEPS_MAX: usize = 1_000;
+
 /// All directories, with the names that they have.
 #[derive(Default)]
 struct Dirs(HashMap<Ino, Option<(Ino, Name)>>);
 
 impl Dirs {
-    /// As a person knows it: from the root on.
+    /// As a person knows it: from the root on, or from the directory on where nothing leads to the root.
     fn path(&self, place: &Place) -> String {
-        let (mut dir, mut path) = match place {
-            Place::Name(dir, name) => (*dir, format!("/{}", escape_bytes(name.as_bytes()))),
+        let (mut dir, last) = match place {
+            Place::Name(dir, name) => (*dir, name),
             Place::Inode(ino) => return format!("inode {ino}"),
         };
+        let (mut names, mut met) = (vec![last], HashSet::new());
         // What is damaged may go round in a circle.
-        for _ in 0..self.0.len() {
-            match self.0.get(&dir) {
-                _ if dir == Ino::ROOT => return path,
-                Some(Some((parent, name))) => {
-                    (dir, path) = (*parent, format!("/{}{path}", escape_bytes(name.as_bytes())));
-                }
-                _ => break,
-            }
+        while dir != Ino::ROOT && names.len() < STEPS_MAX && met.insert(dir) {
+            let Some(Some((parent, name))) = self.0.get(&dir) else { break };
+            names.push(name);
+            dir = *parent;
         }
+        let path: String = names.iter().rev().map(|name| format!("/{}", escape_bytes(name.as_bytes()))).collect();
         if dir == Ino::ROOT { path } else { format!("{path} in directory {dir}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_in_a_circle_is_said_once() {
+        let circle = (2..1_000).map(|n| (Ino(n), Some((Ino(if n == 999 { 2 } else { n + 1 }), name(&n.to_string())))));
+        let dirs = Dirs(circle.chain([(Ino(1_000), Some((Ino::ROOT, name("d"))))]).collect());
+        let path = |dir| dirs.path(&Place::Name(Ino(dir), name("f")));
+        assert_eq!((path(1), path(1_000)), ("/f".into(), "/d/f".into()));
+        assert_eq!(path(4_000), format!("/f in directory {}", Ino(4_000)));
+        assert!(path(998).ends_with(&format!("/2/999/998/f in directory {}", Ino(998))), "{}", path(998));
+        assert_eq!(path(998).matches("/998/").count(), 1);
+    }
+
+    #[test]
+    fn a_long_way_is_not_said_to_its_end() {
+        let way = (2..100_000).map(|n| (Ino(n), Some((Ino(n - 1), name(&"x".repeat(255))))));
+        let path = Dirs(way.collect()).path(&Place::Name(Ino(99_999), name("f")));
+        assert!(path.len() < 256 * STEPS_MAX + 100, "{} bytes", path.len());
+        assert!(path.contains(" in directory "));
     }
 }
