@@ -58,23 +58,19 @@ pub fn default_state_dir() -> PathBuf {
 }
 
 /// Make a private directory (0755, ours), and refuse one that belongs to somebody else or that others may write:
-/// whoever can write there can put his own socket in our place.
+/// whoever can write there can put his own socket in our place. Nor is it a symbolic link where others may put one: that would lead us
+/// to a directory of their choosing. What is above it may be one, as `/var/run` is.
 pub fn prepare(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-    let mut builder = std::fs::DirBuilder::new();
-    builder.mode(0o755);
-    let made = match builder.create(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(dir.parent().unwrap_or(dir))?;
-            builder.create(dir)
-        }
-        made => made,
-    };
-    match made {
-        // Whatever the umask: frontends of other users have to reach the sockets.
-        Ok(()) => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-        Err(error) => return Err(error),
+    use std::os::unix::fs::MetadataExt;
+    // With a slash at its end a link would be followed.
+    let dir: &Path = &dir.components().collect::<PathBuf>();
+    make(dir)?;
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if std::fs::symlink_metadata(dir)?.is_symlink() && std::fs::metadata(parent)?.mode() & 0o022 != 0 {
+        return Err(io::Error::other(format!(
+            "{} is a symbolic link in a directory that others may write; choose another with --run-dir",
+            dir.display()
+        )));
     }
     let meta = std::fs::metadata(dir)?;
     let me = nix::unistd::geteuid().as_raw();
@@ -103,6 +99,26 @@ pub fn prepare(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Make a directory, and those above it that are missing, with the mode 0755 whatever the umask: frontends of other users have to reach
+/// the sockets, and who may write above them may put a directory of his own there.
+fn make(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o755);
+    let made = match builder.create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => make(parent).and_then(|()| builder.create(dir)),
+            _ => Err(error),
+        },
+        made => made,
+    };
+    match made {
+        Ok(()) => std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -117,5 +133,47 @@ mod tests {
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
         let error = prepare(&dir).unwrap_err().to_string();
         assert!(error.ends_with(&format!("run `chmod go-w '{}'`", dir.display())), "{error}");
+    }
+
+    /// In a process of its own, for the umask is the whole process's.
+    #[test]
+    fn what_is_made_above_it_has_its_mode_whatever_the_umask() {
+        const DIR: &str = "DELUGEFS_TEST_PREPARE";
+        if let Some(dir) = std::env::var_os(DIR) {
+            return prepare(Path::new(&dir)).unwrap();
+        }
+        for umask in ["000", "022", "077"] {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = temp.path().join("a/b/c");
+            let test = "rundir::tests::what_is_made_above_it_has_its_mode_whatever_the_umask";
+            let run = format!("umask {umask}; exec \"$0\" --exact {test}");
+            let exe = std::env::current_exe().unwrap();
+            let done = std::process::Command::new("sh").args(["-c", &run]).arg(exe).env(DIR, &dir).output().unwrap();
+            assert!(done.status.success(), "{done:?}");
+            for made in [temp.path().join("a"), temp.path().join("a/b"), dir] {
+                let mode = std::fs::metadata(&made).unwrap().permissions().mode() & 0o7777;
+                assert_eq!(mode, 0o755, "{} with umask {umask}", made.display());
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_that_others_may_have_put_there_is_not_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        let above = temp.path().join("above");
+        prepare(&temp.path().join("real/run")).unwrap();
+        std::fs::create_dir(&above).unwrap();
+        std::os::unix::fs::symlink(temp.path().join("real/run"), above.join("link")).unwrap();
+        std::os::unix::fs::symlink(temp.path().join("real"), above.join("parent")).unwrap();
+        for mode in [0o1777, 0o777, 0o775] {
+            std::fs::set_permissions(&above, PermissionsExt::from_mode(mode)).unwrap();
+            for dir in ["link", "link/", "link/."] {
+                let error = prepare(&above.join(dir)).unwrap_err().to_string();
+                assert!(error.contains("is a symbolic link in a directory that others may write"), "{error}");
+            }
+            prepare(&above.join("parent/run")).unwrap();
+        }
+        std::fs::set_permissions(&above, PermissionsExt::from_mode(0o755)).unwrap();
+        prepare(&above.join("link")).unwrap();
     }
 }
