@@ -52,6 +52,7 @@ mod met;
 mod retouched;
 mod seal;
 mod staging;
+mod stamp;
 pub mod torrent;
 
 pub use aside::{Look, Suspect};
@@ -62,6 +63,7 @@ pub use garbage::{Collected, Retention};
 pub(crate) use hash::{HASHED, UNREADABLE};
 pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};
 pub use staging::StagedStat;
+pub use stamp::Stamp;
 
 use fail::fail;
 
@@ -137,6 +139,7 @@ impl ContentStore {
         };
         this.remove_half_made()?;
         this.find_copies()?;
+        this.find_notes()?;
         this.forget_gone();
         Ok(this)
     }

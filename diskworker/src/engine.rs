@@ -20,10 +20,12 @@ mod exchange;
 mod files;
 mod held;
 mod ledger;
+mod left;
 mod loose;
 mod lost;
 mod marks;
 mod meta;
+mod noted;
 mod overdue;
 mod recover;
 mod report;
@@ -32,6 +34,7 @@ mod seal;
 pub(crate) mod stable;
 mod staged;
 mod take;
+mod written;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -215,10 +218,10 @@ impl Core {
             attr.size = stat.size;
             attr.blocks = stat.blocks;
             attr.mtime = stat.mtime_ns;
-            if staged.baseline_ctime_ns != Some(stat.written_ns) {
+            if !staged.is_as_made(&stat.written) {
                 attr.ctime = attr.ctime.max(stat.ctime_ns);
                 // What was shown here and is never recorded would be waited for, for ever, where another disk stands in.
-                attr.written = attr.written.max(stat.written_ns);
+                attr.written = attr.written.max(stat.written.ctime_ns);
             }
         }
         attr
@@ -244,11 +247,11 @@ impl Core {
         let (was_in, base) = (staged.dir, staged.base.clone().unwrap_or_default());
         let is_moved = dir != was_in && self.ns.shows(dir, ino)? && !self.ns.shows(was_in, ino)?;
         let number = self.ns.renumbered(was_in, ino, &base)?;
-        if let Some(staged) = self.staged.get_mut(ino) {
-            staged.number = staged.number.or(number);
-            if is_moved && staged.number.is_none() {
-                staged.dir = dir;
-            }
+        if let Some(number) = number {
+            self.staged.renumber(ino, number);
+        }
+        if let Some(staged) = self.staged.get_mut(ino).filter(|staged| is_moved && staged.number.is_none()) {
+            staged.dir = dir;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ mod full;
 mod hidden;
 #[cfg(target_os = "linux")]
 mod hostile;
+mod kept;
 mod model;
 mod open_files;
 mod power;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use delugefs_diskworker::engine::Opening;
 use delugefs_proto::errno::FsResult;
@@ -12,12 +13,12 @@ use nix::errno::Errno;
 use crate::disk::{Disk, Posix, SESSION};
 
 /// In the catalog itself, and with a file of its own.
-const SIZES: [usize; 2] = [10, 20_000];
+pub const SIZES: [usize; 2] = [10, 20_000];
 
 /// A file that is open for writing.
-struct Writer {
-    handle: u64,
-    file: File,
+pub struct Writer {
+    pub handle: u64,
+    pub file: File,
 }
 
 impl Writer {
@@ -26,7 +27,7 @@ impl Writer {
         Self { handle, file }
     }
 
-    fn open(disk: &Disk, path: &[&[u8]]) -> Self {
+    pub fn open(disk: &Disk, path: &[&[u8]]) -> Self {
         let attr = disk.engine().resolve(path).unwrap();
         let dir = disk.engine().parent(path).unwrap();
         let q = pb::Open { ino: attr.ino, dir, write: true, truncate: false };
@@ -39,17 +40,17 @@ impl Writer {
         self.file
     }
 
-    fn close(self, disk: &Disk, unwritten: bool) {
+    pub fn close(self, disk: &Disk, unwritten: bool) {
         drop(self.file);
         disk.engine().close(SESSION, self.handle, unwritten).unwrap();
     }
 }
 
-fn text(what: u8, size: usize) -> Vec<u8> {
+pub fn text(what: u8, size: usize) -> Vec<u8> {
     vec![what; size]
 }
 
-fn unlink(disk: &Disk, dir: u64, name: &str) -> FsResult<()> {
+pub fn unlink(disk: &Disk, dir: u64, name: &str) -> FsResult<()> {
     let q = pb::Unlink { dir, name: name.to_owned().into(), ..Default::default() };
     disk.engine().unlink(SESSION, false, &q).map(drop)
 }
@@ -59,8 +60,23 @@ fn mkdir(disk: &Disk, name: &str) -> u64 {
     disk.engine().mkdir(SESSION, false, &q).unwrap().node.unwrap().ino
 }
 
+/// What was written in this moment could have the time of what follows.
+pub fn set_mtime(disk: &Disk, path: &[&[u8]], mtime_ns: i64) {
+    let attr = disk.engine().resolve(path).unwrap();
+    let q = pb::SetAttr { ino: attr.ino, dir: attr.dir, mtime: Some(mtime_ns), ..Default::default() };
+    disk.engine().set_attr(SESSION, &q).unwrap();
+}
+
+/// What is recorded in the tick of its last write might have been written since.
+fn wait_for_a_later_tick() {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(20) {
+        std::thread::yield_now();
+    }
+}
+
 /// The first bytes of all files below a directory that lie here, with their names.
-fn shown(disk: &Disk, dir: u64) -> Vec<(String, u8)> {
+pub fn shown(disk: &Disk, dir: u64) -> Vec<(String, u8)> {
     let mut shown = Vec::new();
     for (name, attr) in disk.engine().list(dir).unwrap() {
         if attr.mode & 0o170_000 == 0o040_000 {
@@ -82,11 +98,12 @@ fn shown(disk: &Disk, dir: u64) -> Vec<(String, u8)> {
 }
 
 /// Two disks with the file `dir/f`, and the directory's number.
-fn pair(size: usize) -> (Disk, Disk, u64) {
+pub fn pair(size: usize) -> (Disk, Disk, u64) {
     let (one, two) = (Disk::new(), Disk::new());
     let dir = mkdir(&one, "dir");
     Posix::create(&**one.engine(), &[b"dir", b"f"], 0o640, &text(b'0', size)).unwrap();
     one.wait_until_sealed();
+    set_mtime(&one, &[b"dir", b"f"], 1_000_000_000);
     one.exchange(&two);
     (one, two, dir)
 }
@@ -137,11 +154,6 @@ fn what_was_removed_elsewhere_has_its_name_again_with_what_was_written() {
 fn what_was_not_written_here_stays_removed() {
     for size in SIZES {
         let (one, two, dir) = pair(size);
-        // What was written in this moment could have the time of what follows.
-        let attr = one.engine().resolve(&[b"dir", b"f"]).unwrap();
-        let q = pb::SetAttr { ino: attr.ino, dir, mtime: Some(1_000_000_000), ..Default::default() };
-        one.engine().set_attr(SESSION, &q).unwrap();
-        one.exchange(&two);
         let writer = Writer::open(&one, &[b"dir", b"f"]);
         two.engine().write(&[b"dir", b"f"], 0, &text(b'2', size), true).unwrap();
         two.wait_until_sealed();
@@ -320,6 +332,8 @@ fn what_is_recorded_and_open_still_stays_removed() {
     one.wait_until_sealed();
     let writer = Writer::open(&one, &[b"dir", b"f"]);
     writer.file.write_all_at(b"1", 0).unwrap();
+    set_mtime(&one, &[b"dir", b"f"], 2_000_000_000);
+    wait_for_a_later_tick();
     // Recorded by that, and not closed.
     let q = pb::Rename { dir, name: "f".into(), dir2: dir, name2: "old".into(), ..Default::default() };
     one.engine().rename(SESSION, false, &q).unwrap();

@@ -1,4 +1,4 @@
-//! Change times of staging files that this process has moved itself: it sets the time of the last change for utimes(2), and bits of
+//! Stamps of staging files that this process has moved itself: it sets the time of the last change for utimes(2), and bits of
 //! the mode when a sync has failed, or another version has come. None of that is a write. Shown as one it would be a version that nobody
 //! records when nothing was written, or that was recorded just before: who has seen it would wait for it on every other disk, for ever.
 
@@ -10,15 +10,11 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
 
-use super::ContentStore;
-use crate::os;
+use super::{ContentStore, Stamp};
 
-/// A write so close to a change of the mode may have the same time: clocks of files tick as slowly as that, in nanoseconds.
-const TICK_NS: u64 = 10_000_000;
-
-/// By inode: the change time that was given last, and that of the last write before.
+/// By inode: the stamp that was given last, and that of the last write before.
 #[derive(Default)]
-pub(super) struct Retouched(Mutex<HashMap<Ino, (i64, i64)>>);
+pub(super) struct Retouched(Mutex<HashMap<Ino, (Stamp, Stamp)>>);
 
 impl Retouched {
     /// The file is gone, or is another one.
@@ -31,56 +27,51 @@ impl Retouched {
         self.0.lock().is_empty()
     }
 
-    /// When a file was written that has this change time now.
-    pub fn written_ns(&self, ino: Ino, ctime_ns: i64) -> i64 {
+    /// The stamp that a file had when it was written which has this one now.
+    pub fn written(&self, ino: Ino, now: Stamp) -> Stamp {
         match self.0.lock().get(&ino) {
-            Some((moved, written)) if *moved == ctime_ns => *written,
-            _ => ctime_ns,
+            Some((moved, written)) if moved.is_same(&now) => now.at(written.ctime_ns, written.mtime_ns),
+            _ => now,
         }
     }
 }
 
 impl ContentStore {
-    /// Change the mode of a staging file. Where a write may have come at that moment, it counts as one.
+    /// Change the mode of a staging file. A write that comes meanwhile is one.
     pub(super) fn retouch_mode(
         &self,
         ino: Ino,
         file: &File,
         change: impl FnOnce(&FileStat) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let is_untouched = |before: &FileStat, now: &FileStat| {
-            let age_ns = os::ctime_ns(now).saturating_sub(os::mtime_ns(now)).unsigned_abs();
-            os::mtime_ns(now) == os::mtime_ns(before) && age_ns >= TICK_NS
-        };
-        self.retouch_unless_written(ino, file, change, is_untouched)
+        self.retouch_unless(ino, file, change, |before, now| before.mtime_ns != now.mtime_ns)
     }
 
-    /// Change something about a staging file that is not its content.
+    /// Set the time of a staging file. Where that is the moment itself a write that follows might not be told from it.
     pub(super) fn retouch(
         &self,
         ino: Ino,
         file: &File,
         change: impl FnOnce(&FileStat) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        self.retouch_unless_written(ino, file, change, |_, _| true)
+        self.retouch_unless(ino, file, change, |_, now| now.mtime_ns == now.ctime_ns)
     }
 
-    fn retouch_unless_written(
+    fn retouch_unless(
         &self,
         ino: Ino,
         file: &File,
         change: impl FnOnce(&FileStat) -> Result<(), Errno>,
-        is_untouched: impl FnOnce(&FileStat, &FileStat) -> bool,
+        is_written: impl FnOnce(&Stamp, &Stamp) -> bool,
     ) -> Result<(), Errno> {
         // Until it is done, for of two at once the second would take the first for a write.
         let mut known = self.retouched.0.lock();
-        let before = fstat(file)?;
-        change(&before)?;
-        let now = fstat(file)?;
-        let (moved, to) = (os::ctime_ns(&before), os::ctime_ns(&now));
-        if moved != to && is_untouched(&before, &now) {
-            let written = known.get(&ino).filter(|(last, _)| *last == moved).map_or(moved, |(_, written)| *written);
-            known.insert(ino, (to, written));
+        let stat = fstat(file)?;
+        change(&stat)?;
+        let (before, now) = (Stamp::of(&stat), Stamp::of(&fstat(file)?));
+        if !before.is_same(&now) && before.size == now.size && !is_written(&before, &now) {
+            let written = known.get(&ino).filter(|(last, _)| last.is_same(&before)).map_or(before, |(_, was)| *was);
+            known.insert(ino, (now, written));
         }
         Ok(())
     }

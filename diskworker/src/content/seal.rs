@@ -19,7 +19,7 @@ use nix::fcntl::{FlockArg, OFlag};
 use nix::sys::stat::{FileStat, fstat};
 
 use super::staging::staging_path;
-use super::{ContentStore, data_path, fail, hash, shard_of, stat_regular};
+use super::{ContentStore, Stamp, data_path, fail, hash, shard_of, stat_regular};
 use crate::folder::{Dir, DiskFolder};
 use crate::os;
 
@@ -42,6 +42,8 @@ pub struct Ticket {
     pub(super) size: u64,
     pub(super) mtime_ns: i64,
     ctime_ns: i64,
+    /// When it was written last.
+    stamp: Stamp,
     inode: (libc::dev_t, libc::ino_t),
     superseded: Arc<AtomicBool>,
 }
@@ -85,14 +87,19 @@ pub struct Sealed {
 }
 
 impl Ticket {
-    fn new(ino: Ino, stat: &FileStat) -> Self {
+    fn new(ino: Ino, stat: &FileStat, stamp: Stamp) -> Self {
         let (size, mtime_ns, ctime_ns) = (stat.st_size as u64, os::mtime_ns(stat), os::ctime_ns(stat));
-        Self { ino, size, mtime_ns, ctime_ns, inode: (stat.st_dev, stat.st_ino), superseded: Arc::default() }
+        Self { ino, size, mtime_ns, ctime_ns, stamp, inode: (stat.st_dev, stat.st_ino), superseded: Arc::default() }
     }
 
-    /// Last change of anything about the file, nanoseconds since 1970.
-    pub fn ctime_ns(&self) -> i64 {
-        self.ctime_ns
+    /// Last change of the content of the file, and of anything about it, nanoseconds since 1970.
+    pub fn times(&self) -> (i64, i64) {
+        (self.mtime_ns, self.ctime_ns)
+    }
+
+    /// The file when it was written last.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
     }
 
     pub(super) fn is_void(&self) -> bool {
@@ -127,7 +134,7 @@ impl ContentStore {
             locked => locked.map_err(failed)?,
         }
         let stat = fstat(&file).map_err(failed)?;
-        let ticket = Ticket::new(ino, &stat);
+        let ticket = Ticket::new(ino, &stat, self.retouched.written(ino, Stamp::of(&stat)));
         if ticket.size > FILE_MAX_BYTES {
             return Err(failed(Errno::EFBIG));
         }
@@ -198,6 +205,7 @@ impl ContentStore {
         state.gone(sealed.ino);
         self.retouched.forget(sealed.ino);
         self.unmark_gone_copy(&mut state, sealed.ino);
+        self.forget_note(&mut state, sealed.ino);
         Ok(())
     }
 
@@ -240,6 +248,13 @@ impl ContentStore {
         // being made just now has a copy of the descriptor, and the next writer would be refused.
         os::flock(&file, FlockArg::Unlock).map_err(failed)?;
         if is_of(ticket, &stat.map_err(failed)?) { Ok(file) } else { Err(busy(ticket.ino)) }
+    }
+}
+
+impl Sealed {
+    /// Whether this disk has the same bytes in `data/`: compared, and not by their name.
+    pub fn is_held_already(&self) -> bool {
+        self.held_already
     }
 }
 

@@ -19,7 +19,7 @@ use nix::sys::stat::{fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, fsync, ftruncate, unlinkat};
 
-use super::{ContentStore, fail, ino_of, stat_regular};
+use super::{ContentStore, Stamp, fail, ino_of, stat_regular};
 use crate::folder::Dir;
 use crate::os;
 
@@ -34,6 +34,8 @@ pub(super) struct State {
     pub doubtful: HashSet<Ino>,
     /// Copies that are not known to be on stable storage, see [`super::copies`].
     pub copies: HashMap<Ino, super::copies::Mark>,
+    /// Files of which something may be written down, see [`super::met`].
+    pub noted: HashSet<Ino>,
     /// Files made so far.
     pub made: u64,
 }
@@ -54,16 +56,16 @@ impl State {
 }
 
 /// Length, times (nanoseconds since 1970) and allocated blocks of 512 bytes of a staging file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct StagedStat {
     /// Length in bytes.
     pub size: u64,
     /// Last change of content.
     pub mtime_ns: i64,
-    /// Last change of anything; while it stays, nothing was written.
+    /// Last change of anything.
     pub ctime_ns: i64,
-    /// The same, but for what this process has changed: see [`super::retouched`].
-    pub written_ns: i64,
+    /// What it had when it was written last, whatever this process has changed of it since: see [`super::retouched`].
+    pub written: Stamp,
     /// Allocated blocks of 512 bytes.
     pub blocks: u64,
 }
@@ -80,6 +82,7 @@ impl ContentStore {
             // So that nobody tries to seal it before its writer has the lock.
             let mut state = self.staging.lock();
             let file = os::open_file(self.dir(Dir::Staging), &ino.to_string(), flags)?;
+            self.forget_note(&mut state, ino);
             // It is no copy, whatever had this number before: a start would take it for one that lacks nearly all.
             let made = match self.unmark_copy(&mut state, ino) {
                 Ok(_) => os::flock(&file, FlockArg::LockSharedNonblock).map(|()| file),
@@ -187,6 +190,7 @@ impl ContentStore {
                 Ok(_) => return Err(Errno::EEXIST),
                 Err(errno) => return Err(errno),
             }
+            self.forget_note(&mut state, ino);
             if is_copy {
                 self.mark_copy(&mut state, ino)?;
             }
@@ -306,7 +310,7 @@ impl ContentStore {
                 size: stat.st_size as u64,
                 mtime_ns: os::mtime_ns(&stat),
                 ctime_ns: os::ctime_ns(&stat),
-                written_ns: self.retouched.written_ns(ino, os::ctime_ns(&stat)),
+                written: self.retouched.written(ino, Stamp::of(&stat)),
                 blocks: stat.st_blocks as u64,
             })),
             Err(Errno::ENOENT) => Ok(None),
@@ -341,6 +345,7 @@ impl ContentStore {
         match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {
                 self.unmark_gone_copy(state, ino);
+                self.forget_note(state, ino);
                 Ok(())
             }
             Err(errno) => Err(fail(errno, "remove", &staging_path(ino))),

@@ -17,7 +17,7 @@ use super::room::is_full;
 use super::seal::{Size, stored};
 use super::staged::Work;
 use super::{Engine, SessionId};
-use crate::content::Seal;
+use crate::content::{Seal, StagedStat};
 use crate::namespace::{Kind, NewContent};
 
 /// A file that comes in no other one's place is sealed before it comes when it is no larger: hashing that takes some 20 ms,
@@ -125,13 +125,13 @@ impl Engine {
             return Ok(());
         };
         // Of the version that the copy has for certain: with the time of the copy it would pass for one with what is written meanwhile.
-        let Some(ctime_ns) = self.store.staged_stat(ino)?.map(|stat| stat.ctime_ns) else { return Ok(()) };
+        let Some(seen) = self.store.staged_stat(ino)? else { return Ok(()) };
         // Under a number of its own. What a crash leaves of it has no name, and is removed at the next start.
         let copy = Ino::random();
         let made = self.with_room(|| self.store.stage_copy_of(copy, ino));
         let recorded = match made {
             Err(error) if error.errno == Errno::ENOENT => return Ok(()), // sealed or removed meanwhile
-            made => made.and_then(|()| self.record_from(session, (ino, entry, ctime_ns), copy)),
+            made => made.and_then(|()| self.record_from(session, (ino, entry, seen), copy)),
         };
         self.discard_staged(copy);
         recorded
@@ -140,7 +140,7 @@ impl Engine {
     fn record_from(
         &self,
         session: Option<SessionId>,
-        (ino, entry, ctime_ns): (Ino, u64, i64),
+        (ino, entry, seen): (Ino, u64, StagedStat),
         copy: Ino,
     ) -> FsResult<()> {
         let (small, large) = match self.store.begin_seal(copy)? {
@@ -167,7 +167,7 @@ impl Engine {
                 }
                 _ => return Ok(()),
             };
-            core.record(ino, at, content, base.as_deref(), mtime_ns, ctime_ns)
+            core.record(ino, at, content, base.as_deref(), (mtime_ns, seen.ctime_ns), seen.written)
         })
     }
 }

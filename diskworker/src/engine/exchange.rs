@@ -212,9 +212,7 @@ impl Engine {
                 core.staged.began_from(*ino, *dot);
             }
             for (ino, versions) in &brought.versions {
-                if core.staged.has_met(*ino, versions) {
-                    self.store.mark_met(*ino);
-                }
+                core.staged.meet(*ino, versions);
             }
             // What was recorded of one that is being written is older than that.
             brought

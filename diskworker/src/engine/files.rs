@@ -10,15 +10,16 @@ use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::Ino;
 use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::local_pb as pb;
-use delugefs_proto::record::Data;
+use delugefs_proto::record::{Data, Dot};
 use nix::errno::Errno;
 
 use super::meta::{Answer, name, perm, proposed};
 use super::seal::Size;
 use super::staged::{Closed, Staged, Work};
 use super::{Core, Engine, SessionId, asker};
+use crate::content::Stamp;
 use crate::fetch::Wanted;
-use crate::namespace::Making;
+use crate::namespace::{Making, Node};
 
 /// What an open hands out.
 pub enum Opening {
@@ -53,13 +54,13 @@ impl Engine {
         // What is shown while it is open are the staged file's times, and afterwards the record's: nobody shall see them move.
         let stat = nix::sys::stat::fstat(&file).ok();
         let made_ns = stat.as_ref().map(crate::os::mtime_ns);
-        let baseline_ctime_ns = stat.as_ref().map(crate::os::ctime_ns);
+        let made = stat.as_ref().map(Stamp::of);
         let result = self.change(Some(session), |core| {
             let making = Making { dir, name: &name, perm: perm(q.mode, q.uid, q.gid) };
             let node = core.ns.make_file(&making, ino, Data::Empty, made_ns)?;
             let base = core.ns.locate(ino, dir).and_then(|at| core.ns.content_dots(&at))?;
             let base = Some(base);
-            core.staged.insert(ino, Staged { dir, base, baseline_ctime_ns, unwritten: true, ..Staged::default() });
+            core.staged.insert(ino, Staged { dir, base, made, unwritten: true, ..Staged::default() });
             core.staged.open(handle, session, ino);
             Ok(Answer { node: Some(node.attr()), dir: core.dir_attr(dir), seq: core.ns.seq(), ..Answer::default() })
         });
@@ -217,21 +218,26 @@ impl Engine {
             };
             drop(core);
             let made = inline.and_then(|inline| self.make_staged(ino, &data, inline, q.truncate, node.mtime_ns));
+            #[cfg(test)]
+            tests::meanwhile();
             core = self.core();
             self.idle.notify_all();
             // As it is now: its attributes may have been changed meanwhile, and who asks now must not be told what they were.
-            let now = core.ns.locate(ino, node.dir).and_then(|at| core.ns.node(&at)).ok();
-            match (made, now.filter(|now| now.regular().is_ok())) {
-                (Ok((file, baseline)), Some(now)) if now.regular().is_ok_and(|regular| *regular == data) => {
+            let now = core.now_of(ino, node.dir).ok();
+            // The same content may be another version by now, and what is written in its place must replace that one.
+            match (made, now.filter(|(now, _)| now.regular().is_ok())) {
+                (Ok((file, made)), Some((now, versions)))
+                    if now.regular().is_ok_and(|regular| *regular == data) && core.staged.is_from(ino, &versions) =>
+                {
                     if let Some(staged) = core.staged.get_mut(ino) {
                         staged.work = Work::None;
-                        staged.baseline_ctime_ns = baseline;
+                        staged.made = made;
                         staged.unwritten = !q.truncate;
                     }
                     return self.opened(core, session, handle, &now, file, false);
                 }
                 (Ok(_), Some(_)) => {
-                    // Its content was replaced from elsewhere meanwhile: once more with that.
+                    // Another version has come from elsewhere meanwhile: once more with that.
                     core.staged.remove(ino);
                     self.discard_staged(ino);
                 }
@@ -248,7 +254,7 @@ impl Engine {
         }
     }
 
-    /// Make the staged file of a writer, with the content and time it has so far. Also its change time, unless it was
+    /// Make the staged file of a writer, with the content and time it has so far. Also its stamp, unless it was
     /// emptied.
     fn make_staged(
         &self,
@@ -257,7 +263,7 @@ impl Engine {
         inline: Option<Bytes>,
         truncate: bool,
         mtime_ns: i64,
-    ) -> FsResult<(File, Option<i64>)> {
+    ) -> FsResult<(File, Option<Stamp>)> {
         let file = match (data, inline) {
             (_, Some(bytes)) => self.store.stage_bytes(ino, &bytes, Some(mtime_ns))?,
             (Data::Stored { content, size, .. }, None) if !truncate => {
@@ -269,7 +275,7 @@ impl Engine {
             _ if truncate => return Ok((self.store.stage_new(ino)?, None)),
             _ => self.store.stage_bytes(ino, &[], Some(mtime_ns))?,
         };
-        Ok((file, self.store.staged_stat(ino)?.map(|stat| stat.written_ns)))
+        Ok((file, self.store.staged_stat(ino)?.map(|stat| stat.written)))
     }
 
     fn opened(
@@ -277,7 +283,7 @@ impl Engine {
         mut core: parking_lot::MutexGuard<'_, Core>,
         session: SessionId,
         handle: u64,
-        node: &crate::namespace::Node,
+        node: &Node,
         file: File,
         truncate: bool,
     ) -> FsResult<(Answer, Opening)> {
@@ -487,6 +493,14 @@ impl Engine {
     }
 }
 
+impl Core {
+    /// A node as it is now, and the versions of its content.
+    fn now_of(&mut self, ino: Ino, dir: Ino) -> FsResult<(Node, Vec<Dot>)> {
+        let at = self.ns.locate(ino, dir)?;
+        Ok((self.ns.node(&at)?, self.ns.content_dots(&at)?))
+    }
+}
+
 /// A content that is not on this disk is no missing name: whoever opens the file must not be told that it does not exist.
 fn missing(ino: Ino, error: FsError) -> FsError {
     match error.errno {
@@ -494,5 +508,73 @@ fn missing(ino: Ino, error: FsError) -> FsError {
             FsError::new(Errno::EIO, format!("the content of file {ino} is missing on this disk: {error}"))
         }
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::engine::Offer;
+    use crate::engine::recover::tests::fresh;
+
+    type Act = Box<dyn FnOnce()>;
+
+    thread_local! {
+        /// To be done while a file is made for a writer.
+        static MEANWHILE: RefCell<Option<Act>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn meanwhile() {
+        if let Some(act) = MEANWHILE.take() {
+            act();
+        }
+    }
+
+    fn take(from: &Engine, by: &Engine) {
+        let mut pack = Vec::new();
+        from.commit().unwrap();
+        let offer = Offer { state: from.committed(), base: None };
+        from.export(&offer, &mut pack).unwrap();
+        by.join(&mut &pack[..], offer.state.commit, None).unwrap();
+    }
+
+    fn write(engine: &Engine, opening: Opening, bytes: &[u8]) {
+        let Opening::File { handle, file } = opening else { panic!() };
+        file.write_all_at(bytes, 0).unwrap();
+        drop(file);
+        engine.close(1, handle, false).unwrap();
+    }
+
+    fn names(engine: &Engine) -> usize {
+        let listed = engine.read_dir(&pb::ReadDir { dir: 1, limit: 10, ..Default::default() }).unwrap();
+        listed.1.entries.len()
+    }
+
+    /// The same content with another dot is another version, and so is one that is shown beside it.
+    #[test]
+    fn what_is_written_replaces_the_version_that_came_while_its_file_was_made() {
+        let (_dir, one) = fresh();
+        let (_dir2, two) = fresh();
+        let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+        let (answer, opening) = one.engine.create(1, false, &q).unwrap();
+        write(&one.engine, opening, b"before");
+        let ino = answer.node.unwrap().ino;
+        take(&one.engine, &two.engine);
+        let open = pb::Open { ino, dir: 1, write: true, truncate: false };
+        let opening = two.engine.open(1, &open).unwrap().1;
+        write(&two.engine, opening, b"before");
+        let (from, by) = (two.engine.clone(), one.engine.clone());
+        MEANWHILE.set(Some(Box::new(move || take(&from, &by))));
+        let opening = one.engine.open(1, &open).unwrap().1;
+        assert!(MEANWHILE.take().is_none());
+        write(&one.engine, opening, b"after");
+        assert_eq!(names(&one.engine), 1, "there is a conflict copy");
+        take(&one.engine, &two.engine);
+        assert_eq!(names(&two.engine), 1);
+        one.stop().unwrap();
+        two.stop().unwrap();
     }
 }

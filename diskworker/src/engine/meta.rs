@@ -94,6 +94,7 @@ impl Engine {
         let result = change(&mut core);
         core.show_written();
         core.renew_bases();
+        self.note_met(&mut core);
         let touched = core.ns.take_touched();
         let session = by(&touched);
         if !touched.is_empty() && self.events.has_others(session) {
@@ -345,6 +346,7 @@ impl Engine {
                 && let Some(staged) = core.staged.get_mut(node.ino)
             {
                 staged.opened += 1; // a seal under way would record the time it has seen
+                self.keep_written(node.ino, staged);
                 self.store.set_staged_mtime(node.ino, mtime_ns)?;
             }
             Ok(self.answer(core, Some(&node), None))

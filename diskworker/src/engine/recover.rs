@@ -1,8 +1,7 @@
 //! Starting and stopping: from a folder to a disk at work, whatever the last life left behind.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,21 +12,21 @@ use anyhow::Context;
 use delugefs_proto::disk;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{Ino, random_u64};
-use delugefs_proto::record::{Body, Data, Dot, Element, Key, Perm};
+use delugefs_proto::record::{Body, Data, Key, Perm};
 use nix::errno::Errno;
 
 use super::ballast::Ballast;
-use super::lost::{Lost, is_open, is_stump};
+use super::left;
+use super::lost::Lost;
 use super::room::{FULL, is_full};
 use super::seal::SEALERS;
-use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
 use crate::catalog::Catalog;
-use crate::content::{ContentStore, Copied, Life};
+use crate::content::ContentStore;
 use crate::folder::DiskFolder;
 use crate::journal::{Journal, Recovered};
 use crate::namespace::Namespace;
-use crate::{os, view};
+use crate::os;
 
 /// Settings of one disk.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +64,7 @@ impl Running {
             let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
             ns.make_root(Perm { mode: 0o755, uid, gid })?;
         }
-        let staged = find_staged(&mut ns, &store, homes, &lost)?;
+        let staged = left::find_staged(&mut ns, &store, homes, &lost)?;
         let left = staged.waiting(Instant::now());
         let engine = Arc::new(Engine {
             folder,
@@ -206,126 +205,6 @@ fn replay(ns: &mut Namespace, store: &ContentStore, recovered: Recovered) -> any
         tracing::info!("journal: changes of {} entries replayed", ns.pending_len());
     }
     Ok((homes, lost))
-}
-
-/// Put every staged file into the table, or remove it when its name is gone.
-fn find_staged(
-    ns: &mut Namespace,
-    store: &ContentStore,
-    mut homes: HashMap<Ino, Ino>,
-    lost: &Lost,
-) -> anyhow::Result<StagedTable> {
-    let inos = store.staged()?;
-    let mut table = StagedTable::default();
-    if inos.iter().any(|ino| !homes.contains_key(ino)) {
-        // Opened before the last commit: one walk finds them all.
-        let mut visit = |key: &Key, elements: &[Element]| {
-            if let Key::Entry(dir, name) = key
-                && !name.is_header()
-            {
-                let written = elements.iter().filter(|e| matches!(e.body, Body::Content { .. }));
-                let inos = view::view(elements).into_iter().map(|shown| shown.ino);
-                for ino in inos.chain(written.filter_map(|element| element.body.ino())) {
-                    // What the journal says is newer.
-                    homes.entry(ino).or_insert(*dir);
-                }
-            }
-            Ok(())
-        };
-        let wanted: HashSet<Ino> = inos.iter().copied().collect();
-        ns.catalog().clone().for_each(&mut visit)?;
-        homes.retain(|ino, _| wanted.contains(ino));
-    }
-    for ino in inos {
-        let found = match homes.get(&ino) {
-            Some(dir) => versions(ns, ino, *dir).map(|versions| (*dir, versions)),
-            None => Err(Errno::ENOENT.into()),
-        };
-        match found {
-            Ok((dir, versions)) => {
-                match copied(ns, store, ino, dir, lost) {
-                    Copied::Whole => {}
-                    Copied::Lacking => {
-                        tracing::warn!(
-                            "file {ino}: what was written before the machine went down did not reach the disk"
-                        );
-                        store.remove_staged(ino)?;
-                        continue;
-                    }
-                    Copied::Changed => {
-                        tracing::warn!(
-                            "file {ino}: not all of it reached the disk before the machine went down; the version before it is kept too"
-                        );
-                        store.mark_met(ino);
-                    }
-                }
-                // What its writers started from is not known any more. It replaces all there is now, or, where others have changed it
-                // meanwhile, nothing.
-                let base = if store.is_met(ino) { Vec::new() } else { versions };
-                let base = Some(base);
-                table.insert(ino, Staged { dir, base, promised: true, ..Staged::default() });
-            }
-            Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESTALE) => {
-                tracing::info!("staged file {ino} has no name any more: removed");
-                store.remove_staged(ino)?;
-            }
-            // A catalog that cannot be read is no reason to throw away what was written.
-            Err(error) => anyhow::bail!("looking for the name of the staged file {ino}: {error}"),
-        }
-    }
-    Ok(table)
-}
-
-/// The versions of a file's content that are there.
-fn versions(ns: &mut Namespace, ino: Ino, dir: Ino) -> FsResult<Vec<Dot>> {
-    ns.unhide(ino, dir)?;
-    let at = ns.locate(ino, dir)?;
-    ns.content_dots(&at)
-}
-
-/// What a staging file has of what it is a copy of, or of what was recorded of it before.
-fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, dir: Ino, lost: &Lost) -> Copied {
-    if !store.is_unsynced_copy(ino) {
-        if lost.has_stump(ino) {
-            return Copied::Changed;
-        }
-        let recorded = ns.locate(ino, dir).and_then(|at| ns.content_at(&at));
-        return match recorded {
-            Ok(Some(recorded)) if is_stump(store, ino, &recorded) => Copied::Changed,
-            _ => Copied::Whole,
-        };
-    }
-    let life = store.life_of_copy(ino);
-    if life == Life::This || is_open(store, ino) {
-        return Copied::Whole;
-    }
-    let look = |ns: &mut Namespace| -> FsResult<Copied> {
-        let at = ns.locate(ino, dir)?;
-        if ns.content_dots(&at)?.len() > 1 {
-            return Ok(Copied::Changed); // of one of them
-        }
-        match ns.node(&at)?.regular()? {
-            Data::Inline { blob, .. } => {
-                let bytes = ns.attachment(*blob)?;
-                store.compare_copy(ino, bytes.len() as u64, |into, at| {
-                    into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
-                    Ok(())
-                })
-            }
-            Data::Stored { content, size, .. } => {
-                let whole = store.open_content(*content, *size)?;
-                let read = |into: &mut [u8], at| whole.read_exact_at(into, at).map_err(|error| os::errno(&error));
-                store.compare_copy(ino, *size, read)
-            }
-            _ => Ok(Copied::Whole),
-        }
-    };
-    match look(ns) {
-        // Perhaps only the worker ended, and somebody made it shorter before.
-        Ok(Copied::Lacking) if life == Life::Unknown => Copied::Changed,
-        // Where the original cannot be read both are kept.
-        found => found.unwrap_or(Copied::Changed),
-    }
 }
 
 /// Make what the engine keeps in a new disk's folder: catalog and journal. An interrupted attempt may have left them

@@ -11,9 +11,10 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use super::room::is_full;
-use super::staged::{Staged, Work};
+use super::staged::Work;
+use super::written::SealedAs;
 use super::{Core, Engine, SessionId};
-use crate::content::{Seal, SealJob, Sealed, SealedSmall};
+use crate::content::{Seal, SealJob, Sealed, SealedSmall, Stamp};
 use crate::namespace::{Located, NewContent};
 
 /// Threads that seal. One of them hashes at a time; the others wait for disks: for the one that takes a content, for the
@@ -104,13 +105,13 @@ impl Drop for Done<'_> {
 }
 
 /// A staged file as it was when its seal began.
-struct Seen {
+pub(super) struct Seen {
     session: Option<SessionId>,
-    ino: Ino,
-    entry: u64,
+    pub(super) ino: Ino,
+    pub(super) entry: u64,
     opened: u64,
     /// It is a copy, or a new file, that nobody wrote to.
-    unwritten: bool,
+    pub(super) unwritten: bool,
     /// See [`super::staged::Staged::promised`].
     promised: bool,
 }
@@ -182,45 +183,6 @@ impl Engine {
         result.map(drop)
     }
 
-    /// Whether a staged file may have something that no record has.
-    pub(super) fn has_more(&self, ino: Ino, staged: &Staged) -> bool {
-        let Ok(Some(stat)) = self.store.staged_stat(ino) else { return false };
-        let baseline = staged.baseline_ctime_ns.filter(|_| staged.unwritten);
-        let mut known = baseline.into_iter().chain(staged.recorded_ctime_ns);
-        // Of one that is recorded the file just goes, or a copy is being made.
-        staged.work != Work::Making && !known.any(|known| known == stat.written_ns || known == stat.ctime_ns)
-    }
-
-    /// The same while it is being sealed.
-    fn may_have_more(&self, seen: &Seen, staged: &Staged) -> bool {
-        !seen.unwritten && self.has_more(seen.ino, staged)
-    }
-
-    /// Where a join has taken the last name of a file that was written: it has one again.
-    pub(super) fn give_name_back(&self, ino: Ino) -> FsResult<()> {
-        if self.core().staged.get(ino).is_none_or(|staged| staged.taken.is_none()) {
-            return Ok(());
-        }
-        self.change_content(None, |core| {
-            // Else who took the name saw all of it.
-            let has_more = core.staged.get(ino).is_some_and(|staged| self.has_more(ino, staged));
-            let taken = core.staged.get_mut(ino).filter(|_| has_more).and_then(|staged| staged.taken.take());
-            let Some(taken) = taken else { return Ok(()) };
-            if core.ns.locate(ino, taken.dir).is_ok() {
-                return Ok(()); // another join has brought one
-            }
-            let back = core.ns.put_back(&taken);
-            if let Some(staged) = core.staged.get_mut(ino) {
-                staged.dir = taken.dir;
-                staged.taken = back.is_err().then_some(taken);
-            }
-            if let Some(dot) = back? {
-                core.staged.began_from(ino, dot);
-            }
-            Ok(())
-        })
-    }
-
     fn seal_marked(&self, seen: &Seen, size: Size<'_>) -> FsResult<Outcome> {
         match self.store.begin_seal(seen.ino) {
             Err(error) if error.errno == Errno::ENOENT => {
@@ -229,8 +191,9 @@ impl Engine {
             }
             Err(error) => Err(error),
             Ok(Seal::Busy) => Ok(Outcome::Finished),
-            // Nothing to read or hash: it goes as it came.
-            Ok(_) if seen.unwritten => self.finish_small(seen, None),
+            // Nothing to read or hash: it goes as it came. The stamp too, for after a start not all who had it open may have said something.
+            Ok(_) if seen.unwritten && self.is_as_made(seen) => self.finish_small(seen, None),
+            Ok(Seal::Small(small)) if self.is_as_found(seen, &SealedAs::Small(&small)) => self.finish_small(seen, None),
             Ok(Seal::Small(small)) => self.finish_small(seen, Some(small)),
             Ok(Seal::Large(_) | Seal::Doubtful(_)) if matches!(size, Size::Small) => Ok(Outcome::TooLarge),
             Ok(Seal::Doubtful(job)) => {
@@ -245,6 +208,10 @@ impl Engine {
                     let sealed = sealed?;
                     if let Size::InTurn(next) = size {
                         next();
+                    }
+                    if self.is_as_found(seen, &SealedAs::Large(&sealed)) {
+                        self.store.sync_held(&sealed)?;
+                        return self.finish_small(seen, None);
                     }
                     let moving = self.moves.begin();
                     match self.place(seen.ino, sealed.content, sealed.size)? {
@@ -313,7 +280,7 @@ impl Engine {
             let Some((at, base)) = self.still_there(core, seen)? else { return Ok(None) };
             if let Some(small) = &small {
                 let content = NewContent::Small(small.blob, small.bytes.clone());
-                core.record(seen.ino, at, content, base.as_deref(), small.mtime_ns, small.ticket.ctime_ns())?;
+                core.record(seen.ino, at, content, base.as_deref(), small.ticket.times(), small.ticket.stamp())?;
             }
             // Removing takes longer than all the rest: without the lock, with those who want to write waiting.
             Ok(core.staged.get_mut(seen.ino).map(|staged| {
@@ -351,7 +318,7 @@ impl Engine {
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(false);
             }
-            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.ticket.times(), sealed.ticket.stamp())?;
             if let Some(staged) = core.staged.get_mut(seen.ino) {
                 staged.work = Work::Making;
             }
@@ -374,7 +341,7 @@ impl Engine {
             if !self.store.can_finish(&sealed.ticket)? {
                 return Ok(false);
             }
-            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.ticket.times(), sealed.ticket.stamp())?;
             // Nobody writes it until it is gone; readers have it meanwhile.
             if let Some(staged) = core.staged.get_mut(seen.ino) {
                 staged.work = Work::Making;
@@ -410,7 +377,7 @@ impl Engine {
                 return Ok(Outcome::TooLarge); // since the seal began: once more, the other way
             }
             // The record first: after a crash in between, the staged file is still there and is sealed again.
-            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.mtime_ns, sealed.ticket.ctime_ns())?;
+            core.record(seen.ino, at, stored(sealed), base.as_deref(), sealed.ticket.times(), sealed.ticket.stamp())?;
             self.store.finish_seal(sealed)?;
             core.staged.remove(seen.ino);
             Ok(Outcome::Finished)
@@ -431,15 +398,16 @@ impl Core {
     }
 
     /// Record a staged file's new content. If it stays staged all the same (something behind this fails, or somebody has it open),
-    /// what is written next replaces this version too; versions from elsewhere stay what they are to its writers.
+    /// what is written next replaces this version too; versions from elsewhere stay what they are to its writers. The times are those of the
+    /// last change of the content, and of anything.
     pub(super) fn record(
         &mut self,
         ino: Ino,
         at: Located,
         content: NewContent,
         base: Option<&[Dot]>,
-        mtime_ns: i64,
-        ctime_ns: i64,
+        (mtime_ns, ctime_ns): (i64, i64),
+        seen: Stamp,
     ) -> FsResult<()> {
         // What got another number may be shown with that and stored with another yet.
         let at = if at.ino() == ino { self.ns.settle_copy(at)? } else { self.ns.settle(at)? };
@@ -451,7 +419,8 @@ impl Core {
         let after = self.ns.content_dots(&at)?;
         if let Some(staged) = self.staged.get_mut(ino) {
             staged.closed = None;
-            staged.recorded_ctime_ns = Some(ctime_ns);
+            staged.recorded = Some(seen);
+            staged.found = None;
         }
         if let Some(base) = self.staged.get_mut(ino).and_then(|staged| staged.base.as_mut()) {
             base.extend(after.into_iter().filter(|dot| !before.contains(dot)));

@@ -1,12 +1,13 @@
 //! The table of staged files: which inodes have one, who writes them, and what is being done with them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::Dot;
+use delugefs_proto::record::{Data, Dot};
 
 use super::SessionId;
+use crate::content::Stamp;
 use crate::namespace::Taken;
 use crate::view::derived_ino;
 
@@ -37,14 +38,13 @@ pub(super) struct Staged {
     pub writers: usize,
     /// The only session that has opened it. It knows what it wrote: the seal is no news to it. Of two none knows all.
     pub session: Option<SessionId>,
-    /// The versions of the content its writers started from; after a restart those that were there then, or none where others had changed it
-    /// meanwhile. `None`, in whose place all versions go, is no file's that has a writer.
+    /// The versions of the content its writers started from; after a restart those that were there then, or where others had changed it
+    /// meanwhile what was noted, or none. `None`, in whose place all versions go, is no file's that has a writer.
     pub base: Option<Vec<Dot>>,
-    /// Change time of the staged file when it was made, empty or as a copy: while nobody but this process has moved it, that of the record
-    /// is shown.
-    pub baseline_ctime_ns: Option<i64>,
-    /// It was made as a copy, or empty for a new record, and whoever had it open has said that nothing was written. No time of the file tells that:
-    /// before Linux 6.13, and on some file systems, a write within the tick of the copy leaves them as they are.
+    /// The staged file when it was made, empty or as a copy: while it has that stamp, the change time of the record is shown.
+    pub made: Option<Stamp>,
+    /// It was made as a copy, or empty for a new record, and whoever had it open has said that nothing was written. Not every stamp tells
+    /// that ([`Stamp::tells`]).
     pub unwritten: bool,
     /// What is being done with it outside the lock.
     pub work: Work,
@@ -61,8 +61,12 @@ pub(super) struct Staged {
     /// Somebody was told that what he wrote is on stable storage, or may have been before a restart: the staged file must
     /// not go before what replaces it is there.
     pub promised: bool,
-    /// Change time of the staged file when it was recorded last, and stayed.
-    pub recorded_ctime_ns: Option<i64>,
+    /// The staged file when it was recorded last, and stayed.
+    pub recorded: Option<Stamp>,
+    /// What was recorded of it at a start that found it, and with which time of the last change.
+    pub found: Option<(Data, i64)>,
+    /// What is written down of it for the next start.
+    pub noted: Vec<u8>,
     /// The number that the file has got while it was written; this one is another file's.
     pub number: Option<Ino>,
     /// A join has taken its last name. It gets it back when what was written is recorded.
@@ -81,6 +85,11 @@ pub(super) struct Closed {
 }
 
 impl Staged {
+    /// Whether the file with this stamp is as it was made.
+    pub fn is_as_made(&self, now: &Stamp) -> bool {
+        self.made.is_some_and(|made| made.is_same(now))
+    }
+
     /// Whether it was closed so long ago, and nothing of that is recorded although nobody writes it now.
     pub fn is_overdue(&self, age: Duration) -> bool {
         let now = Instant::now();
@@ -104,6 +113,8 @@ pub(super) struct StagedTable {
     handles: HashMap<u64, (SessionId, Ino, u64)>,
     /// Entries so far.
     entries: u64,
+    /// Files that others have changed since they were opened.
+    met: HashSet<Ino>,
 }
 
 impl StagedTable {
@@ -122,6 +133,7 @@ impl StagedTable {
     /// A new entry; its number is given here.
     pub fn insert(&mut self, ino: Ino, staged: Staged) {
         self.entries += 1;
+        self.met.remove(&ino);
         self.files.insert(ino, Staged { entry: self.entries, ..staged });
     }
 
@@ -132,6 +144,7 @@ impl StagedTable {
 
     pub fn remove(&mut self, ino: Ino) {
         self.files.remove(&ino);
+        self.met.remove(&ino);
     }
 
     /// A version has another dot now, and its writers still started from it. Without this a rename or a link between
@@ -144,6 +157,7 @@ impl StagedTable {
         };
         let is_known = self.files.is_empty() || self.files.contains_key(&ino);
         let number = if is_known { None } else { self.files.iter().find_map(was) };
+        self.met.extend(number);
         let staged = self.files.get_mut(&number.unwrap_or(ino));
         let base = staged.and_then(|staged| {
             staged.number = number.map(|_| ino).or(staged.number);
@@ -170,13 +184,40 @@ impl StagedTable {
     pub fn lose_name(&mut self, taken: &Taken) {
         if let Some(staged) = self.files.get_mut(&taken.ino) {
             staged.taken = Some(taken.clone());
+            self.met.insert(taken.ino);
         }
     }
 
-    /// Whether a file is being written of which there are these versions, and not only such as its writers started from.
-    pub fn has_met(&self, ino: Ino, versions: &[Dot]) -> bool {
+    /// It has another number now, and its own is another file's.
+    pub fn renumber(&mut self, ino: Ino, number: Ino) {
+        if let Some(staged) = self.files.get_mut(&ino) {
+            staged.number.get_or_insert(number);
+            self.met.insert(ino);
+        }
+    }
+
+    /// There are these versions of a file: it has met another when it is being written, and they are not only such as its writers started from.
+    pub fn meet(&mut self, ino: Ino, versions: &[Dot]) {
         let base = self.files.get(&ino).and_then(|staged| staged.base.as_ref());
-        base.is_some_and(|base| versions.iter().any(|dot| !base.contains(dot)))
+        if base.is_some_and(|base| versions.iter().any(|dot| !base.contains(dot))) {
+            self.met.insert(ino);
+        }
+    }
+
+    /// Whether its writers start from all of these versions and no other.
+    pub fn is_from(&self, ino: Ino, versions: &[Dot]) -> bool {
+        let base = self.files.get(&ino).and_then(|staged| staged.base.as_ref());
+        base.is_some_and(|base| base.len() == versions.len() && versions.iter().all(|dot| base.contains(dot)))
+    }
+
+    /// A start knows it from what was written down.
+    pub fn has_met(&mut self, ino: Ino) {
+        self.met.insert(ino);
+    }
+
+    /// Files that others have changed since they were opened.
+    pub fn met(&self) -> Vec<Ino> {
+        self.met.iter().copied().collect()
     }
 
     pub fn len(&self) -> usize {

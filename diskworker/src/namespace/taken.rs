@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use delugefs_proto::codec::{canonicalize, decode_elements, decode_key, encode_elements, encode_key};
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
 use delugefs_proto::record::{Body, Dot, Element, Key, Name};
@@ -31,6 +32,24 @@ pub struct Taken {
     name: Name,
     /// Its version, attributes and times.
     elements: Vec<Element>,
+}
+
+impl Taken {
+    /// To be written down beside its staged file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let key = encode_key(&Key::Entry(self.dir, self.name.clone()));
+        let mut elements = self.elements.clone();
+        canonicalize(&mut elements);
+        [&(key.len() as u32).to_le_bytes(), &key[..], &encode_elements(&elements)].concat()
+    }
+
+    /// What was written down; `None` for anything else.
+    pub fn from_bytes(ino: Ino, bytes: &[u8]) -> Option<Self> {
+        let (length, rest) = bytes.split_first_chunk()?;
+        let (key, elements) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        let Key::Entry(dir, name) = decode_key(key).ok()? else { return None };
+        Some(Self { ino, dir, name, elements: decode_elements(elements).ok()? })
+    }
 }
 
 impl Namespace {
