@@ -109,7 +109,11 @@ pub async fn follow(
         let mut now_apart = Apart::new();
         while let Some(met) = meetings.join_next().await {
             let Ok((disk_id, socket, its, met)) = met else { continue };
-            if let Err(why) = met {
+            // One that was told to end meanwhile answers nothing, by right.
+            let is_up = |disk: &pb::Disk| disk.disk_id == disk_id && disk.state() == pb::disk::State::Up;
+            if let Err(why) = met
+                && snapshots.borrow().disks.iter().any(is_up)
+            {
                 if complained.insert(&format!("{disk_id} {why}")) {
                     tracing::warn!("disk {}: {why}", short_id(&disk_id));
                 }

@@ -406,7 +406,7 @@ impl Control for Server {
         let revoked = self.membership.revoke(cluster, &request.id, request.with_hosts)?;
         let what = if revoked.is_host { "host" } else { "disk" };
         let id = revoked.id.to_hex();
-        tracing::warn!(stay = ?revoked.stay, out = ?revoked.out, "revoked the {what} {id}");
+        tracing::info!(stay = ?revoked.stay, out = ?revoked.out, "revoked the {what} {id}");
         Ok(Response::new(pb::RevokeReply { id, what: what.into(), stay: revoked.stay, out: revoked.out }))
     }
 

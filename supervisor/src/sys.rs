@@ -68,7 +68,11 @@ fn mount_table() -> io::Result<Vec<Entry>> {
     #[cfg(target_os = "linux")]
     let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);
     #[cfg(not(target_os = "linux"))]
-    let table = parse_mount(&Command::new("/sbin/mount").arg("-v").stdin(Stdio::null()).output()?.stdout);
+    let asked = Command::new("/sbin/mount").arg("-v").stdin(Stdio::null()).output();
+    #[cfg(not(target_os = "linux"))]
+    let asked = asked.map_err(|error| io::Error::new(error.kind(), format!("cannot run /sbin/mount: {error}")));
+    #[cfg(not(target_os = "linux"))]
+    let table = parse_mount(&asked?.stdout);
     Ok(table)
 }
 

@@ -95,7 +95,6 @@ fn a_disk_that_was_shut_out_counts_for_nothing_on_its_host() {
     lab.end(&Ending {
         out: &[&first],
         expected: &[
-            ("revoked the disk", "what was asked for"),
             ("it was revoked, which is for ever", "the supervisor, of the disk"),
             (": revoked key", "the other disk, to which it comes"),
             ("this disk is out", "itself"),

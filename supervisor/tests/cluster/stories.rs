@@ -216,7 +216,6 @@ fn who_is_revoked_is_out() {
     lab.wait_for_peers(&[0, 1], 1);
     wait_for_content(&lab, &lab.hosts[1].file("secret"), b"x");
     lab.finish(&[
-        ("revoked the host", "what was asked for"),
         ("WARN refused [", "who comes all the same"),
         ("this disk is out", "itself, when it is told"),
         ("this host was revoked by", "its supervisor"),
