@@ -109,6 +109,7 @@ impl Mount {
     }
 
     /// Send one write, and do not wait for it: its number.
+    #[cfg(target_os = "linux")]
     pub fn begin_write(&mut self, ino: u64, handle: u64, bytes: &[u8]) -> u64 {
         let body = Body::new().u64(handle).u64(0).u32(bytes.len() as u32).u32(0).u64(0).u32(libc::O_RDWR as u32).u32(0);
         self.kernel.send(op::WRITE, ino, &body.bytes(bytes))
