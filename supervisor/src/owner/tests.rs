@@ -613,8 +613,9 @@ fn how_an_added_disk_takes_part_in_the_network_is_remembered_until_it_is_said_an
     assert_eq!(stopped(&mut sim, known), is(true, "attic"));
     let known = add(&mut sim, net(None, None, 0), true);
     assert_eq!(stopped(&mut sim, known), is(true, "attic"));
-    let known = add(&mut sim, net(None, Some("cellar"), 0), false);
-    assert_eq!(stopped(&mut sim, known), is(true, "attic"), "`run` does not change what was added");
+    let spec = DiskSpec { net: net(None, Some("cellar"), 0), ..Sim::spec("home", "/a", false, None) };
+    let mut answer = sim.asks(|reply| Event::AddDisk { spec, remember: false, reply: Some(reply) });
+    assert_eq!(exit_of(&mut answer), Exit::InUse, "`run` does not change what was added");
     assert_eq!(add(&mut sim, net(None, Some("cellar"), 0), true).1, is(true, "cellar"), "what is not said stays");
     // It is up, too.
     assert_eq!(add(&mut sim, net(Some(false), None, 0), true).1, is(false, "cellar"));
