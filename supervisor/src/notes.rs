@@ -3,9 +3,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use delugefs_proto::ids::hex;
+use delugefs_proto::rundir;
 use serde::{Deserialize, Serialize};
 
 use crate::owner::Served;
@@ -82,18 +85,25 @@ impl Note {
     }
 }
 
-/// Remove notes and logs of processes that have ended.
+/// Remove notes and logs of processes that have ended, and sockets of workers where nobody listens: of one that was killed, and whose disk is
+/// elsewhere by now.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn sweep(run_dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(run_dir)? {
-        let path = entry?.path();
+        let entry = entry?;
+        let (path, is_socket) = (entry.path(), entry.file_type()?.is_socket());
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let note = path.with_extension("pid");
         let ours = name.starts_with("mount-") || name.starts_with("disk-");
         let lives = |program| Note::read_living(&note, program).is_some();
-        if ours && !lives(WORKER) && !lives(FRONTEND) {
+        let is_dead = |path: &Path| {
+            let refused = UnixStream::connect(path).map_err(|error| error.kind());
+            matches!(refused, Err(io::ErrorKind::ConnectionRefused))
+        };
+        let is_workers = is_socket && path != rundir::control_socket(run_dir);
+        if ours && !lives(WORKER) && !lives(FRONTEND) || is_workers && is_dead(&path) {
             fs::remove_file(&path)?;
         }
     }
@@ -123,7 +133,22 @@ fn tag(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    #[test]
+    fn sockets_go_where_nobody_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let bind = |name: &str| UnixListener::bind(dir.path().join(name)).unwrap();
+        drop((bind("1a2b3c4d.sock"), bind("1a2b3c4d.grpc"), bind("control.sock")));
+        let _living = bind("5e6f7a8b.sock");
+        fs::write(dir.path().join("notes.sock"), "no socket").unwrap();
+        sweep(dir.path()).unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["5e6f7a8b.sock", "control.sock", "notes.sock"]);
+    }
 
     #[test]
     fn only_the_living_are_found() {
