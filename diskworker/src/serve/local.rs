@@ -1,6 +1,7 @@
 //! Serving frontends: a thread per connection, one request at a time on each.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -59,7 +60,13 @@ pub fn serve(
         let spawned = std::thread::Builder::new().name("frontend".into()).spawn(move || {
             let _counted = counted;
             if let Err(error) = Connection::new(&engine, &fetcher, &neighbours, &Arc::new(socket)).run() {
-                tracing::warn!("connection of a frontend: {error}");
+                match error.kind() {
+                    // It has ended, and had not read all: by right, when it was told to.
+                    ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                        tracing::debug!("connection of a frontend: {error}");
+                    }
+                    _ => tracing::warn!("connection of a frontend: {error}"),
+                }
             }
         });
         if let Err(error) = spawned {
