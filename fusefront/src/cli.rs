@@ -25,7 +25,7 @@ pub struct Args {
     pub mount: Option<PathBuf>,
 
     /// Mount on this directory only if no symbolic link leads there: what is mounted again later is not to be elsewhere
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub exact: bool,
 
     /// Serve as this user instead of root: an account for nothing else, since all its processes can read and change every file

@@ -20,8 +20,11 @@ pub type Expected = (&'static str, &'static str);
 /// So often everything is asked while descriptors are counted.
 const QUESTIONS: usize = 8;
 
-/// Warnings that a story need not name: a slow machine brings about what does not come again in many runs. Of errors and panics none.
-const STRAYS_MAX: usize = 1;
+/// Whether warnings that a story does not name, and descriptors that stay, fail it; else warnings are only printed. Not by default: a slow
+/// machine brings about what does not come again in many runs. Errors, panics and whatever else is left always fail it.
+fn is_strict() -> bool {
+    std::env::var_os("DELUGEFS_STRICT").is_some()
+}
 
 /// What a story leaves on purpose.
 #[derive(Default)]
@@ -52,7 +55,9 @@ impl Lab {
         for at in &running {
             let (code, text) = self.hosts[*at].says(&["scrub"]);
             wrong.extend((code != 0).then(|| format!("scrub of host {at}: {text}")));
-            self.assert_no_descriptors_stay(*at);
+            if is_strict() {
+                self.assert_no_descriptors_stay(*at);
+            }
         }
         let disks: Vec<PathBuf> = running.iter().flat_map(|at| up(&self.hosts[*at])).map(|disk| disk.root).collect();
         let networks: BTreeSet<u64> = self.hosts.iter().map(Host::network).collect();
@@ -76,9 +81,9 @@ impl Lab {
         }
         let is_stray = |line: &String| line.contains("WARN") && !line.contains("panicked at");
         let (strays, mut odd): (Vec<_>, Vec<_>) = self.unexpected(ending.expected).into_iter().partition(is_stray);
-        match strays.len() <= STRAYS_MAX {
-            true => strays.iter().for_each(|line| eprintln!("once, and not expected: {line}")),
-            false => odd.extend(strays),
+        match is_strict() {
+            true => odd.extend(strays),
+            false => strays.iter().for_each(|line| eprintln!("not expected: {line}")),
         }
         wrong.extend(odd.into_iter().map(|line| format!("not expected: {line}")));
         assert!(wrong.is_empty(), "in the end:\n{}\n--- of\n{}", wrong.join("\n"), self.logs());
