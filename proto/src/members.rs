@@ -2,7 +2,7 @@
 //! members ([`validity`]). Two sets are joined by union, so it does not matter who told whom first. Nobody is asked, and
 //! no clock decides. Knows nothing of the network, nor where the set is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::identity::Identity;
 use crate::ids::{ClusterId, DiskId, HostId, NodeId};
@@ -16,7 +16,7 @@ mod validity;
 use record::Record;
 pub use record::{NONCE_BYTES, Role, Statement, clean_label, cluster_id, is_label};
 use room::Room;
-pub use room::{ADMISSIONS_MAX, HOSTS_MAX, REVOCATIONS_EACH, REVOCATIONS_MAX};
+pub use room::{ADMISSIONS_MAX, HOSTS_MAX, REVOCATIONS_EACH, REVOCATIONS_MAX, SHORT_EACH};
 pub use validity::Member;
 
 /// Most members that one revocation keeps; and those that it keeps where there is no room for more.
@@ -118,13 +118,14 @@ impl Members {
         Ok(this)
     }
 
-    /// Read the set of a cluster and check everything in it.
+    /// Read a whole set of a cluster that was kept, and check everything in it. One in which hosts take up more than they may stays as it is:
+    /// earlier versions took it all, and without some revocations their targets would be members again.
     ///
     /// # Errors
-    /// When anything is wrong with it. One in which hosts take up more than they may has what fits: earlier versions took it all.
+    /// When anything is wrong with it.
     pub fn decode(cluster: ClusterId, bytes: &[u8]) -> Result<Self, MembersError> {
         let mut this = Self { cluster, records: BTreeMap::new(), view: Default::default() };
-        this.absorb(bytes)?;
+        this.join(bytes, false)?;
         if this.view.founder.is_none() { Err(MembersError::NoGenesis) } else { Ok(this) }
     }
 
@@ -140,6 +141,10 @@ impl Members {
     /// # Errors
     /// When the bytes hold anything but well-formed, well-signed records of this cluster; nothing was taken then.
     pub fn absorb(&mut self, set: &[u8]) -> Result<Joined, MembersError> {
+        self.join(set, true)
+    }
+
+    fn join(&mut self, set: &[u8], is_limited: bool) -> Result<Joined, MembersError> {
         if set.len() > SET_MAX_BYTES {
             return Err(MembersError::Full);
         }
@@ -154,7 +159,9 @@ impl Members {
         wanted.retain(|record| !is_genesis(record) || !std::mem::replace(&mut has_genesis, true));
         self.keep_supported(&mut wanted);
         let before = wanted.len();
-        self.cut_to_limits(&mut wanted);
+        if is_limited {
+            self.cut_to_limits(&mut wanted);
+        }
         let left_out = before - wanted.len();
         if left_out > 0 {
             // What was left out may have been another's support.
@@ -175,11 +182,25 @@ impl Members {
         wanted.retain(|record| ever.supports(record.statement()));
     }
 
-    /// Drop what does not fit beside the records that are here; revocations come first.
+    /// Drop what does not fit beside the records that are here; revocations come first. Whom one shuts out for which there is no room is not
+    /// let in by what comes with it, either.
     fn cut_to_limits(&self, wanted: &mut Vec<&Record>) {
-        wanted.sort_by_key(|record| !matches!(record.statement(), Statement::Revocation { .. }));
+        let target = |record: &Record| match record.statement() {
+            Statement::Revocation { target, .. } => Some(*target),
+            _ => None,
+        };
         let mut room = Room::of(self.records.values());
-        wanted.retain(|record| room.take(record));
+        let mut out = BTreeSet::new();
+        let mut kept = Vec::new();
+        wanted.sort_by_key(|record| target(record).is_none());
+        for record in wanted.drain(..) {
+            match record.statement() {
+                Statement::Admission { subject, .. } if out.contains(subject) => {}
+                _ if room.take(record) => kept.push(record),
+                _ => out.extend(target(record)),
+            }
+        }
+        *wanted = kept;
     }
 
     /// Admit a host or a disk. Nothing happens when this host admitted it before as the same and nobody else did since.
@@ -228,8 +249,8 @@ impl Members {
         self.add(Record::sign(self.cluster, statement, by))
     }
 
-    /// Revoke a host or a disk, for ever. The hosts that a revoked host admitted stay, as far as there is room to say so, the earliest ones;
-    /// its disks do not.
+    /// Revoke a host or a disk, for ever. The hosts that a revoked host admitted stay, as far as there is room to say so: the one through which
+    /// `by` is a member, and the earliest ones; its disks do not.
     ///
     /// # Errors
     /// When `by` is no host of this cluster, nobody knows the target, or the set is full.
@@ -240,8 +261,8 @@ impl Members {
         self.revoke_keeping(KEEPS_MAX, target, at_s, by)
     }
 
-    /// The same, but those whom it admitted are out, too, unless somebody else has admitted them: a bad one may have made them up. They
-    /// may be let in anew. Also when it was revoked already.
+    /// The same, but those whom it admitted are out, too, unless somebody else has admitted them, or `by` is a member through them: a bad one
+    /// may have made them up. They may be let in anew. Also when it was revoked already.
     ///
     /// # Errors
     /// As [`Members::revoke`].
@@ -272,25 +293,56 @@ impl Members {
         if !known {
             return Err(MembersError::Unknown(target));
         }
-        let mut earliest: Vec<NodeId> = admitted.keys().copied().collect();
+        // Nobody else might be left to let it in again. It comes first: when others were let in, a bad one says as it likes.
+        let (own_link, through) = self.chain_of(by.id(), target);
+        let mut earliest: Vec<NodeId> = admitted.keys().copied().filter(|subject| Some(*subject) != own_link).collect();
         earliest.sort_by_key(|subject| (admitted[subject], *subject));
         let (cluster, by_host) = (self.cluster, by.host_id());
         let revocation = |most: usize| {
-            let mut keeps: Vec<NodeId> = earliest.iter().copied().take(most).collect();
+            let least = most.saturating_sub(usize::from(own_link.is_some()));
+            let mut keeps: Vec<NodeId> = own_link.into_iter().chain(earliest.iter().copied().take(least)).collect();
             keeps.sort_unstable();
             Record::sign(cluster, Statement::Revocation { target, by: by_host, at_s, keeps }, by)
         };
         // Those who are in without it have somebody else to thank.
         let none = revocation(0);
         let without = validity::view(self.records.values().chain([&none]));
-        let is_brought = |host: &&HostId| NodeId::from(**host) != target && !without.hosts.contains_key(host);
+        let is_out = |host: &HostId| NodeId::from(*host) != target && !without.hosts.contains_key(host);
+        let is_brought = |host: &&HostId| is_out(host) || through.contains(host);
         let brought: Vec<HostId> = self.view.hosts.keys().filter(is_brought).copied().collect();
-        match self.add(revocation(most)) {
-            Err(MembersError::Full) => self.add(revocation(most.min(KEEPS_FEW)))?,
-            added => added?,
+        if !self.is_said(&revocation(most)) {
+            match self.add(revocation(most)) {
+                Err(MembersError::Full) => self.add(revocation(most.min(KEEPS_FEW)))?,
+                added => added?,
+            }
         }
         let (stay, out) = brought.into_iter().partition(|host| self.is_host(*host));
         Ok(Brought { stay, out })
+    }
+
+    /// Whether its author has revoked the same, and kept nobody else.
+    fn is_said(&self, record: &Record) -> bool {
+        let Statement::Revocation { target, by, keeps, .. } = record.statement() else { return false };
+        self.records.values().any(|known| match known.statement() {
+            Statement::Revocation { target: of, by: author, keeps: kept, .. } => {
+                of == target && author == by && kept.iter().all(|id| keeps.contains(id))
+            }
+            _ => false,
+        })
+    }
+
+    /// Whom `target` has let in so that this host is a member, and through whom it is so from there on, without itself.
+    fn chain_of(&self, id: NodeId, target: NodeId) -> (Option<NodeId>, BTreeSet<HostId>) {
+        let (mut link, mut through) = (None, BTreeSet::new());
+        for record in validity::proof(self.records.values(), &self.view, id).into_iter().flatten() {
+            let Statement::Admission { subject, by, .. } = record.statement() else { continue };
+            if NodeId::from(*by) == target {
+                link = Some(*subject);
+                break; // it goes from this host up to the founder
+            }
+            through.insert(*by);
+        }
+        if link.is_none() { (None, BTreeSet::new()) } else { (link, through) }
     }
 
     /// A record of our own.

@@ -255,7 +255,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Revoke { id, yes, with_hosts } => {
             let revoked = client::answer(control.revoke(pb::RevokeRequest { id, yes, with_hosts }).await)?;
             println!("{} {}", revoked.what, revoked.id);
-            members::brought(&revoked).iter().for_each(|sentence| println!("{}", here.say(sentence)));
+            members::brought(&revoked, with_hosts).iter().for_each(|sentence| println!("{}", here.say(sentence)));
         }
         Command::Conflicts { form } => return members::conflicts(&mut control, form.json).await,
         Command::Copies { path, number } => return members::copies(&mut control, &path, number).await,

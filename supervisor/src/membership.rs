@@ -4,7 +4,7 @@
 //! The host's key may admit and revoke. The set is joined with those of the disks by [`crate::cluster`]; which of them
 //! said something first does not matter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +14,7 @@ use delugefs_proto::disk::short_id;
 use delugefs_proto::exit::{Exit, UserError};
 use delugefs_proto::identity::Identity;
 use delugefs_proto::ids::{ClusterId, DiskId, HostId, NodeId, hex};
-use delugefs_proto::members::{Members, MembersError, Role, clean_label};
+use delugefs_proto::members::{Members, MembersError, Role, Statement, clean_label};
 use delugefs_proto::token::{SECRET_BYTES, Token};
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
@@ -361,7 +361,11 @@ impl Membership {
         let mut hosts: Vec<(NodeId, bool)> = set.hosts().keys().map(|id| (NodeId::from(*id), true)).collect();
         if with_hosts {
             // Those that it let in can be shut out later, too.
-            hosts.extend(set.revoked().keys().map(|id| (*id, true)));
+            let out = set.statements().filter_map(|one| match one {
+                Statement::Admission { role: Role::Host, subject, .. } if set.is_revoked(*subject) => Some(*subject),
+                _ => None,
+            });
+            hosts.extend(out.collect::<BTreeSet<NodeId>>().into_iter().map(|id| (id, true)));
         }
         let disks = set.disks().keys().map(|id| (NodeId::from(*id), false));
         let found: Vec<(NodeId, bool)> =
@@ -427,7 +431,6 @@ pub struct Revoked {
     pub out: Vec<String>,
 }
 
-/// The clusters of which a set is kept.
 /// Wait until nobody else founds a cluster with this state directory, for moments.
 fn alone(state_dir: &Path) -> anyhow::Result<Flock<File>> {
     let path = state_dir.join(KEY); // whoever has it, has its key
@@ -436,6 +439,7 @@ fn alone(state_dir: &Path) -> anyhow::Result<Flock<File>> {
         .map_err(|(_, error)| anyhow::Error::from(error).context("cannot take a lock"))
 }
 
+/// The clusters of which a set is kept.
 fn kept_sets(state_dir: &Path) -> std::io::Result<Vec<ClusterId>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(state_dir)? {

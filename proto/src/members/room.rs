@@ -1,7 +1,7 @@
 //! How much of a set there is room for, and how much of that one host may fill. What a host signs everybody keeps and verifies for ever, also after
-//! it has turned bad, and it can let in as many more as it likes, who sign too. So every host has room for one short revocation that nobody else
+//! it has turned bad, and it can let in as many more as it likes, who sign too. So every host has room for a few short revocations that nobody else
 //! can fill, and a part of the rest. There are so few hosts that all of that fits: whatever some have signed, any other one can still shut
-//! one of them out, and with it all whom it has made up.
+//! one of them out, and with it all whom it has made up, unless it had shut out a few before.
 //!
 //! Whether records fit depends on which they are, and not on the order in which they came; what fits, fits also without some of them.
 
@@ -13,23 +13,25 @@ use super::record::{Record, Role, Statement};
 use super::{KEEPS_FEW, SET_MAX_BYTES};
 
 /// Most geneses and admissions in a set.
-pub const ADMISSIONS_MAX: usize = 3072;
+pub const ADMISSIONS_MAX: usize = 2048;
 /// Most of them that let in hosts.
-pub const HOSTS_MAX: usize = 512;
-/// Most revocations in a set beside one of each host, and those of them that one host has signed.
+pub const HOSTS_MAX: usize = 256;
+/// Short revocations that every host has room for.
+pub const SHORT_EACH: usize = 4;
+/// Most revocations in a set beside these, and those of them that one host has signed.
 pub const REVOCATIONS_MAX: usize = 1024;
-pub const REVOCATIONS_EACH: usize = 128;
+pub const REVOCATIONS_EACH: usize = 512;
 /// The same in bytes: with the admissions and the revocations that each host may have it makes less than a set may have.
 const REVOCATIONS_BYTES: usize = 192 << 10;
 const EACH_BYTES: usize = 64 << 10;
-/// A short revocation is taken to be so long, in bytes: which of a host's is the one it has room for does not matter then.
+/// A short revocation is taken to be so long, in bytes: which of a host's are those it has room for does not matter then.
 const SHORT_BYTES: usize = 290;
 
 /// What one host has signed.
 #[derive(Default)]
 struct Signed {
-    has_short: bool,
-    /// Beside one short one.
+    short: usize,
+    /// Beside the first [`SHORT_EACH`] short ones.
     more: usize,
     more_bytes: usize,
 }
@@ -71,7 +73,7 @@ impl Room {
         };
         let none = Signed::default();
         let signed = self.signed.get(&record.statement().author()).unwrap_or(&none);
-        let is_first = is_short(record) && !signed.has_short;
+        let is_first = is_short(record) && signed.short < SHORT_EACH;
         let fits_each = signed.more < REVOCATIONS_EACH && signed.more_bytes + bytes <= EACH_BYTES;
         let fits_all = self.more < REVOCATIONS_MAX && self.more_bytes + bytes <= REVOCATIONS_BYTES;
         is_first || fits_each && fits_all
@@ -85,7 +87,8 @@ impl Room {
             return;
         };
         let signed = self.signed.entry(record.statement().author()).or_default();
-        if is_short(record) && !std::mem::replace(&mut signed.has_short, true) {
+        if is_short(record) && signed.short < SHORT_EACH {
+            signed.short += 1;
             return;
         }
         (signed.more, signed.more_bytes) = (signed.more + 1, signed.more_bytes + bytes);

@@ -82,7 +82,12 @@ fn a_host_that_has_made_up_very_many_can_be_shut_out() {
 
 #[test]
 fn whoever_has_filled_the_set_can_be_shut_out_by_any_other_host() {
-    let (set, [founder, honest, bad]) = three();
+    let (mut set, [founder, honest, bad]) = three();
+    // Who has shut out some before still can.
+    for n in 1..SHORT_EACH as u64 {
+        set.admit(Role::Disk, made_up(u64::MAX - n), "old", 2, &honest).unwrap();
+        set.revoke(made_up(u64::MAX - n), 3, &honest).unwrap();
+    }
     for (others, keeps) in [(0, 1000), (0, 0), (60, 1000), (500, 0), (500, 4)] {
         let mut full = set.clone();
         // Also by those it has made up for that.
@@ -98,7 +103,7 @@ fn whoever_has_filled_the_set_can_be_shut_out_by_any_other_host() {
         full.absorb(&signed(&set, &bad, let_in)).unwrap();
         full.absorb(&signed(&set, &bad, admissions(&bad, 3000, 4))).unwrap();
         let targets: Vec<NodeId> = full.hosts().keys().map(|host| NodeId::from(*host)).collect();
-        let each = if others > 0 { 3 } else { 140 };
+        let each = if others > 0 { 3 + SHORT_EACH } else { REVOCATIONS_EACH };
         let of = targets.iter().copied().filter(|id| ![founder.id(), honest.id()].contains(id)).take(each);
         let of: Vec<NodeId> = of.collect();
         let by = [&bad].into_iter().chain(&accomplices);
@@ -113,6 +118,10 @@ fn whoever_has_filled_the_set_can_be_shut_out_by_any_other_host() {
         let mut told = full.clone();
         if !told.is_revoked(bad.id()) {
             told.revoke(bad.id(), 5, &honest).unwrap();
+        }
+        if others == 500 {
+            let one_more = signed(&set, &honest, revocations(&honest, of.iter().copied().take(1), 0));
+            assert_eq!(told.clone().absorb(&one_more).unwrap().left_out, 1, "it is not full");
         }
         let mut mine = full.clone();
         mine.absorb(&signed(&set, &honest, revocations(&honest, [bad.id()].into_iter(), 0))).unwrap();
@@ -186,4 +195,65 @@ fn who_is_out_can_be_shown_why_and_nobody_else_is() {
         *forged.last_mut().unwrap() ^= 1;
         assert!(theirs.clone().absorb(&forged).is_err());
     }
+}
+
+#[test]
+fn who_shuts_out_the_one_that_let_it_in_stays() {
+    let (founder, second, third, made_up) = (key(), key(), key(), key());
+    let mut set = Members::found(&founder, [1; 16], "test", "tower", 1).unwrap();
+    set.admit(Role::Host, second.id(), "laptop", 2, &founder).unwrap();
+    set.admit(Role::Host, third.id(), "box", 3, &second).unwrap();
+    set.admit(Role::Host, made_up.id(), "x", 1, &founder).unwrap();
+    set.admit(Role::Disk, third.id(), "box", 3, &third).unwrap();
+    for (by, stay) in [(&second, vec![]), (&third, vec![second.host_id()])] {
+        let mut alone = set.clone();
+        let brought = alone.revoke_with_hosts(founder.id(), 5, by).unwrap();
+        assert_eq!((brought.stay, brought.out), (stay, vec![made_up.host_id()]));
+        let left: Vec<HostId> = alone.hosts().keys().copied().collect();
+        let mut ours = vec![second.host_id(), third.host_id()];
+        ours.sort_unstable();
+        assert!(left == ours && alone.is_disk(third.disk_id()) && !alone.is_disk(made_up.disk_id()));
+        // Once more is no more.
+        let said = alone.encode();
+        alone.revoke_with_hosts(founder.id(), 6, by).unwrap();
+        assert!(alone.encode() == said);
+    }
+    // Also where there is room for a few only, and those whom it let in earlier come first.
+    for n in 0..10 {
+        let early = Statement::Admission {
+            role: Role::Host,
+            subject: self::made_up(n),
+            by: founder.host_id(),
+            at_s: 0,
+            label: "x".into(),
+        };
+        set.absorb(&signed(&set, &founder, [early].into_iter())).unwrap();
+    }
+    set.revoke_keeping(KEEPS_FEW, founder.id(), 5, &third).unwrap();
+    assert!(set.is_host(third.host_id()) && set.is_host(second.host_id()));
+    assert_eq!(set.hosts().len(), 1 + KEEPS_FEW);
+}
+
+/// Versions before there was a limit for each host.
+#[test]
+fn a_set_of_an_earlier_version_stays_as_it_is() {
+    let (mut set, [_, honest, _]) = three();
+    let count = REVOCATIONS_MAX as u64 + 100;
+    let disks = (0..count).map(|n| Statement::Admission {
+        role: Role::Disk,
+        subject: made_up(n),
+        by: honest.host_id(),
+        at_s: 3,
+        label: "d".into(),
+    });
+    let all = disks.chain(revocations(&honest, (0..count).map(made_up), 0));
+    let all: Vec<Record> = all.map(|one| Record::sign(set.cluster, one, &honest)).collect();
+    let mut earlier = set.clone();
+    earlier.records.extend(all.into_iter().map(|record| (record.bytes().into(), record)));
+    let bytes = earlier.encode();
+    let kept = Members::decode(set.cluster_id(), &bytes).unwrap();
+    assert!(kept == earlier && kept.disks().is_empty());
+    // Who has no room for all of that lets nobody in for whom there was no room to be shut out.
+    assert!(set.absorb(&bytes).unwrap().left_out > 0);
+    assert!(set.disks().is_empty() && set.revoked().len() >= REVOCATIONS_EACH / 4);
 }

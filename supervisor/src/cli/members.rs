@@ -211,7 +211,7 @@ fn too_few(disks: &[wpb::Peer], wanted: u32) -> Option<String> {
 }
 
 /// What became of the hosts that a revoked one has let in: only people can tell whether somebody made them up.
-pub fn brought(revoked: &pb::RevokeReply) -> Vec<String> {
+pub fn brought(revoked: &pb::RevokeReply, with_hosts: bool) -> Vec<String> {
     const SHOWN: usize = 10;
     let names = |hosts: &[String]| {
         let shown: Vec<String> = hosts.iter().take(SHOWN).map(|name| escape_line(name)).collect();
@@ -219,7 +219,12 @@ pub fn brought(revoked: &pb::RevokeReply) -> Vec<String> {
         shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
     };
     let mut sentences = Vec::new();
-    if !revoked.stay.is_empty() {
+    if with_hosts && !revoked.stay.is_empty() {
+        sentences.push(format!(
+            "this host is a member only because it let these in, so they stay: {}",
+            names(&revoked.stay)
+        ));
+    } else if !revoked.stay.is_empty() {
         sentences.push(format!(
             "members only because it let them in, and they stay: {}; if you do not know them all: `delugefs revoke {} --with-hosts`",
             names(&revoked.stay),
@@ -264,13 +269,17 @@ mod tests {
     fn whom_a_revoked_host_has_let_in_is_said() {
         let name = |n: usize| format!("box{n} (0000000{n})");
         let mut revoked = pb::RevokeReply { id: "ab".into(), what: "host".into(), ..Default::default() };
-        assert!(brought(&revoked).is_empty());
+        assert!(brought(&revoked, false).is_empty());
         revoked.stay = (0..12).map(name).collect();
         revoked.out = vec![name(1)];
-        let said = brought(&revoked);
+        let said = brought(&revoked, false);
         assert!(
             said[0].contains("box9 (00000009) and 2 more") && said[0].contains("`delugefs revoke ab --with-hosts`")
         );
         assert!(said[1].contains("box1 (00000001); an invitation"), "{said:?}");
+        let said = brought(&revoked, true);
+        assert!(
+            said[0].starts_with("this host is a member only because it let these in") && !said[0].contains("--with")
+        );
     }
 }
