@@ -292,6 +292,9 @@ impl Replicator {
                 {
                     known.insert(id, vector); // an older worker does not say it
                 }
+                if me.told {
+                    heard.insert(id);
+                }
                 seen.insert(id, me); // of itself a disk knows best
             }
             for peer in reply.peers {

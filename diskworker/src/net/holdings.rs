@@ -18,12 +18,17 @@ const CHUNK: usize = 4096;
 
 /// Most contents that a disk is taken to hold: any member may say of any disk that it holds more and more.
 pub(super) const HELD_MAX: usize = 16 << 20;
-/// The same of all disks together, in each of which as many may be as fit into equal parts of it: what is said of some keeps nothing out
-/// that is said of others. It takes 3 GB, and never more than twice that.
-const ALL_MAX: usize = 32 << 20;
+/// The same of all disks together, of which each may have as many as fit into equal parts of it: what is said of some keeps nothing out
+/// that is said of others. As many as take a third of the memory, and never more than twice that; and at least so many.
+fn all_max() -> usize {
+    const EACH_BYTES: u64 = 96;
+    const MIN: u64 = 16 << 20;
+    crate::os::memory_bytes().map_or(MIN, |bytes| (bytes / 3 / EACH_BYTES).max(MIN)) as usize
+}
 
-/// So long nobody asks for all that a disk holds after news of it were not taken in.
+/// So long nobody asks for all that a disk holds after news of it were not taken in; twice as long each time, but not longer than this.
 const DEAF: Duration = Duration::from_secs(60);
+const DEAF_MAX: Duration = Duration::from_secs(3600);
 
 /// No disk says of itself that its count is above this.
 pub(super) const EPOCH_MAX: u64 = 1 << 62;
@@ -50,8 +55,8 @@ struct Disk {
     held: HashSet<Short>,
     /// Generation, and whether a content came or went with it.
     log: VecDeque<(u64, Short, bool)>,
-    /// When news of it were not taken in last: what comes after them does not follow on what is known.
-    refused: Option<Instant>,
+    /// When news of it were not taken in last, and for how long nobody asks: what comes after them does not follow on what is known.
+    refused: Option<(Instant, Duration)>,
 }
 
 impl Disk {
@@ -101,7 +106,7 @@ impl Default for Holdings {
     fn default() -> Self {
         Self {
             disks: HashMap::new(),
-            limits: (HELD_MAX, ALL_MAX),
+            limits: (HELD_MAX, all_max()),
             held: 0,
             by_content: HashMap::new(),
             sets: HashSet::new(),
@@ -125,6 +130,8 @@ pub(super) enum Heard {
     Gap,
     /// No disk holds so much.
     TooMuch,
+    /// Together with what the others hold it is more than there is memory for.
+    NoRoom,
 }
 
 pub(super) fn short(content: ContentId) -> Short {
@@ -187,12 +194,22 @@ impl Holdings {
                 return refused;
             }
             self.apply(id, news.generation, &added, &removed);
-        } else if disk.refused.is_some_and(|at| at.elapsed() < DEAF) {
+        } else if disk.refused.is_some_and(|(at, deaf)| at.elapsed() < deaf) {
             return Heard::Nothing;
         } else {
             return Heard::Gap;
         }
         Heard::News
+    }
+
+    /// What was heard before the start.
+    pub fn recall(&mut self, news: &pb::Holdings) {
+        let id = DiskId::from_slice(&news.disk_id);
+        let was_told = id.is_some_and(|id| self.whole.contains(&id)); // links may be up already
+        self.hear(news);
+        if let (Some(id), false) = (id, was_told) {
+            self.whole.remove(&id);
+        }
     }
 
     /// A disk was met: what it holds is not known until it says how far it has counted, and that has come.
@@ -209,11 +226,11 @@ impl Holdings {
     }
 
     /// Whether a disk has said since the start what it holds, all of it, and so what nobody says it holds it has not. Of one that was never
-    /// met, but that others are connected with, they say it.
-    pub fn has_told(&self, id: DiskId) -> bool {
+    /// met, but that others are connected with, they say it. What they say of one that is away may be old: from before a power cut.
+    pub fn has_told(&self, id: DiskId, is_there: bool) -> bool {
         match self.claims.get(&id) {
             Some(claim) => self.disks.get(&id).is_some_and(|disk| (disk.epoch, disk.generation) >= *claim),
-            None => self.whole.contains(&id),
+            None => is_there && self.whole.contains(&id),
         }
     }
 
@@ -224,10 +241,11 @@ impl Holdings {
         let disk = self.disks.get_mut(&id)?;
         let heard = match after {
             _ if after > each => Heard::TooMuch,
-            _ if self.held - disk.held.len() + after > all && after > all / disks => Heard::Nothing,
+            _ if self.held - disk.held.len() + after > all && after > all / disks => Heard::NoRoom,
             _ => return None,
         };
-        disk.refused = Some(Instant::now());
+        let deaf = disk.refused.map_or(DEAF, |(_, before)| (2 * before).min(DEAF_MAX));
+        disk.refused = Some((Instant::now(), deaf));
         Some(heard)
     }
 

@@ -234,6 +234,16 @@ async fn read(
                         asked.notify.notify_one();
                     }
                     Heard::Nothing => {}
+                    Heard::NoRoom => {
+                        let id = of.map(|of| of.to_hex()).unwrap_or_default();
+                        let log = || {
+                            tracing::warn!(
+                                "there is not memory enough to know what disk {} holds: its copies count for nothing here",
+                                &id[..8]
+                            );
+                        };
+                        net.log.once("holdings", &id, log);
+                    }
                     Heard::TooMuch => {
                         return Err(FsError::new(Errno::EMSGSIZE, "it says that a disk holds more than any can"));
                     }

@@ -57,7 +57,7 @@ impl Net {
             } else if !is_counted {
                 parts = Parts::default();
             } else if let Ok(Part::Whole(message)) = parts.add(message) {
-                self.holdings.lock().hear(&message);
+                self.holdings.lock().recall(&message);
             }
         }
         let mut held = HashSet::new();

@@ -143,7 +143,7 @@ impl Net {
             peer.addresses = book.of(*disk);
             peer.mark = mark(*disk);
             peer.contents = holdings.count(*disk);
-            peer.told = holdings.has_told(*disk);
+            peer.told = holdings.has_told(*disk, table.is_there(*disk));
             reply.peers.push(peer);
         }
         reply

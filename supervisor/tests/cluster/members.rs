@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use delugefs_proto::disk::short_id;
+use delugefs_proto::ids::DiskId;
 
 use super::disks::write_on;
 use super::ending::Ending;
@@ -39,14 +40,20 @@ fn what_an_absent_disk_may_have_after_a_power_cut_is_not_gone() {
     let root = lab.hosts[0].file("");
     assert_eq!(lab.hosts[0].says(&["copies", root.to_str().unwrap(), "1"]).0, 0);
     lab.wait_for_one_catalog(&[0]);
+    // Who holds what is written down at the end, and once a minute.
+    lab.hosts[0].stop();
+    let before = fs::read(lab.hosts[0].path("d/holdings")).unwrap();
+    let second = DiskId::from_hex(&id).unwrap();
+    assert!(before.windows(32).any(|bytes| bytes == second.0), "that it has nothing is known");
+    lab.hosts[0].start("d", &["--no-mdns"]);
+    lab.wait_for_peers(&[0], 1);
     let socket = delugefs_proto::rundir::local_socket(&lab.hosts[0].path("r"), short_id(&id));
     write_on(&socket, "file", &bytes(70_000));
     wait_for_content(&lab, &lab.hosts[0].file("file"), &bytes(70_000));
     wait_for("its place", || lab.logs(), || lab.hosts[0].copies("file") == 1);
     lab.wait_for_one_catalog(&[0]);
     lab.hosts[0].kill();
-    // Who holds what is written down once a minute.
-    fs::remove_file(lab.hosts[0].path("d/holdings")).unwrap();
+    fs::write(lab.hosts[0].path("d/holdings"), before).unwrap();
     fs::rename(lab.hosts[0].path("d2"), lab.hosts[0].path("away")).unwrap();
 
     lab.hosts[0].start("d", &["--no-mdns"]);
@@ -73,6 +80,26 @@ fn what_an_absent_disk_may_have_after_a_power_cut_is_not_gone() {
     wait_for("it to be heard", why, || is_well() && lab.hosts[0].copies("file") >= 1);
     let away = [("there is no folder", "the supervisor, of the disk that is away at the start")];
     lab.finish(&[&KILLS[..], &away].concat());
+}
+
+/// Every disk has said what it holds: it is no question any more.
+#[test]
+fn what_the_only_disk_has_lost_is_gone() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    lab.hosts[0].start("d", &["--create", "--no-mdns"]);
+    let file = lab.hosts[0].file("file");
+    fs::write(&file, bytes(70_000)).unwrap();
+    wait_for("it to be there", || lab.logs(), || lab.hosts[0].copies("file") == 1);
+    let content = lab.hosts[0].json(&["whereis", file.to_str().unwrap()])[0]["content"].as_str().unwrap().to_owned();
+    lab.hosts[0].stop();
+    fs::remove_file(lab.hosts[0].path("d/data").join(&content[..2]).join(&content)).unwrap();
+    lab.hosts[0].start("d", &["--no-mdns"]);
+    let said = || copies(&lab).to_string();
+    wait_for("it to be gone", || said() + &lab.logs(), || copies(&lab)["gone"] == 1);
+    assert_eq!(copies(&lab)["unreachable"], 0);
+    fs::remove_file(&file).unwrap();
+    wait_for("it to be wanted no more", || said() + &lab.logs(), || copies(&lab)["gone"] == 0);
+    lab.finish(&[]);
 }
 
 #[test]

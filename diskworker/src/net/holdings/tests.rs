@@ -35,27 +35,36 @@ fn held(holdings: &Holdings) -> BTreeSet<Short> {
 fn a_disk_has_told_when_all_that_it_claimed_has_come() {
     let (mut mine, mut near) = (Holdings::default(), Holdings::default());
     mine.begin(ME, 7, (0..3000).map(content));
-    assert!(!near.has_told(ME), "it is not known at all");
+    assert!(!near.has_told(ME, true), "it is not known at all");
     near.met(ME);
-    assert!(!near.has_told(ME), "it has not said how far it has counted");
+    assert!(!near.has_told(ME, true), "it has not said how far it has counted");
     near.claimed(ME, &mine.have());
-    assert!(!near.has_told(ME));
+    assert!(!near.has_told(ME, true));
     let lacks = mine.lacks(&near.have());
     hear(&mut near, lacks);
-    assert!(near.has_told(ME));
+    assert!(near.has_told(ME, true));
     // It comes back from a restart.
     mine.begin(ME, 8, (0..3001).map(content));
     near.met(ME);
     near.claimed(ME, &mine.have());
-    assert!(!near.has_told(ME));
+    assert!(!near.has_told(ME, true));
     let lacks = mine.lacks(&near.have());
     hear(&mut near, lacks);
-    assert!(near.has_told(ME));
+    assert!(near.has_told(ME, true));
     // Who has never met it hears it from others.
     let mut far = Holdings::default();
     let lacks = near.lacks(&far.have());
     hear(&mut far, lacks);
-    assert!(far.has_told(ME));
+    assert!(far.has_told(ME, true));
+    assert!(!far.has_told(ME, false), "they may have heard it long ago");
+    // Nor is it told what was known before the start.
+    let mut again = Holdings::default();
+    whole(near.lacks(&again.have())).iter().for_each(|message| again.recall(message));
+    assert!(held(&again) == held(&mine) && !again.has_told(ME, true));
+    // What was heard on a link that was there before is.
+    let lacks = near.lacks(&Holdings::default().have());
+    whole(lacks).iter().for_each(|message| far.recall(message));
+    assert!(far.has_told(ME, true));
 }
 
 #[test]
@@ -142,7 +151,7 @@ fn what_is_said_of_disks_has_a_bound() {
             heard.push(mine.hear(&said(ME, round + 1, &shorts(round as u32 * 100, 100))));
         }
         let (each, all) = limits;
-        let refused = if each < all { Heard::TooMuch } else { Heard::Nothing };
+        let refused = if each < all { Heard::TooMuch } else { Heard::NoRoom };
         let most = each.min(all) as u64;
         assert!(mine.count(ME) <= most && mine.count(ME) > most - 200, "{}", mine.count(ME));
         // And it does not ask for all of it again and again.
