@@ -141,6 +141,7 @@ impl Touched {
 pub(crate) fn catalog_errno(error: &CatalogError) -> Errno {
     match error {
         CatalogError::Io { source, .. } => crate::os::errno(source),
+        CatalogError::Refused(_) => Errno::EPROTO,
         _ => Errno::EIO,
     }
 }

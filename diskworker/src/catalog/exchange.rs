@@ -42,15 +42,13 @@ pub struct ImportLimits {
     pub memory_bytes: u64,
 }
 
-/// What a join may take of the memory: ten million files, or a third of what the machine has where that is less, and at least this much.
-const JOIN_MAX_BYTES: u64 = 6 << 30;
+/// What a join may take of the memory: half of what the machine has, about a million files for each gigabyte of it; and at least this much.
 const JOIN_MIN_BYTES: u64 = 1 << 30;
 
 impl Default for ImportLimits {
     /// Room for ten times the catalog of a million files.
     fn default() -> Self {
-        let third = crate::os::memory_bytes().map_or(JOIN_MAX_BYTES, |bytes| bytes / 3);
-        let memory_bytes = third.clamp(JOIN_MIN_BYTES, JOIN_MAX_BYTES);
+        let memory_bytes = crate::os::memory_bytes().map_or(0, |bytes| bytes / 2).max(JOIN_MIN_BYTES);
         Self { pack_bytes: 2 << 30, objects: 8 << 20, inflated_bytes: 16 << 30, keys: 32 << 20, memory_bytes }
     }
 }

@@ -43,8 +43,9 @@ const SLOW: Duration = Duration::from_secs(3);
 const LONG: Duration = Duration::from_secs(60);
 /// Pause after a failed exchange with a disk; doubles.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Longest pause.
+/// Longest pause; and the longest after what came was refused: the next time it will hardly be another, and all of it comes again.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// Bytes of a pack in one message.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -93,6 +94,12 @@ fn is_free_at(under_way: impl Iterator<Item = (Instant, Option<Instant>)>, now: 
 /// Whom to ask of those that may have something new: who was asked longest ago. One that has news all the time keeps out nobody else's.
 fn next_of(lacking: impl Iterator<Item = (DiskId, Oid)>, asked: &HashMap<DiskId, Instant>) -> Option<(DiskId, Oid)> {
     lacking.min_by_key(|(disk, _)| asked.get(disk).copied())
+}
+
+/// How long a disk is not asked after an exchange failed, and so many before it.
+fn pause_after(count: u32, errno: Errno) -> Duration {
+    let longest = if errno == Errno::EPROTO { REFUSED_PAUSE_MAX } else { PAUSE_MAX };
+    PAUSE.saturating_mul(1 << count.min(20)).min(longest)
 }
 
 /// Follow for as long as the network runs.
@@ -198,7 +205,7 @@ pub(super) async fn follow(net: Arc<Net>) {
             }
             Err(error) => {
                 let count = failures.get(&disk).map_or(0, |(count, _)| *count);
-                let pause = PAUSE.saturating_mul(1 << count.min(10)).min(PAUSE_MAX);
+                let pause = pause_after(count, error.errno);
                 failures.insert(disk, (count + 1, Instant::now() + pause));
                 let id = disk.to_hex();
                 match error.errno {
@@ -434,6 +441,13 @@ mod tests {
 
     fn disk(n: u8) -> DiskId {
         DiskId([n; 32])
+    }
+
+    #[test]
+    fn what_was_refused_is_hardly_asked_for_again() {
+        let [first, lost, refused] =
+            [(0, Errno::EPROTO), (9, Errno::EIO), (30, Errno::EPROTO)].map(|(count, errno)| pause_after(count, errno));
+        assert_eq!((first, lost, refused), (PAUSE, PAUSE_MAX, REFUSED_PAUSE_MAX));
     }
 
     /// Whoever of the two is looked at first.

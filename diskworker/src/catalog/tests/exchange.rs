@@ -512,6 +512,20 @@ fn directories_whose_files_are_linked_under_the_same_names_may_have_the_same_lea
     let theirs = target.import(&mut pack.as_slice(), commit, &ImportLimits::default(), None).unwrap();
     assert_eq!(target.join(&theirs).unwrap().changed.len(), 10_000);
     model.assert_is(&target);
+    // What differs counts, not all that is beside it: one of the names in each of many leaves.
+    for n in (0..5000).step_by(50) {
+        let link = Element { dot: model.draw(ME), body: Body::Link { ino: Ino(9000) }, hlc: Hlc(6) };
+        model.sets.insert(Key::Entry(Ino(20), name(n)), vec![link]);
+    }
+    let (_d, source, _) = model.build_anew();
+    let mut pack = Vec::new();
+    let commit = export(&source, None, &mut pack).unwrap();
+    let some = ImportLimits { memory_bytes: 100 << 10, ..ImportLimits::default() };
+    let theirs = target.import(&mut pack.as_slice(), commit, &some, None).unwrap();
+    assert_eq!(target.join(&theirs).unwrap().changed.len(), 100);
+    let none = ImportLimits { memory_bytes: 10 << 10, ..some };
+    let (_d, empty) = new_catalog();
+    assert!(refusal(&empty, &pack, commit, &none).contains("memory"));
 }
 
 #[test]
