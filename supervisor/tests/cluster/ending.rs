@@ -1,5 +1,5 @@
-//! How every story ends that ends well: the hosts that run are connected and have one catalog, what they hold is whole, nobody
-//! has said anything that the story does not expect, and nothing is left of the programs: not in them as long as they run, and
+//! How every story ends that ends well: the hosts that run are connected and have one catalog, all contents have as many copies as are
+//! wanted and there are disks for, what they hold is whole, nobody has said anything that the story does not expect, and nothing is left of the programs: not in them as long as they run, and
 //! nowhere after a clean stop. A lab that is dropped without it fails, so no story can forget it.
 
 use std::collections::BTreeSet;
@@ -35,6 +35,8 @@ pub struct Ending<'a> {
     pub out: &'a [&'a str],
     /// See [`Expected`].
     pub expected: &'a [Expected],
+    /// Why there are not as many copies as are wanted.
+    pub short: Option<&'a str>,
     /// Why something that was being fetched is still in `incoming/`.
     pub incomplete: Option<&'a str>,
 }
@@ -50,6 +52,9 @@ impl Lab {
         let running: Vec<usize> = (0..self.hosts.len()).filter(|at| self.hosts[*at].runs()).collect();
         for group in ending.groups.unwrap_or(&[&running[..]]).iter().filter(|group| !group.is_empty()) {
             self.assert_agreed(group, ending.out);
+            if ending.short.is_none() {
+                self.assert_copied(group);
+            }
         }
         let mut wrong = Vec::new();
         for at in &running {
@@ -118,6 +123,32 @@ impl Lab {
                 && states.iter().all(|one| one.0.is_string() && one.0 == states[0].0 && one.1 == 0)
         };
         wait_for("one catalog in the end", || format!("{:?}\n{}", states(), self.logs()), || is_one(&states()));
+    }
+
+    /// No content is gone or only on a disk that is away, and of each there are as many copies as are wanted, or as there are disks to keep one.
+    fn assert_copied(&self, hosts: &[usize]) {
+        for host in hosts.iter().map(|at| &self.hosts[*at]) {
+            let lacks = || -> Vec<String> {
+                let status = host.json(&["status"]);
+                if up(host).is_empty() {
+                    return Vec::new(); // nobody has looked
+                }
+                let (copies, peers) = (&status["replication"], host.json(&["peers"]));
+                let disks = peers["disks"].as_array().cloned().unwrap_or_default();
+                let keeps = |disk: &&Value| {
+                    let is_set = |what: &str| disk[what] == true;
+                    is_set("connected") && !is_set("lazy") && !is_set("read_only") && disk["mark"] == ""
+                };
+                let keepers = disks.iter().filter(keeps).count() as u64;
+                let is_short = |one: &&Value| one["present"].as_u64() < one["wanted"].as_u64().map(|n| n.min(keepers));
+                let at_risk = copies["at_risk"].as_array().cloned().unwrap_or_default();
+                let lost = ["gone", "unreachable"].iter().filter(|what| copies[**what] != 0);
+                let lost = lost.map(|what| format!("{what}: {}", copies[*what]));
+                lost.chain(at_risk.iter().filter(is_short).map(Value::to_string)).collect()
+            };
+            let why = || format!("{:?}\n{}", lacks(), self.logs());
+            wait_for("as many copies as are wanted in the end", why, || lacks().is_empty());
+        }
     }
 
     /// Whatever is asked and done again and again, the host's workers have no more open than before. And no file that is gone.

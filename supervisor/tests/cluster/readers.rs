@@ -48,6 +48,7 @@ fn a_lazy_host_keeps_only_what_is_read_there() {
     ];
     lab.end(&Ending {
         expected: &[&KILLS[..], &alone].concat(),
+        short: Some("what the lazy one has not read is on the disks that were killed"),
         incomplete: Some("what is read when nobody is left who has it"),
         ..Ending::default()
     });
