@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::ending::Expected;
 use super::wait_for;
-use crate::e2e::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
+use crate::e2e::{bin, children, clean, is_ours, kill_noted, noted, said, signal, usage};
 
 /// What the programs warn about when one of them is killed.
 pub const KILLS: [Expected; 9] = [
@@ -209,26 +209,9 @@ impl Host {
         command
     }
 
-    /// CPU seconds that its programs have used, and the memory they have now, in MiB.
+    /// See [`usage`].
     pub fn usage(&self) -> (f64, u64) {
-        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
-        let mut sum = (0.0, 0);
-        let noted = noted(&self.path("r"));
-        let serving = noted.iter().flat_map(|pid| children(*pid));
-        // A supervisor's children are noted themselves.
-        let all: std::collections::BTreeSet<u32> = noted.iter().copied().chain(serving).collect();
-        for pid in all {
-            let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-            let stat = read("stat");
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            // utime and stime.
-            sum.0 += fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / ticks;
-            let rss = read("status")
-                .lines()
-                .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-            sum.1 += rss.unwrap_or(0_u64) / 1024;
-        }
-        sum
+        usage(&self.path("r"))
     }
 
     fn delugefs(&self, arguments: &[&str]) -> Command {

@@ -1,6 +1,7 @@
 //! A host of its own for each test: run, state, disk and mount folders under one short temporary folder, and the real
 //! programs. Dropping it kills what it started and detaches its own mounts, also after a panic.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -242,6 +243,28 @@ pub fn noted(run_dir: &Path) -> Vec<u32> {
         }
     }
     pids
+}
+
+/// CPU seconds that the programs of a run directory have used, and the memory they have now, in MiB.
+pub fn usage(run_dir: &Path) -> (f64, u64) {
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as f64;
+    let mut sum = (0.0, 0);
+    let noted = noted(run_dir);
+    let serving = noted.iter().flat_map(|pid| children(*pid));
+    // A supervisor's children are noted themselves.
+    let all: BTreeSet<u32> = noted.iter().copied().chain(serving).collect();
+    for pid in all {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let stat = read("stat");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // utime and stime.
+        sum.0 += fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / ticks;
+        let rss = read("status")
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        sum.1 += rss.unwrap_or(0_u64) / 1024;
+    }
+    sum
 }
 
 /// Kill them and their children.

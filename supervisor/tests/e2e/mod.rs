@@ -6,6 +6,7 @@
 mod big;
 mod crash;
 mod host;
+mod many_files;
 mod mount_figures;
 mod random;
 mod replaced;
@@ -21,7 +22,7 @@ mod writers;
 use std::time::{Duration, Instant};
 
 pub use crash::assert_at_rest;
-pub use host::{bin, children, clean, is_ours, kill_noted, noted, said, signal};
+pub use host::{bin, children, clean, is_ours, kill_noted, noted, said, signal, usage};
 pub use random::Random;
 
 /// Longest wait for anything: more than an operation may wait for its worker.
