@@ -79,11 +79,15 @@ impl DiskToml {
     /// Read and check the identity of a disk folder.
     pub fn read(root: &Path) -> Result<Self, DiskTomlError> {
         let path = root.display().to_string();
-        // Whoever gave us the disk may have put anything there.
-        let mut options = std::fs::OpenOptions::new();
-        let open = options.read(true).custom_flags(nix::libc::O_NOFOLLOW).open(root.join(DISK_TOML));
+        // Whoever gave us the disk may have put anything there. To open a pipe would wait for who writes to it, for ever.
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+        let open = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(root.join(DISK_TOML));
         let mut text = String::new();
-        match open.and_then(|file| file.take(DISK_TOML_MAX_BYTES + 1).read_to_string(&mut text)) {
+        let read = open.and_then(|file| match file.metadata()?.is_file() {
+            true => file.take(DISK_TOML_MAX_BYTES + 1).read_to_string(&mut text),
+            false => Err(std::io::Error::other("it is no regular file")),
+        });
+        match read {
             Ok(len) if len as u64 > DISK_TOML_MAX_BYTES => Err(DiskTomlError::Damaged(path, "it is too long".into())),
             Ok(_) => Self::parse(&text, path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DiskTomlError::Absent(path)),
@@ -155,6 +159,11 @@ mod tests {
         assert!(matches!(read(), Err(DiskTomlError::Absent(_))));
         std::os::unix::fs::symlink("/dev/zero", dir.path().join(DISK_TOML)).unwrap();
         assert!(matches!(read(), Err(DiskTomlError::Io(..))), "no link is followed");
+        std::fs::remove_file(dir.path().join(DISK_TOML)).unwrap();
+        nix::unistd::mkfifo(&dir.path().join(DISK_TOML), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (root, read_it) = (dir.path().to_owned(), std::sync::mpsc::channel());
+        std::thread::spawn(move || read_it.0.send(matches!(DiskToml::read(&root), Err(DiskTomlError::Io(..)))));
+        assert_eq!(read_it.1.recv_timeout(std::time::Duration::from_secs(30)), Ok(true), "a pipe is waited for");
         std::fs::remove_file(dir.path().join(DISK_TOML)).unwrap();
         std::fs::File::create(dir.path().join(DISK_TOML)).unwrap().set_len(1 << 40).unwrap();
         assert!(matches!(read(), Err(DiskTomlError::Damaged(..))), "nor without a bound");
