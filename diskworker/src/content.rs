@@ -235,8 +235,13 @@ impl ContentStore {
     /// # Errors
     /// `EIO` naming the file when it is not what its name says, otherwise as [`ContentStore::open_content`].
     pub fn check(&self, content: ContentId, size: u64) -> FsResult<()> {
+        self.check_unless(content, size, &|| false)
+    }
+
+    /// The same until `stop` says that nobody wants to know any more: `EBUSY`.
+    fn check_unless(&self, content: ContentId, size: u64, stop: &dyn Fn() -> bool) -> FsResult<()> {
         let file = self.open_content(content, size)?;
-        let found = hash::hash(&file, size, false, &|| false).map_err(|e| fail(e, "read", &data_path(content)))?;
+        let found = hash::hash(&file, size, false, stop).map_err(|e| fail(e, "read", &data_path(content)))?;
         match found.content == content {
             true => Ok(()),
             false => Err(fail::damaged(&data_path(content), &format!("its SHA-256 is {}", found.content))),

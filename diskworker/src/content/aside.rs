@@ -80,8 +80,8 @@ impl ContentStore {
     ///
     /// # Errors
     /// As those of [`ContentStore::check`]. What is damaged stays where it is.
-    pub fn check_or_take_back(&self, content: ContentId, size: u64) -> FsResult<()> {
-        match self.check(content, size) {
+    pub fn check_or_take_back(&self, content: ContentId, size: u64, stop: &dyn Fn() -> bool) -> FsResult<()> {
+        match self.check_unless(content, size, stop) {
             Err(error) if error.errno == Errno::ENOENT && self.take_from_aside(content, size) => Ok(()),
             // As when a cable was loose: that it was damaged is forgotten.
             Ok(()) if self.damage(content).is_some() => self.look_at(content).map(drop),

@@ -46,7 +46,7 @@ pub trait Others {
     /// Why it could not be looked at.
     fn judge(&self, content: ContentId, ask: bool) -> FsResult<Fate>;
 
-    /// Whether whoever has asked for all this still waits for it.
+    /// Whether whoever has asked for all this still waits for it. Asked for every block of a content: some take an hour.
     fn is_awaited(&self) -> bool {
         true
     }
@@ -215,10 +215,11 @@ impl Engine {
             }
         }
         for (content, (size, ino, place)) in live {
+            let checked = self.store.check_or_take_back(content, size, &|| !others.is_awaited());
             if !others.is_awaited() {
                 return Err(FsError::new(Errno::ECANCELED, "nobody waits for this scrub any more"));
             }
-            let checked = match self.store.check_or_take_back(content, size) {
+            let checked = match checked {
                 // A disk that is failing altogether keeps what it has: it may come to itself.
                 Err(error) if error.errno != Errno::ENOENT => {
                     match others.judge(content, report.problems.len() < PROBLEMS_MAX) {
@@ -301,10 +302,56 @@ impl Dirs {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    use delugefs_proto::local_pb as pb;
+
+    use super::super::recover::tests::fresh;
     use super::*;
+    use crate::engine::Opening;
 
     fn name(text: &str) -> Name {
         Name::new(text.as_bytes()).unwrap()
+    }
+
+    /// It is asked once and then has gone.
+    struct Gone(AtomicU32);
+
+    impl Others for Gone {
+        fn say_they_hold(&self, _: ContentId) -> bool {
+            false
+        }
+
+        fn judge(&self, _: ContentId, _: bool) -> FsResult<Fate> {
+            panic!("nothing is wrong")
+        }
+
+        fn is_awaited(&self) -> bool {
+            self.0.fetch_add(1, Ordering::Relaxed) == 0
+        }
+    }
+
+    #[test]
+    fn a_scrub_that_nobody_waits_for_ends_within_a_content() {
+        let (_dir, running) = fresh();
+        let engine = &running.engine;
+        let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+        let (_, Opening::File { handle, file }) = engine.create(1, false, &q).unwrap() else { panic!() };
+        file.write_all_at(&vec![7; 5 << 20], 0).unwrap();
+        drop(file);
+        engine.close(1, handle, false).unwrap();
+        let begin = Instant::now();
+        while engine.status().unwrap().staged_files > 0 {
+            assert!(begin.elapsed() < Duration::from_secs(30), "it is not sealed");
+            std::thread::yield_now();
+        }
+        assert_eq!(engine.scrub(&Alone).unwrap().contents, 1);
+        let gone = Gone(AtomicU32::new(0));
+        assert_eq!(engine.scrub(&gone).err().map(|error| error.errno), Some(Errno::ECANCELED));
+        assert!(gone.0.load(Ordering::Relaxed) < 5, "it is read to its end");
+        running.stop().unwrap();
     }
 
     #[test]

@@ -276,14 +276,18 @@ impl Worker for WorkerService {
 
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Answer<pb::ScrubReply> {
         self.check(&request)?;
-        // It reads the whole disk: not twice at a time, and not for somebody who has gone.
-        let Ok(_alone) = self.scrubbing.try_lock() else {
+        // It reads the whole disk: not twice at a time, and not for somebody who has gone. Nor is another one begun before it has noticed that.
+        let Ok(alone) = self.scrubbing.clone().try_lock_owned() else {
             return Err(Status::failed_precondition("a scrub of this disk runs already: wait for it"));
         };
         let given_up = CancellationToken::new();
         let _if_gone = given_up.clone().drop_guard();
         let others = Elsewhere::new(&self.net, given_up);
-        let report = self.blocking(move |engine| engine.scrub(&others)).await?;
+        let scrub = move |engine: &Engine| {
+            let _alone = alone;
+            engine.scrub(&others)
+        };
+        let report = self.blocking(scrub).await?;
         Ok(Response::new(pb::ScrubReply {
             entries: report.entries,
             objects: report.objects,

@@ -92,15 +92,15 @@ fn what_a_scrub_cannot_read_is_not_held_until_it_can_be_read_again() {
     assert_eq!(lab.store.verify(content, 10_000).unwrap_err().errno, Errno::EIO);
     assert_eq!(held(&lab), [content]);
     // Nor does a scrub; and where this is the only copy it stays: the rest of it may be readable.
-    assert_eq!(lab.store.check_or_take_back(content, 10_000).unwrap_err().errno, Errno::EIO);
+    assert_eq!(lab.store.check_or_take_back(content, 10_000, &|| false).unwrap_err().errno, Errno::EIO);
     assert_eq!(lab.store.suspect(content, false).unwrap_err().errno, Errno::EIO);
     assert_eq!(held(&lab), [content]);
     assert!(matches!(lab.store.suspect(content, true).unwrap(), Suspect::SetAside(_)));
     assert!(held(&lab).is_empty() && aside(&lab, content).exists());
-    assert_eq!(lab.store.check_or_take_back(content, 10_000).unwrap_err().errno, Errno::ENOENT);
+    assert_eq!(lab.store.check_or_take_back(content, 10_000, &|| false).unwrap_err().errno, Errno::ENOENT);
 
     hash::UNREADABLE.set(false);
-    lab.store.check_or_take_back(content, 10_000).unwrap();
+    lab.store.check_or_take_back(content, 10_000, &|| false).unwrap();
     assert_eq!((held(&lab), lab.store.has(content).unwrap()), (vec![content], Some(10_000)));
     assert!(!aside(&lab, content).exists());
 }

@@ -73,7 +73,7 @@ fn what_is_whole_at_the_next_scrub_is_damaged_no_more() {
         assert_eq!(found(&lab, content), Some(Damage::Unreadable));
         hash::UNREADABLE.set(false);
         match is_scrub {
-            true => lab.store.check_or_take_back(content, 10_000).unwrap(),
+            true => lab.store.check_or_take_back(content, 10_000, &|| false).unwrap(),
             false => assert_eq!(lab.store.suspect(content, false).unwrap(), Suspect::Whole),
         }
         assert_eq!(lab.store.damage(content), None);
