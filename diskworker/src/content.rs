@@ -58,7 +58,7 @@ pub mod torrent;
 pub use aside::{Look, Suspect};
 pub use copies::{Copied, Life};
 pub use damaged::Damage;
-pub use garbage::{Collected, Retention};
+pub use garbage::{Collected, Giving, Retention};
 #[cfg(test)]
 pub(crate) use hash::{HASHED, UNREADABLE};
 pub use seal::{Seal, SealJob, Sealed, SealedSmall, Ticket};

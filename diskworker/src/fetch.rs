@@ -48,7 +48,7 @@ pub use evict::Goes;
 use in_place::InPlace;
 use places::Place;
 pub(crate) use serve::hand_over;
-pub use serve::read_content;
+pub use serve::{LEAVING, read_content};
 use transfer::{Rest, Transfer};
 use using::{Asked, Beginning, Using};
 

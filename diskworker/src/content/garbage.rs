@@ -2,6 +2,7 @@
 //! decides what is referred to may be wrong or behind, and a content in the trash comes back when it is asked for.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +34,26 @@ pub(super) struct Keep {
     promised: Mutex<HashMap<ContentId, Instant>>,
     /// About to be let go, and whether another file has got them since that began.
     leaving: Mutex<HashMap<ContentId, bool>>,
+    /// So many others are being given these.
+    giving: Mutex<HashMap<ContentId, u32>>,
+}
+
+/// Somebody is given a content, until this is dropped.
+pub struct Giving {
+    store: Arc<ContentStore>,
+    content: ContentId,
+}
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        let mut giving = self.store.keep.giving.lock();
+        if let Some(count) = giving.get_mut(&self.content) {
+            *count -= 1;
+            if *count == 0 {
+                giving.remove(&self.content);
+            }
+        }
+    }
 }
 
 impl Keep {
@@ -204,9 +225,25 @@ impl ContentStore {
         self.keep.leaving.lock().insert(content, false);
     }
 
-    /// Whether this is so: then it is given to nobody.
+    /// Whether this is so.
     pub fn is_leaving(&self, content: ContentId) -> bool {
         self.keep.leaving.lock().contains_key(&content)
+    }
+
+    /// To be kept by who gives a content to another disk, as long as that lasts. `None` when it is about to go: then it is given to nobody.
+    pub fn give(self: &Arc<Self>, content: ContentId) -> Option<Giving> {
+        // Both as one step: who begins to let it go asks afterwards whether it is being given.
+        let mut giving = self.keep.giving.lock();
+        if self.is_leaving(content) {
+            return None;
+        }
+        *giving.entry(content).or_default() += 1;
+        Some(Giving { store: self.clone(), content })
+    }
+
+    /// Whether it is being given to somebody.
+    pub fn is_given(&self, content: ContentId) -> bool {
+        self.keep.giving.lock().contains_key(&content)
     }
 
     /// Whether something on this disk reads it.

@@ -218,6 +218,10 @@ impl Fetcher {
         if self.engine.store.is_used(content) {
             return Ok(Err(Stays::until("something on this disk uses it", SOON)));
         }
+        // Nobody begins to any more. Who gets it now could show that, and have nothing.
+        if self.engine.store.is_given(content) {
+            return Ok(Err(Stays::until("another disk is reading it from here", SOON)));
+        }
         let engine = self.engine.clone();
         let seen = tokio::task::spawn_blocking(move || engine.knowing(content)).await;
         let seen = encode_version_vector(&seen.map_err(|_| FsError::from(Errno::EIO))??);
@@ -290,6 +294,24 @@ mod tests {
         assert!(!promises.give(&store, other, PROMISE));
         promises.end(&store, other);
         assert!(promises.give(&store, other, Duration::ZERO) && promises.begin(&store, other));
+    }
+
+    #[test]
+    fn what_is_about_to_go_is_begun_to_be_given_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Arc::new(DiskFolder::create(&dir.path().join("d"), "test", None).unwrap());
+        let store = Arc::new(ContentStore::open(folder, 0).unwrap());
+        let content = ContentId([1; 32]);
+        let given = [store.give(content), store.give(content)];
+        store.begin_leaving(content);
+        assert!(store.is_given(content) && store.give(content).is_none());
+        given.into_iter().for_each(|given| {
+            assert!(store.is_given(content));
+            drop(given);
+        });
+        assert!(!store.is_given(content) && store.give(content).is_none());
+        store.end_leaving(content);
+        assert!(store.give(content).is_some() && !store.is_given(content));
     }
 
     #[test]

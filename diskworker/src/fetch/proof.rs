@@ -2,9 +2,9 @@
 //! read from it and compared with the copy here. A promise is a word, and so is what a disk says it holds: of two bad disks that say both, and
 //! hold nothing, all honest copies would rely.
 //!
-//! Who asks gives the content to nobody meanwhile (`ContentStore::is_leaving`), and who promised keeps his. So a disk that has nothing and
-//! passes on what it gets elsewhere can show nothing any more when one honest copy is left. One that has it, shows it and then loses it on
-//! purpose is not found out.
+//! Who asks gives the content to nobody meanwhile, and does not begin to ask while somebody is reading it (`ContentStore::give`); who promised
+//! keeps his. So a disk that has nothing and passes on what it gets elsewhere can show nothing any more when one honest copy is left. One that
+//! has it, shows it and then loses it on purpose is not found out.
 
 use std::os::unix::fs::FileExt;
 use std::time::Duration;

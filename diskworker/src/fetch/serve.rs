@@ -11,8 +11,9 @@ use delugefs_proto::limits::piece_length_bytes;
 use delugefs_proto::peer_pb::{ReadContentReply, ReadContentRequest};
 use nix::errno::Errno;
 use tokio::sync::mpsc;
-use tonic::Status;
+use tonic::{Code, Status};
 
+use crate::content::Giving;
 use crate::engine::Engine;
 use crate::net::pace::Pace;
 use crate::net::shares::Share;
@@ -24,12 +25,15 @@ const UNREAD: Duration = Duration::from_secs(30);
 /// Bytes of one message.
 const CHUNK_BYTES: u64 = 256 << 10;
 
+/// The answer of who is about to let a content go. Its asker leaves it alone for a while as far as that content goes, and for others does not.
+pub const LEAVING: Code = Code::FailedPrecondition;
+
 /// A range of a content that this disk holds, as messages, with a place for that and one on a limited line; `count` is told how many bytes
 /// were given, and `failed` that the content cannot be read, or has another length.
 pub fn read_content(
     engine: &Arc<Engine>,
     request: &ReadContentRequest,
-    (place, pace): (Share, Option<(Arc<Pace>, Share)>),
+    (place, pace, giving): (Share, Option<(Arc<Pace>, Share)>, Giving),
     mut count: impl FnMut(u64) + Send + 'static,
     failed: impl FnOnce(ContentId) + Send + 'static,
 ) -> Result<mpsc::Receiver<Result<ReadContentReply, Status>>, Status> {
@@ -68,7 +72,7 @@ pub fn read_content(
         {
             hand_over(&sender, Err(Status::from(error)));
         }
-        drop((place, pace));
+        drop((place, pace, giving));
     });
     Ok(receiver)
 }

@@ -109,6 +109,8 @@ enum Fault {
     Corrupt(FsError),
     /// It keeps readers waiting, and another one may be faster.
     Slow(FsError),
+    /// It is about to let its copy go, by right.
+    Leaving(FsError),
     /// It does not give it.
     Theirs(FsError),
 }
@@ -366,15 +368,15 @@ impl Transfer {
                         nobody = None;
                     }
                     Ok((disk, Err(fault))) => {
-                        let (rest, is_slow, error) = match fault {
+                        let (rest, is_bad, error) = match fault {
                             Fault::Ours(error) => return Err(error),
-                            Fault::Corrupt(error) => (PATIENCE, false, error),
-                            Fault::Theirs(error) => (REST, false, error),
-                            Fault::Slow(error) => (REST, true, error),
+                            Fault::Corrupt(error) => (PATIENCE, true, error),
+                            Fault::Theirs(error) => (REST, true, error),
+                            // It is good for other contents.
+                            Fault::Slow(error) | Fault::Leaving(error) => (REST, false, error),
                         };
                         tracing::debug!("content {} from disk {}: {error}", self.wanted.content, &disk.to_hex()[..8]);
-                        // A slow one is good for other contents.
-                        if !is_slow {
+                        if is_bad {
                             net.asked(disk, false);
                         }
                         holders.rest.insert(disk, Instant::now() + rest);

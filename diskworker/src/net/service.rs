@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::io::PeerInfo;
 use super::{Net, link, sync};
-use crate::fetch::read_content;
+use crate::fetch::{LEAVING, read_content};
 
 /// The service.
 #[derive(Clone)]
@@ -66,9 +66,9 @@ impl Peer for PeerService {
         let asked = request.get_ref();
         let content = ContentId::from_slice(&asked.content).ok_or_else(|| Status::invalid_argument("no content id"))?;
         // Those who are to keep it show what they have, and not what they get from here.
-        if net.engine.store.is_leaving(content) {
-            return Err(Status::unavailable("it is about to let its copy go"));
-        }
+        let Some(giving) = net.engine.store.give(content) else {
+            return Err(Status::new(LEAVING, "it is about to let its copy go"));
+        };
         let mut is_begun = false;
         let size = asked.size_bytes;
         let count = move |bytes| {
@@ -82,7 +82,7 @@ impl Peer for PeerService {
         };
         let net = self.0.clone();
         let failed = move |content| net.suspect(info.disk, content);
-        let places = (place, pace);
+        let places = (place, pace, giving);
         Ok(Response::new(ReceiverStream::new(read_content(&self.0.engine, request.get_ref(), places, count, failed)?)))
     }
 

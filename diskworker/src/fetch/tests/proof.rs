@@ -1,5 +1,7 @@
 //! Disks that promise to keep what they do not have.
 
+use delugefs_proto::peer_pb::ReadContentRequest;
+
 use super::*;
 use crate::net::tests::liar::{Manner, among_liars};
 
@@ -91,7 +93,35 @@ async fn what_is_about_to_go_is_given_to_nobody() {
         nodes[0].engine().store.begin_leaving(wanted.content);
         let error = whole().await.unwrap_err();
         assert!(error.why().contains("about to let its copy go"), "{error}");
+        assert!(!nodes[1].net().is_in_doubt(nodes[0].id()), "it gives all others");
         nodes[0].engine().store.end_leaving(wanted.content);
         whole().await.unwrap();
     }
+}
+
+/// Who began before could show that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_being_read_by_another_disk_is_not_let_go() {
+    let (_, _, nodes) = cluster(2, &[(0, 1)]).await;
+    let content = bytes(9 << 20);
+    let wanted = write(&nodes[0], "file", &content);
+    known(&nodes[1], wanted).await;
+    let fetcher = nodes[1].fetcher().clone();
+    blocking(move || fetcher.whole(wanted)).await.unwrap();
+    until("it to be known", || !nodes[0].net().keepers(wanted.content).is_empty()).await;
+    one_is_enough(&nodes, wanted).await;
+    let request = ReadContentRequest {
+        content: wanted.content.0.to_vec(),
+        size_bytes: wanted.size,
+        offset: 0,
+        length: wanted.size,
+    };
+    let replies = nodes[1].net().client(nodes[0].id()).await.unwrap().read_content(request).await.unwrap();
+    let let_go = || nodes[0].fetcher().let_go(wanted.content, 1, 1);
+    let stays = let_go().await.unwrap().unwrap_err();
+    assert!(stays.why.contains("is reading it"), "{stays:?}");
+    drop(replies);
+    until("the end of it", || !nodes[0].engine().store.is_given(wanted.content)).await;
+    let_go().await.unwrap().unwrap();
+    assert_eq!(read(&nodes[1], wanted), content);
 }

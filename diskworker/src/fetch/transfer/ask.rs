@@ -16,7 +16,7 @@ use tokio::time::{timeout, timeout_at};
 use super::write::corrupt;
 use super::{Fault, Piece, REQUEST_BYTES, State, Transfer};
 use crate::engine::Engine;
-use crate::fetch::Wanted;
+use crate::fetch::{LEAVING, Wanted};
 use crate::net::Net;
 use crate::net::pace::Pace;
 
@@ -108,7 +108,10 @@ impl Transfer {
             length,
         };
         let lost = |text: &str| Fault::Theirs(FsError::new(Errno::ECONNRESET, text));
-        let broken = |status: tonic::Status| lost(status.message());
+        let broken = |status: tonic::Status| match status.code() {
+            LEAVING => Fault::Leaving(FsError::new(Errno::EBUSY, status.message())),
+            _ => lost(status.message()),
+        };
         let replies = timeout(SILENT, client.read_content(request)).await.map_err(|_| silent())?;
         let mut replies = replies.map_err(broken)?.into_inner();
         let mut piece = first;
