@@ -381,7 +381,15 @@ fn with_body(answer: Answer, body: reply::Body) -> Done {
     (Reply { body: Some(body), ..reply(answer) }, None)
 }
 
+#[cfg(test)]
+thread_local! {
+    /// What is answered from this thread has so many bytes: more than anything that is taken into a catalog.
+    static DATA_BYTES: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
+}
+
 fn data(engine: &Engine, bytes: Bytes) -> Done {
+    #[cfg(test)]
+    let bytes = DATA_BYTES.get().map_or(bytes, |length| vec![0; length].into());
     with_body(Answer { seq: engine.seq(), ..Answer::default() }, reply::Body::Data(bytes))
 }
 
@@ -396,7 +404,10 @@ pub(super) fn opened((answer, opening): (Answer, Opening)) -> Done {
 
 #[cfg(test)]
 mod tests {
+    use delugefs_proto::local_pb::{GetAttr, ReadLink, Symlink};
+
     use super::*;
+    use crate::net::tests::cluster;
 
     /// An error that says nothing of a shutdown, as on FreeBSD.
     #[test]
@@ -411,18 +422,44 @@ mod tests {
         assert_eq!(ends.recv_timeout(Duration::from_secs(30)), Ok(true));
     }
 
-    #[test]
-    fn an_answer_that_is_too_large_is_an_error() {
+    /// Asked for again over another connection it would be the same, for ever.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_that_is_too_large_is_an_error() {
+        let (_, _, nodes) = cluster(1, &[]).await;
+        let (engine, fetcher) = (nodes[0].engine().clone(), nodes[0].fetcher().clone());
+        let q = Symlink { dir: 1, name: "l".into(), target: "target".into(), ..Symlink::default() };
+        let ino = engine.symlink(7, false, &q).unwrap().node.unwrap().ino;
+        let neighbours = Neighbours::new(nodes[0].net().clone(), engine.folder.root().join("no sockets"));
         let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let serving = std::thread::spawn(move || {
+            DATA_BYTES.set(Some(FRAME_MAX_BYTES));
+            Connection::new(&engine, &fetcher, &neighbours, &Arc::new(ours)).run()
+        });
+        let mut receiver = frame::Receiver::default();
+        let mut ask = |op| {
+            frame::send(&theirs, &Request { op: Some(op), ..Request::default() }, None).unwrap();
+            receiver.receive::<Reply>(&theirs).unwrap().expect("it has hung up").0
+        };
+        let hello = Hello { version: LOCAL_VERSION, session: 7, ..Hello::default() };
+        assert!(matches!(ask(request::Op::Hello(hello)).body, Some(reply::Body::Welcome(_))));
+        let failed = ask(request::Op::ReadLink(ReadLink { ino, dir: 1 }));
+        assert_eq!(failed.errno, Errno::EIO as u32, "{failed:?}");
+        assert!(failed.message.contains("cannot be sent"), "{failed:?}");
+        // Nothing went out before that.
+        let node = ask(request::Op::GetAttr(GetAttr { ino, dir: 1 })).node.unwrap();
+        assert_eq!(node.ino, ino);
+        drop(theirs);
+        serving.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn an_answer_that_could_not_be_sent_for_another_reason_is_none() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
         let large = |bytes| Reply { body: Some(reply::Body::Data(vec![1; bytes].into())), seq: 7, ..Reply::default() };
-        let reply = large(FRAME_MAX_BYTES);
-        let error = frame::send(&ours, &reply, None).unwrap_err();
-        let failed = too_large(&reply, &error).unwrap();
-        assert_eq!((failed.errno, failed.seq), (Errno::EIO as u32, 7));
-        frame::send(&ours, &failed, None).unwrap();
-        let (got, _) = frame::Receiver::default().receive::<Reply>(&theirs).unwrap().unwrap();
-        assert_eq!(got, failed, "nothing went out before it");
-        assert!(too_large(&large(5), &error).is_none(), "it failed for another reason");
+        let error = frame::send(&ours, &large(FRAME_MAX_BYTES), None).unwrap_err();
+        assert_eq!(too_large(&large(FRAME_MAX_BYTES), &error).unwrap().seq, 7);
+        assert!(too_large(&large(5), &error).is_none());
     }
 
     #[test]
