@@ -330,6 +330,13 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether all of it is on stable storage.
+    #[cfg(test)]
+    pub fn is_synced(&self) -> bool {
+        let want = self.inner.lock().next_lsn;
+        *self.synced.lock() >= want
+    }
+
     /// Whether the next segment is there already.
     #[cfg(test)]
     pub fn has_spare(&self) -> bool {

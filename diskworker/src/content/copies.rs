@@ -25,7 +25,7 @@ use crate::os;
 /// How the names of the marks end.
 const MARK: &str = ".copy";
 /// Up to this many are synced one by one; above, one sync of the whole file system is faster.
-const ONE_BY_ONE_MAX: usize = 16;
+pub(super) const ONE_BY_ONE_MAX: usize = 16;
 /// The smallest block that a file system may have written or not.
 const BLOCK_BYTES: usize = 512;
 /// Compared at once.

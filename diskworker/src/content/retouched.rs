@@ -29,10 +29,14 @@ impl Retouched {
 
     /// The stamp that a file had when it was written which has this one now.
     pub fn written(&self, ino: Ino, now: Stamp) -> Stamp {
-        match self.0.lock().get(&ino) {
-            Some((moved, written)) if moved.is_same(&now) => now.at(written.ctime_ns, written.mtime_ns),
-            _ => now,
-        }
+        written(&self.0.lock(), ino, now)
+    }
+}
+
+fn written(known: &HashMap<Ino, (Stamp, Stamp)>, ino: Ino, now: Stamp) -> Stamp {
+    match known.get(&ino) {
+        Some((moved, written)) if moved.is_same(&now) => now.at(written.ctime_ns, written.mtime_ns),
+        _ => now,
     }
 }
 
@@ -44,15 +48,16 @@ impl ContentStore {
         file: &File,
         change: impl FnOnce(&FileStat) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        self.retouch_unless(ino, file, change, |before, now| before.mtime_ns != now.mtime_ns)
+        self.retouch_unless(ino, file, |stat, _| change(stat), |before, now| before.mtime_ns != now.mtime_ns)
     }
 
-    /// Set the time of a staging file. Where that is the moment itself a write that follows might not be told from it.
+    /// Set the time of a staging file, which is given with its stamp of the last write. Where that is the moment itself a write that follows
+    /// might not be told from it.
     pub(super) fn retouch(
         &self,
         ino: Ino,
         file: &File,
-        change: impl FnOnce(&FileStat) -> Result<(), Errno>,
+        change: impl FnOnce(&FileStat, Stamp) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         self.retouch_unless(ino, file, change, |_, now| now.mtime_ns == now.ctime_ns)
     }
@@ -61,14 +66,15 @@ impl ContentStore {
         &self,
         ino: Ino,
         file: &File,
-        change: impl FnOnce(&FileStat) -> Result<(), Errno>,
+        change: impl FnOnce(&FileStat, Stamp) -> Result<(), Errno>,
         is_written: impl FnOnce(&Stamp, &Stamp) -> bool,
     ) -> Result<(), Errno> {
         // Until it is done, for of two at once the second would take the first for a write.
         let mut known = self.retouched.0.lock();
         let stat = fstat(file)?;
-        change(&stat)?;
-        let (before, now) = (Stamp::of(&stat), Stamp::of(&fstat(file)?));
+        let before = Stamp::of(&stat);
+        change(&stat, written(&known, ino, before))?;
+        let now = Stamp::of(&fstat(file)?);
         if !before.is_same(&now) && before.size == now.size && !is_written(&before, &now) {
             let written = known.get(&ino).filter(|(last, _)| last.is_same(&before)).map_or(before, |(_, was)| *was);
             known.insert(ino, (now, written));

@@ -205,7 +205,7 @@ impl ContentStore {
         state.gone(sealed.ino);
         self.retouched.forget(sealed.ino);
         self.unmark_gone_copy(&mut state, sealed.ino);
-        self.forget_note(&mut state, sealed.ino);
+        self.forget_gone_note(&mut state, sealed.ino);
         Ok(())
     }
 

@@ -15,10 +15,11 @@ use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ContentId, Ino};
 use nix::errno::Errno;
 use nix::fcntl::{FlockArg, OFlag, renameat};
-use nix::sys::stat::{fstat, futimens};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, fsync, ftruncate, unlinkat};
 
+use super::met::WRITTEN;
 use super::{ContentStore, Stamp, fail, ino_of, stat_regular};
 use crate::folder::Dir;
 use crate::os;
@@ -35,7 +36,7 @@ pub(super) struct State {
     /// Copies that are not known to be on stable storage, see [`super::copies`].
     pub copies: HashMap<Ino, super::copies::Mark>,
     /// Files of which something may be written down, see [`super::met`].
-    pub noted: HashSet<Ino>,
+    pub noted: HashMap<Ino, super::met::Note>,
     /// Files made so far.
     pub made: u64,
 }
@@ -82,9 +83,8 @@ impl ContentStore {
             // So that nobody tries to seal it before its writer has the lock.
             let mut state = self.staging.lock();
             let file = os::open_file(self.dir(Dir::Staging), &ino.to_string(), flags)?;
-            self.forget_note(&mut state, ino);
             // It is no copy, whatever had this number before: a start would take it for one that lacks nearly all.
-            let made = match self.unmark_copy(&mut state, ino) {
+            let made = match self.forget_note(&mut state, ino).and_then(|()| self.unmark_copy(&mut state, ino)) {
                 Ok(_) => os::flock(&file, FlockArg::LockSharedNonblock).map(|()| file),
                 Err(error) => Err(error.errno),
             };
@@ -190,7 +190,7 @@ impl ContentStore {
                 Ok(_) => return Err(Errno::EEXIST),
                 Err(errno) => return Err(errno),
             }
-            self.forget_note(&mut state, ino);
+            self.forget_note(&mut state, ino).map_err(|error| error.errno)?;
             if is_copy {
                 self.mark_copy(&mut state, ino)?;
             }
@@ -210,28 +210,38 @@ impl ContentStore {
         mtime_ns: Option<i64>,
         fill: impl Fn(&File) -> Result<(), Errno>,
     ) -> FsResult<(String, File)> {
-        let number = {
-            let mut state = self.staging.lock();
-            state.made += 1;
-            state.made
-        };
-        let temporary = format!("{ino}.{number}");
-        let made = self.with_room(bytes, || {
-            let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
-            let file = os::open_file(self.dir(Dir::Staging), &temporary, flags)?;
-            let filled = fill(&file).and_then(|()| match mtime_ns {
-                Some(ns) => {
-                    let time = TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
-                    futimens(&file, &time, &time)
-                }
-                None => Ok(()),
-            });
-            if filled.is_err() {
-                self.remove_temporary(&temporary);
-            }
-            filled.map(|()| file)
-        });
+        let temporary = self.temporary_of(ino);
+        let made = self.with_room(bytes, || self.fill_temporary(&temporary, mtime_ns, &fill));
         made.map(|file| (temporary, file)).map_err(|errno| fail(errno, "make", &staging_path(ino)))
+    }
+
+    /// A name that nothing has yet.
+    pub(super) fn temporary_of(&self, ino: Ino) -> String {
+        let mut state = self.staging.lock();
+        state.made += 1;
+        format!("{ino}.{}", state.made)
+    }
+
+    /// Make a file under such a name, wherever the room comes from.
+    pub(super) fn fill_temporary(
+        &self,
+        temporary: &str,
+        mtime_ns: Option<i64>,
+        fill: &dyn Fn(&File) -> Result<(), Errno>,
+    ) -> Result<File, Errno> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        let file = os::open_file(self.dir(Dir::Staging), temporary, flags)?;
+        let filled = fill(&file).and_then(|()| match mtime_ns {
+            Some(ns) => {
+                let time = TimeSpec::new(ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
+                futimens(&file, &time, &time)
+            }
+            None => Ok(()),
+        });
+        if filled.is_err() {
+            self.remove_temporary(temporary);
+        }
+        filled.map(|()| file)
     }
 
     pub(super) fn remove_temporary(&self, temporary: &str) {
@@ -318,12 +328,19 @@ impl ContentStore {
         }
     }
 
-    /// Set the time of the last change of a staging file, if there is one.
-    pub fn set_staged_mtime(&self, ino: Ino, mtime_ns: i64) -> FsResult<()> {
+    /// Set the time of the last change of a staging file, if there is one. Of one that was written no stamp shows that then, so it is marked:
+    /// `is_written` is asked at the last moment, with the stamp of the last write. Of an empty one its length tells.
+    pub fn set_staged_mtime(&self, ino: Ino, mtime_ns: i64, is_written: impl FnOnce(&Stamp) -> bool) -> FsResult<()> {
         let Some(file) = self.open_staged(ino, false)? else { return Ok(()) };
         let mtime = TimeSpec::new(mtime_ns.div_euclid(1_000_000_000), mtime_ns.rem_euclid(1_000_000_000));
-        self.retouch(ino, &file, |_| futimens(&file, &TimeSpec::UTIME_OMIT, &mtime))
-            .map_err(|errno| fail(errno, "set the time of", &staging_path(ino)))
+        let set = |stat: &FileStat, written: Stamp| {
+            let mode = Mode::from_bits_truncate(stat.st_mode);
+            if stat.st_size > 0 && !mode.contains(WRITTEN) && is_written(&written) {
+                fchmod(&file, mode | WRITTEN)?;
+            }
+            futimens(&file, &TimeSpec::UTIME_OMIT, &mtime)
+        };
+        self.retouch(ino, &file, set).map_err(|errno| fail(errno, "set the time of", &staging_path(ino)))
     }
 
     /// Make the names of all staging files durable.
@@ -345,7 +362,7 @@ impl ContentStore {
         match unlinkat(self.dir(Dir::Staging), ino.to_string().as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {
                 self.unmark_gone_copy(state, ino);
-                self.forget_note(state, ino);
+                self.forget_gone_note(state, ino);
                 Ok(())
             }
             Err(errno) => Err(fail(errno, "remove", &staging_path(ino))),

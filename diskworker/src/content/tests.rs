@@ -504,4 +504,5 @@ mod doubt;
 mod durable;
 mod earlier;
 pub(crate) mod full_disk;
+mod met;
 mod retouched;

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use super::room::is_full;
 use super::{Core, Engine, SessionId, asker};
+use crate::content::Stamp;
 use crate::namespace::{Edit, Located, Making, Node, Touched, is_made_with};
 
 /// The attributes an operation answers with.
@@ -346,8 +347,9 @@ impl Engine {
                 && let Some(staged) = core.staged.get_mut(node.ino)
             {
                 staged.opened += 1; // a seal under way would record the time it has seen
-                self.keep_written(node.ino, staged);
-                self.store.set_staged_mtime(node.ino, mtime_ns)?;
+                let made = staged.made.filter(Stamp::tells);
+                let is_written = |now: &Stamp| made.is_none_or(|made| !made.is_same(now));
+                self.store.set_staged_mtime(node.ino, mtime_ns, is_written)?;
             }
             Ok(self.answer(core, Some(&node), None))
         })

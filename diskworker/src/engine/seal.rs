@@ -289,7 +289,8 @@ impl Engine {
             }))
         })?;
         if let Some(promised) = recorded {
-            if promised && small.is_some() {
+            // Also what was recorded before: at a start on a full disk that is in the log alone, and perhaps not on the disk.
+            if promised {
                 self.sync_records()?;
             }
             let removed = self.store.remove_staged(seen.ino);

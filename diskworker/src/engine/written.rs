@@ -58,16 +58,6 @@ impl Engine {
         }
     }
 
-    /// The time of a staged file is about to be set, and no stamp shows then whether it was written before. Of an empty one its length does.
-    pub(super) fn keep_written(&self, ino: Ino, staged: &Staged) {
-        if let Ok(Some(stat)) = self.store.staged_stat(ino)
-            && stat.size > 0
-            && !staged.is_as_made(&stat.written)
-        {
-            self.store.mark_written(ino);
-        }
-    }
-
     /// Where a join has taken the last name of a file that was written: it has one again.
     pub(super) fn give_name_back(&self, ino: Ino) -> FsResult<()> {
         if self.core().staged.get(ino).is_none_or(|staged| staged.taken.is_none()) {
@@ -149,6 +139,58 @@ mod tests {
         assert!(has_more(engine, ino));
         drop(file);
         engine.close(1, handle, false).unwrap();
+        running.stop().unwrap();
+    }
+
+    /// Nothing else says after a restart that it was.
+    #[test]
+    fn what_was_written_in_the_tick_of_the_copy_is_marked_when_its_time_is_set() {
+        let (_dir, running) = fresh();
+        let engine = &running.engine;
+        let (ino, handle, file) = open(engine);
+        let set_time = |mtime| {
+            let q = pb::SetAttr { ino: ino.0, dir: 1, mtime: Some(mtime), ..Default::default() };
+            engine.set_attr(1, &q).unwrap();
+        };
+        set_time(8);
+        assert!(!engine.store.is_marked_written(ino), "it was not written");
+        file.write_all_at(b"T", 0).unwrap();
+        let now = stat(engine, ino).written;
+        assert_eq!(now.ctime_ns, now.mtime_ns);
+        {
+            let mut core = engine.core();
+            let staged = core.staged.get_mut(ino).unwrap();
+            staged.made = staged.made.map(|made| made.at(now.ctime_ns, now.mtime_ns));
+            assert!(staged.is_as_made(&now) && !staged.made.unwrap().tells());
+        }
+        set_time(9);
+        assert!(engine.store.is_marked_written(ino));
+        drop(file);
+        engine.close(1, handle, false).unwrap();
+        running.stop().unwrap();
+    }
+
+    /// At a start on a full disk the record of what was fsynced may be in the log alone, and that not on the disk.
+    #[test]
+    fn what_was_found_recorded_does_not_go_before_that_record_is_safe() {
+        let (_dir, running) = fresh();
+        let engine = &running.engine;
+        let (ino, handle, file) = open(engine);
+        drop(file);
+        engine.close(1, handle, true).unwrap();
+        assert!(!engine.store.is_staged(ino).unwrap());
+        let mut core = engine.core();
+        let at = core.ns.locate(ino, Ino(1)).unwrap();
+        let node = core.ns.node(&at).unwrap();
+        let base = Some(core.ns.content_dots(&at).unwrap());
+        let found = Some((node.regular().unwrap().clone(), node.mtime_ns));
+        drop(engine.store.stage_bytes(ino, b"text", Some(node.mtime_ns)).unwrap());
+        core.staged.insert(ino, Staged { dir: Ino(1), base, found, promised: true, ..Staged::default() });
+        drop(core);
+        let q = pb::Mkdir { dir: 1, name: "d".into(), mode: 0o700, ..Default::default() };
+        engine.mkdir(1, false, &q).unwrap();
+        engine.seal(ino, super::super::seal::Size::Any);
+        assert!(!engine.store.is_staged(ino).unwrap() && engine.journal.is_synced());
         running.stop().unwrap();
     }
 

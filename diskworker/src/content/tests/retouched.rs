@@ -30,7 +30,7 @@ fn only_a_write_is_one() {
     let file = lab.store.stage_new(INO).unwrap();
     let made = stat(&lab);
     assert!(made.written.is_same(&of(&lab)));
-    let set_time = || lab.store.set_staged_mtime(INO, 5).unwrap();
+    let set_time = || lab.store.set_staged_mtime(INO, 5, |_| false).unwrap();
     let doubt = || lab.store.doubt_staged(INO);
     for act in [&set_time as &dyn Fn(), &set_time, &doubt, &set_time] {
         assert!(moved(&lab, act).written.is_same(&made.written));
