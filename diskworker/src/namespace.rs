@@ -44,6 +44,8 @@ use nix::errno::Errno;
 
 pub use self::edit::{Edit, NewContent};
 pub use self::foreign::Brought;
+#[cfg(test)]
+pub(crate) use self::foreign::JOINED;
 pub use self::heads::FORGOTTEN;
 pub use self::list::Page;
 pub use self::locate::Located;

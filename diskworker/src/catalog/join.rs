@@ -40,6 +40,16 @@ impl Catalog {
     /// # Errors
     /// When an object cannot be read or written. The state is then the old one.
     pub fn join(&self, theirs: &State) -> Result<Joined, CatalogError> {
+        self.join_noting(theirs, |_| ())
+    }
+
+    /// The same. Who has to write something down of what the join takes does so in `note`, given the keys that change and what they are set
+    /// to then: from the next moment on the joined state is the committed one, whatever becomes of this process. Unless the join fails then.
+    pub fn join_noting(
+        &self,
+        theirs: &State,
+        note: impl FnOnce(&BTreeMap<Key, Vec<Element>>),
+    ) -> Result<Joined, CatalogError> {
         let _writer = self.writer.lock();
         let (ours, handle) = (self.current(), self.handles.get()?);
         if ours.commit == theirs.commit {
@@ -61,6 +71,7 @@ impl Catalog {
             if commit != theirs.commit {
                 objects.write_pack(&packdir::path(&self.dir), commit)?;
             }
+            note(&changed);
             self.publish(self.pins.pin(commit, tree, ctx))?
         };
         Ok(Joined { state, changed, successions })

@@ -82,7 +82,11 @@ impl Engine {
                 return;
             }
             // Looked up first: a lock taken in the head of a loop is held to its end.
-            let waiting = self.core().staged.waiting(Instant::now());
+            let waiting = {
+                let mut core = self.core();
+                self.note_met(&mut core); // what could not be written down, if nothing is changed any more
+                core.staged.waiting(Instant::now())
+            };
             waiting.into_iter().for_each(|ino| self.seals.push(ino));
             if self.is_collection_due(&mut collecting) {
                 let begin = Instant::now();

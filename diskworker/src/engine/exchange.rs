@@ -1,5 +1,6 @@
 //! Taking in a state of another disk, and giving ours.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
@@ -13,7 +14,7 @@ use super::ballast::BALLAST_BYTES;
 use super::room::is_full;
 use super::{Core, Engine};
 use crate::catalog::{CatalogError, ImportLimits, State};
-use crate::namespace::{Brought, Written, catalog_errno, catalog_error};
+use crate::namespace::{Brought, Taken, Written, catalog_errno, catalog_error};
 
 /// Tries to join between two changes, before those who make changes have to wait.
 const PATIENT_JOINS: u32 = 3;
@@ -202,7 +203,17 @@ impl Engine {
             }
             let Core { ns, staged, .. } = core;
             let has_more = |ino| staged.get(ino).is_some_and(|staged| self.has_more(ino, staged));
-            let brought = ns.join(theirs, &Written { files: staged.written(), has_more: &has_more })?;
+            let noted = RefCell::new(Vec::new());
+            let note = |taken: &[Taken]| *noted.borrow_mut() = self.note_lost_names(staged, taken);
+            let joined = ns.join(theirs, &Written { files: staged.written(), has_more: &has_more, note: &note });
+            // Also where the join has failed after that: what is written down is not so then, and is written anew.
+            for (ino, written) in noted.into_inner() {
+                if let Some(staged) = staged.get_mut(ino) {
+                    staged.was_noted(ino, written);
+                }
+                staged.has_met(ino);
+            }
+            let brought = joined?;
             for taken in &brought.taken {
                 core.staged.lose_name(taken);
             }
@@ -262,10 +273,15 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::time::{Duration, Instant};
+
     use delugefs_proto::local_pb as pb;
 
-    use super::super::recover::tests::fresh;
+    use super::super::recover::tests::{fresh, start};
     use super::*;
+    use crate::engine::Opening;
+    use crate::namespace::JOINED;
 
     #[test]
     fn what_is_wrong_with_our_own_disk_is_told_from_what_was_sent() {
@@ -277,6 +293,67 @@ mod tests {
         assert!(is_our_disk(&failed("create", libc::EROFS)) && is_our_disk(&failed("sync", libc::EIO)));
         assert!(!is_our_disk(&failed("receive", libc::EIO)) && !is_our_disk(&failed("write", libc::ENOSPC)));
         assert!(!is_our_disk(&CatalogError::Refused("it is no state".into())));
+    }
+
+    fn follow(engine: &Engine, other: &Engine) {
+        other.commit().unwrap();
+        let (offer, mut pack) = (Offer { state: other.committed(), base: None }, Vec::new());
+        other.export(&offer, &mut pack).unwrap();
+        engine.join(&mut &pack[..], offer.state.commit, None).unwrap();
+    }
+
+    /// With a large state that takes seconds, and the most memory.
+    #[test]
+    fn what_was_written_outlives_a_worker_that_is_killed_in_the_join_that_takes_its_name() {
+        for is_closed in [true, false] {
+            let ((dir, one), (_other, two)) = (fresh(), fresh());
+            let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+            let (answer, Opening::File { handle, file }) = one.engine.create(1, false, &q).unwrap() else { panic!() };
+            file.write_all_at(b"0", 0).unwrap();
+            drop(file);
+            one.engine.close(1, handle, false).unwrap();
+            let ino = answer.node.unwrap().ino;
+            let q = pb::SetAttr { ino, dir: 1, mtime: Some(7), ..Default::default() };
+            one.engine.set_attr(1, &q).unwrap();
+            follow(&two.engine, &one.engine);
+            let q = pb::Open { ino, dir: 1, write: true, truncate: false };
+            let Opening::File { handle, file } = one.engine.open(1, &q).unwrap().1 else { panic!() };
+            // Its lock keeps it from being sealed.
+            let (kept, image) = (file.try_clone().unwrap(), tempfile::tempdir().unwrap());
+            if is_closed {
+                file.write_all_at(b"1", 0).unwrap();
+                one.engine.close(1, handle, false).unwrap();
+            }
+            let q = pb::Unlink { dir: 1, name: "f".into(), ..Default::default() };
+            two.engine.unlink(1, false, &q).unwrap();
+            let (root, to) = (dir.path().join("d"), image.path().to_owned());
+            JOINED.set(Some(Box::new(move || {
+                if !is_closed {
+                    file.write_all_at(b"1", 0).unwrap();
+                }
+                assert!(std::process::Command::new("cp").arg("-a").args([&root, &to]).status().unwrap().success());
+            })));
+            follow(&one.engine, &two.engine);
+            JOINED.set(None);
+            let again = start(&image.path().join("d"));
+            let begin = Instant::now();
+            while again.engine.status().unwrap().staged_files > 0 {
+                assert!(begin.elapsed() < Duration::from_secs(30), "something stays staged");
+                std::thread::yield_now();
+            }
+            let (_, listing) = again.engine.read_dir(&pb::ReadDir { dir: 1, after: "".into(), limit: 10 }).unwrap();
+            let names: Vec<_> = listing.entries.iter().map(|entry| &entry.name[..]).collect();
+            assert_eq!(names, [b"f"], "closed: {is_closed}");
+            let q = pb::Open { ino: listing.entries[0].attr.as_ref().unwrap().ino, dir: 1, ..Default::default() };
+            let Opening::Inline(bytes) = again.engine.open(1, &q).unwrap().1 else { panic!() };
+            assert_eq!(&bytes[..], b"1", "closed: {is_closed}");
+            again.stop().unwrap();
+            drop(kept);
+            if !is_closed {
+                one.engine.close(1, handle, false).unwrap();
+            }
+            [one, two].into_iter().for_each(|running| running.stop().unwrap());
+        }
     }
 
     /// What was changed since the commit is committed with writers waiting; the next commit must not write 4 MiB while they wait.

@@ -2,10 +2,13 @@
 //! cannot find in the record. Nothing else is written down. Of a file that nobody else has changed the record says all, and these
 //! are few.
 
+use std::time::{Duration, Instant};
+
+use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::{ActorId, Ino};
 use delugefs_proto::record::Dot;
 
-use super::staged::Staged;
+use super::staged::{Staged, StagedTable};
 use super::{Core, Engine};
 use crate::content::Stamp;
 use crate::namespace::Taken;
@@ -14,6 +17,27 @@ use crate::namespace::Taken;
 const VERSION: u8 = 1;
 /// A file has one version as a rule, and a writer starts from those of one place.
 const BASE_MAX: usize = 10_000;
+
+/// A note that could not be written is not tried again before: changes may come by the thousand.
+const NOTE_PAUSE: Duration = Duration::from_secs(30);
+
+impl Staged {
+    /// What came of writing down what is known of it.
+    pub(super) fn was_noted(&mut self, ino: Ino, written: FsResult<Vec<u8>>) {
+        match written {
+            Ok(bytes) => (self.noted, self.not_noted) = (bytes, None),
+            Err(error) => {
+                self.noted.clear();
+                // Said once.
+                if self.not_noted.replace(Instant::now()).is_none() {
+                    tracing::warn!(
+                        "what is known of file {ino}, which is being written, is forgotten at the next start: {error}"
+                    );
+                }
+            }
+        }
+    }
+}
 
 /// See the module. Numbers are little-endian, and what may be missing has a byte 0 or 1 before it.
 #[derive(Clone, Debug, Default)]
@@ -111,28 +135,85 @@ impl Engine {
     pub(super) fn note_met(&self, core: &mut Core) {
         for ino in core.staged.met() {
             let Some(staged) = core.staged.get_mut(ino) else { continue };
-            let note = Note::of(staged).to_bytes();
-            if staged.noted == note {
+            let is_soon = staged.not_noted.is_some_and(|failed| failed.elapsed() < NOTE_PAUSE);
+            let note = Note::of(staged);
+            let bytes = note.to_bytes();
+            if is_soon || staged.noted == bytes {
+                continue;
+            }
+            // That it has its name again is in the log, perhaps in that alone. Until that is on the disk the note is what a start finds it by.
+            let had_lost_it = Note::from_bytes(ino, &staged.noted).is_some_and(|before| before.taken.is_some());
+            if had_lost_it && note.taken.is_none() && self.sync_records().is_err() {
                 continue;
             }
             // First, for what is known is as good as nothing if it cannot be written down.
             self.store.mark_met(ino);
-            match self.store.note_met(ino, &note) {
-                Ok(()) => staged.noted = note,
-                Err(error) => {
-                    staged.noted.clear();
-                    tracing::warn!(
-                        "what is known of file {ino}, which is being written, is forgotten at the next start: {error}"
-                    );
-                }
-            }
+            let written = self.store.note_met(ino, &bytes);
+            staged.was_noted(ino, written.map(|()| bytes));
         }
+    }
+
+    /// Before a join takes the last names of these: what is known of them is written down as it will be then. What nobody else has of them is
+    /// durable by then if it was fsynced, and so is the note. What was written of each is given back.
+    pub(super) fn note_lost_names(&self, staged: &StagedTable, taken: &[Taken]) -> Vec<(Ino, FsResult<Vec<u8>>)> {
+        let (mut noted, mut to_sync) = (Vec::new(), Vec::new());
+        for taken in taken {
+            let Some(staged) = staged.get(taken.ino) else { continue };
+            let bytes = Note { taken: Some(taken.clone()), ..Note::of(staged) }.to_bytes();
+            self.store.mark_met(taken.ino);
+            let written = self.store.note_met(taken.ino, &bytes);
+            if written.is_ok() && self.has_more(taken.ino, staged) {
+                to_sync.push(taken.ino);
+            }
+            noted.push((taken.ino, written.map(|()| bytes)));
+        }
+        if let Err(error) = self.store.sync_notes(&to_sync) {
+            tracing::warn!(
+                "what was written and others have removed may be lost if the machine goes down now: {error}"
+            );
+        }
+        noted
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use delugefs_proto::local_pb as pb;
+
+    use super::super::recover::tests::fresh;
     use super::*;
+    use crate::engine::Opening;
+
+    /// As on a disk without a free byte, where changes come by the thousand.
+    #[test]
+    fn a_note_that_cannot_be_written_is_tried_again_after_a_while() {
+        let (_dir, running) = fresh();
+        let engine = &running.engine;
+        let q = pb::Create { dir: 1, name: "f".into(), mode: 0o600, uid: 1, gid: 1, ino: 0 };
+        let (answer, opening) = engine.create(1, false, &q).unwrap();
+        let (ino, Opening::File { handle, .. }) = (Ino(answer.node.unwrap().ino), &opening) else { panic!() };
+        let in_the_way = engine.folder.path("staging").join(format!("{ino}.met"));
+        std::fs::create_dir(&in_the_way).unwrap();
+        {
+            let mut core = engine.core();
+            core.staged.has_met(ino);
+            engine.note_met(&mut core);
+            assert!(core.staged.is_unnoted(ino));
+            std::fs::remove_dir(&in_the_way).unwrap();
+            engine.note_met(&mut core);
+            assert!(core.staged.is_unnoted(ino) && engine.store.noted(ino).is_none(), "at once");
+            let staged = core.staged.get_mut(ino).unwrap();
+            staged.not_noted = staged.not_noted.and_then(|failed| failed.checked_sub(NOTE_PAUSE));
+            engine.note_met(&mut core);
+            assert!(!core.staged.is_unnoted(ino));
+            assert_eq!(engine.store.noted(ino).unwrap(), core.staged.get(ino).unwrap().noted);
+            assert!(core.staged.get(ino).unwrap().not_noted.is_none());
+        }
+        let handle = *handle;
+        drop(opening);
+        engine.close(1, handle, false).unwrap();
+        running.stop().unwrap();
+    }
 
     #[test]
     fn what_is_written_down_is_read_and_nothing_else() {

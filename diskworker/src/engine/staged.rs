@@ -67,6 +67,8 @@ pub(super) struct Staged {
     pub found: Option<(Data, i64)>,
     /// What is written down of it for the next start.
     pub noted: Vec<u8>,
+    /// When that failed last, until it succeeds.
+    pub not_noted: Option<Instant>,
     /// The number that the file has got while it was written; this one is another file's.
     pub number: Option<Ino>,
     /// A join has taken its last name. It gets it back when what was written is recorded.
@@ -210,9 +212,14 @@ impl StagedTable {
         base.is_some_and(|base| base.len() == versions.len() && versions.iter().all(|dot| base.contains(dot)))
     }
 
-    /// A start knows it from what was written down.
+    /// Something is written down of it, or was to be.
     pub fn has_met(&mut self, ino: Ino) {
         self.met.insert(ino);
+    }
+
+    /// Whether others have changed it since it was opened, and that is not written down.
+    pub fn is_unnoted(&self, ino: Ino) -> bool {
+        self.met.contains(&ino) && self.files.get(&ino).is_some_and(|staged| staged.noted.is_empty())
     }
 
     /// Files that others have changed since they were opened.

@@ -15,6 +15,12 @@ use crate::view;
 /// anyway ([`Txn::after`]); and a single host with a clock years ahead would take all there.
 pub(super) const FOLLOWED_NS: u64 = 60_000_000_000;
 
+#[cfg(test)]
+thread_local! {
+    /// Called in this thread when a joined state is on the disk, and nothing that follows from it.
+    pub(crate) static JOINED: std::cell::RefCell<Option<Box<dyn Fn()>>> = const { std::cell::RefCell::new(None) };
+}
+
 /// What a join brought.
 pub struct Brought {
     /// Which contents came in place of which.
@@ -58,7 +64,19 @@ impl Namespace {
             return Err(FsError::new(Errno::EIO, format!("refused the state of another disk: {why}")));
         }
         let before = self.catalog.state();
-        let joined = self.catalog.join(theirs).map_err(catalog_error)?;
+        let mut taken = Vec::new();
+        // A worker that is killed with the joined state on the disk and nothing else would come back to files without a name, and
+        // remove them.
+        let note = |changed: &BTreeMap<Key, Vec<Element>>| {
+            taken = self.taken(&before, changed, &written.files).unwrap_or_else(|error| {
+                tracing::error!("whether files that are being written lost their names cannot be told: {error}");
+                Vec::new()
+            });
+            (written.note)(&taken);
+        };
+        let joined = self.catalog.join_noting(theirs, note).map_err(catalog_error)?;
+        #[cfg(test)]
+        JOINED.with_borrow(|then| then.iter().for_each(|then| then()));
         self.ctx = joined.state.ctx.clone();
         self.seq += 1;
         let departed = self.let_go(&joined.changed);
@@ -79,10 +97,6 @@ impl Namespace {
             }
         }
         self.large_entries = 0; // of one that has gone with these, perhaps
-        let taken = self.taken(&before, &joined.changed, &written.files).unwrap_or_else(|error| {
-            tracing::error!("whether files that are being written lost their names cannot be told: {error}");
-            Vec::new()
-        });
         // Before all else: what was closed is in its staging file alone, and a start removes that of a file without a name.
         let (back, taken) = self.put_back_written(taken, written.has_more);
         // What could not be mended last time, as on a full disk, is looked at again with this.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use delugefs_proto::codec::{canonicalize, decode_elements, decode_key, encode_elements, encode_key};
 use delugefs_proto::errno::FsResult;
 use delugefs_proto::ids::Ino;
-use delugefs_proto::record::{Body, Dot, Element, Key, Name};
+use delugefs_proto::record::{Body, Data, Dot, Element, Key, Name};
 
 use super::links::copied;
 use super::{Namespace, catalog_error};
@@ -20,6 +20,8 @@ pub struct Written<'a> {
     pub files: HashMap<Ino, Ino>,
     /// Whether one has something that no record has: it gets its name back at once. Of another one nobody knows yet whether it is written.
     pub has_more: &'a dyn Fn(Ino) -> bool,
+    /// To write down that these have lost their last name, while nothing is on the disk of the join that takes it. That may fail yet.
+    pub note: &'a dyn Fn(&[Taken]),
 }
 
 /// Such a file without a name.
@@ -35,6 +37,14 @@ pub struct Taken {
 }
 
 impl Taken {
+    /// What was recorded of it: its versions.
+    pub fn versions(&self) -> impl Iterator<Item = (Dot, &Data)> {
+        self.elements.iter().filter_map(|element| match &element.body {
+            Body::Content { data, .. } => Some((element.dot, data)),
+            _ => None,
+        })
+    }
+
     /// To be written down beside its staged file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let key = encode_key(&Key::Entry(self.dir, self.name.clone()));

@@ -42,7 +42,7 @@ fn start(root: &Path) -> Namespace {
 
 /// Nobody writes anything.
 fn nothing() -> Written<'static> {
-    Written { files: HashMap::new(), has_more: &|_| false }
+    Written { files: HashMap::new(), has_more: &|_| false, note: &|_| () }
 }
 
 fn commit(ns: &mut Namespace) {
