@@ -1,11 +1,13 @@
 //! What a worker that comes back knows of files that were open: what their writers started from, whether anything was written, and what
 //! others have taken.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, UNIX_EPOCH};
 
 use delugefs_diskworker::engine::Opening;
+use delugefs_proto::ids::Ino;
 use delugefs_proto::local_pb as pb;
 
 use crate::disk::{Disk, Posix, SESSION};
@@ -75,12 +77,77 @@ fn what_was_written_after_others_took_the_name_outlives_the_worker() {
 fn what_was_not_written_after_others_took_the_name_goes() {
     for size in SIZES {
         let (mut one, two, dir) = pair(size);
+        let ino = one.engine().resolve(&F).unwrap().ino;
         let writer = Writer::open(&one, &F);
         unlink(&two, dir, "f").unwrap();
         one.take(&two.give());
+        // Nor as long as somebody may still write it.
+        one.restart();
+        assert!(one.engine().store.is_staged(Ino(ino)).unwrap(), "{size} bytes");
         one.crash();
         drop(writer);
         assert_eq!(end(&one, &two), [], "{size} bytes");
+    }
+}
+
+/// What a loss of power leaves of a copy that was never synced: its length, and nothing of it or not all.
+#[test]
+fn zeros_do_not_come_back_under_a_name_that_others_took() {
+    for size in SIZES {
+        for is_written in [false, true] {
+            let (mut one, two, dir) = pair(size);
+            let ino = Ino(one.engine().resolve(&F).unwrap().ino);
+            let writer = Writer::open(&one, &F);
+            unlink(&two, dir, "f").unwrap();
+            one.take(&two.give());
+            one.crash_with(|root| {
+                let staged = root.join(format!("staging/{ino}"));
+                let file = File::create(&staged).unwrap();
+                file.set_len(size as u64).unwrap();
+                if is_written {
+                    file.write_all_at(b"1", 0).unwrap();
+                }
+                fs::write(staged.with_extension("copy"), "another life").unwrap();
+            });
+            drop(writer);
+            let shown = end(&one, &two);
+            let mut firsts: Vec<u8> = shown.iter().map(|(_, first)| *first).collect();
+            firsts.sort_unstable();
+            let expected = match (is_written, size > 512) {
+                (false, _) => &b""[..],
+                (true, false) => b"1", // in one block nothing tells
+                // Beside what it was: of that nothing is lost.
+                (true, true) => b"01",
+            };
+            assert_eq!(firsts, expected, "{size} bytes, written: {is_written}: {shown:?}");
+        }
+    }
+}
+
+/// The note on the disk is older than the name that the file has again, and so is the time of the file: fdatasync(2) does not care for it.
+#[test]
+fn what_was_fsynced_after_others_took_the_name_is_there_whatever_an_older_note_says() {
+    for size in SIZES {
+        let (mut one, two, dir) = pair(size);
+        let ino = one.engine().resolve(&F).unwrap().ino;
+        let writer = Writer::open(&one, &F);
+        unlink(&two, dir, "f").unwrap();
+        one.take(&two.give());
+        let note = one.engine().folder.path("staging").join(format!("{}.met", Ino(ino)));
+        let older = fs::read(&note).unwrap();
+        writer.file.write_all_at(b"1", 0).unwrap();
+        let q = pb::Fsync { ino, handle: writer.handle, dir, writes: true, ..Default::default() };
+        one.engine().fsync(&q).unwrap();
+        assert_ne!(fs::read(&note).unwrap(), older);
+        assert!(!one.engine().store.sync_note(Ino(ino)).unwrap(), "it was synced with the file");
+        one.crash_with(|root| {
+            let staged = root.join(format!("staging/{}", Ino(ino)));
+            fs::write(staged.with_extension("met"), &older).unwrap();
+            let mtime = UNIX_EPOCH + Duration::from_secs(1);
+            File::options().write(true).open(&staged).unwrap().set_modified(mtime).unwrap();
+        });
+        drop(writer);
+        assert_eq!(end(&one, &two), [("f".to_owned(), b'1')], "{size} bytes");
     }
 }
 

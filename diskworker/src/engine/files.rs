@@ -451,11 +451,15 @@ impl Engine {
         let Some(staged) = core.staged.get_mut(ino) else { return Ok(()) };
         staged.promised = true;
         let (entry, name_synced) = (staged.entry, staged.name_synced);
+        // Its mark says so, which an fdatasync(2) does not care for.
+        let is_unnoted = core.staged.is_unnoted(ino);
         drop(core);
-        if !is_synced {
+        if !is_synced || is_unnoted {
             self.store.sync_staged_data(ino)?;
         }
-        if self.store.copy_was_synced(ino)? || !name_synced {
+        // An older one may say that it has no name, or that it replaces what it does not.
+        let was_noted = self.store.sync_note(ino)?;
+        if self.store.copy_was_synced(ino)? || was_noted || !name_synced {
             self.store.sync_staging_dir()?;
             // Only now: who finds it set does not wait for us.
             if let Some(staged) = self.core().staged.same(ino, entry) {

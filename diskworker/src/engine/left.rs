@@ -13,7 +13,7 @@ use super::lost::{Lost, is_open, is_stump};
 use super::noted::Note;
 use super::staged::{Staged, StagedTable};
 use crate::content::{ContentStore, Copied, Life};
-use crate::namespace::{Located, Namespace, Node};
+use crate::namespace::{Located, Namespace, Node, Taken};
 use crate::{os, view};
 
 /// The directories that have files.
@@ -31,9 +31,13 @@ pub(super) fn find_staged(
     let mut table = StagedTable::default();
     let homes = homes(ns, &inos, journaled)?;
     for ino in inos {
-        let note = store.noted(ino).and_then(|note| Note::from_bytes(ino, &note));
+        let noted = store.noted(ino).unwrap_or_default();
+        let mut note = Note::from_bytes(ino, &noted);
         match locate(ns, ino, note.as_ref(), homes.get(&ino)) {
             Ok(place) => {
+                if let Some(note) = &mut note {
+                    found_again(ns, note, &place)?;
+                }
                 let copied = copied(ns, store, ino, &place.at, lost);
                 match copied {
                     Copied::Whole => {}
@@ -53,17 +57,15 @@ pub(super) fn find_staged(
                     }
                 }
                 let is_whole = copied == Copied::Whole;
-                let staged = recorded(store, ino, place, is_whole);
+                let noted = if is_whole && note.is_some() { noted } else { Vec::new() };
+                let staged = Staged { noted, ..recorded(store, ino, place, is_whole) };
                 // Of what lacks something no more is known than whose it is.
                 let note = note.map(|note| if is_whole { note } else { note.of_nothing() });
                 insert(&mut table, store, ino, staged, note);
             }
             Err(error) if is_gone(error.errno) => match note {
                 // Others have taken it. It has its name again when something was written, or is.
-                Some(note) if note.taken.is_some() => {
-                    let staged = Staged { dir: note.dir, promised: true, ..Staged::default() };
-                    insert(&mut table, store, ino, staged, Some(note));
-                }
+                Some(note) if note.taken.is_some() => insert_taken(&mut table, ns, store, ino, (note, noted))?,
                 _ => {
                     tracing::info!("staged file {ino} has no name any more: removed");
                     store.remove_staged(ino)?;
@@ -74,6 +76,54 @@ pub(super) fn find_staged(
         }
     }
     Ok(table)
+}
+
+/// A file without a name, of which the note says that others have taken it.
+fn insert_taken(
+    table: &mut StagedTable,
+    ns: &mut Namespace,
+    store: &ContentStore,
+    ino: Ino,
+    (note, noted): (Note, Vec<u8>),
+) -> FsResult<()> {
+    let Some(taken) = &note.taken else { return Ok(()) };
+    let copied = taken_copied(ns, store, ino, &note, taken);
+    let staged = Staged { dir: note.dir, promised: true, ..Staged::default() };
+    if copied == Copied::Whole {
+        insert(table, store, ino, Staged { noted, ..staged }, Some(note));
+        return Ok(());
+    }
+    // Nothing of it was fsynced, or all of the copy were there.
+    let is_made = note.made.is_some_and(|made| is_unwritten(store, ino, |mtime_ns, size| (mtime_ns, size) == made));
+    if copied == Copied::Lacking || is_made {
+        tracing::warn!("file {ino}, which others have removed: what was written before the machine went down is lost");
+        return store.remove_staged(ino);
+    }
+    tracing::warn!(
+        "file {ino}, which others have removed: not all of it reached the disk before the machine went down; it is put beside what it was"
+    );
+    // Else zeros would come in the place of what it was.
+    let is_back = ns.put_back(taken).inspect_err(|error| tracing::error!("file {ino} has no name: {error}")).is_ok();
+    store.forget_noted(ino);
+    store.mark_met(ino);
+    let staged = Staged { dir: taken.dir, ..staged };
+    let taken = note.taken.clone().filter(|_| !is_back);
+    insert(table, store, ino, staged, Some(Note { taken, ..note.of_nothing() }));
+    Ok(())
+}
+
+/// It has a name, so nobody has taken it; or it had it back, and the worker ended before that was written down. What holds its place then
+/// is what its writers started from.
+fn found_again(ns: &mut Namespace, note: &mut Note, place: &Place) -> FsResult<()> {
+    let Some(taken) = note.taken.take() else { return Ok(()) };
+    if let ([only], Some(Element { body: Body::Content { data, .. }, .. })) =
+        (&place.versions[..], ns.content_at(&place.at)?)
+        && taken.versions().any(|(dot, was)| *was == data && note.base.contains(&dot))
+        && !note.base.contains(only)
+    {
+        note.base.push(*only);
+    }
+    Ok(())
 }
 
 /// The directories that may have these files, by the journal and the last commit: one walk finds them all.
@@ -197,7 +247,7 @@ fn insert(table: &mut StagedTable, store: &ContentStore, ino: Ino, mut staged: S
         store.staged_stat(ino).ok().flatten().filter(|_| is_same).map(|stat| stat.written)
     };
     // Where nobody has it open the machine may have gone down, and the times on the disk be older than the bytes: it is not dropped but for
-    // a removal, before which nothing was fsynced.
+    // a removal. Of what was fsynced after that it would have its name again.
     let made = is(note.made).filter(|_| note.taken.is_some() || is_open(store, ino));
     (staged.made, staged.recorded, staged.unwritten) = (made, is(note.recorded), made.is_some());
     staged.base = Some(note.base);
@@ -225,31 +275,54 @@ fn copied(ns: &mut Namespace, store: &ContentStore, ino: Ino, at: &Located, lost
             _ => Copied::Whole,
         };
     }
+    unsynced_copied(store, ino, || {
+        if ns.content_dots(at)?.len() > 1 {
+            return Ok(Copied::Changed); // of one of them
+        }
+        let data = ns.node(at)?.regular()?.clone();
+        compare(ns, store, ino, &data)
+    })
+}
+
+/// The same of a file that others have taken.
+fn taken_copied(ns: &Namespace, store: &ContentStore, ino: Ino, note: &Note, taken: &Taken) -> Copied {
+    if !store.is_unsynced_copy(ino) {
+        return Copied::Whole;
+    }
+    unsynced_copied(store, ino, || {
+        let versions: Vec<_> = taken.versions().collect();
+        match versions[..] {
+            [(dot, data)] if note.base.contains(&dot) => compare(ns, store, ino, data),
+            _ => Ok(Copied::Changed), // of what is not known any more
+        }
+    })
+}
+
+fn compare(ns: &Namespace, store: &ContentStore, ino: Ino, data: &Data) -> FsResult<Copied> {
+    match data {
+        Data::Inline { blob, .. } => {
+            let bytes = ns.attachment(*blob)?;
+            store.compare_copy(ino, bytes.len() as u64, |into, at| {
+                into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
+                Ok(())
+            })
+        }
+        Data::Stored { content, size, .. } => {
+            let whole = store.open_content(*content, *size)?;
+            let read = |into: &mut [u8], at| whole.read_exact_at(into, at).map_err(|error| os::errno(&error));
+            store.compare_copy(ino, *size, read)
+        }
+        _ => Ok(Copied::Whole),
+    }
+}
+
+/// What a copy has of its original that is not known to be on stable storage, to be compared by `look`.
+fn unsynced_copied(store: &ContentStore, ino: Ino, look: impl FnOnce() -> FsResult<Copied>) -> Copied {
     let life = store.life_of_copy(ino);
     if life == Life::This || is_open(store, ino) {
         return Copied::Whole;
     }
-    let look = |ns: &mut Namespace| -> FsResult<Copied> {
-        if ns.content_dots(at)?.len() > 1 {
-            return Ok(Copied::Changed); // of one of them
-        }
-        match ns.node(at)?.regular()? {
-            Data::Inline { blob, .. } => {
-                let bytes = ns.attachment(*blob)?;
-                store.compare_copy(ino, bytes.len() as u64, |into, at| {
-                    into.copy_from_slice(&bytes[at as usize..at as usize + into.len()]);
-                    Ok(())
-                })
-            }
-            Data::Stored { content, size, .. } => {
-                let whole = store.open_content(*content, *size)?;
-                let read = |into: &mut [u8], at| whole.read_exact_at(into, at).map_err(|error| os::errno(&error));
-                store.compare_copy(ino, *size, read)
-            }
-            _ => Ok(Copied::Whole),
-        }
-    };
-    match look(ns) {
+    match look() {
         // Perhaps only the worker ended, and somebody made it shorter before.
         Ok(Copied::Lacking) if life == Life::Unknown => Copied::Changed,
         // Where the original cannot be read both are kept.
