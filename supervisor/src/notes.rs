@@ -1,13 +1,14 @@
 //! Files in the run directory by which a supervisor finds what an earlier one left running: one note (`*.pid`) and one
 //! log (`*.log`) per process, named after the disk's folder or the mountpoint.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use delugefs_proto::ids::hex;
+use delugefs_proto::local::client::connect_now;
 use delugefs_proto::rundir;
 use serde::{Deserialize, Serialize};
 
@@ -86,28 +87,40 @@ impl Note {
 }
 
 /// Remove notes and logs of processes that have ended, and sockets of workers where nobody listens: of one that was killed, and whose disk is
-/// elsewhere by now.
+/// elsewhere by now. Those of a worker that lives are not asked: it may hang, and FreeBSD says of one that takes nobody out of its queue what
+/// it says of one that is dead.
 ///
 /// # Errors
-/// Those of the file system.
+/// Those of the file system. What goes by itself meanwhile is none: a worker that ends takes its sockets away.
 pub fn sweep(run_dir: &Path) -> io::Result<()> {
+    let living = Note::living_workers(run_dir)?.into_iter();
+    // By their names alone: the run directory may be called otherwise by now.
+    let name_of = |path: PathBuf| path.file_name().map(ToOwned::to_owned);
+    let served = |(_, served): (Note, Served)| [served.local_socket, served.grpc_socket];
+    let served: HashSet<_> = living.flat_map(served).filter_map(name_of).collect();
     for entry in fs::read_dir(run_dir)? {
         let entry = entry?;
-        let (path, is_socket) = (entry.path(), entry.file_type()?.is_socket());
+        let Some(kind) = unless_gone(entry.file_type())? else { continue };
+        let (path, is_socket) = (entry.path(), kind.is_socket() && !served.contains(&entry.file_name()));
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let note = path.with_extension("pid");
         let ours = name.starts_with("mount-") || name.starts_with("disk-");
         let lives = |program| Note::read_living(&note, program).is_some();
-        let is_dead = |path: &Path| {
-            let refused = UnixStream::connect(path).map_err(|error| error.kind());
-            matches!(refused, Err(io::ErrorKind::ConnectionRefused))
-        };
+        let is_dead =
+            |path: &Path| connect_now(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
         let is_workers = is_socket && path != rundir::control_socket(run_dir);
         if ours && !lives(WORKER) && !lives(FRONTEND) || is_workers && is_dead(&path) {
-            fs::remove_file(&path)?;
+            unless_gone(fs::remove_file(&path))?;
         }
     }
     Ok(())
+}
+
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// Note about a disk's worker.
@@ -148,6 +161,55 @@ mod tests {
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["5e6f7a8b.sock", "control.sock", "notes.sock"]);
+    }
+
+    /// Whoever would wait until it is taken out of the queue would wait for ever.
+    #[test]
+    fn a_worker_that_hangs_is_not_waited_for() {
+        use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+        use std::os::fd::AsRawFd;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1a2b3c4d.sock");
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let queue: Vec<_> = (0..1000).map_while(|_| connect_now(&path).ok()).collect();
+        assert!((1..1000).contains(&queue.len()), "{} are in it", queue.len());
+        let (sender, swept) = std::sync::mpsc::channel();
+        let run_dir = dir.path().to_owned();
+        std::thread::spawn(move || sender.send(sweep(&run_dir)));
+        let swept = swept.recv_timeout(std::time::Duration::from_secs(30));
+        drop(queue);
+        swept.expect("it waits").unwrap();
+        // FreeBSD cannot tell.
+        assert!(path.exists() || cfg!(target_os = "freebsd"));
+    }
+
+    /// FreeBSD says of one that hangs what it says of this one, where nobody listens.
+    #[cfg(target_os = "linux")] // elsewhere it may have the name of what the link leads to
+    #[test]
+    fn the_sockets_of_a_worker_that_lives_are_not_asked() {
+        use std::os::unix::process::CommandExt;
+        use std::process::{Command, Stdio};
+        let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let program = bin.path().join(WORKER);
+        std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        let mut worker =
+            Command::new(&program).arg0("sh").args(["-c", "read ended"]).stdin(Stdio::piped()).spawn().unwrap();
+        let [local_socket, grpc_socket] = ["1a2b3c4d.sock", "1a2b3c4d.grpc"].map(|name| dir.path().join(name));
+        drop([&local_socket, &grpc_socket].map(|path| UnixListener::bind(path).unwrap()));
+        let served = Served { disk_id: "1a2b3c4d".into(), local_socket, grpc_socket };
+        let note = Note { pid: worker.id(), path: "/a".into(), socket: None, served: Some(served) };
+        note.write(&worker_note(dir.path(), &note.path)).unwrap();
+        let count = || fs::read_dir(dir.path()).unwrap().count();
+        let swept = sweep(dir.path());
+        let left = count();
+        drop(worker.stdin.take()); // it ends
+        worker.wait().unwrap();
+        swept.unwrap();
+        assert_eq!(left, 3);
+        sweep(dir.path()).unwrap();
+        assert_eq!(count(), 0);
     }
 
     #[test]

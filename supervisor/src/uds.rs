@@ -4,8 +4,10 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -16,12 +18,17 @@ use tonic::{Request, Status};
 /// # Errors
 /// Those of connect(2), and `PermissionDenied` for a foreign peer.
 pub async fn connect(socket: &Path) -> io::Result<Channel> {
-    // Once by hand, for the plain error; tonic wraps it beyond recognition.
-    drop(dial(socket.into()).await?);
+    // By hand, for the plain error; tonic wraps it beyond recognition. And once: one that hangs keeps in its queue whoever has called.
+    let first = Arc::new(Mutex::new(Some(dial(socket.into()).await?)));
     let socket = socket.to_path_buf();
     let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { dial(socket).await.map(TokioIo::new) }
+        let (socket, first) = (socket.clone(), first.lock().take());
+        async move {
+            match first {
+                Some(stream) => Ok(TokioIo::new(stream)),
+                None => dial(socket).await.map(TokioIo::new),
+            }
+        }
     });
     Endpoint::from_static("http://unix.socket").connect_with_connector(connector).await.map_err(io::Error::other)
 }
@@ -55,4 +62,21 @@ pub fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
 
 fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that is stopped takes nobody out of its queue, and is asked every second.
+    #[tokio::test]
+    async fn who_asks_stands_in_the_queue_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let _channel = connect(&socket).await.unwrap();
+        assert!(listener.accept().is_ok());
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 }

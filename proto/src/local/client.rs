@@ -106,8 +106,11 @@ fn hello(session: u64, events: bool) -> Hello {
 }
 
 /// Connect, or fail at once: a process that hangs takes nobody out of its queue, and who finds that full would wait for as
-/// long as it does.
-fn connect_now(path: &Path) -> io::Result<UnixStream> {
+/// long as it does. On Linux that is EAGAIN; on FreeBSD ECONNREFUSED, as where nobody listens.
+///
+/// # Errors
+/// Those of socket(2) and connect(2).
+pub fn connect_now(path: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
