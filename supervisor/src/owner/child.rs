@@ -185,10 +185,15 @@ impl Child {
         Next::Wait
     }
 
-    /// It ended because what it needs was not there at that moment: it is started again, and who waits goes on waiting. `false`: of one that has
-    /// never worked, after some seconds.
+    /// Whether who waits for it has not waited for long yet.
+    pub fn is_soon(&self) -> bool {
+        self.wait <= PATIENCE
+    }
+
+    /// It ended because what it needs was not there at that moment: it is started again, and who waits goes on waiting, for as long as
+    /// [`Self::is_soon`]. `false`: of one that has never worked, after that.
     pub fn again(&mut self, failure: Failure, now: Instant) -> bool {
-        if !self.established && self.wait > PATIENCE {
+        if !self.established && !self.is_soon() {
             return false;
         }
         (self.run, self.pid, self.foreign, self.failure) = (None, None, false, Some(failure));

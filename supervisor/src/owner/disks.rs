@@ -209,8 +209,12 @@ impl State {
             let failure = other_cluster(cluster, &it.cluster);
             return self.answer([it.reply], Err(failure));
         }
-        let known = self.disks.iter().position(|disk| disk.spec.root == it.root);
-        if let Some(failure) = self.is_of_another(&it.root, it.cluster_id, &it.cluster, None) {
+        // It says where its folder is now, and it may be known by a path that leads there by a link. It is one process either way.
+        let is_its = |disk: &Disk| disk.child.pid == Some(it.pid);
+        let by_root = || self.disks.iter().position(|disk| disk.spec.root == it.root);
+        let known = self.disks.iter().position(is_its).or_else(by_root);
+        let root = known.map_or(&it.root, |at| &self.disks[at].spec.root);
+        if let Some(failure) = self.is_of_another(root, it.cluster_id, &it.cluster, None) {
             self.answer([it.reply], Err(failure));
             return self.turn_away(known.filter(|at| self.disks[*at].child.pid == Some(it.pid)), now);
         }
@@ -264,8 +268,9 @@ impl State {
         let run = self.new_run();
         let disk_id = it.served.disk_id.clone();
         self.disks[at].child.adopted(run, it.pid, now);
-        self.effects.push(Effect::WatchWorker { run, pid: it.pid, root: it.root, disk_id });
-        self.worker_up(at, it.served);
+        let root = self.disks[at].spec.root.clone();
+        self.effects.push(Effect::WatchWorker { run, pid: it.pid, root, disk_id });
+        self.worker_up(at, it.served, now);
     }
 
     pub(super) fn worker_news(&mut self, at: usize, news: News, now: Instant) {
@@ -279,16 +284,16 @@ impl State {
             }
             News::WorkerReady(served) if self.disks[at].child.phase == Phase::Starting => {
                 self.disks[at].child.up(now);
-                self.worker_up(at, served);
+                self.worker_up(at, served, now);
             }
             News::WorkerReady(_) | News::FrontendReady { .. } | News::Left { .. } => {} // asked to stop in the meantime
             News::Ended(failure) => self.worker_ended(at, failure, now),
         }
     }
 
-    fn worker_up(&mut self, at: usize, served: Served) {
+    fn worker_up(&mut self, at: usize, served: Served, now: Instant) {
         let disk = &mut self.disks[at];
-        disk.spec.create = false;
+        let is_new = std::mem::take(&mut disk.spec.create);
         disk.contested = false;
         disk.net_before = None;
         let disk_id = served.disk_id.clone();
@@ -300,6 +305,11 @@ impl State {
         self.answer(replies, Ok(disk_id));
         if news {
             self.remember();
+        }
+        // Whose mount has begun while it was being made, on another disk, does not ask any more.
+        if is_new {
+            let users: Vec<u32> = self.mounts.iter().filter_map(|mount| mount.spec.uid).collect();
+            users.into_iter().for_each(|uid| self.disks[at].let_in(uid, now, &mut self.effects));
         }
     }
 
@@ -367,11 +377,7 @@ impl State {
     /// not interrupted: the mount waits for it, and asks once more.
     pub(super) fn let_in(&mut self, uid: u32, now: Instant) {
         for disk in &mut self.disks {
-            let makes = disk.child.phase == Phase::Starting && disk.spec.create;
-            let running = matches!(disk.child.phase, Phase::Up { .. } | Phase::Starting) && !makes;
-            if running && (!disk.child.foreign || disk.child.watched) && !disk.allowed.contains(&uid) {
-                restart(&mut disk.child, now, &mut self.effects);
-            }
+            disk.let_in(uid, now, &mut self.effects);
         }
     }
 
@@ -383,6 +389,17 @@ impl State {
             self.remember();
         }
         self.answer(disk.child.removed, Ok(String::new()));
+    }
+}
+
+impl Disk {
+    /// See [`State::let_in`].
+    fn let_in(&mut self, uid: u32, now: Instant, effects: &mut Vec<Effect>) {
+        let makes = self.child.phase == Phase::Starting && self.spec.create;
+        let running = matches!(self.child.phase, Phase::Up { .. } | Phase::Starting) && !makes;
+        if running && (!self.child.foreign || self.child.watched) && !self.allowed.contains(&uid) {
+            restart(&mut self.child, now, effects);
+        }
     }
 }
 

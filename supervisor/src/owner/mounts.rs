@@ -188,7 +188,11 @@ impl State {
         let was_up = matches!(child.phase, Phase::Up { .. });
         // The worker was up, and did not answer at that moment: it is started again, for another user of a mount perhaps.
         let is_early = child.phase == Phase::Starting && failure.exit == Exit::NoDisk;
+        let is_soon = child.is_soon();
         if is_early && child.again(failure.clone(), now) {
+            if !is_soon {
+                self.fail_adders(at, failure);
+            }
             return;
         }
         // It has unmounted, or found something alive there: somebody else's, or its predecessor in its last moment.
@@ -254,6 +258,9 @@ impl State {
         let roots = self.disks.iter().map(|disk| disk.spec.root.as_path());
         if let Err(failure) = mountpoint::check_place(&self.mounts[at].spec.dir, roots, []) {
             let child = &mut self.mounts[at].child;
+            if !child.established {
+                return self.drop_mount(at, Err(failure));
+            }
             (child.phase, child.failure) = (Phase::Stopped, Some(failure.clone()));
             return self.fail_adders(at, failure);
         }

@@ -347,6 +347,25 @@ fn a_worker_may_register_before_its_process_id_is_known() {
     assert!(answer.try_recv().unwrap().is_ok());
 }
 
+/// `mv /data /big/data; ln -s /big/data /data`: who starts it says one path, and it says the other.
+#[test]
+fn a_worker_that_says_another_path_of_its_folder_is_the_one_that_was_started() {
+    let (mut sim, worker) = Sim::with_disk();
+    assert_eq!(sim.register("/big/a", 100, false).try_recv().unwrap(), Ok(String::new()));
+    assert_eq!((sim.state.disks.len(), &*sim.state.disks[0].spec.root), (1, Path::new("/a")));
+    assert!(sim.effects.is_empty(), "{:?}", sim.effects);
+    // Also where somebody has added it under that path.
+    let _added = sim.add_disk("/big/a");
+    let second = sim.started();
+    sim.ends(second, Exit::InUse);
+    sim.register("/big/a", 100, false).try_recv().unwrap().unwrap();
+    assert!(sim.effects.is_empty(), "{:?}", sim.effects);
+    let mut removed = sim.asks(|reply| remove("/a", &[], reply));
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    sim.ends(worker, Exit::Ok);
+    assert_eq!(removed.try_recv().unwrap(), Ok(String::new()));
+}
+
 #[test]
 fn a_folder_that_stays_locked_is_tried_once_more_and_then_reported() {
     let mut sim = Sim::new();

@@ -294,6 +294,66 @@ fn a_disk_that_is_being_made_is_not_started_again_for_the_user_of_a_mount() {
     assert!(matches!(sim.effect(), Effect::StartFrontend { .. }));
 }
 
+/// It is served by the disk that was there already, and would be refused by this one if it turned to it.
+#[test]
+fn a_disk_that_was_made_lets_in_the_user_of_a_mount_that_began_meanwhile() {
+    let (mut sim, worker) = Sim::with_disk();
+    let _made = sim.add_disk_of("home", "/b", true);
+    let making = sim.started();
+    sim.news(making, News::Started { pid: 101, at_s: 7 });
+    let _mounts = [(1001, "/m"), (1002, "/n")].map(|(uid, dir)| sim.add_mount(dir, Some(uid)));
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == worker));
+    sim.ends(worker, Exit::Ok);
+    let worker = sim.started();
+    sim.news(worker, News::WorkerReady(served()));
+    assert_eq!(sim.effects.drain(..).filter(|effect| matches!(effect, Effect::StartFrontend { .. })).count(), 2);
+    sim.news(making, News::WorkerReady(served()));
+    assert!(matches!(sim.effect(), Effect::Terminate { run } if run == making), "once, and not the other disk");
+    sim.ends(making, Exit::Ok);
+    let Effect::StartWorker { run, spec } = sim.effect() else { panic!() };
+    assert_eq!((spec.root.to_str(), spec.allow_uids), (Some("/b"), vec![1001, 1002]));
+    sim.news(run, News::WorkerReady(served()));
+    assert!(sim.effects.is_empty(), "{:?}", sim.effects);
+}
+
+#[test]
+fn who_asks_for_a_mount_that_has_worked_is_told_when_its_worker_says_nothing() {
+    let (mut sim, _, frontend) = Sim::with_mount();
+    sim.ends(frontend, Exit::Failure);
+    let mut answer = sim.add_mount("/m", None);
+    let mut tries = 0;
+    let told = loop {
+        if let Ok(told) = answer.try_recv() {
+            break told;
+        }
+        let run = sim.started();
+        sim.ends(run, Exit::NoDisk);
+        sim.later(Duration::from_secs(60));
+        tries += 1;
+        assert!(tries < 10, "he waits for ever");
+    };
+    assert_eq!(told.unwrap_err().exit, Exit::NoDisk);
+    assert!(tries > 3, "{tries}");
+    let run = sim.started();
+    sim.news(run, News::FrontendReady { mounted: None });
+    assert!(matches!(sim.state.mounts[0].child.phase, Phase::Up { .. }), "it is tried all the same");
+}
+
+/// It would be listed, and nobody has it.
+#[test]
+fn a_mount_that_has_never_worked_is_not_kept_when_a_disk_is_added_where_it_is() {
+    let mut sim = Sim::new();
+    let _disk = sim.add_disk("/a");
+    let run = sim.started();
+    let spec = MountSpec { dir: "/b/m".into(), user: None, uid: None, root: Some("/a".into()) };
+    let mut answer = sim.asks(|reply| Event::AddMount { spec, remember: false, reply: Some(reply) });
+    let _other = sim.add_disk("/b");
+    sim.started();
+    sim.news(run, News::WorkerReady(served()));
+    assert_eq!(exit_of(&mut answer), Exit::BadMountpoint);
+    assert!(sim.state.mounts.is_empty() && sim.effects.is_empty(), "{:?}", sim.effects);
+}
+
 /// The worker is started again for the other mount's user while the frontend of this one greets it.
 #[test]
 fn a_frontend_whose_worker_does_not_answer_at_that_moment_is_started_again() {
