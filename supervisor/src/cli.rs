@@ -288,7 +288,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             println!("disk {} is not waited for any more", delugefs_proto::disk::short_id(&marked.disk_id));
         }
         Command::Disk(Disk::Remove { root }) => {
-            let root = paths::typed(&root)?;
+            let root = show::Places::look(&mut control).await?.disk(&root)?;
             let drained = drain::look(&mut control, &root).await;
             client::answer(control.remove_disk(pb::RemoveDiskRequest { root, release: false }).await)?;
             drained.iter().for_each(|disk| println!("{}", here.say(&drain::removed(disk))));
@@ -305,7 +305,7 @@ pub async fn execute(cli: Cli) -> anyhow::Result<Exit> {
             )?;
         }
         Command::Umount { dir } => {
-            let dir = paths::typed(&dir)?;
+            let dir = show::Places::look(&mut control).await?.mount(&dir)?;
             client::answer(control.remove_mount(pb::RemoveMountRequest { dir, release: false }).await)?;
         }
         Command::Stop => client::stop(&mut control, &run_dir).await?,

@@ -30,6 +30,17 @@ pub fn typed(path: &Path) -> anyhow::Result<String> {
     text(resolve_here(path, &sys::delugefs_mounts()?)?)
 }
 
+/// The same where it may be one of these, as which it is taken if it was typed so: what was resolved when it was said may lead elsewhere by
+/// now, by a link that was made since. It could not be named otherwise.
+///
+/// # Errors
+/// As of [`typed`].
+pub fn typed_among<'a>(path: &Path, mut known: impl Iterator<Item = &'a String>) -> anyhow::Result<String> {
+    let absolute = std::path::absolute(path).ok(); // an empty one is none
+    let is_meant = |known: &&String| absolute.as_deref() == Some(Path::new(known));
+    known.find(is_meant).cloned().map_or_else(|| typed(path), Ok)
+}
+
 /// Make a mountpoint that does not exist, if the folder it is in exists. Where that fails, the frontend says why it
 /// cannot mount there.
 pub fn make_mountpoint(dir: &str) {
@@ -109,6 +120,19 @@ pub fn resolve(path: &Path, mounts: &[PathBuf]) -> PathBuf {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_is_known_is_meant_wherever_it_leads_by_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        symlink("big", top.join("data")).unwrap();
+        let path = |name: &str| top.join(name).into_os_string().into_string().unwrap();
+        let meant = |typed: &str, known: &[String]| typed_among(&top.join(typed), known.iter()).unwrap();
+        assert_eq!(meant("data/d/", &[path("big/d"), path("data/d")]), path("data/d"));
+        assert_eq!(meant("data/d", &[path("big/d")]), path("big/d"));
+        assert_eq!(meant("data/d", &[]), path("big/d"));
+        assert!(typed_among(Path::new(""), [].iter()).is_err());
+    }
 
     #[test]
     fn follows_links_but_not_into_a_mount() {

@@ -261,11 +261,15 @@ fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
 /// What an earlier supervisor left running goes on. Workers first: a mount is matched with the disk it shows.
 async fn find_living(events: &Events, run_dir: &Path) -> anyhow::Result<()> {
     let workers = Note::living_workers(run_dir)?;
-    let identities = identities(workers.iter().map(|(note, _)| note.path.clone())).await;
-    for ((note, served), identity) in workers.into_iter().zip(identities) {
+    let mounted = sys::delugefs_mounts().context("cannot read the mount table")?;
+    // As `wish` has them.
+    let roots = workers.iter().map(|(note, _)| note.path.clone()).collect();
+    let roots = paths::resolve_each(roots, mounted, identity::PATIENCE).await;
+    let identities = identities(roots.iter().cloned()).await;
+    for (((note, served), root), identity) in workers.into_iter().zip(roots).zip(identities) {
         let Some(identity) = identity else { continue }; // it registers by itself, too
         let (reply, _) = tokio::sync::oneshot::channel();
-        let (root, cluster_id, cluster, pid) = (note.path, identity.cluster_id(), identity.cluster, note.pid);
+        let (cluster_id, cluster, pid) = (identity.cluster_id(), identity.cluster, note.pid);
         let (tcp_port, inherited) = (0, true);
         let it = Registration { root, cluster, cluster_id, pid, served, tcp_port, inherited, reply };
         send(events, Event::Register(it));
@@ -293,13 +297,11 @@ async fn identities(roots: impl Iterator<Item = PathBuf>) -> Vec<Option<DiskToml
 /// Mounts first: the workers let in the users of the mounts that are known when they start.
 async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember: bool) -> anyhow::Result<()> {
     let mounted = sys::delugefs_mounts().context("cannot read the mount table")?;
+    let resolved = async |paths| paths::resolve_each(paths, mounted.clone(), identity::PATIENCE).await;
+    let dirs: Vec<PathBuf> = config.mounts.iter().map(|mount| mount.dir.clone()).collect();
     // What is remembered was resolved when it was said. A link that is there since is not followed: who owns a folder above could
     // have root mount on any directory.
-    let resolved = async |paths: Vec<PathBuf>| match remember {
-        true => paths,
-        false => paths::resolve_each(paths, mounted.clone(), identity::PATIENCE).await,
-    };
-    let dirs = resolved(config.mounts.iter().map(|mount| mount.dir.clone()).collect()).await;
+    let dirs = if remember { dirs } else { resolved(dirs).await };
     for (mount, dir) in config.mounts.iter().zip(dirs) {
         let spec = |uid| MountSpec { dir: dir.clone(), user: mount.user.clone(), uid, root: None };
         match uid_of(mount.user.as_deref()) {
@@ -320,6 +322,7 @@ async fn wish(events: &Events, config: &Config, cluster: Option<&str>, remember:
         let error = UserError::new(Exit::Usage, "the configuration has disks, but does not say of which cluster");
         return Err(error.hint("add a line `cluster = \"NAME\"` at its top").into());
     }
+    // Of a disk it is followed in any case: by its worker, who then says where it is.
     let roots = resolved(config.disks.iter().map(|disk| disk.root.clone()).collect()).await;
     let identities = identities(roots.iter().cloned()).await;
     for ((disk, root), identity) in config.disks.iter().zip(roots).zip(identities) {

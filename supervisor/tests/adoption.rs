@@ -1,6 +1,7 @@
 //! A supervisor that was killed leaves its processes serving; the next one finds them.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use crate::lab::{Lab, kill_hard, pid_of, terminate};
@@ -138,4 +139,47 @@ fn a_folder_in_use_by_a_worker_that_does_not_register_is_reported() {
     Hint: stop it first
     ");
     assert_eq!(lab.status()["disks"].as_array().unwrap().len(), 0);
+}
+
+/// `mv /data /big/data; ln -s /big/data /data`: the disk is one, where it is now, and what was added goes by the name that is known of it.
+#[test]
+fn what_was_added_in_a_folder_that_was_moved_and_linked_can_be_taken_away() {
+    let mut lab = Lab::new();
+    let sup = lab.supervisor("sup", &["--no-mdns"]);
+    lab.make_disk();
+    let moves = |lab: &Lab, from: &str, to: &str| {
+        fs::rename(lab.path(from), lab.path(to)).unwrap();
+        symlink(to, lab.path(from)).unwrap();
+    };
+    fs::create_dir_all(lab.path("x/m")).unwrap();
+    fs::rename(lab.path("a"), lab.path("x/a")).unwrap();
+    assert_eq!(lab.says(&["disk", "add", "x/a"]).code, 0);
+    let pid = pid_of(&lab.status()["disks"][0]);
+    kill_hard(sup);
+    assert_eq!(lab.wait(sup), -1);
+    moves(&lab, "x", "y");
+    let sup = lab.supervisor("sup2", &["--no-mdns"]);
+    let status = lab.wait_for_status("it to be adopted", |status| status["disks"][0]["state"] == "up");
+    let path = |lab: &Lab, name: &str| lab.path(name).display().to_string();
+    let disk = &status["disks"][0];
+    assert_eq!((disk["root"].as_str(), pid_of(disk)), (Some(&*path(&lab, "y/a")), pid));
+    assert_eq!(lab.says(&["mount", "x/m"]).code, 0);
+    terminate(sup);
+    assert_eq!(lab.wait(sup), 0);
+    moves(&lab, "y", "z");
+    let sup = lab.supervisor("sup", &["--no-mdns"]);
+    let status = lab.wait_for_status("both to come", |status| {
+        status["disks"][0]["state"] == "up" && status["mounts"][0]["state"] == "up"
+    });
+    let shown = (status["disks"][0]["root"].as_str(), status["mounts"][0]["dir"].as_str());
+    assert_eq!(shown, (Some(&*path(&lab, "z/a")), Some(&*path(&lab, "y/m"))));
+    for what in [&["umount", "y/m"][..], &["disk", "remove", "y/a"]] {
+        let said = lab.says(what);
+        assert_eq!(said.code, 0, "{what:?}: {}", said.stderr);
+    }
+    let status = lab.status();
+    assert_eq!([&status["disks"], &status["mounts"]].map(|list| list.as_array().unwrap().len()), [0, 0]);
+    terminate(sup);
+    assert_eq!(lab.wait(sup), 0);
+    lab.assert_clean();
 }

@@ -21,8 +21,8 @@ pub async fn disk_id(control: &mut Control, typed: String) -> anyhow::Result<Str
     if !typed.contains('/') {
         return Ok(typed);
     }
-    let root = paths::typed(Path::new(&typed))?;
     let host = answer(control.status(pb::StatusRequest {}).await)?;
+    let root = paths::typed_among(Path::new(&typed), host.disks.iter().map(|disk| &disk.root))?;
     match host.disks.into_iter().find(|disk| disk.root == root && !disk.disk_id.is_empty()) {
         Some(disk) => Ok(disk.disk_id),
         None => {

@@ -214,6 +214,16 @@ impl Places {
         mountpoint::check_place(dir, disks, self.boundaries.iter().map(PathBuf::as_path))
     }
 
+    /// The disk that is meant by this folder, as the supervisor knows it.
+    pub fn disk(&self, typed: &Path) -> anyhow::Result<String> {
+        paths::typed_among(typed, self.host.disks.iter().map(|disk| &disk.root))
+    }
+
+    /// The same for a mount.
+    pub fn mount(&self, typed: &Path) -> anyhow::Result<String> {
+        paths::typed_among(typed, self.host.mounts.iter().map(|mount| &mount.dir))
+    }
+
     /// What is sent to the supervisor: below one of its mounts as resolved, else as typed, from the root of the file system.
     pub fn path(&self, typed: &Path) -> anyhow::Result<Vec<u8>> {
         let resolved = paths::resolve_here(typed, &self.boundaries)?;
