@@ -335,6 +335,7 @@ impl Replicator {
                     host,
                     site: peer.site.clone(),
                     presence,
+                    here_s: now,
                     heard: false,
                     changed_s: before.map_or(now, |disk| disk.changed_s),
                     lazy: peer.lazy,
@@ -346,6 +347,7 @@ impl Replicator {
                     backlog_s: 0,
                 },
             };
+            disk.here_s = before.map_or(now, |before| here_s(before, presence, self.settings.grace_last_s));
             // Of one that is away too.
             disk.heard = match before {
                 _ if !peer.connected => heard.contains(id),
@@ -530,6 +532,16 @@ impl Replicator {
             self.desk.failed(disk, content, now);
         }
         self.again_s = Some(now);
+    }
+}
+
+/// Since when a disk comes and goes or is here, see [`Disk::here_s`], with this presence.
+fn here_s(before: &Disk, presence: Presence, grace_s: u64) -> u64 {
+    match (before.presence, presence) {
+        (Presence::Absent { since_s }, Presence::Here { since_s: now }) if now.saturating_sub(since_s) >= grace_s => {
+            now
+        }
+        _ => before.here_s,
     }
 }
 

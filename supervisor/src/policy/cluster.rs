@@ -15,6 +15,7 @@ pub(super) struct Node {
     /// In the host that decides.
     pub local: bool,
     pub presence: Presence,
+    pub here_s: u64,
     pub changed_s: u64,
     pub draining: bool,
     pub read_only: bool,
@@ -87,6 +88,7 @@ impl<'a> Cluster<'a> {
                 site: host_sites[host],
                 local,
                 presence: disk.presence,
+                here_s: disk.here_s,
                 changed_s: disk.changed_s,
                 draining: disk.draining,
                 read_only: disk.read_only,

@@ -62,8 +62,8 @@ pub struct Health {
     pub short: u64,
     /// Those of them that lack only copies on disks which were seen recently: nothing is done yet.
     pub short_waiting: u64,
-    /// Those of `short` that are not waiting, can be read, and have been so for more than an hour: no host gets a further copy
-    /// made. None in a cluster of one disk, where that is no news.
+    /// Those of `short` that are not waiting, can be read, and have been so for more than an hour, but for absences that are short: no
+    /// host gets a further copy made. None in a cluster of one disk, where that is no news.
     pub short_long: u64,
     /// Contents on disks of this host that are being emptied which have enough copies elsewhere only with those of disks that take no
     /// changes, and so promise nothing; and nobody has made, or can make, another one. They do not go.
@@ -114,7 +114,10 @@ pub fn health(view: &View<'_>, now_s: u64) -> Health {
         if tally.firm < content.wanted {
             health.short += 1;
             let is_waiting = tally.expected.len() >= content.wanted as usize;
-            let since_s = content.changed_s.max(tally.opened_s).max(tally.readable_s);
+            // One that comes and goes gives as little time to copy it, and is not to begin anew with each coming.
+            let sources = tally.holders.iter().map(|at| &cluster.nodes[*at]).filter(|node| node.source);
+            let readable_s = sources.map(|node| node.here_s).min().unwrap_or(0);
+            let since_s = content.changed_s.max(tally.opened_s).max(readable_s);
             let is_long =
                 has_others && !is_waiting && tally.readable > 0 && since_s.saturating_add(SHORT_LONG_S) < now_s;
             health.short_waiting += u64::from(is_waiting);

@@ -28,6 +28,7 @@ fn disk(name: &str) -> Disk {
         host: host(name.chars().next().unwrap()),
         site: String::new(),
         presence: Presence::Here { since_s: 0 },
+        here_s: 0,
         heard: true,
         changed_s: 0,
         lazy: false,

@@ -51,6 +51,8 @@ pub struct Disk {
     pub site: String,
     /// Whether it is connected.
     pub presence: Presence,
+    /// Since when it comes and goes, or is here, at most: of an absence shorter than [`Settings::grace_last_s`] nothing is known here.
+    pub here_s: u64,
     /// What it holds has been told since the start of this host's workers, and is in `holders`: what no disk is known to hold is not
     /// there either.
     pub heard: bool,

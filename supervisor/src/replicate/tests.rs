@@ -11,6 +11,7 @@ fn disk(id: DiskId, host: DiskId, since_s: u64) -> Disk {
         host: HostId(host.0),
         site: String::new(),
         presence: Presence::Here { since_s },
+        here_s: since_s,
         heard: true,
         changed_s: 0,
         lazy: false,
@@ -159,4 +160,20 @@ fn a_disk_is_in_the_host_that_has_let_it_in() {
     assert_eq!(host(disk, &me.0, &other.0), other);
     assert_eq!(host(disk, &[], &[]), HostId(disk.0));
     assert_eq!(host(here[0].0, &other.0, &[]), me);
+}
+
+#[test]
+fn an_absence_that_is_short_does_not_begin_a_disks_time_anew() {
+    let id = DiskId([1; 32]);
+    let seen = |times: &[(bool, u64)]| {
+        let begin = disk(id, id, 100);
+        let step = |before: Disk, (is_here, since_s): &(bool, u64)| {
+            let since_s = *since_s;
+            let presence = if *is_here { Presence::Here { since_s } } else { Presence::Absent { since_s } };
+            Disk { here_s: here_s(&before, presence, 600), presence, ..before }
+        };
+        times.iter().fold(begin, step).here_s
+    };
+    assert_eq!(seen(&[(true, 100), (false, 1000), (true, 1599), (false, 2000), (true, 2010)]), 100);
+    assert_eq!(seen(&[(false, 1000), (false, 1000), (true, 1600), (false, 2000), (true, 2010)]), 1600);
 }

@@ -164,6 +164,7 @@ impl Host {
                 true => Presence::Here { since_s: seen.since_s },
                 false => Presence::Absent { since_s: seen.since_s },
             },
+            here_s: seen.since_s,
             heard: seen.heard,
             changed_s: seen.changed_s,
             lazy: seen.lazy,

@@ -57,9 +57,12 @@ fn copies_missing_for_more_than_an_hour_are_counted() {
     let lab = one(vec![disk("a1"), full, absent("c1", 0)], new(&["c1"]));
     assert_eq!(counted(&lab, 99_999), 0);
     // Nor what came within reach a moment ago: it is about to be copied.
-    let back = Disk { presence: Presence::Here { since_s: NOW_S }, ..disk("a1") };
-    let lab = one(vec![back, disk("b1"), absent("c1", 99_999)], content(1, &["a1", "c1"]));
+    let back = |here_s| Disk { presence: Presence::Here { since_s: NOW_S }, here_s, ..disk("a1") };
+    let came = |here_s| one(vec![back(here_s), disk("b1"), absent("c1", 99_999)], content(1, &["a1", "c1"]));
+    let lab = came(NOW_S);
     assert_eq!([counted(&lab, 0), counted(&lab, 3600), counted(&lab, 3601)], [0, 0, 1]);
+    // Unless it comes and goes all the time.
+    assert_eq!(counted(&came(NOW_S - 3601), 0), 1);
     for none in [Disk { forgotten: true, ..disk("b1") }, Disk { lazy: true, ..disk("b1") }] {
         let lab = one(vec![disk("a1"), none], new(&["a1"]));
         assert_eq!(counted(&lab, 99_999), 0);
