@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Context;
+use nix::errno::Errno;
 
 /// Read a file; `None` when there is none.
 ///
@@ -43,13 +44,30 @@ pub fn make_once(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<Vec<u8>
     let linked = || {
         make(&new, bytes)?;
         match fs::hard_link(&new, &path) {
+            Err(error) if has_no_links(&error) => make_here(&path, bytes)?,
             Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => fs::remove_file(&new)?,
+            _ => {}
         }
+        fs::remove_file(&new)?;
         File::open(dir)?.sync_all()
     };
     linked().with_context(|| format!("cannot write {}", path.display()))?;
     read(dir, name)?.with_context(|| format!("{} has gone again", path.display()))
+}
+
+/// FAT has none, nor have some file servers.
+fn has_no_links(error: &std::io::Error) -> bool {
+    [Errno::EPERM, Errno::EOPNOTSUPP, Errno::ENOSYS].iter().any(|none| error.raw_os_error() == Some(*none as i32))
+}
+
+/// The same where there are no links: whoever comes in this moment may read a part of it, and who ends in it leaves one.
+fn make_here(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        opened => opened?,
+    };
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.inspect_err(|_| drop(fs::remove_file(path))) // what is there would be taken for it
 }
 
 /// A new file, durable; one that a crash has left goes. Never through a link that somebody has put there.
@@ -87,6 +105,17 @@ mod tests {
         assert_eq!(make_once(dir.path(), "key", b"first").unwrap(), b"first");
         assert_eq!(make_once(dir.path(), "key", b"second").unwrap(), b"first");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn where_there_are_no_links_the_first_file_stays_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        make_here(&path, b"first").unwrap();
+        make_here(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        let refused = |code| has_no_links(&std::io::Error::from_raw_os_error(code));
+        assert!(refused(nix::libc::EPERM) && refused(nix::libc::EOPNOTSUPP) && !refused(nix::libc::EEXIST));
     }
 
     #[test]
