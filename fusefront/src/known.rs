@@ -33,13 +33,25 @@ struct Entry {
     lookups: u64,
     dir: u64,
     orphan: Option<Box<Attr>>,
-    /// Its last name went through a mount of this disk.
-    removed_here: bool,
+    /// Where its last name went, as far as that is known.
+    removed: Removed,
     /// The names the kernel has of it, where they are noted.
     names: Vec<Name>,
     /// Of a directory: it changed since it was last opened.
     relist: bool,
     held: Held,
+}
+
+/// Who took the last name of an inode.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Removed {
+    /// Another host, or nobody knows.
+    #[default]
+    Elsewhere,
+    /// Another mount of this disk, by what was heard last of its names.
+    Beside,
+    /// This mount.
+    Here,
 }
 
 impl Entry {
@@ -84,7 +96,7 @@ impl Known {
         entry.lookups += 1;
         if attr.nlink > 0 {
             // It has a name again: what was removed elsewhere may come back with a change made there meanwhile.
-            (entry.orphan, entry.removed_here) = (None, false);
+            (entry.orphan, entry.removed) = (None, Removed::Elsewhere);
         }
         if attr.dir != 0 {
             entry.dir = attr.dir;
@@ -179,17 +191,46 @@ impl Known {
         }
     }
 
-    /// The same where a mount of this disk has taken the name, as this one has.
+    /// The same where this mount has taken the name.
     pub fn removed_here(&self, attr: Attr) {
-        if let Some(entry) = self.shard(attr.ino).lock().get_mut(&attr.ino) {
-            entry.removed_here |= entry.orphan.is_none();
+        self.removed(attr, Removed::Here);
+    }
+
+    /// The same where another mount of this disk seems to have taken it.
+    pub fn removed_beside(&self, attr: Attr) {
+        self.removed(attr, Removed::Beside);
+    }
+
+    fn removed(&self, attr: Attr, by: Removed) {
+        if let Some(entry) = self.shard(attr.ino).lock().get_mut(&attr.ino)
+            && entry.orphan.is_none()
+        {
+            entry.removed = by;
         }
         self.orphan(attr);
     }
 
-    /// Whether it has no name any more, and its last one went through a mount of this disk.
+    /// Another host has changed its names, so that one may have taken the last of them, and not another mount.
+    pub fn changed_elsewhere_too(&self, ino: u64) {
+        if let Some(entry) = self.shard(ino).lock().get_mut(&ino)
+            && entry.removed == Removed::Beside
+        {
+            entry.removed = Removed::Elsewhere;
+        }
+    }
+
+    /// Whether it has no name any more, and its last one went through this mount.
     pub fn was_removed_here(&self, ino: u64) -> bool {
-        self.shard(ino).lock().get(&ino).is_some_and(|entry| entry.orphan.is_some() && entry.removed_here)
+        self.was_removed(ino, |by| by == Removed::Here)
+    }
+
+    /// The same of a mount of this disk: this one, or, as it seems, another.
+    pub fn was_removed_on_disk(&self, ino: u64) -> bool {
+        self.was_removed(ino, |by| by != Removed::Elsewhere)
+    }
+
+    fn was_removed(&self, ino: u64, is_it: impl Fn(Removed) -> bool) -> bool {
+        self.shard(ino).lock().get(&ino).is_some_and(|entry| entry.orphan.is_some() && is_it(entry.removed))
     }
 
     /// The attributes of an inode without a name.

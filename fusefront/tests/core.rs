@@ -503,3 +503,24 @@ fn a_sync_of_what_this_mount_has_removed_asks_nobody() {
     assert_eq!(bench.worker.count("fsync"), before);
     bench.fs.release(opened.handle);
 }
+
+/// Another mount of the disk has renamed it, and another host then removed it: that is not certain to be nobody's loss.
+#[test]
+fn a_sync_of_what_another_mount_has_renamed_is_asked_of_the_worker() {
+    let bench = Bench::start();
+    let ino = bench.write_file(1, "f", &[1; 10]);
+    let writer = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    bench.fs.write(&bench.fs.file(writer.handle).unwrap(), 0, &[2; 20]).unwrap();
+    bench.worker.through_another_mount(|tree| {
+        tree.rename((1, b"f"), (1, b"g"), false, false).unwrap();
+        vec![changed(1, &["f", "g"], &[ino])]
+    });
+    bench.wait_for("the name is gone", || bench.lookup(1, "f").is_none());
+    // Its event is on its way.
+    bench.worker.shared.tree.lock().unlink(1, b"g").unwrap();
+    bench.wait_for("it is gone", || bench.fs.getattr(&Caller::own(), ino).unwrap().nlink == 0);
+    let before = bench.worker.count("fsync");
+    bench.fs.fsync(&Caller::own(), writer.handle, false).unwrap();
+    assert_eq!(bench.worker.count("fsync"), before + 1);
+    bench.fs.release(writer.handle);
+}

@@ -230,7 +230,8 @@ impl Fs {
             let current = self.worker.link();
             q.handle = writer.ticket().filter(|ticket| Some(ticket.link) == current).map_or(0, |t| t.handle);
         }
-        // One that has lost its names elsewhere gets one back for what was written, which is to outlast a crash, too.
+        // One that has lost its names elsewhere gets one back for what was written, which is to outlast a crash, too. Only of what this mount
+        // has taken it is certain that it is none of these: what another mount has renamed another host may have removed since.
         let answer = match self.known.was_removed_here(ino) {
             true if q.sync_failed => Err(Errno::EIO.into()),
             true => Ok(()),
@@ -264,13 +265,14 @@ impl Fs {
             _ => return Err(error.into()),
         }
         // Nothing is to outlast a crash of a file that was removed here.
-        if self.known.was_removed_here(ino) {
+        if self.known.was_removed_on_disk(ino) {
             return Ok(());
         }
-        let message = format!(
-            "file {ino:016x} was removed or replaced elsewhere, and the diskworker was restarted while it was open: what is written to it is \
-            gone when it is closed; copy it to another file"
-        );
+        let why = match self.awaited.is_elsewhere(ino) {
+            true => "the disk it is written on is away: what becomes of that shows when that disk is back",
+            false => "the diskworker was restarted while it was open: what is written to it is gone when it is closed",
+        };
+        let message = format!("file {ino:016x} was removed or replaced elsewhere, and {why}; copy it to another file");
         Err(FsError::new(Errno::EIO, message).into())
     }
 

@@ -72,6 +72,7 @@ impl Fs {
             self.awaited.hears_of_all();
             for inode in self.open.all() {
                 inode.renamed_here.store(false, Ordering::Release);
+                self.known.changed_elsewhere_too(inode.ino);
                 self.content_changes(&inode);
             }
             return self.invalidate(Invalidation::All);
@@ -84,6 +85,9 @@ impl Fs {
             if !event.here || changed.dir != 0 {
                 let open = changed.inos.iter().filter_map(|ino| self.open.get(*ino));
                 open.for_each(|inode| inode.renamed_here.store(event.here, Ordering::Release));
+            }
+            if !event.here {
+                changed.inos.iter().for_each(|ino| self.known.changed_elsewhere_too(*ino));
             }
             self.cache.event(stamp, changed);
             self.note_news();

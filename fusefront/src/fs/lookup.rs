@@ -133,7 +133,7 @@ impl Fs {
         let inode = self.open.get(ino)?;
         let last = *inode.last.lock();
         match inode.renamed_here.load(Ordering::Acquire) {
-            true => self.known.removed_here(last),
+            true => self.known.removed_beside(last),
             false => self.known.orphan(last),
         }
         self.known.orphan_attr(ino)

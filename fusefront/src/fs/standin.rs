@@ -118,6 +118,12 @@ impl Awaited {
         true
     }
 
+    /// Whether what was known of the inode was known of another disk than the one that is asked.
+    pub fn is_elsewhere(&self, ino: u64) -> bool {
+        let state = self.state.lock();
+        state.files.get(&ino).is_some_and(|file| file.disk != state.disk)
+    }
+
     /// Whether that was said over this link, and nothing was heard of the inode since: it need not be asked again.
     pub fn was_unheard(&self, ino: u64, link: Option<u64>) -> bool {
         let is = |file: &File| link.is_some() && file.unheard == link;

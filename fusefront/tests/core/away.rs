@@ -117,6 +117,24 @@ fn what_a_stand_in_has_not_heard_of_is_not_taken_for_removed() {
     [opened.handle, reader.handle].into_iter().for_each(|handle| bench.fs.release(handle));
 }
 
+/// What was written is on the disk that is away, with those who wrote it.
+#[test]
+fn a_sync_of_what_a_stand_in_knows_to_be_removed_does_not_call_it_lost() {
+    let mut bench = Bench::start();
+    let ino = bench.write_file(1, "f", b"text");
+    let writer = bench.fs.open(&Caller::own(), ino, true, false).unwrap();
+    bench.fs.write(&bench.fs.file(writer.handle).unwrap(), 0, b"more").unwrap();
+    move_to(&mut bench, "01", Tree::lose_staged);
+    bench.worker.elsewhere(|tree| {
+        tree.unlink(1, b"f").unwrap();
+        vec![changed(1, &["f"], &[ino])]
+    });
+    bench.wait_for("it is heard of", || bench.fs.getattr(&Caller::own(), ino).unwrap().nlink == 0);
+    let Err(Stop::Failed(error)) = bench.fs.fsync(&Caller::own(), writer.handle, false) else { panic!() };
+    assert!(error.errno == Errno::EIO && error.message.contains("shows when that disk is back"), "{error}");
+    bench.fs.release(writer.handle);
+}
+
 #[test]
 fn what_a_stand_in_has_heard_of_and_has_no_more_was_removed() {
     let mut bench = Bench::start();
