@@ -508,6 +508,8 @@ impl OpenInodes {
 pub struct DirHandle {
     /// Its number.
     pub ino: u64,
+    /// The kernel may have kept a listing, or keep what is given through this handle, for this and others.
+    pub is_kept: bool,
     /// Where its reader is.
     pub reading: Mutex<Reading>,
     /// Entries to give it at once.
@@ -534,6 +536,8 @@ pub struct Snapped {
     pub offset: u64,
     /// The name before it.
     pub after: Option<Box<[u8]>>,
+    /// Nothing of it was given: it is what the kernel is thought to have.
+    pub is_kernels: bool,
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 //! in the middle, or goes on in a newer listing at the same offset, where other names may be. So it keeps only what every program
 //! gets with one call, and we give with one answer ([`Fs::is_read_at_once`]): from there on it asks for what is behind [`END`], which is
 //! nothing in any listing. A program that goes back into the middle (seekdir) is given what is there in the listing of when it opened the
-//! directory: that is the one that the kernel had, unless that was replaced before the program began to read.
+//! directory: that is the one that the kernel had, unless that was replaced before the program began to read. Where the directory has grown
+//! between the opening and the reading of a handle, the kernel keeps more than is read with one call: the other handles then have that
+//! listing, too, and go on in it wherever the kernel leaves off.
 
 use std::ops::{Bound, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +19,7 @@ use parking_lot::Mutex;
 
 use super::paged::Paged;
 use super::{Fs, Moment, S_IFDIR, is_gone};
-use crate::cache::{Item, Snapshot, Standing, kind_of};
+use crate::cache::{Item, List, Snapshot, Standing, kind_of};
 use crate::call::{Caller, Outcome, Stop};
 use crate::handles::{DirHandle, Reading, Snapped};
 
@@ -90,8 +92,8 @@ impl Fs {
     pub fn opendir(&self, ino: u64, is_kept: bool) -> u64 {
         let entries = AtomicUsize::new(FIRST_ENTRIES);
         let snapshot = if is_kept { self.cache.snapshot(ino) } else { None };
-        let reading = snapshot.map_or(Reading::NotBegun, |snapshot| Reading::Snapped(Snapped::new(snapshot)));
-        self.dirs.put(DirHandle { ino, reading: Mutex::new(reading), entries })
+        let reading = snapshot.map_or(Reading::NotBegun, |snapshot| Reading::Snapped(Snapped::kernels(snapshot)));
+        self.dirs.put(DirHandle { ino, is_kept, reading: Mutex::new(reading), entries })
     }
 
     /// Whether the kernel may use the listing that it has kept of a directory which it is opening: once not after each change by
@@ -102,16 +104,31 @@ impl Fs {
 
     /// Whether any program gets all of the directory with one call that is answered with one answer. `false` also if that is not known.
     pub fn is_read_at_once(&self, ino: u64) -> bool {
-        // As getdents64(2) has them: 19 bytes, the name and a NUL, to a multiple of 8. As READDIRPLUS has them: 152 bytes and the name, to
-        // a multiple of 8. And the dots.
-        let called = |name: &[u8]| (20 + name.len()).next_multiple_of(8);
-        let answered = |name: &[u8]| (152 + name.len()).next_multiple_of(8);
-        self.cache.is_known_whole(ino, |list| {
-            let names = || list.keys().map(|name| &name[..]).chain([&b"."[..], b".."]);
-            list.len() <= ANSWER_BYTES / answered(b"")
-                && names().map(called).sum::<usize>() <= CALL_BYTES
-                && names().map(answered).sum::<usize>() <= ANSWER_BYTES
-        })
+        self.cache.is_known_whole(ino, is_one_call)
+    }
+
+    /// A listing begins of which the kernel keeps what it is given through this handle. If that is not for one call, handles that have
+    /// read nothing from us may be given a part of it by the kernel, and come to us for the rest.
+    fn kernel_keeps(&self, handle: &DirHandle, reading: &Reading) {
+        let listing = match reading {
+            Reading::Snapped(snapped) if is_one_call(&snapped.snapshot.list) => return,
+            Reading::Snapped(snapped) => Some(&snapped.snapshot),
+            _ => None, // in pages: as it is when they come
+        };
+        let others = self.dirs.numbers().into_iter().filter_map(|number| self.dirs.get(number));
+        for other in others.filter(|other| other.ino == handle.ino && other.is_kept && !std::ptr::eq(&**other, handle))
+        {
+            let mut reading = other.reading.lock();
+            let is_unread = match &*reading {
+                Reading::NotBegun => true,
+                Reading::Snapped(snapped) => snapped.is_kernels,
+                Reading::Paged(_) => false,
+            };
+            if is_unread {
+                let listing = listing.cloned().map(Snapped::kernels);
+                *reading = listing.map_or(Reading::NotBegun, Reading::Snapped);
+            }
+        }
     }
 
     /// The handle is not used any more.
@@ -171,11 +188,20 @@ impl Fs {
         if offset == END && matches!(reading, Reading::NotBegun) {
             return Ok(Page::default());
         }
+        if let Reading::Snapped(snapped) = reading
+            && snapped.is_kernels
+            && snapped.has_no(offset)
+        {
+            *reading = Reading::NotBegun; // that of which the kernel had a part is not known any more
+        }
         if offset == 0 || matches!(reading, Reading::NotBegun) {
             *reading = match self.snapshot(caller, dir)? {
                 Some(snapshot) => Reading::Snapped(Snapped::new(snapshot)),
                 None => Reading::Paged(Paged::default()),
             };
+            if offset == 0 && handle.is_kept {
+                self.kernel_keeps(handle, reading);
+            }
         }
         let mut since = self.moment();
         if let Reading::Paged(paged) = reading {
@@ -205,6 +231,7 @@ impl Fs {
                         }
                     }
                 }
+                snapped.is_kernels &= page.entries.is_empty();
             }
             Reading::Paged(paged) => {
                 let given_before = page.entries.len();
@@ -343,7 +370,17 @@ impl Fs {
 impl Snapped {
     /// At the first name.
     fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot, offset: 2, after: None }
+        Self { snapshot, offset: 2, after: None, is_kernels: false }
+    }
+
+    /// Of a handle that may be given it by the kernel.
+    fn kernels(snapshot: Snapshot) -> Self {
+        Self { is_kernels: true, ..Self::new(snapshot) }
+    }
+
+    /// Who is there has read more than there is.
+    fn has_no(&self, offset: u64) -> bool {
+        offset != END && offset >= 2 + self.snapshot.list.len() as u64
     }
 
     /// Go to an offset: for free where reading stopped, else by counting.
@@ -372,4 +409,16 @@ impl Snapped {
         };
         self.snapshot.list.range::<[u8], _>((from, Bound::Unbounded)).map(|(name, item)| (&name[..], *item))
     }
+}
+
+/// Whether any program gets that with one call that is answered with one answer.
+fn is_one_call(list: &List) -> bool {
+    // As getdents64(2) has them: 19 bytes, the name and a NUL, to a multiple of 8. As READDIRPLUS has them: 152 bytes and the name, to
+    // a multiple of 8. And the dots.
+    let called = |name: &[u8]| (20 + name.len()).next_multiple_of(8);
+    let answered = |name: &[u8]| (152 + name.len()).next_multiple_of(8);
+    let names = || list.keys().map(|name| &name[..]).chain([&b"."[..], b".."]);
+    list.len() <= ANSWER_BYTES / answered(b"")
+        && names().map(called).sum::<usize>() <= CALL_BYTES
+        && names().map(answered).sum::<usize>() <= ANSWER_BYTES
 }

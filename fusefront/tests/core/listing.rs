@@ -167,3 +167,52 @@ fn the_kernel_keeps_what_is_read_with_one_call() {
     bench.write_file(dir, long(7), b"");
     assert!(!bench.fs.is_read_at_once(dir));
 }
+
+/// Two handles were opened while it was small, and the kernel keeps what one of them reads when it has grown.
+#[test]
+fn a_listing_that_has_grown_before_it_was_read_is_read_to_its_end_by_all() {
+    let old = |n: usize| format!("old {n}");
+    let (new, is_left) = (|n: usize| format!("new {n:03}"), |name: &String| name != "new 000");
+    for (plus, begins) in [(false, true), (true, true), (true, false)] {
+        let bench = Bench::start();
+        let dir = bench.mkdir(1, "d");
+        let make = |names: Vec<String>| {
+            bench.worker.elsewhere(|tree| {
+                for name in &names {
+                    tree.make(dir, name.as_bytes(), 0o100_644, (0, 0), 0).unwrap();
+                }
+                vec![Changed { dir, names: names.iter().map(|name| Bytes::from(name.clone())).collect(), inos: vec![] }]
+            });
+            bench.wait_for("it is told", || bench.invalidations.try_iter().any(|it| it == Invalidation::Dir(dir)));
+        };
+        make((0..10).map(old).collect());
+        bench.names(dir);
+        let [kept, first] = [(); 2].map(|()| bench.fs.opendir(dir, true));
+        make((0..300).map(new).collect());
+        // The kernel has a part of it, which it gives to the other handle; then that is dropped.
+        let mut listed: Vec<String> = match begins {
+            true => page(&bench, first, 0, 40, plus).into_iter().map(|entry| entry.0).collect(),
+            false => [".", ".."].map(String::from).into_iter().chain((0..38).map(new)).collect(),
+        };
+        bench.fs.releasedir(first);
+        if begins {
+            bench.worker.elsewhere(|tree| {
+                tree.unlink(dir, b"new 000").unwrap();
+                vec![changed(dir, &["new 000"], &[])]
+            });
+            bench.wait_for("it is told", || bench.invalidations.try_iter().any(|it| it == Invalidation::Dir(dir)));
+        }
+        let mut offset = 40;
+        loop {
+            let more = page(&bench, kept, offset, 99, plus);
+            let Some(last) = more.last() else { break };
+            offset = last.2;
+            listed.extend(more.into_iter().map(|entry| entry.0));
+        }
+        let expected = [".", ".."].map(String::from).into_iter().chain((0..300).map(new)).chain((0..10).map(old));
+        let (listed, expected): (Vec<_>, Vec<_>) =
+            (listed.into_iter().filter(is_left).collect(), expected.filter(is_left).collect());
+        assert_eq!(listed, expected, "with attributes: {plus}, through the other handle: {begins}");
+        bench.fs.releasedir(kept);
+    }
+}
