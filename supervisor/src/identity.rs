@@ -20,8 +20,13 @@ pub type Look = oneshot::Receiver<Result<DiskToml, DiskTomlError>>;
 
 /// Begin to read.
 pub fn look(root: PathBuf) -> Look {
+    look_by(move || DiskToml::read(&root))
+}
+
+/// The same, however it is read.
+pub(crate) fn look_by(read: impl FnOnce() -> Result<DiskToml, DiskTomlError> + Send + 'static) -> Look {
     let (sender, look) = oneshot::channel();
-    let looks = move || drop(sender.send(DiskToml::read(&root))); // who asked may have gone
+    let looks = move || drop(sender.send(read())); // who asked may have gone
     if let Err(error) = std::thread::Builder::new().name("disk-folder".into()).spawn(looks) {
         tracing::warn!("cannot look into the folder of a disk: {error}");
     }
@@ -33,11 +38,11 @@ pub fn look(root: PathBuf) -> Look {
 /// # Errors
 /// There is no disk, or the folder does not answer.
 pub async fn read(root: &Path) -> Result<DiskToml, Failure> {
-    read_within(root, PATIENCE).await
+    within(PATIENCE, look(root.to_owned()), root).await
 }
 
-async fn read_within(root: &Path, patience: Duration) -> Result<DiskToml, Failure> {
-    match timeout(patience, look(root.to_owned())).await {
+async fn within(patience: Duration, look: Look, root: &Path) -> Result<DiskToml, Failure> {
+    match timeout(patience, look).await {
         Ok(Ok(read)) => read.map_err(|error| Failure::new(Exit::NoDisk, error.to_string())),
         _ => Err(Failure::new(Exit::BadDisk, format!("the folder {} does not answer", root.display()))
             .hint("see whether its disk fails, or its file server is away")),
@@ -46,20 +51,20 @@ async fn read_within(root: &Path, patience: Duration) -> Result<DiskToml, Failur
 
 #[cfg(test)]
 mod tests {
-    use delugefs_proto::disk::DISK_TOML;
+    use std::sync::mpsc;
 
     use super::*;
 
-    /// A pipe takes the place of a file on a disk that hangs.
     #[tokio::test]
     async fn a_folder_that_hangs_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let pipe = dir.path().join(DISK_TOML);
-        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(read_within(dir.path(), Duration::from_millis(20)).await.unwrap_err().exit, Exit::BadDisk);
-        // Lets the thread go.
-        drop(std::fs::File::options().write(true).open(&pipe).unwrap());
-        std::fs::remove_file(&pipe).unwrap();
-        assert!(look(dir.path().to_owned()).await.unwrap().is_err());
+        let (go_on, hangs) = mpsc::channel::<()>();
+        let look = look_by(move || {
+            let _ended = hangs.recv();
+            Err(DiskTomlError::Absent("d".into()))
+        });
+        assert_eq!(within(Duration::from_millis(20), look, dir.path()).await.unwrap_err().exit, Exit::BadDisk);
+        drop(go_on); // lets the thread go
+        assert_eq!(read(dir.path()).await.unwrap_err().exit, Exit::NoDisk);
     }
 }
