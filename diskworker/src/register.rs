@@ -7,7 +7,7 @@ use delugefs_proto::control_pb::{RegisterRequest, control_client::ControlClient}
 use delugefs_proto::disk::DiskToml;
 use delugefs_proto::rundir;
 use tokio::net::UnixStream;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 /// Pause between tries, and between looking whether the supervisor is still the one that knows us.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -30,29 +30,38 @@ pub async fn keep_registered(
         local_socket: sockets.0,
         grpc_socket: sockets.1,
     };
+    let mut connection = None;
     loop {
-        match register(&run_dir, &request).await {
+        match register(&run_dir, &request, connection.take()).await {
             // Registering again is harmless, and the only way to notice a supervisor that has been replaced.
-            Ok(()) => tracing::trace!("registered"),
+            Ok(client) => connection = Some(client),
             Err(error) => tracing::debug!("no supervisor yet: {error:#}"),
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn register(run_dir: &std::path::Path, request: &RegisterRequest) -> anyhow::Result<()> {
-    let channel = connect(&rundir::control_socket(run_dir)).await?;
+/// The connection, to be used again: one that ends is one with a supervisor that has ended.
+async fn register(
+    run_dir: &std::path::Path,
+    request: &RegisterRequest,
+    connection: Option<ControlClient<Channel>>,
+) -> anyhow::Result<ControlClient<Channel>> {
+    let mut client = match connection {
+        Some(client) => client,
+        None => ControlClient::new(connect(&rundir::control_socket(run_dir)).await?),
+    };
     let mut request = tonic::Request::new(request.clone());
     request.set_timeout(PAUSE);
-    ControlClient::new(channel).register(request).await?;
-    Ok(())
+    client.register(request).await?;
+    Ok(client)
 }
 
 /// A channel to the supervisor's socket.
 ///
 /// # Errors
 /// When nobody answers there.
-pub async fn connect(path: &std::path::Path) -> anyhow::Result<tonic::transport::Channel> {
+pub async fn connect(path: &std::path::Path) -> anyhow::Result<Channel> {
     let path = path.to_owned();
     let connect = tower::service_fn(move |_| {
         let path = path.clone();

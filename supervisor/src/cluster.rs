@@ -45,6 +45,7 @@ struct Told {
     members: Vec<u8>,
     hints: Vec<Hint>,
     rounds: u32,
+    connection: worker::Kept,
 }
 
 /// This host's disks that cannot meet others, by their ids, and why.
@@ -88,7 +89,7 @@ pub async fn follow(
             let socket = PathBuf::from(&disk.grpc_socket);
             let mut told = told.remove(&socket).filter(|told| told.pid == disk.pid).unwrap_or_default();
             if told.rounds >= AGAIN {
-                told = Told { admitted: told.admitted, ..Told::default() };
+                told = Told { admitted: told.admitted, connection: told.connection, ..Told::default() };
             }
             told.pid = disk.pid;
             told.rounds += 1;
@@ -158,8 +159,7 @@ async fn meet(
     let (Some(cluster), Some(id)) = ids else { return Ok(()) };
     let socket = Path::new(&disk.grpc_socket);
     let busy = |_| (); // it is asked again in a moment
-    let request = PeersRequest {};
-    let answer = worker::ask(socket, |mut client| async move { client.peers(request).await }).await.map_err(busy);
+    let answer = told.connection.peers(socket).await.map_err(busy);
     let Ok(peers) = answer else { return Ok(()) };
     addresses.learn_from(&peers.peers);
     membership.absorb(cluster, &peers.members).map_err(|error| format!("{error:#}"))?;

@@ -91,7 +91,7 @@ fn unpromised(contents: u64, me: &Peer, peers: &[Peer]) -> String {
 /// As its worker knows.
 async fn left(socket: &Path, me: &Peer, peers: &[Peer]) -> Result<Left, Status> {
     let late = |_| Status::deadline_exceeded("the worker stopped saying what there is");
-    let mut messages = timeout(SILENCE, worker::contents(socket, 0)).await.map_err(late)??;
+    let mut messages = timeout(SILENCE, worker::all_contents(socket)).await.map_err(late)??;
     let (mut ids, mut left) = (Vec::new(), Left::default());
     while let Some(message) = timeout(SILENCE, messages.message()).await.map_err(late)?? {
         if !message.disks.is_empty() {

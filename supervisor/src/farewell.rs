@@ -135,7 +135,7 @@ struct Lost {
 /// `is_unheard`: one of those that leave has not said what it has.
 async fn lost(socket: &Path, leaving: &[DiskId], staying: &[DiskId], is_unheard: bool) -> Result<Lost, Status> {
     let late = |_| Status::deadline_exceeded("the worker stopped saying what there is");
-    let mut messages = timeout(SILENCE, worker::contents(socket, 0)).await.map_err(late)??;
+    let mut messages = timeout(SILENCE, worker::all_contents(socket)).await.map_err(late)??;
     let (mut ids, mut lost) = (Vec::new(), Lost::default());
     while let Some(message) = timeout(SILENCE, messages.message()).await.map_err(late)?? {
         if !message.disks.is_empty() {

@@ -4,7 +4,7 @@
 //! Why a file and no pipe: workers and frontends outlive a killed supervisor by design. Writing to a pipe that nobody
 //! reads fails with EPIPE, on which `eprintln!` panics; and one that is kept open but not read blocks the writer when
 //! it is full. A file does neither, and the next supervisor goes on reading where the log is. The price is a look at
-//! its length every [`POLL`].
+//! it every second, more often when there is much.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -18,8 +18,9 @@ use delugefs_proto::exit::Exit;
 use crate::escape::escape_line;
 use crate::failure::Failure;
 
-/// How often the file is looked at.
-pub const POLL: Duration = Duration::from_millis(100);
+/// How often the file is looked at when something has come of late, and at least.
+const POLL: Duration = Duration::from_millis(100);
+const POLL_MAX: Duration = Duration::from_secs(1);
 /// A log that was read to its end and is longer than this starts over, so that it cannot fill the run directory.
 const LOG_MAX_BYTES: u64 = 1 << 20;
 /// Longest line handed on in one piece.
@@ -31,6 +32,9 @@ const KEPT_LINES: usize = 40;
 pub struct LogTail {
     sink: Box<dyn Write + Send>,
     file: File,
+    /// So far.
+    read: u64,
+    pause: Duration,
     prefix: String,
     partial: Vec<u8>,
     kept: VecDeque<String>,
@@ -43,11 +47,13 @@ impl LogTail {
         options.create(true).append(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
         let writer = options.open(path)?;
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-        file.seek(SeekFrom::End(0))?;
+        let read = file.seek(SeekFrom::End(0))?;
         Ok((
             Self {
                 sink: Box::new(io::stderr()),
                 file,
+                read,
+                pause: POLL,
                 prefix: prefix.into(),
                 partial: Vec::new(),
                 kept: VecDeque::new(),
@@ -61,13 +67,22 @@ impl LogTail {
         self.prefix = prefix.into();
     }
 
+    /// How long to wait before the next look.
+    pub fn pause(&self) -> Duration {
+        self.pause
+    }
+
     /// Hand on what was written since the last time.
     pub fn pump(&mut self) -> io::Result<()> {
+        self.pause = (self.pause * 2).min(POLL_MAX);
         let mut chunk = [0; 16 << 10];
         loop {
             let n = match self.file.read(&mut chunk) {
                 Ok(0) => break,
-                Ok(n) => n,
+                Ok(n) => {
+                    (self.pause, self.read) = (POLL, self.read + n as u64);
+                    n
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
@@ -80,10 +95,11 @@ impl LogTail {
                 }
             }
         }
-        if self.file.stream_position()? > LOG_MAX_BYTES {
+        if self.read > LOG_MAX_BYTES {
             // The writer appends, so it goes on at the new end.
             self.file.set_len(0)?;
             self.file.seek(SeekFrom::Start(0))?;
+            self.read = 0;
         }
         Ok(())
     }
@@ -183,5 +199,15 @@ mod tests {
         writer.write_all(b"\nw: end\n").unwrap();
         tail.pump().unwrap();
         assert_eq!(tail.reported("w", Exit::Failure).unwrap().message, "end");
+        // Who says nothing is looked at less often.
+        let mut pauses: Vec<Duration> = Vec::new();
+        for _ in 0..6 {
+            tail.pump().unwrap();
+            pauses.push(tail.pause());
+        }
+        assert!(pauses[0] > POLL && pauses[5] == POLL_MAX, "{pauses:?}");
+        writer.write_all(b"more\n").unwrap();
+        tail.pump().unwrap();
+        assert_eq!(tail.pause(), POLL);
     }
 }

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::failure::Failure;
 use crate::libexec;
-use crate::logtail::{LogTail, POLL};
+use crate::logtail::LogTail;
 use crate::notes::{FRONTEND, Note, WORKER};
 use crate::owner::{Event, News, Run, Served};
 use crate::sys::{self, MountId};
@@ -112,7 +112,6 @@ impl Job {
         };
         news(News::Started { pid, at_s: sys::uptime_s() });
         let mut lines = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
-        let mut poll = tokio::time::interval(POLL);
         let mut asked = None;
         let status = loop {
             tokio::select! {
@@ -133,7 +132,7 @@ impl Job {
                     asked = Some(end);
                     signal(&child, end);
                 }
-                _ = poll.tick() => self.pump(&mut log),
+                () = tokio::time::sleep(log.pause()) => self.pump(&mut log),
             }
         };
         if let Err(error) = log.finish() {

@@ -140,6 +140,7 @@ struct Replicator {
     /// Workers that answered in this round and take changes; what the others know may be old.
     willing: Vec<PathBuf>,
     lag: Lag,
+    connections: HashMap<PathBuf, worker::Kept>,
     /// Which worker's answer `contents` is, and its generation.
     source: (PathBuf, u64),
     /// Whose walk failed last.
@@ -209,6 +210,7 @@ impl Replicator {
             contents: Contents::default(),
             willing: Vec::new(),
             lag: Lag::default(),
+            connections: HashMap::new(),
             source: Default::default(),
             failed: None,
             silence: SILENCE,
@@ -270,12 +272,9 @@ impl Replicator {
         // What a disk that takes no changes says of its own mark may be old.
         let mut marks: BTreeMap<DiskId, wpb::Mark> = BTreeMap::new();
         let (mut known, mut heard) = (BTreeMap::new(), BTreeSet::new());
+        self.connections.retain(|kept, _| workers.iter().any(|(_, socket)| socket == kept));
         for (_, socket) in workers {
-            let Ok(reply) =
-                worker::ask(socket, |mut client| async move { client.peers(wpb::PeersRequest {}).await }).await
-            else {
-                continue;
-            };
+            let Ok(reply) = self.connections.entry(socket.clone()).or_default().peers(socket).await else { continue };
             me = me.or_else(|| HostId::from_slice(&reply.me.as_ref()?.host_id));
             let takes_changes = reply.me.as_ref().is_some_and(|disk| !disk.read_only);
             if takes_changes {
@@ -402,7 +401,8 @@ impl Replicator {
         }
         let last = if *socket == self.source.0 { self.source.1 } else { 0 };
         let begin = Instant::now();
-        let walked = Self::read(socket, last, &self.contents, now, self.silence).await;
+        let connection = self.connections.get(socket);
+        let walked = Self::read(socket, connection, last, &self.contents, now, self.silence).await;
         self.walked = (Some(begin), begin.elapsed());
         match walked {
             Ok((generation, contents)) => {
@@ -424,13 +424,21 @@ impl Replicator {
     /// The generation of what a worker says, and the contents unless they are as they were.
     async fn read(
         socket: &Path,
+        connection: Option<&worker::Kept>,
         last: u64,
         before: &Contents,
         now: u64,
         silence: Duration,
     ) -> Result<(u64, Option<Contents>), tonic::Status> {
         let late = |_| tonic::Status::deadline_exceeded("the worker stopped saying what there is");
-        let mut messages = timeout(silence, worker::contents(socket, last)).await.map_err(late)??;
+        let asked = async {
+            let client = match connection {
+                Some(kept) => kept.client(socket).await?,
+                None => worker::client(socket).await?,
+            };
+            worker::contents(client, last).await
+        };
+        let mut messages = timeout(silence, asked).await.map_err(late)??;
         let empty = || tonic::Status::data_loss("the worker said nothing");
         let first = timeout(silence, messages.message()).await.map_err(late)??.ok_or_else(empty)?;
         if first.unchanged {

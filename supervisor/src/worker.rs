@@ -8,7 +8,7 @@ use std::time::Duration;
 use delugefs_proto::worker_pb as pb;
 use delugefs_proto::worker_pb::worker_client::WorkerClient;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::uds;
 
@@ -41,13 +41,63 @@ pub async fn within<T>(answer: impl Future<Output = Result<tonic::Response<T>, S
 /// A connection with a worker.
 pub type Client = WorkerClient<Channel>;
 
-/// What the catalog says about contents, unless nothing changed since the answer with generation `last`.
+/// A connection for what is asked every second: to make one costs more than most answers.
+#[derive(Debug, Default)]
+pub struct Kept(Option<Client>);
+
+impl Kept {
+    /// The connection: the one that worked last, or a new one.
+    ///
+    /// # Errors
+    /// As [`client`].
+    pub async fn client(&self, socket: &Path) -> Result<Client, Status> {
+        match &self.0 {
+            Some(client) => Ok(client.clone()),
+            None => client(socket).await,
+        }
+    }
+
+    /// Who is in the cluster and who is here, as the worker sees it.
+    ///
+    /// # Errors
+    /// As [`ask`].
+    pub async fn peers(&mut self, socket: &Path) -> Result<pb::PeersReply, Status> {
+        if let Some(mut client) = self.0.take() {
+            match within(client.peers(pb::PeersRequest {})).await {
+                Ok(reply) => {
+                    self.0 = Some(client);
+                    return Ok(reply);
+                }
+                Err(status) if status.code() == Code::DeadlineExceeded => return Err(status),
+                Err(_) => {} // it may have been started anew since
+            }
+        }
+        let begun = async {
+            let mut client = client(socket).await?;
+            let reply = client.peers(pb::PeersRequest {}).await?;
+            Ok(reply.map(|reply| (reply, client)))
+        };
+        let (reply, client) = within(begun).await?;
+        self.0 = Some(client);
+        Ok(reply)
+    }
+}
+
+/// What the catalog of a worker says about contents, unless nothing changed since the answer with generation `last`.
 ///
 /// # Errors
 /// The worker's, or `Unavailable`.
-pub async fn contents(socket: &Path, last: u64) -> Result<Streaming<pb::ContentsReply>, Status> {
+pub async fn contents(mut client: Client, last: u64) -> Result<Streaming<pb::ContentsReply>, Status> {
     let request = pb::ContentsRequest { generation: last };
-    client(socket).await?.contents(request).await.map(tonic::Response::into_inner)
+    client.contents(request).await.map(tonic::Response::into_inner)
+}
+
+/// All that it says.
+///
+/// # Errors
+/// The worker's, or `Unavailable`.
+pub async fn all_contents(socket: &Path) -> Result<Streaming<pb::ContentsReply>, Status> {
+    contents(client(socket).await?, 0).await
 }
 
 /// Files that exist in several versions. Walks the whole catalog.
