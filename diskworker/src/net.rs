@@ -6,6 +6,7 @@
 //!   members    who may take part           -> sync      follow the catalogs of others
 //!   book       where disks may be          -> service   gRPC for members
 //!   table      who is connected            -> holdings  who holds what
+//!   said       what a link needs not hear  -> remember  what is known over a restart
 //!                                          -> corrupt   copies that are not what their names say
 //! ```
 //! A peer is its key. Addresses are hints, its host is a label, and which of the two opened a connection does not matter.
@@ -27,6 +28,7 @@ pub(crate) mod pace;
 mod places;
 mod remember;
 mod report;
+mod said;
 mod service;
 pub(crate) mod shares;
 mod sync;
@@ -34,7 +36,7 @@ mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -44,6 +46,7 @@ use anyhow::Context;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::identity::Identity;
 use delugefs_proto::ids::{BlobId, ContentId, DiskId, random_u64};
+use delugefs_proto::members::Members;
 use delugefs_proto::peer_pb::{self as pb, news, peer_server::PeerServer};
 use delugefs_proto::{disk, limits};
 use nix::errno::Errno;
@@ -366,9 +369,14 @@ impl Net {
     }
 
     fn about(&self) -> pb::News {
+        pb::News { news: Some(news::News::About(self.about_now())) }
+    }
+
+    /// What this disk says of itself.
+    fn about_now(&self) -> pb::About {
         let (host_id, host_label) = self.host.lock().clone();
         let space = self.engine.free_space().unwrap_or_default();
-        let about = pb::About {
+        pb::About {
             version: 1,
             program: env!("CARGO_PKG_VERSION").into(),
             cluster_id: self.engine.folder.cluster_id().0.to_vec(),
@@ -385,20 +393,22 @@ impl Net {
             epoch: self.holdings.lock().epoch(self.engine.folder.disk_id()).min(EPOCH_MAX),
             uptime_s: self.started.elapsed().as_secs(),
             state: self.engine.commits().borrow().as_bytes().to_vec(),
-        };
-        pb::News { news: Some(news::News::About(about)) }
+            knows_still: true,
+        }
     }
 
-    /// What is known of where disks are, for somebody on this machine or elsewhere.
-    fn addresses(&self, is_here: bool) -> news::News {
+    /// What is known of where these are, for somebody on this machine or elsewhere.
+    fn addresses(&self, is_here: bool, members: &Members) -> BTreeMap<DiskId, Vec<String>> {
         let book = self.book.lock();
         let serves = |address: &&String| is_here || !address.starts_with("127.") && !address.starts_with("[::1]");
-        let members = book.all().filter(|(disk, _)| self.members.is_disk(*disk));
-        let disks = members.map(|(disk, addresses)| pb::DiskAddresses {
-            disk_id: disk.0.to_vec(),
-            addresses: addresses.iter().filter(serves).cloned().collect(),
-        });
-        news::News::Addresses(pb::Addresses { disks: disks.take(1000).collect() })
+        let known = book.all().filter(|(disk, _)| members.is_disk(*disk));
+        known.map(|(disk, addresses)| (disk, addresses.iter().filter(serves).cloned().collect())).collect()
+    }
+
+    /// Somebody is there who was not: others are told, and it may be one to be met.
+    fn has_arrived(&self) {
+        self.arrived.notify_one();
+        self.wake.notify_one();
     }
 
     /// Whether a disk has as many connections as it may.

@@ -122,6 +122,12 @@ impl Book {
         due
     }
 
+    /// When one of them is due.
+    pub fn next_due(&self, is_there: impl Fn(DiskId) -> bool) -> Option<Instant> {
+        let is_sought = |one: &&Unnamed| one.who.is_empty() || !one.who.iter().all(|disk| is_there(*disk));
+        self.unnamed.iter().filter(is_sought).map(|one| one.next_try).min()
+    }
+
     /// Who was there, if anybody.
     pub fn answered(&mut self, address: &str, who: Vec<DiskId>, now: Instant) {
         if let Some(one) = self.unnamed.iter_mut().find(|one| one.address == address) {
@@ -209,6 +215,7 @@ mod tests {
         for pause in [1, 2, 4, 5, 5].map(|n| n * UNNAMED_PAUSE_MIN) {
             addresses.iter().zip(&who).for_each(|(address, who)| book.answered(address, who.clone(), now));
             assert!(book.due(now + pause / 2, is_there).is_empty(), "too early");
+            assert_eq!((book.next_due(is_there), book.next_due(|_| true).is_some()), (Some(now + pause), true));
             now += pause;
             assert_eq!(book.due(now, is_there), [0, 1, 3].map(|n: usize| addresses[n].clone()));
         }

@@ -17,11 +17,13 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::io::{PeerInfo, PeerIo};
 use super::pace::{Limits, Pace};
-use super::table::whom_to_meet;
+use super::table::{Table, whom_to_meet};
 use super::{Net, join, link};
 
 /// For one address.
 const DIAL: Duration = Duration::from_secs(5);
+/// So long after a look whom to meet there is another one at the latest. Whatever may change that wakes who looks.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Failures after which another disk is met instead.
 const HOPELESS_AFTER: u32 = 3;
 /// An unused channel to a disk that we do not meet is closed after this.
@@ -37,10 +39,10 @@ pub(super) struct Open {
 /// Meet whom we should meet, for as long as the network runs.
 pub(super) async fn keep_meeting(net: Arc<Net>) {
     let mut members = net.members.watch();
-    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    let mut next = Instant::now();
     loop {
         tokio::select! {
-            _ = tick.tick() => {}
+            () = tokio::time::sleep_until(next.into()) => {}
             changed = members.changed() => {
                 if changed.is_err() {
                     return;
@@ -50,6 +52,7 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
             () = net.wake.notified() => {}
             () = net.stop.cancelled() => return,
         }
+        next = Instant::now() + LOOK_EVERY;
         net.close_idle_channels();
         let Some(all) = net.members.get() else { continue };
         let me = net.engine.folder.disk_id();
@@ -59,10 +62,14 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
         let disks: Vec<DiskId> = all.disks().keys().copied().collect();
         let now = Instant::now();
         let host = net.host.lock().0.clone();
-        let due: Vec<DiskId> = {
-            let mut table = net.table.lock();
-            let hopeless = |disk| table.disks.get(&disk).is_some_and(|other| other.failures >= HOPELESS_AFTER);
-            let mut chosen = whom_to_meet(me, &disks, hopeless);
+        let (due, spare): (Vec<DiskId>, Vec<DiskId>) = {
+            let (mut table, book) = (net.table.lock(), net.book.lock());
+            // Who has just joined knows where one disk is, and nobody knows where it is.
+            let is_hopeless = |table: &Table, disk| match table.disks.get(&disk) {
+                Some(other) if other.link.is_some() => false,
+                other => !book.knows(disk) || other.is_some_and(|other| other.failures >= HOPELESS_AFTER),
+            };
+            let mut chosen = whom_to_meet(me, &disks, |disk| is_hopeless(&table, disk));
             // Those of this host give each other contents.
             let is_mate = |disk: &DiskId| {
                 let about = table.disks.get(disk).and_then(|other| other.about.as_ref());
@@ -71,18 +78,24 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
             chosen.extend(disks.iter().copied().filter(|disk| *disk != me && is_mate(disk)));
             chosen.sort_unstable();
             chosen.dedup();
-            let book = net.book.lock();
+            let retries = chosen.iter().filter_map(|disk| table.disks.get(disk)?.next_try).filter(|at| *at > now);
+            next = retries.min().map_or(next, |at| at.min(next));
+            let is_met = |disk: &DiskId| table.is_connected(*disk) || is_hopeless(&table, *disk);
+            let is_all = chosen.iter().all(is_met);
+            let spare = if is_all { table.to_part_from(&chosen, now) } else { Vec::new() };
             let is_due = |disk: &DiskId| book.knows(*disk) && table.disks.entry(*disk).or_default().begin(now);
-            chosen.into_iter().filter(is_due).collect()
+            (chosen.into_iter().filter(is_due).collect(), spare)
         };
+        spare.into_iter().for_each(|disk| net.part_from(disk));
         for disk in due {
             let net = net.clone();
             tokio::spawn(async move {
                 let met = meet(&net, disk).await;
                 net.table.lock().disks.entry(disk).or_default().tried(met);
+                net.wake.notify_one(); // it may be tried again soon, or another one in its place
             });
         }
-        net.try_unnamed();
+        next = next.min(net.try_unnamed());
     }
 }
 
@@ -200,12 +213,22 @@ impl Net {
         }
     }
 
-    /// Find out who answers at addresses given without a name, until they are there.
-    fn try_unnamed(self: &Arc<Self>) {
+    /// End the link with a disk that is to be heard of by others from now on.
+    pub(super) fn part_from(&self, disk: DiskId) {
+        if let Some(other) = self.table.lock().disks.get_mut(&disk) {
+            other.parts = true;
+            other.link.iter().for_each(|link| link.parting.notify_one());
+        }
+    }
+
+    /// Find out who answers at addresses given without a name, until they are there. When there is more of that to do.
+    fn try_unnamed(self: &Arc<Self>) -> Instant {
         let me = self.engine.folder.disk_id();
-        let due = {
+        let (due, next) = {
             let table = self.table.lock();
-            self.book.lock().due(Instant::now(), |disk| disk == me || table.is_there(disk))
+            let is_there = |disk| disk == me || table.is_there(disk);
+            let (mut book, now) = (self.book.lock(), Instant::now());
+            (book.due(now, is_there), book.next_due(is_there).unwrap_or(now + LOOK_EVERY))
         };
         for text in due {
             let net = self.clone();
@@ -223,8 +246,10 @@ impl Net {
                     }
                 }
                 net.book.lock().answered(&text, who, Instant::now());
+                net.wake.notify_one();
             });
         }
+        next
     }
 
     fn forget_strangers(&self) {

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::DiskId;
+use delugefs_proto::members::Members;
 use delugefs_proto::peer_pb::{self as pb, news, peer_client::PeerClient};
 use nix::errno::Errno;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -19,7 +20,8 @@ use tonic::transport::Channel;
 use super::Net;
 use super::holdings::{EPOCH_MAX, Heard, Part, Parts, announcement, is_announcement, latest, split};
 use super::io::PeerInfo;
-use super::table::{ALL_MAX, Link, Met};
+use super::said::{Heard as Spoken, Told};
+use super::table::{ALL_MAX, Link, Met, Still};
 
 /// Interval of the pings that tell a dead peer, and how long one may take.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -44,6 +46,8 @@ const QUEUE: usize = 16;
 const SIGHTINGS: usize = 1000;
 const TEXT_MAX_BYTES: usize = 512;
 const UPTIME_MAX_S: u64 = 100 * 366 * 24 * 3600;
+/// How often some of the addresses that were told are told anew.
+const ADDRESSES_ANEW: Duration = Duration::from_secs(60);
 
 /// Open a link on a channel, and talk until it ends.
 pub(super) async fn open(net: &Arc<Net>, mut client: PeerClient<Channel>, info: PeerInfo) -> FsResult<()> {
@@ -113,9 +117,11 @@ async fn talk(
         net.book.lock().hint(Some(disk), &address, |disk| net.members.is_disk(disk));
     }
     let id = net.links.fetch_add(1, Ordering::Relaxed);
-    let link = Link { id, token: info.token.child_token(), ours };
-    let token = link.token.clone();
-    let run = about.run;
+    let link = Link { id, token: info.token.child_token(), ours, parting: Arc::default() };
+    let (token, parting) = (link.token.clone(), link.parting.clone());
+    let (run, is_brief) = (about.run, about.knows_still);
+    let asked = Arc::new(Asked::default());
+    asked.spoken.lock().about(&about);
     let met = net.table.lock().connect(disk, link, about);
     if is_told && !matches!(met, Met::Copy) {
         net.book.lock().called(disk, &address); // it is there now, wherever it was before
@@ -129,8 +135,7 @@ async fn talk(
     if !is_refused {
         tracing::info!("connected with disk {} at {}", &disk.to_hex()[..8], info.from);
     }
-    let asked = Arc::new(Asked::default());
-    let writer = tokio::spawn(write(net.clone(), out, asked.clone(), id, info));
+    let writer = tokio::spawn(write(net.clone(), out, asked.clone(), id, parting, is_brief, info));
     let ended = tokio::select! {
         ended = read(net, disk, id, &mut incoming, &asked) => ended,
         () = token.cancelled() => Ok(()),
@@ -171,6 +176,10 @@ async fn refuse_copy(net: &Net, disk: DiskId, run: u64, info: PeerInfo, out: &mp
 struct Asked {
     have: Mutex<Option<pb::HoldingsHave>>,
     ask_again: Mutex<bool>,
+    /// What it told of disks, and what of that it asks for.
+    spoken: Mutex<Spoken>,
+    /// Numbers of disks of which all is to be asked for.
+    what: Mutex<Vec<u32>>,
     notify: Notify,
 }
 
@@ -255,22 +264,26 @@ async fn read(
                 asked.notify.notify_one();
             }
             Some(news::News::Addresses(addresses)) => {
-                let mut book = net.book.lock();
+                let (mut book, mut is_new) = (net.book.lock(), false);
                 for known in addresses.disks.iter().take(1000) {
                     let Some(id) = DiskId::from_slice(&known.disk_id) else { continue };
                     if net.members.is_disk(id) && id != net.engine.folder.disk_id() {
                         for address in known.addresses.iter().take(8) {
-                            book.hint(Some(id), address, |disk| net.members.is_disk(disk));
+                            is_new |= book.hint(Some(id), address, |disk| net.members.is_disk(disk));
                         }
                     }
+                }
+                if is_new {
+                    net.wake.notify_one();
                 }
             }
             Some(news::News::About(about)) => {
                 if !is_bounded(&about) {
                     return Err(FsError::new(Errno::EPROTO, "what it says of itself is too long, or cannot be"));
                 }
+                asked.spoken.lock().about(&about);
                 if let Some(other) = net.table.lock().disks.get_mut(&disk) {
-                    other.about = Some(about);
+                    other.says(about);
                 }
             }
             Some(news::News::Sightings(sightings)) => {
@@ -278,16 +291,50 @@ async fn read(
                 let mut has_arrived = false;
                 for sighting in sightings.disks {
                     let Some(disk) = DiskId::from_slice(&sighting.disk_id) else { continue };
-                    if let Some(about) = sighting.about.filter(|_| disk != me && net.members.is_disk(disk))
-                        && is_plausible(&about)
-                    {
+                    let Some(about) = sighting.about.filter(is_plausible) else { continue };
+                    // Also of one that is no member yet: what follows continues this.
+                    asked.spoken.lock().sighting(sighting.number, disk, &about);
+                    if disk != me && net.members.is_disk(disk) {
                         has_arrived |= net.table.lock().sight(disk, &about);
                     }
                 }
                 if has_arrived {
-                    net.arrived.notify_one();
+                    net.has_arrived();
                 }
             }
+            Some(news::News::Still(still)) => {
+                let me = net.engine.folder.disk_id();
+                let said = asked.spoken.lock().still(&still, UPTIME_MAX_S);
+                let (known, mut missing) = said.map_err(|()| Errno::EPROTO)?;
+                let mut has_arrived = false;
+                for (number, of, brief) in known {
+                    let mut table = net.table.lock();
+                    let sighted = match of {
+                        None if table.disks.get_mut(&disk).is_some_and(|other| other.says_still(brief)) => Still::Old,
+                        None => Still::Unknown,
+                        Some(of) if of == me || !net.members.is_disk(of) => Still::Old,
+                        Some(of) => table.sight_still(of, brief),
+                    };
+                    has_arrived |= sighted == Still::Arrived;
+                    if sighted == Still::Unknown {
+                        missing.push(number);
+                    }
+                }
+                if has_arrived {
+                    net.has_arrived();
+                }
+                if !missing.is_empty() {
+                    *asked.what.lock() = missing;
+                    asked.notify.notify_one();
+                }
+            }
+            Some(news::News::Parting(_)) => {
+                if let Some(other) = net.table.lock().disks.get_mut(&disk) {
+                    other.parts = true;
+                }
+                return Ok(());
+            }
+            Some(news::News::StillWhat(what)) => asked.spoken.lock().what(&what.numbers),
             Some(news::News::Refused(why)) => {
                 let first = *net.copies.lock().entry((net.engine.folder.disk_id(), 0)).or_insert_with(Instant::now);
                 if first.elapsed() > COPY_AFTER {
@@ -303,60 +350,143 @@ async fn read(
     }
 }
 
-async fn write(net: Arc<Net>, out: mpsc::Sender<pb::News>, asked: Arc<Asked>, link: u64, info: PeerInfo) {
-    let is_here = info.from.ip().to_canonical().is_loopback();
-    let ended = write_until(&net, &out, &asked, link, is_here).await;
+async fn write(
+    net: Arc<Net>,
+    out: mpsc::Sender<pb::News>,
+    asked: Arc<Asked>,
+    link: u64,
+    parting: Arc<Notify>,
+    is_brief: bool,
+    info: PeerInfo,
+) {
+    let mut members = net.members.watch();
+    members.mark_changed();
+    let mut teller = Teller {
+        is_here: info.from.ip().to_canonical().is_loopback(),
+        net: &net,
+        out,
+        asked: &asked,
+        disk: info.disk,
+        is_brief,
+        members,
+        told: Told::default(),
+        turned: Instant::now(),
+    };
+    let ended = tokio::select! {
+        ended = write_until(&mut teller, link) => ended.map(|()| false),
+        () = parting.notified() => Ok(true),
+    };
+    if ended == Ok(true) {
+        let _ = teller.send(news::News::Parting(pb::Parting {})).await; // fails when it has ended meanwhile
+        // The other end closes it then, and has read what it was told.
+        if timeout(GREETING, teller.out.closed()).await.is_ok() {
+            return;
+        }
+    }
     tracing::debug!(?ended, "a link's writer ended");
     info.token.cancel();
 }
 
-async fn write_until(
-    net: &Arc<Net>,
-    out: &mpsc::Sender<pb::News>,
-    asked: &Asked,
-    link: u64,
+/// What is told on a link, and to whom.
+struct Teller<'a> {
+    net: &'a Arc<Net>,
+    out: mpsc::Sender<pb::News>,
+    asked: &'a Asked,
+    disk: DiskId,
     is_here: bool,
-) -> Result<(), String> {
+    is_brief: bool,
+    /// Changed: since it was told.
+    members: watch::Receiver<Option<Arc<Members>>>,
+    told: Told,
+    turned: Instant,
+}
+
+impl Teller<'_> {
+    async fn send(&self, news: news::News) -> Result<(), String> {
+        match timeout(STALLED, self.out.send(pb::News { news: Some(news) })).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err("closed".into()),
+            Err(_) => Err("it does not read what it is told".into()),
+        }
+    }
+
+    /// The members that the other end has been told. What is said of others before it knows them it does not listen to, and nothing is said
+    /// twice: so they come first.
+    async fn members(&mut self) -> Result<Option<Arc<Members>>, String> {
+        let is_new = self.members.has_changed().map_err(|_| "the network has stopped")?;
+        let members = self.members.borrow_and_update().clone();
+        if let Some(set) = members.as_ref().filter(|_| is_new).map(|members| members.encode()) {
+            self.send(news::News::Members(pb::Members { set })).await?;
+            // What was said of disks that were no members then was not listened to.
+            let have = self.net.holdings.lock().have();
+            self.send(news::News::HoldingsHave(have)).await?;
+        }
+        Ok(members)
+    }
+
+    /// Members that are new, where they are, who is there, and what we say of ourselves.
+    async fn tell(&mut self) -> Result<(), String> {
+        let Some(members) = self.members().await? else { return Ok(()) };
+        let is_turn = self.turned.elapsed() >= ADDRESSES_ANEW;
+        if is_turn {
+            self.turned = Instant::now();
+        }
+        let known = self.net.addresses(self.is_here, &members);
+        for part in self.told.addresses(&known, is_turn).chunks(SIGHTINGS) {
+            self.send(news::News::Addresses(pb::Addresses { disks: part.to_vec() })).await?;
+        }
+        let own = self.net.about_now();
+        let (about, full, still) = {
+            let (mut spoken, table) = (self.asked.spoken.lock(), self.net.table.lock());
+            // Where everybody meets everybody, who is connected says enough.
+            let is_large = members.disks().len() > ALL_MAX + 1;
+            let others = is_large.then(|| table.sightings(self.disk).filter(|(disk, ..)| members.is_disk(*disk)));
+            self.told.news(&own, others, &mut spoken, self.is_brief)
+        };
+        if let Some(about) = about {
+            self.send(news::News::About(about)).await?;
+        }
+        for part in full.chunks(SIGHTINGS) {
+            self.send(news::News::Sightings(pb::Sightings { disks: part.to_vec() })).await?;
+        }
+        match still {
+            Some(still) => self.send(news::News::Still(still)).await,
+            None => Ok(()),
+        }
+    }
+}
+
+async fn write_until(teller: &mut Teller<'_>, link: u64) -> Result<(), String> {
+    let (net, asked) = (teller.net, teller.asked);
     let mut commits = net.engine.commits();
-    let mut members = net.members.watch();
+    let mut members = teller.members.clone();
     let mut abouts = net.about_changed.subscribe();
     let mut told = net.told.subscribe();
     commits.mark_changed();
-    members.mark_changed();
-    let have = net.holdings.lock().have();
-    send(out, news::News::HoldingsHave(have)).await?;
-    send(out, net.addresses(is_here)).await?;
-    send_sightings(net, out).await?;
+    if teller.members.borrow().is_none() {
+        let have = net.holdings.lock().have();
+        teller.send(news::News::HoldingsHave(have)).await?;
+    }
+    teller.tell().await?;
     loop {
         tokio::select! {
             changed = commits.changed() => {
                 changed.map_err(|_| "the engine has stopped")?;
                 let commit = commits.borrow_and_update().as_bytes().to_vec();
-                send(out, news::News::State(pb::State { commit })).await?;
+                teller.send(news::News::State(pb::State { commit })).await?;
             }
             changed = members.changed() => {
                 changed.map_err(|_| "the network has stopped")?;
-                let set = members.borrow_and_update().as_ref().map(|members| members.encode());
-                if let Some(set) = set {
-                    send(out, news::News::Members(pb::Members { set })).await?;
-                    // What was said of disks that were no members then was not listened to.
-                    let have = net.holdings.lock().have();
-                    send(out, news::News::HoldingsHave(have)).await?;
-                    // Who is new is to be met.
-                    send(out, net.addresses(is_here)).await?;
-                }
+                // Who is new is to be met.
+                teller.tell().await?;
             }
             changed = abouts.changed() => {
                 changed.map_err(|_| "the network has stopped")?;
-                abouts.mark_unchanged();
-                let about = net.about().news.ok_or("no greeting")?;
-                send(out, about).await?;
-                send(out, net.addresses(is_here)).await?;
-                send_sightings(net, out).await?;
+                teller.tell().await?;
             }
             news = told.recv() => match news {
                 Ok((from, holdings)) if from != Some(link) => {
-                    send(out, news::News::Holdings(pb::Holdings::clone(&holdings))).await?;
+                    teller.send(news::News::Holdings(pb::Holdings::clone(&holdings))).await?;
                 }
                 Ok(_) => {}
                 // A new link begins with what the other lacks.
@@ -364,17 +494,19 @@ async fn write_until(
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             },
             () = asked.notify.notified() => {
+                let numbers = std::mem::take(&mut *asked.what.lock());
+                if !numbers.is_empty() {
+                    teller.send(news::News::StillWhat(pb::StillWhat { numbers })).await?;
+                }
                 let again = std::mem::take(&mut *asked.ask_again.lock());
                 if again {
                     let have = net.holdings.lock().have();
-                    send(out, news::News::HoldingsHave(have)).await?;
-                    // Who is new is to be met.
-                    send(out, net.addresses(is_here)).await?;
+                    teller.send(news::News::HoldingsHave(have)).await?;
                 }
                 let have = asked.have.lock().take();
                 let lacks = have.map(|have| net.holdings.lock().lacks(&have)).unwrap_or_default();
                 for holdings in lacks {
-                    send(out, news::News::Holdings(holdings)).await?;
+                    teller.send(news::News::Holdings(holdings)).await?;
                 }
             }
         }
@@ -396,26 +528,6 @@ fn is_bounded(about: &pb::About) -> bool {
         && texts.iter().all(|text| text.len() <= TEXT_MAX_BYTES)
         && about.epoch <= EPOCH_MAX
         && about.uptime_s <= UPTIME_MAX_S
-}
-
-/// Where everybody meets everybody, who is connected says enough.
-async fn send_sightings(net: &Net, out: &mpsc::Sender<pb::News>) -> Result<(), String> {
-    if net.members.get().is_none_or(|members| members.disks().len() <= ALL_MAX + 1) {
-        return Ok(());
-    }
-    let disks = net.table.lock().sightings();
-    for part in disks.chunks(SIGHTINGS) {
-        send(out, news::News::Sightings(pb::Sightings { disks: part.to_vec() })).await?;
-    }
-    Ok(())
-}
-
-async fn send(out: &mpsc::Sender<pb::News>, news: news::News) -> Result<(), String> {
-    match timeout(STALLED, out.send(pb::News { news: Some(news) })).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err("closed".into()),
-        Err(_) => Err("it does not read what it is told".into()),
-    }
 }
 
 #[cfg(test)]

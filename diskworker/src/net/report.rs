@@ -8,7 +8,7 @@ use delugefs_proto::ids::{ContentId, DiskId};
 use delugefs_proto::peer_pb::About;
 use delugefs_proto::worker_pb as pb;
 
-use super::{Net, news};
+use super::Net;
 use crate::engine::Following;
 
 impl Net {
@@ -99,10 +99,7 @@ impl Net {
         let mark = |disk| marks.get(&disk).copied().unwrap_or_default().into();
         let members = self.members.get();
         let me = self.engine.folder.disk_id();
-        let mine = match self.about().news {
-            Some(news::News::About(about)) => about,
-            _ => About::default(),
-        };
+        let mine = self.about_now();
         let mut reply = pb::PeersReply {
             members: members.as_ref().map(|members| members.encode()).unwrap_or_default(),
             me: Some(pb::Peer {

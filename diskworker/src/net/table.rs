@@ -2,15 +2,18 @@
 //! Pure bookkeeping behind one mutex; nothing here waits.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::DiskId;
-use delugefs_proto::peer_pb::{About, Sighting};
+use delugefs_proto::peer_pb::About;
 use nix::errno::Errno;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::ABOUT_EVERY;
+use super::said::Brief;
 
 /// Pause before the first new try; doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -26,6 +29,8 @@ pub(super) struct Link {
     pub token: CancellationToken,
     /// Whether we opened it.
     pub ours: bool,
+    /// It is to end, as it is not needed.
+    pub parting: Arc<Notify>,
 }
 
 /// What becomes of a link that has greeted.
@@ -39,11 +44,29 @@ pub(super) enum Met {
     Copy,
 }
 
+/// What it meant that somebody is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Still {
+    /// That was known, or it says so itself.
+    Old,
+    There,
+    /// It had been away.
+    Arrived,
+    /// What it said before is not known here.
+    Unknown,
+}
+
 /// Another disk.
 #[derive(Debug, Default)]
 pub(super) struct Other {
     pub about: Option<About>,
+    /// Of that.
+    brief: Option<Brief>,
     pub link: Option<Link>,
+    /// Since when this disk need not be met.
+    spare_since: Option<Instant>,
+    /// The link ends, and the disk is there still.
+    pub parts: bool,
     pub last_seen: Option<Instant>,
     /// The state it announced last.
     pub state: Option<git2::Oid>,
@@ -64,6 +87,11 @@ pub(super) struct Other {
 /// So long a disk that failed to give a content is asked for others only where nobody else has them.
 const DOUBT: Duration = Duration::from_secs(60);
 
+/// A link that is not needed any more is kept for so long: what is needed changes while disks come and go.
+const LINGERS: Duration = Duration::from_secs(60);
+/// So many are closed at once.
+const PARTINGS: usize = 4;
+
 /// So long after the last news of a disk it is taken to be there. Every disk has news of itself more often.
 const SIGHTED: Duration = Duration::from_secs(4 * ABOUT_EVERY.as_secs() + 5);
 
@@ -76,11 +104,36 @@ impl Other {
         may_try
     }
 
+    /// It says this of itself.
+    pub fn says(&mut self, about: About) {
+        self.brief = Some(Brief::of(&about));
+        self.about = Some(about);
+    }
+
+    /// It says what it said before, but for what is brief. Whether that is known here.
+    pub fn says_still(&mut self, brief: Brief) -> bool {
+        let Some(about) = self.about.as_ref().filter(|_| self.brief.is_some_and(|known| brief.continues(&known)))
+        else {
+            return false;
+        };
+        self.about = Some(brief.applied_to(about));
+        self.brief = Some(brief);
+        true
+    }
+
     /// The try has ended: it failed, or the link is over, or was one too many.
     pub fn tried(&mut self, met: FsResult<()>) {
         self.trying = false;
         if let Err(error) = met {
             self.failed(&error);
+        }
+    }
+
+    fn is_sighted(&mut self) {
+        self.sighted = Some(Instant::now());
+        self.last_seen = self.sighted;
+        if let Some(state) = self.brief.and_then(|brief| brief.state) {
+            self.state = Some(state);
         }
     }
 
@@ -123,7 +176,8 @@ impl Table {
             old.token.cancel();
         }
         other.link = Some(link);
-        other.about = Some(about);
+        (other.spare_since, other.parts) = (None, false);
+        other.says(about);
         other.last_seen = Some(Instant::now());
         other.sighted = None;
         other.error = None;
@@ -140,9 +194,27 @@ impl Table {
         if current {
             other.link = None;
             other.last_seen = Some(Instant::now());
+            other.sighted = other.last_seen.filter(|_| other.parts);
             other.next_try = Some(Instant::now() + PAUSE_MIN);
         }
         current
+    }
+
+    /// Those that are to be met have been. Whom of the others this disk has called, and need not hear from any more: each was to be met once, and
+    /// with everybody who comes it is others. Who calls wants to meet this one.
+    pub fn to_part_from(&mut self, chosen: &[DiskId], now: Instant) -> Vec<DiskId> {
+        let mut spare = Vec::new();
+        for (disk, other) in &mut self.disks {
+            let is_spare = other.link.as_ref().is_some_and(|link| link.ours) && chosen.binary_search(disk).is_err();
+            // An older one would take this one for gone.
+            if !is_spare || !other.about.as_ref().is_some_and(|about| about.knows_still) {
+                other.spare_since = None;
+            } else if now >= *other.spare_since.get_or_insert(now) + LINGERS && !other.parts {
+                spare.push(*disk);
+            }
+        }
+        spare.truncate(PARTINGS);
+        spare
     }
 
     pub fn is_connected(&self, disk: DiskId) -> bool {
@@ -177,20 +249,30 @@ impl Table {
         if !is_news || other.link.is_some() {
             return false;
         }
-        other.about = Some(about.clone());
-        other.sighted = Some(Instant::now());
-        other.last_seen = other.sighted;
-        if let Ok(state) = git2::Oid::from_bytes(&about.state) {
-            other.state = Some(state);
-        }
+        other.says(about.clone());
+        other.is_sighted();
         !was_there
     }
 
-    /// What the disks that are there said of themselves.
-    pub fn sightings(&self) -> Vec<Sighting> {
-        let there = self.disks.iter().filter(|(disk, _)| self.is_there(**disk));
-        let said = there.filter_map(|(disk, other)| Some((disk, other.about.clone()?)));
-        said.map(|(disk, about)| Sighting { disk_id: disk.0.to_vec(), about: Some(about) }).collect()
+    /// The same in brief.
+    pub fn sight_still(&mut self, disk: DiskId, brief: Brief) -> Still {
+        let was_there = self.is_there(disk);
+        let Some(other) = self.disks.get_mut(&disk) else { return Still::Unknown };
+        let Some(known) = other.brief else { return Still::Unknown };
+        if other.link.is_some() || known.order() >= brief.order() {
+            return Still::Old;
+        }
+        if !other.says_still(brief) {
+            return Still::Unknown;
+        }
+        other.is_sighted();
+        if was_there { Still::There } else { Still::Arrived }
+    }
+
+    /// What the disks that are there said of themselves, but one.
+    pub fn sightings(&self, but: DiskId) -> impl Iterator<Item = (DiskId, &About, Brief)> {
+        let there = self.disks.iter().filter(move |(disk, _)| **disk != but && self.is_there(**disk));
+        there.filter_map(|(disk, other)| Some((*disk, other.about.as_ref()?, other.brief?)))
     }
 
     /// Close the links of those who are not members any more.
@@ -240,7 +322,7 @@ mod tests {
     }
 
     fn link(ours: bool) -> Link {
-        Link { id: delugefs_proto::ids::random_u64(), token: CancellationToken::new(), ours }
+        Link { id: delugefs_proto::ids::random_u64(), token: CancellationToken::new(), ours, parting: Arc::default() }
     }
 
     #[test]
@@ -303,14 +385,14 @@ mod tests {
     fn who_is_heard_of_is_there() {
         let said = |epoch, uptime_s| About { epoch, uptime_s, free_bytes: epoch, ..About::default() };
         let mut table = Table::new(id(1));
-        assert!(!table.is_there(id(2)) && table.sightings().is_empty());
+        assert!(!table.is_there(id(2)) && table.sightings(id(1)).next().is_none());
         assert!(table.sight(id(2), &said(7, 10)) && table.is_there(id(2)) && !table.is_connected(id(2)));
-        assert_eq!(table.sightings().len(), 1);
+        assert_eq!((table.sightings(id(1)).count(), table.sightings(id(2)).count()), (1, 0));
         // News of one that was there are no arrival; and what was said before is no news.
         assert!(!table.sight(id(2), &said(7, 20)) && !table.sight(id(2), &said(7, 10)));
         assert_eq!(table.disks[&id(2)].about.as_ref().unwrap().uptime_s, 20);
         table.disks.get_mut(&id(2)).unwrap().sighted = Instant::now().checked_sub(SIGHTED);
-        assert!(!table.is_there(id(2)) && table.sightings().is_empty());
+        assert!(!table.is_there(id(2)) && table.sightings(id(1)).next().is_none());
         assert!(!table.sight(id(2), &said(7, 20)) && !table.is_there(id(2)), "old news wake nobody");
         assert!(table.sight(id(2), &said(8, 0)) && table.is_there(id(2)), "started anew");
         // Itself knows best, and a connection that ends is the end.
@@ -318,6 +400,42 @@ mod tests {
         table.connect(id(2), link.clone(), said(8, 5));
         assert!(!table.sight(id(2), &said(9, 0)) && table.disks[&id(2)].about.as_ref().unwrap().epoch == 8);
         assert!(table.disconnect(id(2), link.id) && !table.is_there(id(2)));
+    }
+
+    #[test]
+    fn links_that_are_not_needed_any_more_end_after_a_while() {
+        let (mut table, start) = (Table::new(id(1)), Instant::now());
+        let about = |knows_still| About { knows_still, ..About::default() };
+        for n in 2..20 {
+            // One is an older version, and one has called.
+            assert_eq!(table.connect(id(n), link(n != 3), about(n != 2)), Met::Kept);
+        }
+        let chosen = [id(10), id(11)];
+        assert_eq!(table.to_part_from(&chosen, start), []);
+        assert_eq!(table.to_part_from(&chosen, start + LINGERS / 2), []);
+        // One that is to be met again meanwhile stays.
+        assert_eq!(table.to_part_from(&[id(10), id(11), id(12)], start + LINGERS / 2), []);
+        let mut gone = Vec::new();
+        for _ in 0..10 {
+            let parting = table.to_part_from(&chosen, start + LINGERS);
+            assert!(parting.len() <= PARTINGS);
+            for disk in parting {
+                let other = table.disks.get_mut(&disk).unwrap();
+                other.parts = true;
+                let link = other.link.clone().unwrap();
+                assert!(table.disconnect(disk, link.id) && !table.is_connected(disk) && table.is_there(disk));
+                gone.push(disk);
+            }
+        }
+        gone.sort_unstable();
+        let spare = (4..20).filter(|n| ![10, 11, 12].contains(n)).map(id);
+        assert_eq!(gone, spare.collect::<Vec<_>>());
+        // It is missed when there are no news of it; and who ends without a word is gone.
+        table.disks.get_mut(&id(4)).unwrap().sighted = start.checked_sub(SIGHTED);
+        assert!(!table.is_there(id(4)));
+        assert_eq!(table.connect(id(5), link(true), about(true)), Met::Kept);
+        let link = table.disks[&id(5)].link.clone().unwrap();
+        assert!(table.disconnect(id(5), link.id) && !table.is_there(id(5)));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod away;
 mod crowd;
 mod figures;
 mod joining;
+mod large;
 pub(crate) mod liar;
 mod silent;
 
