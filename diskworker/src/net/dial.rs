@@ -82,7 +82,7 @@ pub(super) async fn keep_meeting(net: Arc<Net>) {
             next = retries.min().map_or(next, |at| at.min(next));
             let is_met = |disk: &DiskId| table.is_connected(*disk) || is_hopeless(&table, *disk);
             let is_all = chosen.iter().all(is_met);
-            let spare = if is_all { table.to_part_from(&chosen, now) } else { Vec::new() };
+            let spare = if is_all { table.begin_parting(&chosen, now) } else { Vec::new() };
             let is_due = |disk: &DiskId| book.knows(*disk) && table.disks.entry(*disk).or_default().begin(now);
             (chosen.into_iter().filter(is_due).collect(), spare)
         };

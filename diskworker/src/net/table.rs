@@ -202,7 +202,7 @@ impl Table {
 
     /// Those that are to be met have been. Whom of the others this disk has called, and need not hear from any more: each was to be met once, and
     /// with everybody who comes it is others. Who calls wants to meet this one.
-    pub fn to_part_from(&mut self, chosen: &[DiskId], now: Instant) -> Vec<DiskId> {
+    pub fn begin_parting(&mut self, chosen: &[DiskId], now: Instant) -> Vec<DiskId> {
         let mut spare = Vec::new();
         for (disk, other) in &mut self.disks {
             let is_spare = other.link.as_ref().is_some_and(|link| link.ours) && chosen.binary_search(disk).is_err();
@@ -411,13 +411,13 @@ mod tests {
             assert_eq!(table.connect(id(n), link(n != 3), about(n != 2)), Met::Kept);
         }
         let chosen = [id(10), id(11)];
-        assert_eq!(table.to_part_from(&chosen, start), []);
-        assert_eq!(table.to_part_from(&chosen, start + LINGERS / 2), []);
+        assert_eq!(table.begin_parting(&chosen, start), []);
+        assert_eq!(table.begin_parting(&chosen, start + LINGERS / 2), []);
         // One that is to be met again meanwhile stays.
-        assert_eq!(table.to_part_from(&[id(10), id(11), id(12)], start + LINGERS / 2), []);
+        assert_eq!(table.begin_parting(&[id(10), id(11), id(12)], start + LINGERS / 2), []);
         let mut gone = Vec::new();
         for _ in 0..10 {
-            let parting = table.to_part_from(&chosen, start + LINGERS);
+            let parting = table.begin_parting(&chosen, start + LINGERS);
             assert!(parting.len() <= PARTINGS);
             for disk in parting {
                 let other = table.disks.get_mut(&disk).unwrap();
