@@ -12,7 +12,7 @@ use delugefs_proto::local_pb::Attr;
 use parking_lot::Mutex;
 
 use self::pages::Held;
-pub use self::pages::{Dropping, Outdated, Version};
+pub use self::pages::{Dropping, Outdated, Place, Version};
 use crate::cache::InoMap;
 
 const SHARDS: usize = 16;

@@ -1,6 +1,7 @@
 //! Opening files. See [`crate::handles`] for what handles of one inode share.
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::local_pb::{self, Attr, Create, Open, reply, request};
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 
 use super::lookup::check_name;
 use super::{Change, Fs, Invalidation, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP, is_gone, required};
 use crate::cache::Found;
 use crate::call::{Caller, Outcome, Stop, Unread};
 use crate::handles::{Content, FileHandle, OpenInode, Partial, Source, Ticket, Writer};
-use crate::known::{Dropping, Outdated, Version};
+use crate::known::{Dropping, Outdated, Place, Version};
 use crate::worker::{Answer, Stamp};
 
 /// What opening gives.
@@ -202,8 +204,13 @@ impl Fs {
         };
         match self.readable(&mut answer, generation) {
             Ok(source) => {
+                let place = if is_written { Place::None } else { place_of(&source.content)? };
+                let is_of_other = self.known.is_of_other_file(ino, place) && dropping.is_none();
+                if is_of_other {
+                    inode.content_changed(); // other handles have a descriptor of it
+                }
                 let handle = self.files.put(FileHandle::new(inode, false, source, dropping));
-                Ok(Opened { handle, keep_pages, direct: is_written })
+                Ok(Opened { handle, keep_pages: keep_pages && !is_of_other, direct: is_written })
             }
             Err(error) => {
                 self.released(&inode);
@@ -490,6 +497,19 @@ impl FileHandle {
         let source = self.source.read();
         !matches!(source.content, Content::None) && source.generation == self.inode.generation()
     }
+}
+
+fn place_of(content: &Content) -> FsResult<Place> {
+    Ok(match content {
+        Content::None | Content::Inline(_) => Place::None,
+        Content::Partial(_) => Place::Parts,
+        Content::File(file) => {
+            let stat = fstat(file)?;
+            let mut hasher = DefaultHasher::new();
+            (stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec).hash(&mut hasher);
+            Place::File(hasher.finish())
+        }
+    })
 }
 
 pub(super) fn ticket_of(answer: &Answer) -> Option<Ticket> {

@@ -37,6 +37,17 @@ impl Version {
     }
 }
 
+/// Which file of a disk a content is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is not: it comes with the answer, or is being written.
+    None,
+    /// One that is read as a whole, without looking at it: its device, number and time of change, in one.
+    File(u64),
+    /// What is read of it is verified.
+    Parts,
+}
+
 /// An open by whose answer the kernel drops the pages it has. That it did so is known when it first comes with the handle: the
 /// answer may be on its way for long, and others open the file meanwhile.
 #[derive(Debug)]
@@ -92,6 +103,8 @@ pub(super) struct Held {
     fillings: u32,
     /// When the content that was shown of it was written.
     shown: i64,
+    /// The file that the pages may be of, if that was read without looking at it.
+    file: Option<u64>,
 }
 
 impl Held {
@@ -270,6 +283,17 @@ impl Known {
             held.set_pages(version, true);
         }
         held.dropping.then(|| Dropping::new(held.turn, is_other))
+    }
+
+    /// The inode was opened to be read, from here. Whether the kernel may have pages of another file of the same version: what was wrong with
+    /// that one, and why it was replaced, or is looked at now, nobody says here.
+    pub fn is_of_other_file(&self, ino: u64, place: Place) -> bool {
+        let Some(mut held) = self.held(ino) else { return false };
+        match place {
+            Place::None => false,
+            Place::Parts => held.file.take().is_some(),
+            Place::File(file) => held.file.replace(file).is_some_and(|before| before != file),
+        }
     }
 
     /// The same with the version it was last opened with, as it is being written here.

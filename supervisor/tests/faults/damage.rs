@@ -132,6 +132,35 @@ fn under_an_open_file() {
     });
 }
 
+/// Of the same version, so nothing but the file tells that they are others.
+#[test]
+fn wrong_bytes_that_the_kernel_has_kept_are_dropped_when_they_were_found() {
+    with_lab(40, &["--reserve-bytes", "0"], |lab| {
+        let bytes = noise(6 << 20, 1);
+        fs::write(lab.at("a"), &bytes).unwrap();
+        lab.wait_until("it is sealed", || lab.status().staged_files == 0);
+        lab.stop();
+        let path = content(lab);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        File::options().write(true).open(&path).unwrap().write_all_at(b"rot", 5 << 20).unwrap();
+        lab.start();
+        // Whoever reads before somebody has looked gets what is there, and the kernel keeps it.
+        assert!(fs::read(lab.at("a")).unwrap() != bytes);
+        let before = File::open(lab.at("a")).unwrap();
+        assert_eq!(lab.problems().len(), 1);
+        let mut some = vec![0; 100];
+        assert_eq!(errno(&fs::read(lab.at("a")).unwrap_err()), EIO);
+        assert_eq!(errno(&before.read_exact_at(&mut some, 5 << 20).unwrap_err()), EIO);
+        // And where it is replaced.
+        fs::write(lab.at("b"), &bytes).unwrap();
+        lab.wait_until("it is sealed", || lab.status().staged_files == 0);
+        assert!(fs::read(lab.at("a")).unwrap() == bytes);
+        before.read_exact_at(&mut some, 5 << 20).unwrap();
+        assert_eq!(some, bytes[5 << 20..][..100]);
+        lab.assert_sound();
+    });
+}
+
 /// The only copy: what of it is right can be read, and what is wrong is not shown, nor becomes a new version.
 #[test]
 fn wrong_bytes_that_a_scrub_has_found_are_not_shown() {
