@@ -279,12 +279,17 @@ impl Fetcher {
                             None => std::future::pending().await,
                         }
                     };
-                    let goes_on = self.runtime.block_on(async {
-                        tokio::select! {
-                            made = made => made,
-                            () = called_off => true,
-                        }
-                    });
+                    // No timer can be made any more when the runtime ends, nor is there anybody to wait for.
+                    let ends = self.net.ends();
+                    let goes_on = !ends.is_cancelled()
+                        && self.runtime.block_on(async {
+                            tokio::select! {
+                                biased;
+                                () = ends.cancelled() => false,
+                                made = made => made,
+                                () = called_off => true,
+                            }
+                        });
                     match goes_on {
                         true => continue,
                         false => return Err(error),

@@ -224,6 +224,11 @@ impl Net {
         Ok(net)
     }
 
+    /// Cancelled when this disk's worker ends.
+    pub fn ends(&self) -> &CancellationToken {
+        &self.stop
+    }
+
     /// End all connections.
     pub fn shutdown(&self) {
         self.stop.cancel();
