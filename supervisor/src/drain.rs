@@ -114,7 +114,7 @@ fn count(left: &mut Left, ids: &[Vec<u8>], contents: &[Content], me: &Peer, peer
     };
     for content in contents.iter().filter(|content| content.wanted > 0 && among(content, &mine) > 0) {
         left.contents += 1;
-        left.bytes += content.size_bytes;
+        left.bytes = left.bytes.saturating_add(content.size_bytes);
         let wanted = content.wanted as usize;
         if among(content, &promising) < wanted {
             left.uncopied += 1;

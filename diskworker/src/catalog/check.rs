@@ -9,7 +9,9 @@
 use std::collections::{BTreeSet, HashSet};
 
 use delugefs_proto::codec::{Leaf, decode_leaf, decode_version_vector};
-use delugefs_proto::limits::{INLINE_MAX_BYTES, LEAF_MAX_DEPTH, LEAF_MAX_ENTRIES, XATTR_VALUE_MAX_BYTES};
+use delugefs_proto::limits::{
+    FILE_MAX_BYTES, INLINE_MAX_BYTES, LEAF_MAX_DEPTH, LEAF_MAX_ENTRIES, XATTR_VALUE_MAX_BYTES,
+};
 use delugefs_proto::record::{Body, Data, Element, VersionVector, XattrValue};
 use git2::{ObjectType, Oid};
 
@@ -296,6 +298,9 @@ impl<'a, 'r> Checker<'a, 'r> {
         if let Some(size) = leaf.values().flatten().find_map(too_large) {
             self.problem::<()>(format!("what {ino} has in the catalog is too large for it: {size} bytes"))?;
         }
+        if let Some(size) = leaf.values().flatten().find_map(too_long) {
+            self.problem::<()>(format!("a file of {ino} is longer than any: {size} bytes"))?;
+        }
         if !leaf_attachments(leaf).iter().eq(attached) {
             self.problem::<()>(format!("leaf {} of {ino} has other attachments than its records say", node.oid))?;
         }
@@ -362,6 +367,14 @@ impl<'a, 'r> Checker<'a, 'r> {
             return self.problem(format!("{ino} is split for {keys} keys"));
         }
         Ok(Some(Shape::Split))
+    }
+}
+
+/// The length of a file that is longer than any can be written: sums of such lengths would overflow.
+fn too_long(element: &Element) -> Option<u64> {
+    match &element.body {
+        Body::Content { data: Data::Stored { size, .. }, .. } => Some(*size).filter(|size| *size > FILE_MAX_BYTES),
+        _ => None,
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use delugefs_proto::codec::{Leaf, encode_leaf, encode_version_vector};
-use delugefs_proto::ids::{ActorId, Ino};
+use delugefs_proto::ids::{ActorId, ContentId, Ino};
+use delugefs_proto::limits::FILE_MAX_BYTES;
 use delugefs_proto::record::*;
 use git2::{ObjectType, Oid};
 
@@ -273,6 +274,15 @@ fn states_that_must_not_exist_are_refused() {
         }),
         "not in canonical form",
     );
+    let long = |size| {
+        let data = Data::Stored { content: ContentId([1; 32]), size, pieces: None };
+        let body = Body::Content { ino: Ino(30), data };
+        let one = Element { dot: Dot { actor: ME, seq: 1 }, body, hlc: Hlc(5) };
+        forged(|f, _| plain(f, &[(name(1), vec![one])].into()))
+    };
+    long(FILE_MAX_BYTES).unwrap();
+    why(long(FILE_MAX_BYTES + 1), "longer than any");
+    why(long(u64::MAX), "longer than any");
     // Times and numbers behind which there is none, and sets that take for ever to look at.
     let late = |element: Element, hlc| Element { hlc: Hlc(hlc), ..element };
     let at = |hlc| forged(|f, _| plain(f, &[(name(1), vec![late(element(Dot { actor: ME, seq: 1 }, 4), hlc)])].into()));
