@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use delugefs_proto::errno::{FsError, FsResult};
 use delugefs_proto::ids::{DiskId, random_u64};
-use delugefs_proto::limits::{piece_count, piece_length_bytes};
+use delugefs_proto::limits::{TORRENT_MIN_BYTES, piece_count, piece_length_bytes};
 use delugefs_proto::local_pb::Ranges;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
@@ -129,6 +129,13 @@ impl Transfer {
             Some(_) => (piece_count(wanted.size), u64::from(piece_length_bytes(wanted.size))),
             None => (1, wanted.size),
         };
+        // One that is verified as a whole is gathered in memory, and whoever says how long it is may say anything.
+        if pieces.is_none() && wanted.size > TORRENT_MIN_BYTES {
+            return Err(FsError::new(
+                Errno::EHOSTUNREACH,
+                "the catalog has no hashes of its pieces: nobody can give it",
+            ));
+        }
         if pieces.as_ref().is_some_and(|hashes| hashes.len() as u64 != count * 20) {
             return Err(FsError::new(Errno::EIO, "the catalog's piece hashes do not fit the content's length"));
         }

@@ -31,6 +31,20 @@ async fn a_reader_gets_past_liars_to_a_disk_that_has_the_content() {
     assert!(liars.iter().map(Liar::asked).sum::<usize>() > 0);
 }
 
+/// It would be gathered in memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_large_content_without_hashes_of_its_pieces_is_not_fetched() {
+    let (nodes, liars) = among_liars(|_| vec![Manner::Garbage]).await;
+    until("the liar to be met", || liars[0].is_met_by(&nodes[1])).await;
+    let content = ContentId([1; 32]);
+    liars[0].claims(&nodes[1], content, 1);
+    for (size, is_refused) in [(TORRENT_MIN_BYTES + 1, true), (TORRENT_MIN_BYTES, false)] {
+        let (fetcher, wanted) = (nodes[1].fetcher().clone(), Wanted { content, size, pieces: None });
+        let error = blocking(move || fetcher.whole(wanted)).await.unwrap_err();
+        assert_eq!(error.to_string().contains("no hashes of its pieces"), is_refused, "{size} bytes: {error}");
+    }
+}
+
 /// It accepts requests, and answers none of them to the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_one_disk_does_not_give_keeps_nothing_waiting_that_others_give() {
