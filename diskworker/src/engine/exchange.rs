@@ -21,6 +21,8 @@ const PATIENT_JOINS: u32 = 3;
 
 /// Kept free for removals on a full disk, in bytes: half of what was given up for them.
 const REMOVALS_BYTES: u64 = BALLAST_BYTES / 2;
+/// A pack may have so many whatever there is: else what is little would not come to a disk that is about to be full.
+const PACK_MIN_BYTES: u64 = 1 << 20;
 
 /// Whether our own disk fails, or takes no writes any more: not what was sent, nor how it came.
 fn is_our_disk(error: &CatalogError) -> bool {
@@ -30,6 +32,11 @@ fn is_our_disk(error: &CatalogError) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether what was received did not fit.
+fn is_unfitting(error: &CatalogError) -> bool {
+    matches!(error, CatalogError::Io { doing: "receive", source, .. } if source.raw_os_error() == Some(libc::ENOSPC))
 }
 
 /// So many bytes; more do not fit.
@@ -154,7 +161,17 @@ impl Engine {
             self.commit_recorded()?; // nothing can be joined without, and the pack would stay
         }
         let imported = match self.refusal() {
-            None => self.catalog.import(pack, commit, &limits, cut),
+            // What it leads to is known at its end: until then it may be anything, and must not fill the disk.
+            None => {
+                let left = self.room_to_take();
+                let imported = self.catalog.import(&mut Fitting { pack, left }, commit, &limits, cut);
+                if let (Err(error), Some(cut)) = (&imported, cut)
+                    && is_unfitting(error)
+                {
+                    self.catalog.drop_cut(cut); // to go on with it would not help
+                }
+                imported
+            }
             Some(full) => match self.room_to_follow() {
                 0 => return Err(full),
                 left => self.catalog.import(&mut Fitting { pack, left }, commit, &limits, None),
@@ -254,6 +271,12 @@ impl Engine {
     /// How large what comes from others may be on a full disk, in bytes: it takes as much again to join it.
     fn room_to_follow(&self) -> u64 {
         self.store.free_space().map_or(0, |space| space.available.saturating_sub(REMOVALS_BYTES) / 2)
+    }
+
+    /// Most bytes of a pack that may come to a disk that is not full: a quarter of what is free stays, whatever it is.
+    fn room_to_take(&self) -> u64 {
+        let available = self.store.free_space().map_or(0, |space| space.available);
+        (available / 4 * 3).max(PACK_MIN_BYTES)
     }
 
     /// Commit the rest with writers waiting: who writes all the time must not keep the states of others out.

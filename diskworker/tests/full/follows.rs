@@ -1,5 +1,7 @@
 //! A full disk goes on taking what other disks have: what they removed is a way out for it, and it decides on what it knows.
 
+use std::io::Read;
+
 use delugefs_diskworker::engine::{Alone, Engine, Offer};
 use delugefs_proto::local_pb as pb;
 use nix::errno::Errno;
@@ -30,6 +32,44 @@ fn fill(small: &Small, engine: &Engine, prefix: &str) {
         }
     }
     assert_eq!(mkdir(engine, "x"), Err(Errno::ENOSPC));
+}
+
+/// Nobody knows what a pack leads to before its end.
+#[test]
+fn a_pack_without_end_does_not_fill_a_disk() {
+    on_small_disk(Kind::Ext4, 48, |small| {
+        let (running, other) = (start(small), Disk::new());
+        let (engine, other) = (&running.engine, other.engine());
+        for n in 0..9000 {
+            Posix::create(&**other, &[format!("n{n}").as_bytes()], 0o600, &noise(4000, n)).unwrap();
+        }
+        other.commit().unwrap();
+        let (mut pack, offer) = (Vec::new(), Offer { state: other.committed(), base: None });
+        other.export(&offer, &mut pack).unwrap();
+        let free = || engine.free_space().unwrap().free_bytes;
+        let (before, mut least) = (free(), u64::MAX);
+        assert!(pack.len() as u64 > before / 5 * 4, "{} of {before}", pack.len());
+        let mut watched = Watched { pack: &pack, look: || least = least.min(free()) };
+        let error = engine.join(&mut watched, offer.state.commit, Some("cut")).unwrap_err();
+        assert_eq!(error.errno, Errno::ENOSPC, "{error}");
+        assert!(least > before / 5, "{least} of {before} were left");
+        wait_until("the room to be free again", || free() > before / 10 * 9);
+        mkdir(engine, "room").unwrap();
+        running.stop().unwrap();
+    });
+}
+
+/// Somebody looks whenever more is read.
+struct Watched<'a, F> {
+    pack: &'a [u8],
+    look: F,
+}
+
+impl<F: FnMut()> Read for Watched<'_, F> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        (self.look)();
+        self.pack.read(into)
+    }
 }
 
 #[test]
