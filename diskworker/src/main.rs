@@ -7,8 +7,9 @@ use delugefs_diskworker::{cli::Cli, run};
 use delugefs_proto::exit::{self, Exit};
 use delugefs_proto::{filesize, memory};
 
-/// What is logged unless RUST_LOG says otherwise. librqbit calls every ordinary pause of a torrent an error.
-const LOG: &str = "info,librqbit_core=off,librqbit=warn";
+/// What is logged unless RUST_LOG says otherwise. librqbit calls every ordinary pause of a torrent an error, and warns of every message of
+/// a peer that it does not like, as h2 does of connections: of those any disk can send and open as many as it likes.
+const LOG: &str = "info,librqbit_core=off,librqbit=error,h2=error";
 
 fn main() -> ExitCode {
     memory::return_early();
