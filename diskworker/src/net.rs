@@ -521,6 +521,23 @@ struct LogOnce(Mutex<HashMap<&'static str, HashSet<String>>>);
 
 impl LogOnce {
     const MAX: usize = 1000;
+    /// Of one disk.
+    const EACH_MAX: usize = 16;
+
+    /// The same of what one disk does or says, which it can make different each time: so many lines of a kind.
+    fn once_of(&self, kind: &'static str, disk: DiskId, what: &str, log: impl FnOnce()) {
+        let who = disk.to_hex();
+        let said = self.0.lock().get(kind).map_or(0, |all| all.iter().filter(|one| one.starts_with(&who)).count());
+        let last = || {
+            log();
+            if said + 1 == Self::EACH_MAX {
+                tracing::warn!("disk {}: no more of this kind is logged", &who[..8]);
+            }
+        };
+        if said < Self::EACH_MAX {
+            self.once(kind, &format!("{who} {what}"), last);
+        }
+    }
 
     fn once(&self, kind: &'static str, what: &str, log: impl FnOnce()) {
         let mut logged = self.0.lock();

@@ -170,7 +170,7 @@ impl Net {
             return;
         }
         let (id, hex) = (disk.to_hex(), content.to_hex());
-        self.log.once("corrupt", &format!("{id} {hex}"), || {
+        self.log.once_of("corrupt", disk, &hex, || {
             tracing::warn!(
                 "disk {} sent corrupt bytes of content {hex}; it is told to look at its copy",
                 short_id(&id)

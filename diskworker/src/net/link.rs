@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use delugefs_proto::errno::{FsError, FsResult};
+use delugefs_proto::escape::escape_line;
 use delugefs_proto::ids::DiskId;
 use delugefs_proto::members::Members;
 use delugefs_proto::peer_pb::{self as pb, news, peer_client::PeerClient};
@@ -102,7 +103,8 @@ async fn talk(
     let Some(pb::News { news: Some(news::News::About(about)) }) = first else { return Err(bad("it does not greet")) };
     if about.version != VERSION {
         let id = disk.to_hex();
-        net.log.once("version", &id, || tracing::warn!("disk {} runs another version: {}", &id[..8], about.program));
+        let program = line(&about.program);
+        net.log.once("version", &id, || tracing::warn!("disk {} runs another version: {program}", &id[..8]));
         return Err(bad("it speaks another version: use the same version of delugefs everywhere"));
     }
     if about.cluster_id != net.engine.folder.cluster_id().0 {
@@ -132,8 +134,10 @@ async fn talk(
         Met::Copy => return refuse_copy(net, disk, run, info, &out).await,
     }
     let is_refused = net.copies.lock().contains_key(&(net.engine.folder.disk_id(), 0));
-    if !is_refused {
-        tracing::info!("connected with disk {} at {}", &disk.to_hex()[..8], info.from);
+    let said = if is_refused { None } else { net.table.lock().say(disk, Instant::now()) };
+    if let Some(is_last) = said {
+        let often = if is_last { "; it comes and goes often, which is not said any more for some minutes" } else { "" };
+        tracing::info!("connected with disk {} at {}{often}", &disk.to_hex()[..8], info.from);
     }
     let writer = tokio::spawn(write(net.clone(), out, asked.clone(), id, parting, is_brief, info));
     let ended = tokio::select! {
@@ -144,7 +148,9 @@ async fn talk(
     writer.abort();
     let is_refused = ended.as_ref().is_err_and(|error| error.errno == Errno::EEXIST);
     if net.table.lock().disconnect(disk, id) && !is_refused {
-        tracing::info!("connection with disk {} ended", &disk.to_hex()[..8]);
+        if said.is_some() {
+            tracing::info!("connection with disk {} ended", &disk.to_hex()[..8]);
+        }
         net.wake.notify_one();
     }
     ended
@@ -336,6 +342,7 @@ async fn read(
             }
             Some(news::News::StillWhat(what)) => asked.spoken.lock().what(&what.numbers),
             Some(news::News::Refused(why)) => {
+                let why = line(&why);
                 let first = *net.copies.lock().entry((net.engine.folder.disk_id(), 0)).or_insert_with(Instant::now);
                 if first.elapsed() > COPY_AFTER {
                     // Nobody has heard of what was written here meanwhile.
@@ -513,6 +520,11 @@ async fn write_until(teller: &mut Teller<'_>, link: u64) -> Result<(), String> {
     }
 }
 
+/// What another disk says for people, as one line that is no longer than it should be.
+fn line(text: &str) -> String {
+    escape_line(&text.chars().take(TEXT_MAX_BYTES).collect::<String>())
+}
+
 /// Whether this may be what another disk said, and can be outdone by what it will say.
 fn is_plausible(about: &pb::About) -> bool {
     // Before its supervisor has told it a disk does not know where it is.
@@ -550,6 +562,13 @@ mod tests {
         // A moment later.
         let is_first = || of_other().first() == Some(&format!("127.0.0.1:{}", other.port()));
         until("it to be looked for where it came from", is_first).await;
+    }
+
+    #[test]
+    fn what_a_disk_says_for_people_is_one_line() {
+        let said = line(&"\u{1b}[2J\n2026-01-01 ERROR ".repeat(1000));
+        assert!(said.len() < 4 * TEXT_MAX_BYTES && !said.contains(['\n', '\u{1b}']), "{said}");
+        assert_eq!(line("disk 1 is a copy: stop it"), "disk 1 is a copy: stop it");
     }
 
     #[test]

@@ -216,7 +216,7 @@ pub(super) async fn follow(net: Arc<Net>) {
                         let text = error.to_string();
                         let log = || tracing::warn!("cannot take the catalog of disk {}: {text}", &id[..8]);
                         taken.remove(&disk);
-                        net.log.once("catalog", &format!("{id}{text}"), log);
+                        net.log.once_of("catalog", disk, &text, log);
                     }
                 }
             }

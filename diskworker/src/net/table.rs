@@ -82,7 +82,13 @@ pub(super) struct Other {
     sighted: Option<Instant>,
     /// When it last failed to give a content, unless it has given one since.
     failed_to_give: Option<Instant>,
+    /// When it was lately said that it is connected.
+    said: Vec<Instant>,
 }
+
+/// So often in so long it is said that a disk is connected, and that it is not: it can come and go as often as it likes.
+const SAID_MAX: usize = 10;
+const SAID_IN: Duration = Duration::from_secs(600);
 
 /// So long a disk that failed to give a content is asked for others only where nobody else has them.
 const DOUBT: Duration = Duration::from_secs(60);
@@ -185,6 +191,17 @@ impl Table {
         other.next_try = None;
         other.failed_to_give = None;
         Met::Kept
+    }
+
+    /// Whether it is to be said that a disk is connected now; `Some(true)`: for the last time in a while.
+    pub fn say(&mut self, disk: DiskId, now: Instant) -> Option<bool> {
+        let said = &mut self.disks.entry(disk).or_default().said;
+        said.retain(|at| now.saturating_duration_since(*at) < SAID_IN);
+        let may = said.len() < SAID_MAX;
+        may.then(|| {
+            said.push(now);
+            said.len() == SAID_MAX
+        })
     }
 
     /// A link has ended. Whether it was the one in use.
@@ -323,6 +340,15 @@ mod tests {
 
     fn link(ours: bool) -> Link {
         Link { id: delugefs_proto::ids::random_u64(), token: CancellationToken::new(), ours, parting: Arc::default() }
+    }
+
+    #[test]
+    fn who_comes_and_goes_is_not_said_each_time() {
+        let (mut table, begin) = (Table::new(id(1)), Instant::now());
+        let said: Vec<bool> = (0..100).filter_map(|_| table.say(id(2), begin)).collect();
+        assert_eq!((said.len(), said.iter().position(|is_last| *is_last)), (SAID_MAX, Some(SAID_MAX - 1)));
+        assert_eq!(table.say(id(3), begin), Some(false), "another one");
+        assert_eq!((table.say(id(2), begin), table.say(id(2), begin + SAID_IN)), (None, Some(false)));
     }
 
     #[test]

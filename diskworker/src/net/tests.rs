@@ -420,3 +420,15 @@ fn strangers_hide_no_other_warning() {
     }
     assert_eq!(said, LogOnce::MAX + 1);
 }
+
+#[test]
+fn what_one_disk_does_hides_nothing_of_others() {
+    let (log, mut said) = (LogOnce::default(), [0; 2]);
+    for n in 0..1000 {
+        log.once_of("catalog", DiskId([1; 32]), &n.to_string(), || said[0] += 1);
+    }
+    for _ in 0..2 {
+        log.once_of("catalog", DiskId([2; 32]), "", || said[1] += 1);
+    }
+    assert_eq!(said, [LogOnce::EACH_MAX, 1]);
+}
