@@ -2,13 +2,21 @@
 //! programs, real mounts; no packet leaves the namespaces. Needs root, /dev/fuse and `ip`; where they are missing a test
 //! says so and passes. Every story ends with `Lab::finish`, which has the last look at all of it (`ending`).
 
+#[cfg(target_os = "linux")]
+mod bad_calls;
+#[cfg(target_os = "linux")]
+mod bad_member;
 mod disks;
 mod ending;
 mod figures;
+#[cfg(target_os = "linux")]
+mod forged;
 mod hostile;
 mod killed;
 mod lab;
 mod letting_go;
+#[cfg(target_os = "linux")]
+mod liar;
 mod limits;
 mod load;
 mod members;
