@@ -272,7 +272,6 @@ impl Fetcher {
                 Ok(None) => {}
                 Err(error) => {
                     let bytes = store.incoming_needs(wanted.content, wanted.size);
-                    let made = self.room.is_made(&error, store, bytes, &mut patience, || {});
                     let called_off = async {
                         match stop {
                             Some(stop) => stop.cancelled().await,
@@ -286,7 +285,7 @@ impl Fetcher {
                             tokio::select! {
                                 biased;
                                 () = ends.cancelled() => false,
-                                made = made => made,
+                                made = self.room.is_made(&error, store, bytes, &mut patience, || {}) => made,
                                 () = called_off => true,
                             }
                         });

@@ -203,6 +203,11 @@ async fn news(lies: Arc<Lies>, (disk, at): (DiskId, Ipv4Addr), other: DiskId) {
     let now = 2_000_000_000_000;
     let address =
         |disk: DiskId| pb::DiskAddresses { disk_id: disk.0.into(), addresses: vec!["10.77.0.99:1".into(); 9] };
+    let known = News::About(pb::About { knows_still: true, ..about.clone() });
+    let changed =
+        [0, 1, 7, u32::MAX].map(|number| pb::StillChanged { number, commit: number, free_bytes: Some(u64::MAX) });
+    let numbers = [0, 1, u32::MAX].repeat(1000);
+    let still = pb::Still { numbers, later_s: vec![1], changed: changed.into(), commits: vec![vec![1; 3], vec![]] };
     let all = [
         vec![News::State(pb::State { commit: vec![1; 20] })],
         vec![News::About(pb::About { version: 99, ..about.clone() })],
@@ -226,9 +231,19 @@ async fn news(lies: Arc<Lies>, (disk, at): (DiskId, Ipv4Addr), other: DiskId) {
         vec![
             News::About(about.clone()),
             News::Sightings(pb::Sightings {
-                disks: vec![pb::Sighting { disk_id: other.0.into(), about: Some(about.clone()) }; 1000],
+                disks: vec![
+                    pb::Sighting { disk_id: other.0.into(), about: Some(about.clone()), number: u32::MAX };
+                    1000
+                ],
             }),
         ],
+        vec![
+            known.clone(),
+            News::Still(still.clone()),
+            News::Still(pb::Still { later_s: vec![u32::MAX; 1000], ..still }),
+        ],
+        vec![known.clone(), News::StillWhat(pb::StillWhat { numbers: (0..100_000).collect() })],
+        vec![known, News::Parting(pb::Parting {})],
         vec![News::About(about.clone()), News::Refused("\u{1b}[2J\n go away".into())],
     ];
     let many = std::iter::repeat_n(vec![News::About(about.clone())], 300);
