@@ -15,6 +15,8 @@ mod hidden;
 #[cfg(target_os = "linux")]
 mod hostile;
 mod kept;
+#[cfg(target_os = "linux")]
+mod many;
 mod model;
 mod open_files;
 mod power;
