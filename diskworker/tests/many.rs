@@ -156,8 +156,8 @@ fn inside() {
         }
         last.1.elapsed() > SETTLED
     });
-    // Connections are kept for ten minutes after the last request.
-    until("there are no other connections", || connections() <= linked() + linked() / 20);
+    // Those for requests are kept for ten minutes after the last one, or as long as there is a link: one more for each, at most.
+    until("there are no other connections", || connections() <= 2 * linked() + linked() / 10);
 
     let pids: Vec<u32> = disks.iter().map(|(_, worker, _)| worker.pid()).collect();
     let cpu = || pids.iter().map(|pid| used(*pid)).sum::<f64>();
