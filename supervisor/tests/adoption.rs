@@ -160,9 +160,8 @@ fn what_was_added_in_a_folder_that_was_moved_and_linked_can_be_taken_away() {
     moves(&lab, "x", "y");
     let sup = lab.supervisor("sup2", &["--no-mdns"]);
     let status = lab.wait_for_status("it to be adopted", |status| status["disks"][0]["state"] == "up");
-    let path = |lab: &Lab, name: &str| lab.path(name).display().to_string();
     let disk = &status["disks"][0];
-    assert_eq!((disk["root"].as_str(), pid_of(disk)), (Some(&*path(&lab, "y/a")), pid));
+    assert_eq!((disk["root"].as_str(), pid_of(disk)), (Some("LAB/y/a"), pid));
     assert_eq!(lab.says(&["mount", "x/m"]).code, 0);
     terminate(sup);
     assert_eq!(lab.wait(sup), 0);
@@ -172,7 +171,7 @@ fn what_was_added_in_a_folder_that_was_moved_and_linked_can_be_taken_away() {
         status["disks"][0]["state"] == "up" && status["mounts"][0]["state"] == "up"
     });
     let shown = (status["disks"][0]["root"].as_str(), status["mounts"][0]["dir"].as_str());
-    assert_eq!(shown, (Some(&*path(&lab, "z/a")), Some(&*path(&lab, "y/m"))));
+    assert_eq!(shown, (Some("LAB/z/a"), Some("LAB/y/m")));
     for what in [&["umount", "y/m"][..], &["disk", "remove", "y/a"]] {
         let said = lab.says(what);
         assert_eq!(said.code, 0, "{what:?}: {}", said.stderr);
