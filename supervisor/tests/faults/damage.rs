@@ -132,18 +132,24 @@ fn under_an_open_file() {
     });
 }
 
+/// The file `a` has wrong bytes on the disk, behind 5 MiB, and nobody has looked: what it should be, and where that is.
+fn rotten(lab: &mut Lab) -> (Vec<u8>, PathBuf) {
+    let bytes = noise(6 << 20, 1);
+    fs::write(lab.at("a"), &bytes).unwrap();
+    lab.wait_until("it is sealed", || lab.status().staged_files == 0);
+    lab.stop();
+    let path = content(lab);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    File::options().write(true).open(&path).unwrap().write_all_at(b"rot", 5 << 20).unwrap();
+    lab.start();
+    (bytes, path)
+}
+
 /// Of the same version, so nothing but the file tells that they are others.
 #[test]
 fn wrong_bytes_that_the_kernel_has_kept_are_dropped_when_they_were_found() {
     with_lab(40, &["--reserve-bytes", "0"], |lab| {
-        let bytes = noise(6 << 20, 1);
-        fs::write(lab.at("a"), &bytes).unwrap();
-        lab.wait_until("it is sealed", || lab.status().staged_files == 0);
-        lab.stop();
-        let path = content(lab);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        File::options().write(true).open(&path).unwrap().write_all_at(b"rot", 5 << 20).unwrap();
-        lab.start();
+        let (bytes, _) = rotten(lab);
         // Whoever reads before somebody has looked gets what is there, and the kernel keeps it.
         assert!(fs::read(lab.at("a")).unwrap() != bytes);
         let before = File::open(lab.at("a")).unwrap();
@@ -165,14 +171,7 @@ fn wrong_bytes_that_the_kernel_has_kept_are_dropped_when_they_were_found() {
 #[test]
 fn wrong_bytes_that_a_scrub_has_found_are_not_shown() {
     with_lab(40, &["--reserve-bytes", "0"], |lab| {
-        let bytes = noise(6 << 20, 1);
-        fs::write(lab.at("a"), &bytes).unwrap();
-        lab.wait_until("it is sealed", || lab.status().staged_files == 0);
-        lab.stop();
-        let path = content(lab);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        File::options().write(true).open(&path).unwrap().write_all_at(b"rot", 5 << 20).unwrap();
-        lab.start();
+        let (bytes, path) = rotten(lab);
         let problems = lab.problems();
         assert!(
             problems.len() == 1 && problems[0].contains("is damaged") && problems[0].contains("stays"),
