@@ -204,7 +204,7 @@ impl Fs {
         };
         match self.readable(&mut answer, generation) {
             Ok(source) => {
-                let place = if is_written { Place::None } else { place_of(&source.content)? };
+                let place = if is_written { Place::None } else { place_of(&source.content) };
                 let is_of_other = self.known.is_of_other_file(ino, place) && dropping.is_none();
                 if is_of_other {
                     inode.content_changed(); // other handles have a descriptor of it
@@ -499,16 +499,15 @@ impl FileHandle {
     }
 }
 
-fn place_of(content: &Content) -> FsResult<Place> {
-    Ok(match content {
-        Content::None | Content::Inline(_) => Place::None,
-        Content::Partial(_) => Place::Parts,
-        Content::File(file) => {
-            let stat = fstat(file)?;
-            let mut hasher = DefaultHasher::new();
-            (stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec).hash(&mut hasher);
-            Place::File(hasher.finish())
-        }
+/// Of a file that does not say which it is no pages are kept for another one.
+fn place_of(content: &Content) -> Place {
+    let Content::File(file) = content else {
+        return if matches!(content, Content::Partial(_)) { Place::Parts } else { Place::None };
+    };
+    fstat(file).map_or(Place::Parts, |stat| {
+        let mut hasher = DefaultHasher::new();
+        (stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec).hash(&mut hasher);
+        Place::File(hasher.finish())
     })
 }
 
